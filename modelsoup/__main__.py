@@ -1,0 +1,5 @@
+"""`python -m modelsoup` is the command `soup`."""
+
+from .cli import main
+
+main()

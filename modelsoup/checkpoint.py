@@ -1,0 +1,411 @@
+"""Open a checkpoint by its headers alone: one safetensors file, a sharded folder, or an index.
+
+The header reader accepts nothing that the reference library refuses, and refuses a little more:
+a name that occurs twice, keys that the format does not know, and tensors written as JSON arrays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+import numpy as np
+
+from .dtypes import DTYPES, numpy_dtype
+from .errors import CheckpointError, listed, nearest
+
+MAX_HEADER = 100_000_000
+"""Bytes: the format's limit; checked before anything of that size is allocated."""
+
+SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
+_PREFERRED_INDEXES = (
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors.index.json",
+)
+_LIMIT = 2**64
+_ENTRY_KEYS = ("dtype", "shape", "data_offsets")
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor lies.
+
+    Attributes:
+        name: its name in the checkpoint.
+        dtype: its safetensors dtype, such as `BF16` (see `modelsoup.dtypes.DTYPES`).
+        shape: its shape; `()` is a scalar.
+        file: the file that holds it.
+        start: offset of its first byte in that file.
+        nbytes: how many bytes it has.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    nbytes: int
+
+    @property
+    def elements(self) -> int:
+        """How many elements it has."""
+        return self.nbytes * 8 // DTYPES[self.dtype].bits
+
+    @property
+    def stop(self) -> int:
+        """Offset just past its last byte in the file."""
+        return self.start + self.nbytes
+
+
+class Checkpoint(Mapping[str, np.ndarray]):
+    """A checkpoint whose headers were read; a tensor's bytes are read when it is asked for.
+
+    It is a mapping from names to arrays: `checkpoint["conv.weight"]` reads that tensor, in its
+    stored dtype (bfloat16 and float8 as `ml_dtypes` types).
+
+    Attributes:
+        path: what was opened, a file or a folder.
+        files: the safetensors files, in the order of the index or of their names.
+        tensors: name → `TensorInfo`, in file order.
+        metadata: the `__metadata__` of the first file.
+        is_folder: whether a model folder (or its index) was opened, not a single file.
+    """
+
+    def __init__(
+        self, path: Path, files: tuple[Path, ...], tensors: dict[str, TensorInfo],
+        metadata: dict[str, str], *, is_folder: bool,
+    ) -> None:  # fmt: skip
+        self.path = path
+        self.files = files
+        self.tensors = tensors
+        self.metadata = metadata
+        self.is_folder = is_folder
+
+    @property
+    def name(self) -> str:
+        """The file's or folder's name, without its path."""
+        return self.path.resolve().name if self.path.name in ("", "..") else self.path.name
+
+    @property
+    def nbytes(self) -> int:
+        """The tensors' bytes, headers not counted."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """How many elements all tensors have together."""
+        return sum(info.elements for info in self.tensors.values())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        info = self.tensors.get(name)
+        if info is None:
+            raise KeyError(f"{self.path} has no tensor {name!r}{nearest(name, self.tensors)}")
+        buffer = bytearray(info.nbytes)
+        with info.file.open("rb", buffering=0) as file:
+            read_into(file.fileno(), memoryview(buffer), info.start, info.file)
+        return np.frombuffer(buffer, numpy_dtype(info.dtype)).reshape(info.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.path}: {len(self)} tensors, {self.nbytes} bytes>"
+
+
+def open_checkpoint(path: StrPath) -> Checkpoint:
+    """Open a checkpoint, reading headers only.
+
+    Args:
+        path: a `.safetensors` file; a `*.safetensors.index.json`; or a folder that holds an index,
+            or one or several `.safetensors` files without one.
+
+    Raises:
+        CheckpointError: missing, damaged, ambiguous, or not safetensors.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return _open_folder(path)
+        if path.name.endswith(".index.json"):
+            return _open_index(path.parent, path)
+        return _open_files(path, [path], is_folder=False)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {error.filename or path}: {error.strerror or error}"
+        ) from error
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    indexes = sorted(folder.glob("*.index.json"))
+    files = sorted(folder.glob("*" + SUFFIX))
+    by_name = {index.name: index for index in indexes}
+    chosen = next((by_name[name] for name in _PREFERRED_INDEXES if name in by_name), None)
+    if chosen is None and len(indexes) > 1:
+        raise CheckpointError(
+            f"{folder} has {len(indexes)} indexes ({listed([i.name for i in indexes])}): "
+            f"give the path of the one to use"
+        )
+    chosen = chosen or (indexes[0] if indexes else None)
+    if chosen is not None:
+        rival = folder / chosen.name.removesuffix(".index.json")
+        if rival.exists():
+            raise CheckpointError(
+                f"{folder} holds two checkpoints, {rival.name} and {chosen.name}: "
+                f"give the path of the one to use"
+            )
+        return _open_index(folder, chosen)
+    if not files:
+        hint = _unconverted(folder)
+        raise CheckpointError(f"{folder} holds no .safetensors file and no index{hint}")
+    return _open_files(folder, files, is_folder=True)
+
+
+def _unconverted(folder: Path) -> str:
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+    return f" (convert {pickles[0]} with `soup convert` first)" if pickles else ""
+
+
+def _open_index(folder: Path, index: Path) -> Checkpoint:
+    text = index.read_bytes()
+    try:
+        content = json.loads(text, object_pairs_hook=_without_duplicates)
+    except _DuplicateKeyError as error:
+        raise CheckpointError(f"{index}: tensor {error.key!r} occurs twice in the index") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{index} is not JSON: {error}") from None
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(
+            f"{index} has no 'weight_map' from tensor names to shard files, as an index has"
+        )
+    if not weight_map:
+        raise CheckpointError(f"{index} names no tensors")
+    shards: list[Path] = []
+    for shard in dict.fromkeys(weight_map.values()):
+        pure = PurePosixPath(shard)
+        # A link inside the folder is followed (the Hugging Face cache is made of them); a path
+        # that leaves the folder by its name is not.
+        if pure.is_absolute() or ".." in pure.parts or "\\" in shard or not pure.parts:
+            raise CheckpointError(f"{index} names a shard outside its folder: {shard!r}")
+        file = folder / pure
+        if not file.is_file():
+            raise CheckpointError(
+                f"{index} names the shard {shard!r}, which is not there"
+                f"{nearest(shard, [p.name for p in folder.glob('*' + SUFFIX)])}"
+            )
+        shards.append(file)
+    checkpoint = _open_files(folder, sorted(shards), is_folder=True)
+    absent = [n for n, s in weight_map.items() if not _lies_in(checkpoint, n, folder / s)]
+    if absent:
+        raise CheckpointError(
+            f"{index} places {len(absent)} tensors in shards that do not hold them: "
+            f"{listed(absent)}"
+        )
+    unlisted = [name for name in checkpoint.tensors if name not in weight_map]
+    if unlisted:
+        raise CheckpointError(
+            f"{index} does not list {len(unlisted)} tensors that its shards hold: "
+            f"{listed(unlisted)} (are shards of another checkpoint left in the folder?)"
+        )
+    return checkpoint
+
+
+def _lies_in(checkpoint: Checkpoint, name: str, file: Path) -> bool:
+    info = checkpoint.tensors.get(name)
+    return info is not None and info.file == file
+
+
+def _open_files(path: Path, files: list[Path], *, is_folder: bool) -> Checkpoint:
+    tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] | None = None
+    for file in files:
+        in_file, file_metadata = read_header(file)
+        metadata = file_metadata if metadata is None else metadata
+        twice = [name for name in in_file if name in tensors]
+        if twice:
+            raise CheckpointError(
+                f"{path}: {len(twice)} tensors are both in {tensors[twice[0]].file.name} and in "
+                f"{file.name} ({listed(twice)}): give the path of the file to use"
+            )
+        tensors.update(in_file)
+    return Checkpoint(path, tuple(files), tensors, metadata or {}, is_folder=is_folder)
+
+
+class _DuplicateKeyError(ValueError):
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the name {key!r} occurs twice")
+        self.key = key
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _DuplicateKeyError(key)
+            seen.add(key)
+    return result
+
+
+def _unsigned(text: str) -> int:
+    if text.startswith("-"):
+        raise ValueError(f"the number {text[:20]} is negative")
+    if len(text) > 20:
+        raise ValueError(f"the number {text[:20]}… is too large")
+    return int(text)
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Read and check the header of one safetensors file.
+
+    Returns:
+        the tensors in file order, and `__metadata__` (empty if there is none).
+
+    Raises:
+        CheckpointError: not safetensors, or not sound: see `docs/checkpoints.md` for every reason.
+        OSError: the file cannot be read.
+    """
+    with file.open("rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            raise CheckpointError(
+                f"{file} is not a safetensors file: it has {size} bytes, fewer than the 8 of a "
+                f"header's length{_hint(prefix)}"
+            )
+        length = int.from_bytes(prefix, "little")
+        if length > MAX_HEADER:
+            raise CheckpointError(
+                f"{file} is not a safetensors file: its first 8 bytes give a header of {length} "
+                f"bytes, over the limit of {MAX_HEADER}{_hint(prefix)}"
+            )
+        if length > size - 8:
+            raise CheckpointError(
+                f"{file} is truncated or not a safetensors file: its header should have {length} "
+                f"bytes, but only {size - 8} follow{_hint(prefix)}"
+            )
+        header = bytearray(length)
+        read_into(stream.fileno(), memoryview(header), 8, file)
+    return _parse_header(file, bytes(header), size - 8 - length)
+
+
+def _hint(prefix: bytes) -> str:
+    if prefix[:2] in (b"PK", b"\x80\x02") or prefix[:1] == b"\x80":
+        return " (it looks like a PyTorch pickle: use `soup convert` first)"
+    if prefix[:7] == b"version":
+        return " (it looks like a Git LFS pointer: fetch the file itself first)"
+    if prefix[:4] == b"GGUF":
+        return " (it looks like a GGUF file, which is not supported)"
+    return ""
+
+
+def _parse_header(
+    file: Path, header: bytes, data_size: int
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    def refuse(reason: str) -> NoReturn:
+        raise CheckpointError(f"{file}: {reason}")
+
+    try:
+        # Given as text: from bytes, json would guess UTF-16 and skip a byte order mark.
+        content = json.loads(
+            header.decode("utf-8"), object_pairs_hook=_without_duplicates,
+            parse_int=_unsigned, parse_constant=_no_constant,
+        )  # fmt: skip
+        if b"\\u" in header:
+            _check_unicode(content)
+    except _DuplicateKeyError as error:
+        refuse(f"the header has the name {error.key!r} twice")
+    except (ValueError, RecursionError) as error:
+        refuse(f"the header is not JSON: {error}")
+    if not isinstance(content, dict):
+        refuse(f"the header is a JSON {type(content).__name__}, not an object")
+    metadata = content.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        refuse("the header's __metadata__ is not an object of strings")
+
+    data_start = 8 + len(header)
+    found: list[TensorInfo] = []
+    for name, entry in content.items():
+        if not isinstance(entry, dict) or entry.keys() != set(_ENTRY_KEYS):
+            what = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
+            refuse(f"tensor {name!r} has {what} where {list(_ENTRY_KEYS)} were expected")
+        dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+        if dtype is None:
+            known = nearest(str(entry["dtype"]), DTYPES)
+            refuse(f"tensor {name!r} has the unknown dtype {entry['dtype']!r}{known}")
+        shape, offsets = entry["shape"], entry["data_offsets"]
+        if not _unsigned_list(shape):
+            refuse(f"tensor {name!r} has the shape {str(shape)[:60]}, not a list of sizes")
+        if not _unsigned_list(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+            refuse(f"tensor {name!r} has the data_offsets {str(offsets)[:60]}, not [start, end]")
+        elements = 1
+        for length in shape:
+            elements *= length
+            if elements * dtype.bits >= _LIMIT:
+                refuse(f"tensor {name!r} has the shape {str(shape)[:60]}, more than 2^64 bits")
+        bits, nbytes = elements * dtype.bits, offsets[1] - offsets[0]
+        if bits % 8:
+            refuse(f"tensor {name!r} has {elements} elements of {dtype.name}: no whole bytes")
+        if bits // 8 != nbytes:
+            refuse(
+                f"tensor {name!r} of dtype {dtype.name} and shape {shape} needs {bits // 8} bytes, "
+                f"but its data_offsets span {nbytes}"
+            )
+        start = data_start + offsets[0]
+        found.append(TensorInfo(name, dtype.name, tuple(shape), file, start, nbytes))
+
+    found.sort(key=lambda info: (info.start, info.stop))
+    position = data_start
+    for info in found:
+        if info.start != position:
+            fault = "overlaps the tensor before it" if info.start < position else "leaves a hole"
+            refuse(f"tensor {info.name!r} {fault}: it starts at byte {info.start}, not {position}")
+        position = info.stop
+    if position != data_start + data_size:
+        short = data_start + data_size - position
+        if short < 0:
+            refuse(f"truncated: {-short} bytes of tensor data are missing from the end of the file")
+        refuse(f"{short} bytes at the end of the file belong to no tensor")
+    return {info.name: info for info in found}, metadata
+
+
+def _unsigned_list(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item < _LIMIT for item in value)
+
+
+def _check_unicode(content: object) -> None:
+    """Refuse lone surrogates, which an escape can spell and no UTF-8 text can hold."""
+    json.dumps(content, ensure_ascii=False).encode("utf-8")
+
+
+def read_into(descriptor: int, buffer: memoryview, offset: int, file: Path) -> None:
+    """Fill `buffer` from `offset` of an open file.
+
+    Raises:
+        CheckpointError: the file ended first: it was truncated after it was opened.
+    """
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(descriptor, [buffer[done:]], offset + done)
+        if count == 0:
+            raise CheckpointError(
+                f"{file} ended at byte {offset + done}, before the {len(buffer)} bytes that its "
+                f"header places at {offset}: it was truncated while it was read"
+            )
+        done += count

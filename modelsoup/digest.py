@@ -1,0 +1,107 @@
+"""File digests that are computed while the file is read for something else."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from .checkpoint import Checkpoint, read_into
+
+_BUFFER = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """One file's identity: its name, size in bytes, and digests in hexadecimal.
+
+    `xxh3_128` is what `xxh128sum` prints; `sha256`, where it was asked for, what `sha256sum` does.
+    """
+
+    name: str
+    size: int
+    xxh3_128: str
+    sha256: str | None = None
+
+
+class FileReader:
+    """Reads slices of one file and hashes the whole file from the bytes that pass by.
+
+    A digest needs the bytes in order. Slices that are read in file order, as a merge reads them,
+    are hashed as they come, at no extra read; what a slice jumps over is read for the hash alone;
+    a slice that lies behind is only read. The lock must be held by the caller during `read`.
+    """
+
+    def __init__(self, file: Path, *, sha256: bool = False) -> None:
+        self.file = file
+        self.lock = threading.Lock()
+        self.extra_bytes = 0  # read for the digest alone
+        self._descriptor = os.open(file, os.O_RDONLY)
+        self._size = os.fstat(self._descriptor).st_size
+        self._position = 0
+        self._xxh3 = xxhash.xxh3_128()
+        self._sha256 = hashlib.sha256() if sha256 else None
+
+    def peek(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` with the bytes at `offset`, which the digest will meet later."""
+        read_into(self._descriptor, buffer, offset, self.file)
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` with the bytes at `offset`, and take them into the digest."""
+        if offset > self._position:
+            self._advance(offset)
+        self.peek(buffer, offset)
+        if offset <= self._position < offset + len(buffer):
+            self._update(buffer[self._position - offset :])
+
+    def _update(self, data: memoryview) -> None:
+        self._xxh3.update(data)
+        if self._sha256 is not None:
+            self._sha256.update(data)
+        self._position += len(data)
+
+    def _advance(self, target: int) -> None:
+        view = memoryview(bytearray(min(_BUFFER, target - self._position)))
+        while self._position < target:
+            part = view[: target - self._position]
+            read_into(self._descriptor, part, self._position, self.file)
+            self.extra_bytes += len(part)
+            self._update(part)
+
+    def finish(self) -> FileDigest:
+        """Hash what was not read yet, and give the digest."""
+        self._advance(self._size)
+        return FileDigest(
+            self.file.name, self._size, self._xxh3.hexdigest(),
+            None if self._sha256 is None else self._sha256.hexdigest(),
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+def digest_file(file: Path, *, sha256: bool = False) -> FileDigest:
+    """The digest of a whole file, read once from front to back."""
+    reader = FileReader(file, sha256=sha256)
+    try:
+        return reader.finish()
+    finally:
+        reader.close()
+
+
+def combined(digests: list[FileDigest], algorithm: str) -> str:
+    """One digest of several files: of their digests, in hexadecimal, one after the other."""
+    text = "".join(str(getattr(digest, algorithm)) for digest in digests).encode()
+    if algorithm == "sha256":
+        return hashlib.sha256(text).hexdigest()
+    return xxhash.xxh3_128(text).hexdigest()
+
+
+def digest_checkpoint(checkpoint: Checkpoint) -> list[FileDigest]:
+    """The digests of a checkpoint's files, in order."""
+    return [digest_file(file) for file in checkpoint.files]

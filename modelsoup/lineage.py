@@ -1,0 +1,213 @@
+"""What a checkpoint was made of: recorded in its `__metadata__`, read back, and verified."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoint import Checkpoint
+from .digest import FileDigest, combined, digest_file
+from .errors import CheckpointError
+from .recipe import MergePlan, Recipe
+from .rules import BASE, Rule
+from .writer import LINEAGE_KEY
+
+if TYPE_CHECKING:
+    import networkx
+
+FORMAT = 1
+
+
+def record(
+    plan: MergePlan, digests: Mapping[int, Sequence[FileDigest]] | None, *, sha256: bool
+) -> dict[str, Any]:
+    """The lineage of a merge, as it is stored.
+
+    It holds no time and no path, so that the same merge gives the same bytes.
+
+    Args:
+        plan: what was merged.
+        digests: the digests of each model's files, by model index, `BASE` for the base; None puts
+            zeros, of the same length, in their place.
+        sha256: whether SHA-256 digests are among them.
+    """
+    recipe = plan.recipe
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "version": version("modelsoup"),
+        "operation": "merge",
+        **_recipe(recipe),
+        "inputs": [
+            _input(model, digests[index] if digests else None, sha256=sha256)
+            for index, model in enumerate(plan.models)
+        ],
+    }
+    if plan.base is not None:
+        based = digests[BASE] if digests else None
+        content["base"] = _input(plan.base, based, sha256=sha256)
+    return content
+
+
+def _recipe(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON, without what was left at its default."""
+    content: dict[str, Any] = {"method": recipe.method}
+    if recipe.beta is not None:
+        content["beta"] = recipe.beta
+    if recipe.weights is not None:
+        content["weights"] = list(recipe.weights)
+    if recipe.parameters:
+        content["parameters"] = dict(recipe.parameters)
+    if recipe.layers:
+        content["rules"] = [_rule(rule) for rule in recipe.layers]
+    content["rest"] = recipe.rest
+    for name in ("groups", "low_level", "dtype", "on_integer"):
+        if getattr(recipe, name):
+            content[name] = getattr(recipe, name)
+    content["seed"] = recipe.seed
+    return content
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    content: dict[str, Any] = {"pattern": rule.pattern, "action": rule.action}
+    if rule.action == "keep":
+        content["source"] = rule.source
+    for name in ("low_level", "frozen", "method"):
+        if getattr(rule, name):
+            content[name] = getattr(rule, name)
+    if rule.parameters:
+        content["parameters"] = dict(rule.parameters)
+    return content
+
+
+def _input(
+    model: Checkpoint, digests: Sequence[FileDigest] | None, *, sha256: bool
+) -> dict[str, Any]:
+    if digests is None:
+        blank = FileDigest("", 0, "0" * 32, "0" * 64 if sha256 else None)
+        digests = [
+            FileDigest(file.name, file.stat().st_size, blank.xxh3_128, blank.sha256)
+            for file in model.files
+        ]
+    algorithms = ("xxh3_128", "sha256") if sha256 else ("xxh3_128",)
+    content: dict[str, Any] = {"name": model.name, "size": sum(d.size for d in digests)}
+    for algorithm in algorithms:
+        one_file = len(digests) == 1
+        content[algorithm] = (
+            getattr(digests[0], algorithm) if one_file else combined(list(digests), algorithm)
+        )
+    if model.is_folder:
+        content["files"] = [
+            {"name": d.name, "size": d.size, **{a: getattr(d, a) for a in algorithms}}
+            for d in digests
+        ]
+    earlier = model.metadata.get(LINEAGE_KEY)
+    if earlier is not None:
+        content["lineage"] = read_lineage(model)
+    return content
+
+
+def read_lineage(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What `record` stored in a checkpoint, or None where there is nothing.
+
+    Raises:
+        CheckpointError: the entry is there and is not a lineage that this version can read.
+    """
+    text = checkpoint.metadata.get(LINEAGE_KEY)
+    if text is None:
+        return None
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("inputs"), list):
+        raise CheckpointError(f"{checkpoint.path}: the lineage in its metadata is not readable")
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{checkpoint.path}: its lineage has format {content.get('format')!r}, "
+            f"this version reads {FORMAT}"
+        )
+    return content
+
+
+def lineage_graph(checkpoint: Checkpoint) -> networkx.DiGraph[str]:
+    """All ancestors of a checkpoint, with an edge from each to what was made of it.
+
+    Nodes are XXH3-128 digests, the checkpoint itself is `"output"`; each has a `name`, and the
+    merges among them a `method`. An ancestor that came in by several ways is one node.
+
+    Raises:
+        CheckpointError: the lineage is not readable.
+    """
+    import networkx
+
+    graph: networkx.DiGraph[str] = networkx.DiGraph()
+
+    def add(node: str, name: str, made: Mapping[str, Any] | None) -> None:
+        graph.add_node(node, name=name)
+        if made is None:
+            return
+        graph.nodes[node]["method"] = made["method"]
+        parents = [*made["inputs"], *([made["base"]] if "base" in made else [])]
+        for parent in parents:
+            add(parent["xxh3_128"], parent["name"], parent.get("lineage"))
+            graph.add_edge(parent["xxh3_128"], node)
+
+    add("output", checkpoint.name, read_lineage(checkpoint))
+    return graph
+
+
+@dataclass(frozen=True)
+class InputCheck:
+    """Whether an input that a lineage names is at hand, unchanged.
+
+    Attributes:
+        name: the input's name in the lineage.
+        found: where it was found, or None.
+        intact: whether all digests agree; None where it was not found.
+    """
+
+    name: str
+    found: Path | None
+    intact: bool | None
+
+
+def check_inputs(checkpoint: Checkpoint, folders: Sequence[Path]) -> list[InputCheck]:
+    """Look for a checkpoint's inputs by name in some folders, and compare their digests.
+
+    Raises:
+        CheckpointError: the lineage is not readable.
+        OSError: an input that is there cannot be read.
+    """
+    made = read_lineage(checkpoint)
+    if made is None:
+        return []
+    checks = []
+    for entry in [*made["inputs"], *([made["base"]] if "base" in made else [])]:
+        candidates = [folder / entry["name"] for folder in folders]
+        paths = [path for path in candidates if path.exists()]
+        verdicts = [_intact(path, entry) for path in paths]
+        if not paths:
+            checks.append(InputCheck(entry["name"], None, None))
+        else:
+            best = verdicts.index(True) if True in verdicts else 0
+            checks.append(InputCheck(entry["name"], paths[best], verdicts[best]))
+    return checks
+
+
+def _intact(path: Path, entry: Mapping[str, Any]) -> bool:
+    files = entry.get("files", [{**entry, "name": path.name}])
+    folder = path if "files" in entry else path.parent
+    for expected in files:
+        file = folder / expected["name"]
+        if not file.is_file() or file.stat().st_size != expected["size"]:
+            return False
+        digest = digest_file(file, sha256="sha256" in expected)
+        if digest.xxh3_128 != expected["xxh3_128"]:
+            return False
+        if "sha256" in expected and digest.sha256 != expected["sha256"]:
+            return False
+    return True

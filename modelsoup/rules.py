@@ -1,0 +1,399 @@
+"""Layer rules: what happens to each tensor of a merge. The first rule that matches decides.
+
+A rule is a pattern over whole tensor names and what to do with them. Patterns:
+
+- a glob: `disc.*`, `G_?.model.1.*` (`*` crosses dots);
+- `re:` and a regular expression that must match the whole name;
+- `group:NAME`, where the recipe (or a trainer) defines that group.
+
+The presets of the tree paper (Table I and section III of "Tree-based Optimization for
+Image-to-Image Translation with Imbalanced Datasets on the Edge") are words in the same place:
+`all` (S1), `low-level` (S2-A), `frozen` (S2-B), and one strategy per subnetwork (S3).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from .errors import RuleError, listed, nearest
+
+Action = Literal["merge", "keep", "drop"]
+Rest = Literal["first", "second", "base", "drop", "error"]
+
+RESTS: tuple[Rest, ...] = ("first", "second", "base", "drop", "error")
+BASE = -1
+"""As `Rule.source`: the base model."""
+
+_SOURCES = {"keep": 0, "first": 0, "copy": 0, "second": 1, "base": BASE}
+_DROPS = ("drop", "scratch")
+_PRESETS = ("all", "low-level", "frozen", "subnetwork")
+WORDS = ("merge", *_SOURCES, *_DROPS, "freeze", *_PRESETS[:3])
+
+ParameterValue = float | bool | tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What to do with the tensors whose names match.
+
+    Attributes:
+        pattern: a glob, `re:…` or `group:…`.
+        action: `merge` them, `keep` them from one model, or `drop` them from the output.
+        source: for `keep`: 0 the first model, 1 the second, …, `BASE` the base model.
+        low_level: take only the low-level layers among the matching tensors.
+        frozen: a trainer must not change these tensors afterwards.
+        method: the merge method, None for the recipe's.
+        parameters: the method's parameters, over the recipe's.
+    """
+
+    pattern: str
+    action: Action = "merge"
+    source: int = 0
+    low_level: bool = False
+    frozen: bool = False
+    method: str | None = None
+    parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        words = {"merge": self.method or "merge", "drop": "drop", "keep": source_name(self.source)}
+        parts = [words[self.action]]
+        parts += ["low-level"] if self.low_level else []
+        parts += ["freeze"] if self.frozen else []
+        parts += [f"{k}:{_plain(v)}" for k, v in self.parameters.items()]
+        return f"{self.pattern} → {'; '.join(parts)}"
+
+
+def source_name(source: int) -> str:
+    """`first`, `second`, `base`, `model 3`: how a person calls an input."""
+    named = {BASE: "base", 0: "first", 1: "second"}
+    return named.get(source, f"model {source + 1}")
+
+
+def _plain(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def parse_rule(text: str) -> Rule:
+    """A rule from its command-line form: `PATTERN` or `PATTERN=ITEM;ITEM;…`.
+
+    Items: a number (β), `merge`, `keep` or `first`, `second`, `base`, `drop`, `freeze`, a preset
+    (`all`, `low-level`, `frozen`), a method's name, or `parameter:value` (a list as `0.2,0.8`).
+
+    Raises:
+        RuleError: an empty pattern, or an item that is none of these.
+    """
+    pattern, items = _split(text)
+    return rule_from(pattern, [item.strip() for item in items.split(";")] if items else [])
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Divide at the last `=` whose right side cannot belong to a regular expression."""
+    pattern, equals, items = text.rpartition("=")
+    if not equals or any(c in items for c in "()[]*?\\|^$"):
+        return text.strip(), ""
+    return pattern.strip(), items.strip()
+
+
+def rule_from(pattern: str, items: object) -> Rule:
+    """A rule from a pattern and its items, as the command line or a YAML file has them.
+
+    Args:
+        pattern: a glob, `re:…`, `group:…`, or a preset.
+        items: a word or number, a list of such, or a mapping with `action`, `method`, `freeze`
+            and the method's parameters.
+
+    Raises:
+        RuleError: an item that is not known.
+    """
+    if not pattern:
+        raise RuleError("a layer rule has an empty pattern (expected a glob such as 'disc.*')")
+    rule = Rule(pattern)
+    if pattern in _PRESETS:
+        if pattern == "subnetwork":
+            raise RuleError(
+                "the preset 'subnetwork' wants a strategy for each subnetwork: give one rule for "
+                "each, such as 'D_*=all' and 'G_*=low-level'"
+            )
+        rule = _with_word(Rule("*"), pattern)
+    if isinstance(items, Mapping):
+        parameters = dict(items)
+        for word in ("action", "method"):
+            if word in parameters:
+                rule = _with_word(rule, str(parameters.pop(word)))
+        if parameters.pop("freeze", False):
+            rule = replace(rule, frozen=True)
+        return replace(rule, parameters={k: parse_value(k, v) for k, v in parameters.items()})
+    for item in items if isinstance(items, list) else [items]:
+        rule = _with_word(rule, item)
+    return rule
+
+
+def _with_word(rule: Rule, item: object) -> Rule:
+    text = str(item)
+    if text in ("all", "merge"):
+        return replace(rule, action="merge")
+    if text in _SOURCES:
+        return replace(rule, action="keep", source=_SOURCES[text])
+    if text in _DROPS:
+        return replace(rule, action="drop")
+    if text == "freeze":
+        return replace(rule, frozen=True)
+    if text in ("low-level", "frozen"):
+        return replace(rule, low_level=True, frozen=rule.frozen or text == "frozen")
+    name, colon, value = text.partition(":")
+    if colon:
+        return _with_parameter(rule, name.strip(), value.strip())
+    if isinstance(item, int | float) or _is_number(text):
+        return _with_parameter(rule, "beta", text)
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", text):
+        raise RuleError(f"the rule for {rule.pattern!r} has {text!r}{nearest(text, WORDS)}")
+    return replace(rule, method=text)  # whether there is such a method, the recipe checks
+
+
+def _with_parameter(rule: Rule, name: str, value: object) -> Rule:
+    return replace(rule, parameters={**rule.parameters, name: parse_value(name, value)})
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def parse_value(name: str, value: object) -> ParameterValue:
+    """A parameter's value from text, YAML or Python: a number, a truth value, or a list of numbers.
+
+    Raises:
+        RuleError: none of these.
+    """
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if text in ("true", "yes", "on", "false", "no", "off"):
+            return text in ("true", "yes", "on")
+        value = text.split(",") if "," in text else text
+    try:
+        if isinstance(value, list | tuple):
+            return tuple(float(item) for item in value)
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise RuleError(
+            f"parameter {name!r} has the value {value!r}, which is no number, truth value or list "
+            f"of numbers"
+        ) from None
+
+
+def parse_layers(layers: object) -> list[Rule]:
+    """Rules from what a recipe's `layers` may be.
+
+    A text (one rule), a list of texts and `Rule`s, or a mapping from patterns to what to do. In a
+    mapping, `subnetwork` may hold a mapping of its own, from patterns to strategies.
+
+    Raises:
+        RuleError: anything else, or a malformed rule.
+    """
+    if isinstance(layers, Mapping):
+        rules = []
+        for pattern, items in layers.items():
+            if pattern == "subnetwork" and isinstance(items, Mapping):
+                rules += [rule_from(str(inner), what) for inner, what in items.items()]
+            else:
+                rules.append(rule_from(str(pattern), items))
+        return rules
+    if isinstance(layers, str):
+        return [parse_rule(layers)]
+    if isinstance(layers, Sequence):
+        return [item if isinstance(item, Rule) else parse_rule(str(item)) for item in layers]
+    raise RuleError(f"layers is {layers!r}, not a pattern, a list of them, or a mapping")
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts `blocks.2` before `blocks.10`."""
+    return tuple(
+        (0, int(part), "") if part.isdigit() else (1, 0, part)
+        for part in re.findall(r"\d+|[^\d.]+", name)
+    )
+
+
+def low_level(names: Iterable[str], fraction: float) -> set[str]:
+    """The tensors of the first layers, in natural name order, of each subnetwork.
+
+    A subnetwork is what comes before the first dot (`G_A`); a layer, what comes before the last
+    (`G_A.model.1`, with its weight and bias). At least one layer of each is taken.
+
+    Args:
+        names: tensor names.
+        fraction: the share of each subnetwork's layers, in (0, 1].
+    """
+    layers: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+        subnetwork = name.partition(".")[0] if "." in name else ""
+        layers.setdefault(subnetwork, {}).setdefault(name.rpartition(".")[0], []).append(name)
+    taken: set[str] = set()
+    for of_one in layers.values():
+        count = math.ceil(fraction * len(of_one) - 1e-9)  # 0.1 × 30 is 3, not 3.0000000000000004
+        for layer in sorted(of_one, key=natural_key)[:count]:
+            taken.update(of_one[layer])
+    return taken
+
+
+def parse_fractions(value: object) -> dict[str, float]:
+    """`--low-level`: a fraction for all names, or `PATTERN=FRACTION`, several times.
+
+    Raises:
+        RuleError: not a number in (0, 1].
+    """
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        pairs = [(str(pattern), fraction) for pattern, fraction in value.items()]
+    else:
+        many = list(value) if isinstance(value, list | tuple) else [value]
+        pairs = [(p or "*", f) for p, _, f in (str(item).rpartition("=") for item in many)]
+    fractions = {}
+    for pattern, text in pairs:
+        try:
+            fraction = float(text)
+        except (TypeError, ValueError):
+            fraction = math.nan
+        if not 0 < fraction <= 1:
+            raise RuleError(f"low-level has {text!r} for {pattern!r}, not a fraction in (0, 1]")
+        fractions[pattern] = fraction
+    return fractions
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Which rule each tensor falls under.
+
+    Attributes:
+        rules: the rules, and after them the one for the rest.
+        chosen: tensor name → index into `rules`.
+    """
+
+    rules: tuple[Rule, ...]
+    chosen: Mapping[str, int]
+
+    def taken(self, index: int) -> list[str]:
+        """The names that one rule took."""
+        return [name for name, chosen in self.chosen.items() if chosen == index]
+
+
+def assign(
+    names: Sequence[str], rules: Sequence[Rule], *, rest: Rest = "first",
+    groups: Mapping[str, Sequence[str]] | None = None,
+    fractions: Mapping[str, float] | None = None,
+) -> Assignment:  # fmt: skip
+    """Find for each tensor the first rule that matches it.
+
+    Args:
+        names: all tensor names.
+        rules: in order; none at all means `all`.
+        rest: what happens to a tensor that no rule matches: it is kept from the `first`, `second`
+            or `base` model, dropped, or an error.
+        groups: name → patterns, for `group:` patterns and the preset `low-level`.
+        fractions: pattern → fraction, for the preset `low-level` where no such group is defined.
+
+    Raises:
+        RuleError: a malformed pattern; one that matches nothing, or nothing that an earlier rule
+            left; an unknown group; or, with `rest="error"`, tensors that no rule matches.
+    """
+    context = _Context(names, dict(groups or {}), dict(fractions or {}))
+    chosen: dict[str, int] = {}
+    final = [*(rules or [Rule("*")])]
+    for index, rule in enumerate(final):
+        matching = context.matching(rule)
+        if not matching and names:
+            raise RuleError(context.nothing(rule))
+        fresh = [name for name in names if name in matching and name not in chosen]
+        if not fresh and names:
+            raise RuleError(
+                f"the rule {str(rule)!r} never applies: earlier rules take all of its "
+                f"{len(matching)} tensors"
+            )
+        chosen.update(dict.fromkeys(fresh, index))
+    left = [name for name in names if name not in chosen]
+    if left and rest == "error":
+        raise RuleError(f"no rule matches {len(left)} tensors: {listed(left)}")
+    final.append(
+        Rule("(rest)", "drop") if rest == "drop" else Rule("(rest)", "keep", _SOURCES.get(rest, 0))
+    )
+    chosen.update(dict.fromkeys(left, len(final) - 1))
+    return Assignment(tuple(final), {name: chosen[name] for name in names})
+
+
+class _Context:
+    """Patterns against one set of names."""
+
+    def __init__(
+        self, names: Sequence[str], groups: dict[str, Sequence[str]], fractions: dict[str, float]
+    ) -> None:
+        self.names = names
+        self.groups = groups
+        self.fractions = fractions
+
+    def matching(self, rule: Rule) -> set[str]:
+        matching = self._by_pattern(rule.pattern)
+        return matching & self._low_level(matching) if rule.low_level else matching
+
+    def _by_pattern(self, pattern: str) -> set[str]:
+        if pattern == "*":
+            return set(self.names)
+        if pattern.startswith("group:"):
+            group = pattern.removeprefix("group:")
+            if group not in self.groups:
+                known = nearest(group, self.groups)
+                defined = f" (defined: {listed(sorted(self.groups))})" if self.groups else ""
+                raise RuleError(f"no group is called {group!r}{known}{defined}")
+            return set().union(*(self._by_pattern(inner) for inner in self.groups[group]))
+        matches = matcher(pattern)
+        return {name for name in self.names if matches(name)}
+
+    def _low_level(self, within: set[str]) -> set[str]:
+        if self.fractions:
+            found: set[str] = set()
+            for pattern, fraction in self.fractions.items():
+                of_pattern = within if pattern == "*" else within & self._by_pattern(pattern)
+                found |= low_level((n for n in self.names if n in of_pattern), fraction)
+            return found
+        if "low-level" in self.groups:
+            return self._by_pattern("group:low-level")
+        raise RuleError(
+            "the preset 'low-level' needs a group of that name or a fraction of the depth "
+            "(--low-level 0.3)"
+        )
+
+    def nothing(self, rule: Rule) -> str:
+        """Why a rule that matches nothing does, with the nearest names."""
+        pattern = rule.pattern
+        stems = {name.rpartition(".")[0] or name for name in self.names}
+        firsts = {name.partition(".")[0] for name in self.names}
+        # difflib is slow over 100,000 names; layers and subnetworks say enough.
+        candidates = sorted(firsts | set(sorted(stems)[:2000]) | set(self.names[:2000]))
+        wanted = pattern.removeprefix("re:").rstrip(".*$")
+        return (
+            f"the pattern {pattern!r} matches none of the {len(self.names)} tensors"
+            f"{nearest(wanted, candidates) or f' (the first are {listed(self.names[:3])})'}"
+        )
+
+
+def matcher(pattern: str) -> Callable[[str], Any]:
+    """A predicate over whole names from a glob or a `re:` pattern.
+
+    Raises:
+        RuleError: not a regular expression.
+    """
+    if pattern.startswith("re:"):
+        try:
+            return re.compile(pattern.removeprefix("re:")).fullmatch
+        except re.error as error:
+            raise RuleError(f"{pattern!r} is not a regular expression: {error}") from None
+    return re.compile(fnmatch.translate(pattern)).match

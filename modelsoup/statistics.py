@@ -1,0 +1,300 @@
+"""What a method must know of whole tensors before it can merge them element by element.
+
+Everything here is counted per block of `BLOCK` elements and put together in the order of the
+blocks, so that a result does not depend on how a tensor was sliced or who worked on which slice.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import xxhash
+
+BLOCK = 1 << 16
+"""Elements: small enough for the second-level cache, large enough for numpy to be quick."""
+
+_RADIX = 16
+_L1_EPSILON = 1e-7  # as in mergekit: a norm below this is not restored
+
+
+class Statistic(Protocol):
+    """Something that is gathered in one or more passes over a tensor's inputs."""
+
+    @property
+    def needs_pass(self) -> bool:
+        """Whether another pass over the inputs is needed."""
+        ...
+
+    def add(self, block: int, x: Sequence[np.ndarray]) -> None:
+        """Take in block number `block` of each input, as float32 or float64."""
+        ...
+
+    def end_pass(self) -> None:
+        """All blocks were added."""
+        ...
+
+
+class Gram:
+    """The matrix of the inputs' inner products, in float64."""
+
+    def __init__(self, models: int, elements: int) -> None:
+        blocks = -(-elements // BLOCK)
+        self._partial = np.zeros((blocks, models, models))
+        self.matrix: np.ndarray | None = None
+
+    @property
+    def needs_pass(self) -> bool:
+        """True until the one pass was made."""
+        return self.matrix is None
+
+    def add(self, block: int, x: Sequence[np.ndarray]) -> None:
+        """Add the products within one block."""
+        wide = [values.astype(np.float64) for values in x]
+        for i, first in enumerate(wide):
+            for j in range(i, len(wide)):
+                # Not a BLAS dot product: how that is split over threads depends on the machine.
+                product = float(np.add.reduce(first * wide[j]))
+                self._partial[block, i, j] = self._partial[block, j, i] = product
+
+    def end_pass(self) -> None:
+        """Add up the blocks."""
+        self.matrix = self._partial.sum(axis=0)
+
+
+class Sparsifier(Protocol):
+    """Decides which elements of one task vector are kept, and what the kept are multiplied by."""
+
+    needs_pass: bool
+
+    def add(self, block: int, delta: np.ndarray) -> None:
+        """Take in one block of the task vector."""
+        ...
+
+    def end_pass(self) -> None:
+        """All blocks were added."""
+        ...
+
+    def apply(self, block: int, delta: np.ndarray) -> None:
+        """Set what is dropped to zero and rescale what is kept, in place."""
+        ...
+
+
+class _Rescale:
+    """The factor that gives a thinned vector its L1 norm back."""
+
+    def __init__(self, blocks: int) -> None:
+        self._norms = np.zeros((blocks, 2))
+        self.factor = 1.0
+
+    def add(self, block: int, delta: np.ndarray, keep: np.ndarray) -> None:
+        magnitude = np.abs(delta).astype(np.float64)
+        self._norms[block] = np.add.reduce(magnitude), np.add.reduce(magnitude * keep)
+
+    def end_pass(self) -> None:
+        before, after = self._norms.sum(axis=0).tolist()
+        if before >= _L1_EPSILON and after >= _L1_EPSILON:
+            self.factor = before / after
+
+
+class LargestMagnitudes:
+    """Keeps the `kept` largest magnitudes; of those equal at the threshold, the first ones.
+
+    The threshold is exact: the bits of a magnitude order as the magnitude does, so that counting
+    them 16 bits at a time, from the top, finds the value in two passes (four for float64) without
+    sorting and in constant memory.
+    """
+
+    def __init__(self, kept: int, elements: int, dtype: np.dtype[Any], *, rescale: bool) -> None:
+        blocks = -(-elements // BLOCK)
+        self._kept = kept
+        self._key = np.dtype(f"u{dtype.itemsize}")
+        self._mask = self._key.type(2 ** (8 * dtype.itemsize - 1) - 1)
+        self._shift = 8 * dtype.itemsize
+        self._prefix = 0  # the threshold's bits above `_shift`
+        self._wanted = kept  # how many to take among those with that prefix
+        self._counts = np.zeros(2**_RADIX, np.int64)
+        self._lock = threading.Lock()
+        self._equal = np.zeros(blocks, np.int64)  # elements at the threshold, then those before
+        self._whole = False  # whether all of them are kept
+        self._rescale = _Rescale(blocks) if rescale else None
+        self._counting_equal = False
+        self.needs_pass = True
+
+    def _keys(self, delta: np.ndarray) -> np.ndarray:
+        return delta.view(self._key) & self._mask
+
+    def add(self, block: int, delta: np.ndarray) -> None:
+        """Count one block."""
+        if self._shift:
+            keys = self._keys(delta)
+            shift = self._shift - _RADIX
+            if self._shift < 8 * self._key.itemsize:
+                keys = keys[(keys >> self._key.type(self._shift)) == self._prefix]
+            digits = (keys >> self._key.type(shift)) & self._key.type(2**_RADIX - 1)
+            counted = np.bincount(digits.astype(np.intp), minlength=2**_RADIX)
+            with self._lock:  # other workers count other blocks of this tensor
+                self._counts += counted
+        elif self._counting_equal:
+            self._equal[block] = np.count_nonzero(self._keys(delta) == self._prefix)
+        elif self._rescale is not None:
+            self._rescale.add(block, delta, self._keep(block, delta))
+
+    def end_pass(self) -> None:
+        """Narrow the threshold down, or finish."""
+        if self._shift:
+            from_top = np.cumsum(self._counts[::-1])
+            position = int(np.searchsorted(from_top, self._wanted))
+            digit = 2**_RADIX - 1 - position
+            above = int(from_top[position] - self._counts[digit])
+            self._wanted -= above
+            self._whole = int(self._counts[digit]) == self._wanted
+            self._prefix = (self._prefix << _RADIX) | digit
+            self._shift -= _RADIX
+            self._counts[:] = 0
+            self._counting_equal = not self._shift and not self._whole
+            self.needs_pass = bool(self._shift) or self._counting_equal or bool(self._rescale)
+        elif self._counting_equal:
+            self._counting_equal = False
+            self._equal = np.concatenate([[0], np.cumsum(self._equal)[:-1]])
+            self.needs_pass = self._rescale is not None
+        else:
+            assert self._rescale is not None
+            self._rescale.end_pass()
+            self.needs_pass = False
+
+    def _keep(self, block: int, delta: np.ndarray) -> np.ndarray:
+        keys = self._keys(delta)
+        if self._whole:
+            return keys >= self._key.type(self._prefix)
+        keep = keys > self._key.type(self._prefix)
+        room = self._wanted - int(self._equal[block])
+        if room > 0:
+            keep[np.flatnonzero(keys == self._key.type(self._prefix))[:room]] = True
+        return keep
+
+    def apply(self, block: int, delta: np.ndarray) -> None:
+        """Zero what is below the threshold."""
+        delta *= self._keep(block, delta)
+        if self._rescale is not None:
+            delta *= delta.dtype.type(self._rescale.factor)
+
+
+class RandomPart:
+    """Keeps each element with the probability `density`.
+
+    The random numbers come from the counter-based generator Philox, keyed by the seed, the
+    tensor's name and the model's number, with the element's index as the counter: so a mask does
+    not depend on slices, workers or the order of tensors.
+    """
+
+    def __init__(
+        self, density: float, elements: int, *, seed: int, name: str, model: int, rescale: bool
+    ) -> None:
+        digest = xxhash.xxh3_128_digest(f"{seed}\0{model}\0{name}".encode())
+        self._key = int.from_bytes(digest, "little")
+        self._limit = np.uint64(round(density * 2**32))
+        self._rescale = _Rescale(-(-elements // BLOCK)) if rescale else None
+        self.needs_pass = rescale
+
+    def _keep(self, block: int, elements: int) -> np.ndarray:
+        # Philox gives four 64-bit numbers a count, so eight 32-bit ones.
+        generator = np.random.Philox(key=self._key, counter=block * (BLOCK // 8))
+        raw = generator.random_raw(-(-elements // 2))
+        return raw.view(np.uint32)[:elements] < self._limit
+
+    def add(self, block: int, delta: np.ndarray) -> None:
+        """Sum one block's magnitudes."""
+        if self._rescale is not None:
+            self._rescale.add(block, delta, self._keep(block, delta.size))
+
+    def end_pass(self) -> None:
+        """Find the factor."""
+        if self._rescale is not None:
+            self._rescale.end_pass()
+        self.needs_pass = False
+
+    def apply(self, block: int, delta: np.ndarray) -> None:
+        """Zero the dropped elements and rescale the others."""
+        delta *= self._keep(block, delta.size)
+        if self._rescale is not None:
+            delta *= delta.dtype.type(self._rescale.factor)
+
+
+class Nothing:
+    """Keeps nothing: density 0."""
+
+    needs_pass = False
+
+    def add(self, block: int, delta: np.ndarray) -> None:
+        """Nothing to count."""
+
+    def end_pass(self) -> None:
+        """Nothing to find."""
+
+    def apply(self, block: int, delta: np.ndarray) -> None:
+        """Zero everything."""
+        delta[:] = 0
+
+
+class TaskVectors:
+    """The sparsified task vectors of one tensor: a `Statistic`, and what comes after it."""
+
+    def __init__(self, sparsifiers: Sequence[Sparsifier | None]) -> None:
+        self._sparsifiers = sparsifiers
+
+    @property
+    def needs_pass(self) -> bool:
+        """Whether any task vector needs another pass."""
+        return any(s is not None and s.needs_pass for s in self._sparsifiers)
+
+    def add(self, block: int, x: Sequence[np.ndarray]) -> None:
+        """Take in one block of the base and the models."""
+        for sparsifier, values in zip(self._sparsifiers, x[1:], strict=True):
+            if sparsifier is not None and sparsifier.needs_pass:
+                sparsifier.add(block, values - x[0])
+
+    def end_pass(self) -> None:
+        """End the pass of those that took part."""
+        for sparsifier in self._sparsifiers:
+            if sparsifier is not None and sparsifier.needs_pass:
+                sparsifier.end_pass()
+
+    def apply(self, block: int, x: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """The base and the sparsified task vectors of one block."""
+        deltas = [values - x[0] for values in x[1:]]
+        for sparsifier, delta in zip(self._sparsifiers, deltas, strict=True):
+            if sparsifier is not None:
+                sparsifier.apply(block, delta)
+        return (x[0], *deltas)
+
+
+def task_vectors(
+    parameters: Any, kind: str, elements: int, dtype: np.dtype[Any], *, seed: int, name: str
+) -> TaskVectors:
+    """The task vectors of one tensor under a method's `density` and `rescale`.
+
+    Args:
+        parameters: with the fields `density`, one number a model, and `rescale`.
+        kind: `magnitude` or `random`, see `Method.sparsify`.
+        elements: of the tensor.
+        dtype: of the arithmetic.
+        seed, name: what the random part depends on.
+    """
+
+    def one(model: int, density: float) -> Sparsifier | None:
+        if density >= 1 or elements == 0:
+            return None
+        if density <= 0:
+            return Nothing()
+        if kind == "magnitude":
+            kept = max(1, math.floor(density * elements))
+            return LargestMagnitudes(kept, elements, dtype, rescale=parameters.rescale)
+        return RandomPart(
+            density, elements, seed=seed, name=name, model=model, rescale=parameters.rescale
+        )
+
+    return TaskVectors([one(model, density) for model, density in enumerate(parameters.density)])
