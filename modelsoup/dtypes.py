@@ -116,13 +116,14 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if numpy_name.startswith(("bfloat", "float8")):
         import ml_dtypes  # 0.1 s to import, and only these dtypes need it
 
-        return np.dtype(getattr(ml_dtypes, numpy_name))
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, numpy_name))
+        return found
     return np.dtype(numpy_name)
 
 
 def compute_dtype(names: tuple[str, ...]) -> np.dtype[Any]:
     """float64 if any of the stored dtypes is F64, else float32."""
-    return np.dtype(np.float64 if "F64" in names else np.float32)
+    return np.dtype("float64" if "F64" in names else "float32")
 
 
 def widen(stored: np.ndarray, out: np.ndarray) -> None:

@@ -237,7 +237,8 @@ def _compile(
         "carray": numba.carray, "P": type(example), "u16": np.uint16, "u32": np.uint32,
         "f32": np.float32, "f": numba.njit(error_model="numpy")(function),
     }  # fmt: skip
-    exec(source, names)  # the text above: no part of it comes from a user or a file
+    # The text is `_source`'s: no part of it comes from a user or a file.
+    exec(source, names)  # noqa: S102
     pointers = [types.CPointer(getattr(types, _POINTERS[dtype])) for dtype in (*inputs, output)]
     signature = types.uint32(*pointers, types.intp, types.CPointer(types.float32))
     try:

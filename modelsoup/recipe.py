@@ -182,6 +182,23 @@ class Step:
         """The dtype of the arithmetic."""
         return compute_dtype(tuple(info.dtype for _, info in self.sources))
 
+    @property
+    def passes(self) -> int:
+        """How often the sources are read: the least for `select`, where equal values cost one more.
+
+        A gram takes one pass before the merge itself; an exact threshold two (four for float64);
+        restoring a norm one.
+        """
+        method, parameters = self.method, self.parameters
+        if method is None or method.shape in ("elementwise", "whole"):
+            return 1
+        if method.shape == "gram":
+            return 2
+        if all(density in (0, 1) for density in parameters.density):
+            return 1
+        threshold = self.compute_dtype.itemsize // 2 if method.sparsify == "magnitude" else 0
+        return 1 + threshold + bool(parameters.rescale)
+
 
 @dataclass(frozen=True)
 class Notice:
@@ -242,6 +259,12 @@ class MergePlan:
     def bytes_read(self) -> int:
         """Tensor bytes that are read at least once."""
         return sum(info.nbytes for step in self.steps for _, info in step.sources)
+
+    @property
+    def bytes_streamed(self) -> int:
+        """Tensor bytes read, over all passes, and written."""
+        read = sum(step.passes * info.nbytes for step in self.steps for _, info in step.sources)
+        return read + self.bytes_written
 
     def rule_counts(self) -> list[RuleCount]:
         """Per rule, how many tensors and parameters it took."""

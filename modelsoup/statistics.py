@@ -125,7 +125,8 @@ class LargestMagnitudes:
         self.needs_pass = True
 
     def _keys(self, delta: np.ndarray) -> np.ndarray:
-        return delta.view(self._key) & self._mask
+        keys: np.ndarray = delta.view(self._key) & self._mask
+        return keys
 
     def add(self, block: int, delta: np.ndarray) -> None:
         """Count one block."""
@@ -169,8 +170,9 @@ class LargestMagnitudes:
     def _keep(self, block: int, delta: np.ndarray) -> np.ndarray:
         keys = self._keys(delta)
         if self._whole:
-            return keys >= self._key.type(self._prefix)
-        keep = keys > self._key.type(self._prefix)
+            reached: np.ndarray = keys >= self._key.type(self._prefix)
+            return reached
+        keep: np.ndarray = keys > self._key.type(self._prefix)
         room = self._wanted - int(self._equal[block])
         if room > 0:
             keep[np.flatnonzero(keys == self._key.type(self._prefix))[:room]] = True
@@ -204,7 +206,8 @@ class RandomPart:
         # Philox gives four 64-bit numbers a count, so eight 32-bit ones.
         generator = np.random.Philox(key=self._key, counter=block * (BLOCK // 8))
         raw = generator.random_raw(-(-elements // 2))
-        return raw.view(np.uint32)[:elements] < self._limit
+        keep: np.ndarray = raw.view(np.uint32)[:elements] < self._limit
+        return keep
 
     def add(self, block: int, delta: np.ndarray) -> None:
         """Sum one block's magnitudes."""
@@ -282,7 +285,8 @@ def task_vectors(
         kind: `magnitude` or `random`, see `Method.sparsify`.
         elements: of the tensor.
         dtype: of the arithmetic.
-        seed, name: what the random part depends on.
+        seed: seeds the random part.
+        name: the tensor's name, on which the random part depends too.
     """
 
     def one(model: int, density: float) -> Sparsifier | None:

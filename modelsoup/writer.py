@@ -30,7 +30,21 @@ REPLACED_SUFFIX = ".soup-replaced"
 LINEAGE_KEY = "modelsoup"
 
 _WEIGHTS = frozenset(
-    ".safetensors .bin .pt .pth .ckpt .h5 .msgpack .gguf .onnx .ot .pb .tflite .mlmodel".split()
+    [
+        ".safetensors",
+        ".bin",
+        ".pt",
+        ".pth",
+        ".ckpt",
+        ".h5",
+        ".msgpack",
+        ".gguf",
+        ".onnx",
+        ".ot",
+        ".pb",
+        ".tflite",
+        ".mlmodel",
+    ]
 )
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip

@@ -1,6 +1,22 @@
 """Merge methods, a family a file; one method is one small function."""
 
 from . import averages, spherical, task_vectors  # noqa: F401  (importing registers them)
-from .registry import Method, build_parameters, get_method, method, method_names, parameter
+from .registry import (
+    Method,
+    build_parameters,
+    describe,
+    get_method,
+    method,
+    method_names,
+    parameter,
+)
 
-__all__ = ["Method", "build_parameters", "get_method", "method", "method_names", "parameter"]
+__all__ = [
+    "Method",
+    "build_parameters",
+    "describe",
+    "get_method",
+    "method",
+    "method_names",
+    "parameter",
+]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -78,7 +78,8 @@ def parameter(
     Args:
         default: its value where none is given; without one it is required.
         per_model: a number for each model; one number stands for all.
-        low, high: the closed range of its values.
+        low: the smallest value that is valid.
+        high: the largest value that is valid.
         doc: one line for `soup methods NAME`.
     """
     metadata = {"per_model": per_model, "low": low, "high": high, "doc": doc}
@@ -209,10 +210,11 @@ def _checked(method_name: str, name: str, field: Any, value: Any, models: int) -
 
 
 @cache
-def number_type(parameters: type) -> type:
+def number_type(parameters: Hashable) -> Any:
     """A named tuple with a parameter class's fields, which compiled loops can take."""
-    names = [f.name for f in dataclasses.fields(parameters)]
-    return namedtuple(parameters.__name__ + "Numbers", names)  # noqa: PYI024
+    kind = cast(type, parameters)
+    names = [f.name for f in dataclasses.fields(kind)]
+    return namedtuple(kind.__name__ + "Numbers", names)  # noqa: PYI024
 
 
 def numbers(prepared: Any, dtype: np.dtype[Any]) -> Any:
@@ -224,4 +226,32 @@ def numbers(prepared: Any, dtype: np.dtype[Any]) -> Any:
         return value if isinstance(value, bool) else dtype.type(value)
 
     fields = dataclasses.fields(prepared)
-    return number_type(type(prepared))(*(convert(getattr(prepared, f.name)) for f in fields))
+    return number_type(cast(Hashable, type(prepared)))(
+        *(convert(getattr(prepared, f.name)) for f in fields)
+    )
+
+
+def describe(chosen: Method) -> dict[str, Any]:
+    """A method as plain data, for `soup methods`."""
+    fields = dataclasses.fields(chosen.parameters)
+    return {
+        "name": chosen.name,
+        "summary": chosen.summary,
+        "source": chosen.source,
+        "shape": chosen.shape,
+        "models": list(chosen.models),
+        "base": chosen.base,
+        "beta": chosen.from_beta is not None,
+        "parameters": [
+            {
+                "name": external_name(field),
+                "required": field.default is dataclasses.MISSING,
+                "default": None if field.default is dataclasses.MISSING else field.default,
+                "per_model": field.metadata["per_model"],
+                "low": field.metadata["low"],
+                "high": field.metadata["high"],
+                "doc": field.metadata["doc"],
+            }
+            for field in fields
+        ],
+    }

@@ -93,7 +93,7 @@ def _fold(p: Any) -> Any:
     source="Ilharco et al., Editing models with task arithmetic, ICLR 2023",
 )
 def task_arithmetic(x: Any, p: Any) -> Any:
-    """base + Σ wᵢ·(xᵢ − base), with λ and normalisation in the weights."""
+    """Base + Σ wᵢ·(xᵢ − base), with λ and normalisation in the weights."""
     total = p.weight[0] * (x[1] - x[0])
     for k in range(2, len(x)):
         total += p.weight[k - 1] * (x[k] - x[0])
@@ -112,7 +112,7 @@ def task_arithmetic(x: Any, p: Any) -> Any:
     source="Yu et al., Language models are super Mario, ICML 2024",
 )
 def dare_linear(x: Any, p: Any) -> Any:
-    """base + Σ wᵢ·dᵢ over thinned task vectors dᵢ."""
+    """Base + Σ wᵢ·dᵢ over thinned task vectors dᵢ."""
     total = p.weight[0] * x[1]
     for k in range(2, len(x)):
         total += p.weight[k - 1] * x[k]
@@ -157,7 +157,7 @@ def _add_agreed(x: Any, p: Any) -> Any:
     source="Yadav et al., TIES-merging, NeurIPS 2023",
 )
 def ties(x: Any, p: Any) -> Any:
-    """base + λ·Σ wᵢ·dᵢ / Σ wᵢ over the trimmed task vectors that have the elected sign."""
+    """Base + λ·Σ wᵢ·dᵢ / Σ wᵢ over the trimmed task vectors that have the elected sign."""
     return _add_agreed(x, p)
 
 
@@ -172,5 +172,5 @@ def ties(x: Any, p: Any) -> Any:
     source="Yu et al., Language models are super Mario, ICML 2024; Yadav et al., NeurIPS 2023",
 )
 def dare_ties(x: Any, p: Any) -> Any:
-    """base + λ·Σ wᵢ·dᵢ (/ Σ wᵢ under normalize) over thinned task vectors of the elected sign."""
+    """Base + λ·Σ wᵢ·dᵢ (/ Σ wᵢ under normalize) over thinned task vectors of the elected sign."""
     return _add_agreed(x, p)

@@ -1,0 +1,428 @@
+"""The command `soup`: each command is a few lines over the library.
+
+Exit codes: 0, 1 for a mistake that one sentence on stderr explains, 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import ParameterError, SoupError, listed, nearest
+
+ENTRY_POINTS = "modelsoup.commands"
+
+
+class _Group(click.Group):
+    """Commands of our own, and of other packages, which are imported only when they are named."""
+
+    def _others(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.commands, *sorted(self._others().keys() - self.commands.keys())]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        point = self._others().get(cmd_name) if own is None else None
+        if point is None:
+            return own
+        try:
+            loaded = point.load()
+        except (ImportError, AttributeError) as error:
+            raise SoupError(f"the command {cmd_name!r} ({point.value}) failed: {error}") from error
+        if not isinstance(loaded, click.Command):
+            raise SoupError(f"the command {cmd_name!r} ({point.value}) is no click command")
+        return loaded
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            hint = nearest(args[0], self.list_commands(ctx), limit=1)
+            if not hint or "Did you mean" in error.message:
+                raise
+            raise click.UsageError(f"{error.message.rstrip('.')}{hint}", ctx) from error
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, command.get_short_help_str(90)) for name, command in self.commands.items()]
+        rows += [
+            (name, f"(from {point.value.partition(':')[0].partition('.')[0]})")
+            for name, point in sorted(self._others().items())
+            if name not in self.commands
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SoupError as error:
+            raise _Mistake(str(error)) from error
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            raise _Mistake(f"{where}{error.strerror or error}") from error
+
+
+class _Mistake(click.ClickException):
+    """The user's mistake: one sentence, exit code 1."""
+
+    exit_code = 1
+
+    def show(self, file: Any = None) -> None:
+        click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+        click.echo(self.message, err=True)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="modelsoup", prog_name="soup")
+def main() -> None:
+    """One checkpoint out of several: merge safetensors checkpoints of any size.
+
+    Shell completion: eval "$(_SOUP_COMPLETE=bash_source soup)" (or zsh_source, fish_source).
+    """
+
+
+def _json_option(command: Any) -> Any:
+    return click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")(
+        command
+    )
+
+
+@main.command(no_args_is_help=True)
+@click.argument("models", nargs=-1, required=True, metavar="A B [C …]", type=click.Path())
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    type=click.Path(),
+    help="A .safetensors file; or a folder, where config and tokenizer come along.  "
+    "[default: soup.safetensors]",
+)
+@click.option("--method", metavar="NAME", help="See `soup methods`.  [default: linear]")
+@click.option(
+    "--beta",
+    type=float,
+    metavar="β",
+    help="The first of two models' share, from 0 to 1.  [default: equal weights]",
+)
+@click.option("--weights", metavar="W,W,…", help="One weight a model.")
+@click.option(
+    "--base", metavar="BASE", type=click.Path(), help="The base model of task-vector methods."
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A parameter of the method; one number, or one a model: density=0.5,0.3.",
+)
+@click.option(
+    "--layers",
+    multiple=True,
+    metavar="PATTERN[=WHAT]",
+    help="A layer rule: 'disc.*', 're:G_.*', 'G_*=0.3', 'head.*=drop', 'bn.*=second'. "
+    "The first that matches decides.",
+)
+@click.option(
+    "--rest",
+    metavar="WHAT",
+    help="Tensors that no rule matches: first, second or base (kept from that model), drop, "
+    "error.  [default: first]",
+)
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="NAME=PATTERN",
+    help="Define 'group:NAME' for rules; given again, it adds a pattern.",
+)
+@click.option(
+    "--low-level",
+    multiple=True,
+    metavar="FRACTION",
+    help="The depth that the preset low-level takes of each subnetwork: 0.3, or 'D_*=0.6'.",
+)
+@click.option(
+    "--dtype",
+    metavar="DTYPE",
+    help="Stored dtype of float tensors: f32, f16, bf16, ….  [default: the first model's]",
+)
+@click.option(
+    "--on-integer",
+    metavar="max|first|error",
+    help="What to take where integer tensors differ.  "
+    "[default: max for num_batches_tracked, else error]",
+)
+@click.option("--seed", type=int, help="Seeds the methods that drop at random.  [default: 0]")
+@click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(),
+    help="A YAML file with these options as keys; the command line wins.",
+)
+@click.option("--shard-size", metavar="SIZE", help="Divide a folder's weights: 5GB, 500MB.")
+@click.option("--workers", type=int, metavar="N", help="Threads.  [default: the cores, at most 8]")
+@click.option("--dry-run", is_flag=True, help="Check all that headers can tell; write nothing.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--strict", is_flag=True, help="Make warnings errors.")
+@click.option(
+    "--allow-nonfinite", is_flag=True, help="Let NaN, infinity and weights that sum to zero pass."
+)
+@click.option("--sha256", is_flag=True, help="Record SHA-256 digests of the inputs too.")
+@click.option(
+    "--no-fsync",
+    is_flag=True,
+    help="Do not wait for the disk: quicker, but a power cut may leave a broken file.",
+)
+@_json_option
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more of what happens.")
+def merge(models: tuple[str, ...], **options: Any) -> None:
+    """Merge checkpoints into one.
+
+    \b
+    soup merge a.safetensors b.safetensors --beta 0.5 --layers 'disc.*'
+    """  # noqa: D301
+    from . import engine
+
+    if options["verbose"]:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    talks = not (options["quiet"] or options["as_json"])
+    output = options["output"] or ("soup" if options["shard_size"] else engine.DEFAULT_OUTPUT)
+    recipe = _recipe(options)
+    with _progress("merging", shown=talks and not options["dry_run"]) as progress:
+        report = engine.merge(
+            models, output, recipe, base=options["base"], shard_size=options["shard_size"],
+            workers=options["workers"], force=options["force"], strict=options["strict"],
+            allow_nonfinite=options["allow_nonfinite"], sha256=options["sha256"],
+            fsync=not options["no_fsync"], dry_run=options["dry_run"], progress=progress,
+        )  # fmt: skip
+    if options["as_json"]:
+        _print_json(report.as_json())
+    if not talks:
+        return
+    from . import show
+
+    show.show_merge(report)
+    for notice in report.notices:
+        _say("warning", notice.message)
+    if report.output is not None and report.output.is_file() and Path(models[0]).is_dir():
+        _say("note", "config and tokenizer were not copied; with a folder as --output they are")
+
+
+def _recipe(options: Mapping[str, Any]) -> Any:
+    """The recipe of the --config file and, over it, of the command line."""
+    from . import recipe
+
+    content: dict[str, Any] = {}
+    if options["config"]:
+        content = _read_yaml(options["config"])
+        recipe.recipe_from_mapping(content, options["config"])  # its faults, under its name
+    for name in ("method", "beta", "rest", "dtype", "on_integer", "seed"):
+        if options[name] is not None:
+            content[name] = options[name]
+    if options["weights"]:
+        content["weights"] = _numbers("--weights", options["weights"])
+    if options["layers"]:
+        content["layers"] = list(options["layers"])
+    if options["low_level"]:
+        content["low_level"] = list(options["low_level"])
+    if options["groups"]:
+        content["groups"] = _groups(options["groups"])
+    parameters = dict(content.get("parameters", {}))
+    for setting in options["settings"]:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise ParameterError(f"--set has {setting!r}, but must be NAME=VALUE")
+        parameters[name.strip()] = value
+    return recipe.recipe_from_mapping({**content, "parameters": parameters}, "the command line")
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ParameterError(f"{path} is no mapping of options")
+    return content
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ParameterError(f"{option} has {text!r}, but must be numbers with commas") from None
+
+
+def _groups(definitions: tuple[str, ...]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for definition in definitions:
+        name, equals, pattern = definition.partition("=")
+        if not equals or not name or not pattern:
+            raise ParameterError(f"--group has {definition!r}, but must be NAME=PATTERN")
+        groups.setdefault(name, []).append(pattern)
+    return groups
+
+
+def _progress(title: str, *, shown: bool) -> AbstractContextManager[Any]:
+    """A bar on a terminal; nothing where stderr is none, or nobody wants it."""
+    if not shown or not sys.stderr.isatty():
+        return nullcontext()
+    from . import show
+
+    return show.progress_bar(title)
+
+
+def _say(kind: str, message: str) -> None:
+    click.secho(f"{kind}: ", fg="yellow", nl=False, err=True)
+    click.echo(message, err=True)
+
+
+def _print_json(content: object) -> None:
+    click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+@main.command(no_args_is_help=True)
+@click.argument("path", type=click.Path(), metavar="CHECKPOINT")
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--lineage", is_flag=True, help="Show what it was made of.")
+@_json_option
+def inspect(path: str, tensors: bool, lineage: bool, as_json: bool) -> None:
+    """Show what is in a checkpoint: names as a tree, parameters, bytes, dtypes."""
+    from .checkpoint import open_checkpoint
+    from .inspection import as_json as node_as_json
+    from .inspection import summarize
+    from .lineage import read_lineage
+
+    checkpoint = open_checkpoint(path)
+    made = read_lineage(checkpoint)
+    if as_json:
+        content: dict[str, Any] = {"path": str(checkpoint.path), "metadata": checkpoint.metadata}
+        if lineage:
+            content["lineage"] = made
+        elif tensors:
+            content["tensors"] = [
+                {
+                    "name": info.name, "dtype": info.dtype, "shape": info.shape,
+                    "file": info.file.name, "start": info.start, "nbytes": info.nbytes,
+                }
+                for info in checkpoint.tensors.values()
+            ]  # fmt: skip
+        else:
+            content["tree"] = node_as_json(summarize(checkpoint))
+        _print_json(content)
+        return
+    from . import show
+
+    if lineage:
+        show.show_lineage(checkpoint, made)
+    else:
+        show.show_inspection(checkpoint, summarize(checkpoint), tensors=tensors)
+
+
+@main.command(no_args_is_help=True)
+@click.argument("first", type=click.Path(), metavar="A")
+@click.argument("second", type=click.Path(), metavar="B")
+@click.option("--by", default="layer", metavar="layer|tensor|group", show_default=True)
+@_json_option
+def diff(first: str, second: str, by: str, as_json: bool) -> None:
+    """Compare two checkpoints: cosine, relative L2 and signs, missing and mismatched names."""
+    from . import compare
+
+    report = compare.diff(first, second, by=by)  # type: ignore[arg-type]  # it checks
+    if as_json:
+        _print_json(report.as_json())
+        return
+    from . import show
+
+    show.show_diff(report, by)
+
+
+@main.command(no_args_is_help=True)
+@click.argument("source", type=click.Path(), metavar="IN")
+@click.argument("output", type=click.Path(), metavar="OUT")
+@click.option("--key", help="Which nested state dict to take: 'params_ema', 'model.state_dict'.")
+@click.option(
+    "--strip-prefix",
+    multiple=True,
+    metavar="PREFIX",
+    help="Take this off the names: 'module.', '_orig_mod.'; may be given several times.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+def convert(
+    source: str, output: str, key: str | None, strip_prefix: tuple[str, ...], force: bool
+) -> None:
+    """Convert a PyTorch pickle (.pth, .pt, .bin) to safetensors; no code in it is run."""
+    from . import torch_convert
+
+    report = torch_convert.convert(
+        source, output, key=key, strip_prefixes=strip_prefix, force=force
+    )
+    click.echo(f"{report.output}: {report.tensors} tensors, {report.nbytes:,} bytes")
+    if report.key:
+        _say("note", f"took the state dict under {report.key!r}")
+    if report.skipped:
+        _say("warning", f"{len(report.skipped)} entries are no tensors: {listed(report.skipped)}")
+    for names in report.shared:
+        _say("note", f"share memory, and are written as copies: {', '.join(names)}")
+
+
+@main.command()
+@click.argument("name", required=False)
+@_json_option
+def methods(name: str | None, as_json: bool) -> None:
+    """List the merge methods, or describe one: parameters, defaults, paper."""
+    from .methods import describe, get_method, method_names
+
+    names = [name] if name else method_names()
+    described = [describe(get_method(each)) for each in names]
+    if as_json:
+        _print_json(described[0] if name else described)
+        return
+    from . import show
+
+    if name:
+        show.show_method(described[0])
+    else:
+        show.show_methods(described)
+
+
+@main.command(no_args_is_help=True)
+@click.argument("path", type=click.Path(), metavar="CHECKPOINT")
+@click.option(
+    "--inputs",
+    multiple=True,
+    type=click.Path(),
+    metavar="FOLDER",
+    help="Where the inputs lie.  [default: beside the checkpoint, and the current folder]",
+)
+@_json_option
+def verify(path: str, inputs: tuple[str, ...], as_json: bool) -> None:
+    """Check headers, byte ranges, values, and the inputs' digests where they are at hand."""
+    from . import verification
+
+    report = verification.verify(path, folders=inputs or None)
+    if as_json:
+        _print_json(report.as_json())
+    else:
+        from . import show
+
+        show.show_verification(report)
+    if not report.sound:
+        raise SoupError(f"{path} is not sound")

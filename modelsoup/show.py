@@ -1,0 +1,293 @@
+"""What a person sees: tables, trees, sizes and progress. Nothing here is imported for `--json`."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from .checkpoint import Checkpoint
+from .compare import DiffReport, DiffRow
+from .engine import MergeReport
+from .inspection import Node
+from .recipe import MergePlan
+from .stream import Progress as Callback
+from .verification import VerifyReport
+
+_WIDTH = 160  # where the output is a file or a pipe
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that writes plain, unwrapped text where there is no terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr, highlight=False, soft_wrap=True, width=None if stream.isatty() else _WIDTH
+    )
+
+
+def size(nbytes: float) -> str:
+    """`1.23 GB`: bytes in powers of 1000."""
+    return _scaled(nbytes, ("B", "kB", "MB", "GB", "TB"))
+
+
+def count(number: float) -> str:
+    """`1.23 G`: a count in powers of 1000."""
+    return _scaled(number, ("", "k", "M", "G", "T")).strip()
+
+
+def _scaled(number: float, units: tuple[str, ...]) -> str:
+    power = min(len(units) - 1, int(math.log10(number) // 3)) if number >= 1 else 0
+    digits = f"{number / 1000**power:.3g}" if power else f"{number:.0f}"
+    return f"{digits} {units[power]}"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 tensor`, `2 tensors`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def show_merge(report: MergeReport) -> None:
+    """What a merge did, or, after a dry run, would do."""
+    plan = report.plan
+    out = console()
+    parameters = sum(step.elements for step in plan.steps)
+    done = f"{report.output}:" if report.output else "would write"
+    out.print(
+        f"[bold]{escape(str(done))}[/] {plural(len(plan.steps), 'tensor')}, "
+        f"{count(parameters)} parameters, {size(plan.bytes_written)}"
+    )
+    show_rules(plan, out)
+    if report.output is None:
+        out.print(f"reads {size(plan.bytes_read)} at least once", style="dim")
+
+
+def show_rules(plan: MergePlan, out: Console) -> None:
+    """How many tensors and parameters each rule took."""
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    table.add_column("rule")
+    table.add_column("tensors", justify="right")
+    table.add_column("parameters", justify="right")
+    for taken in plan.rule_counts():
+        table.add_row(Text(taken.rule), f"{taken.tensors:,}", count(taken.parameters))
+    out.print(table)
+
+
+def show_inspection(checkpoint: Checkpoint, root: Node, *, tensors: bool) -> None:
+    """The tree of names; with `tensors`, every single tensor instead."""
+    out = console()
+    files = plural(len(checkpoint.files), "file")
+    out.print(
+        f"[bold]{escape(str(checkpoint.path))}[/] {plural(root.tensors, 'tensor')}, "
+        f"{count(root.parameters)} parameters, {size(root.nbytes)} in {files}; {_dtypes(root)}"
+    )
+    for key, value in sorted(checkpoint.metadata.items()):
+        shown = value if len(value) <= 80 else f"{value[:77]}…"
+        out.print(Text(f"  {key}: {shown}", style="dim"))
+    if tensors:
+        table = Table(box=None, padding=(0, 2), header_style="dim")
+        for header, justify in (("tensor", "left"), ("dtype", "left"), ("shape", "left"),
+                                ("bytes", "right"), ("file", "left"), ("at", "right")):  # fmt: skip
+            table.add_column(header, justify=justify)  # type: ignore[arg-type]
+        for info in checkpoint.tensors.values():
+            shape = str(list(info.shape))
+            table.add_row(
+                Text(info.name), info.dtype, Text(shape), f"{info.nbytes:,}", info.file.name,
+                f"{info.start:,}",
+            )  # fmt: skip
+        out.print(table)
+        return
+    tree = Tree(Text(root.name))
+    _grow(tree, root)
+    out.print(tree)
+
+
+def _grow(tree: Tree, node: Node) -> None:
+    for child in node.children:
+        if child.shape is not None:
+            tree.add(Text(f"{child.name}{_times(child)}  {list(child.shape)} {_dtypes(child)}"))
+            continue
+        label = Text(child.name)
+        label.append(
+            f"{_times(child)}  {plural(child.tensors, 'tensor')}, {count(child.parameters)} "
+            f"parameters, {size(child.nbytes)}, {_dtypes(child)}",
+            style="dim",
+        )
+        _grow(tree.add(label), child)
+
+
+def _times(node: Node) -> str:
+    return f" ×{node.repeats}" if node.repeats > 1 else ""
+
+
+def _dtypes(node: Node) -> str:
+    if len(node.dtypes) == 1:
+        return next(iter(node.dtypes))
+    return ", ".join(f"{dtype} ×{n}" for dtype, n in node.dtypes.items())
+
+
+def show_lineage(checkpoint: Checkpoint, made: Mapping[str, Any] | None) -> None:
+    """What a checkpoint was made of, and what that was made of, as a tree."""
+    out = console()
+    if made is None:
+        out.print(f"{escape(str(checkpoint.path))} holds no lineage: modelsoup did not make it")
+        return
+    tree = Tree(Text(f"{checkpoint.name} ← {described(made)}"))
+    _grow_lineage(tree, made)
+    out.print(tree)
+
+
+def described(made: Mapping[str, Any]) -> str:
+    """One line on a merge: its method and what was set."""
+    parts = [made["method"]]
+    for key in ("beta", "weights", "rest", "dtype"):
+        if made.get(key) not in (None, "first"):
+            parts.append(f"{key} {made[key]}")
+    parts += [f"{key} {value}" for key, value in made.get("parameters", {}).items()]
+    parts += [f"layers {rule['pattern']!r} {rule['action']}" for rule in made.get("rules", ())]
+    return ", ".join(parts)
+
+
+def _grow_lineage(tree: Tree, made: Mapping[str, Any]) -> None:
+    entries = [("", entry) for entry in made["inputs"]]
+    if "base" in made:
+        entries.append((" (base)", made["base"]))
+    for role, entry in entries:
+        inner = entry.get("lineage")
+        origin = f" ← {described(inner)}" if inner else ""
+        label = Text(f"{entry['name']}{role}{origin}")
+        label.append(f"  {size(entry['size'])}, xxh3-128 {entry['xxh3_128']}", style="dim")
+        branch = tree.add(label)
+        if inner:
+            _grow_lineage(branch, inner)
+
+
+def show_diff(report: DiffReport, by: str) -> None:
+    """A row for each layer that differs, and what only one of the two has."""
+    out = console()
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    table.add_column(by)
+    for header in ("tensors", "parameters", "cosine", "relative L2", "same sign"):
+        table.add_column(header, justify="right")
+    same = [row for row in report.rows if row.equal]
+    for row in report.rows:
+        if not row.equal:
+            table.add_row(*_cells(row))
+    if report.rows and len(same) < len(report.rows):
+        table.add_section()
+        table.add_row(*_cells(report.total), style="bold")
+        out.print(table)
+    if same:
+        out.print(f"equal: {plural(len(same), by)} of {len(report.rows)}")
+    for title, names in (
+        ("only in the first", report.only_in_first),
+        ("only in the second", report.only_in_second),
+        ("of another shape or kind", [f"{n}: {a} | {b}" for n, a, b in report.mismatched]),
+    ):
+        if names:
+            out.print(f"{title}: {plural(len(names), 'tensor')}")
+            for name in names:
+                out.print(Text(f"  {name}"))
+    if report.equal:
+        out.print("the two are equal")
+
+
+def _cells(row: DiffRow) -> list[str | Text]:
+    numbers = (
+        [f"{row.cosine:.6f}", f"{row.relative_l2:.4g}", f"{row.sign_agreement:.2%}"]
+        if not math.isnan(row.sign_agreement)
+        else ["differ", "", ""]
+    )
+    return [Text(row.name), f"{row.tensors:,}", count(row.parameters), *numbers]
+
+
+def show_verification(report: VerifyReport) -> None:
+    """What was checked, and what was found."""
+    out = console()
+    checkpoint = report.checkpoint
+    out.print(
+        f"{escape(str(checkpoint.path))}: headers and byte ranges of "
+        f"{plural(len(checkpoint.files), 'file')} are sound, {plural(len(checkpoint), 'tensor')}"
+    )
+    if report.nonfinite:
+        out.print(f"NaN or infinity in {plural(len(report.nonfinite), 'tensor')}:", style="red")
+        for name, n in report.nonfinite:
+            out.print(Text(f"  {name}: {plural(n, 'element')}"))
+    else:
+        out.print("all float values are finite")
+    if not report.has_lineage:
+        out.print("no lineage: modelsoup did not make it")
+    for check in report.inputs:
+        if check.found is None:
+            out.print(Text(f"input {check.name}: not at hand"))
+        elif check.intact:
+            out.print(Text(f"input {check.found}: unchanged"))
+        else:
+            out.print(Text(f"input {check.found}: CHANGED since the merge"), style="red")
+
+
+def show_methods(described: Sequence[Mapping[str, Any]]) -> None:
+    """One line a method."""
+    out = console()
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    table.add_column("method")
+    table.add_column("models")
+    table.add_column("what it does")
+    for method in described:
+        table.add_row(method["name"], _models(method), Text(method["summary"]))
+    out.print(table)
+
+
+def _models(method: Mapping[str, Any]) -> str:
+    low, high = method["models"]
+    number = str(low) if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+    return f"base + {number}" if method["base"] else number
+
+
+def show_method(method: Mapping[str, Any]) -> None:
+    """A method with its parameters."""
+    out = console()
+    out.print(f"[bold]{method['name']}[/]: {escape(method['summary'])}")
+    out.print(Text(method["source"], style="dim"))
+    out.print(f"models: {_models(method)}{'; takes --beta' if method['beta'] else ''}")
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for header in ("parameter", "default", "range", "what it is"):
+        table.add_column(header)
+    for field in method["parameters"]:
+        low, high = field["low"], field["high"]
+        span = "" if low is None and high is None else f"{low:g} to {high:g}"
+        default = "required" if field["required"] else str(field["default"]).lower()
+        each = " (one a model)" if field["per_model"] else ""
+        table.add_row(field["name"], default, span, Text(field["doc"] + each))
+    out.print(table)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callback]:
+    """A bar on stderr with bytes, rate and time left."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(escape(title), total=None)
+
+        def advance(nbytes: int, total: int) -> None:
+            bar.update(task, advance=nbytes, total=total)
+
+        yield advance

@@ -1,0 +1,97 @@
+"""Whether a checkpoint is sound, and still made of what its lineage says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .checkpoint import Checkpoint, StrPath, TensorInfo, open_checkpoint, read_into
+from .dtypes import DTYPES, count_nonfinite, has_nonfinite, numpy_dtype
+from .lineage import InputCheck, check_inputs, read_lineage
+from .statistics import BLOCK
+from .stream import default_workers
+
+_CHUNK = 16 * BLOCK
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found; the header and byte ranges were sound, or it would have raised.
+
+    Attributes:
+        checkpoint: what was verified.
+        nonfinite: (name, how many elements are NaN or infinite), for each tensor that has any.
+        has_lineage: whether it says what it was made of.
+        inputs: the lineage's inputs, and whether they are at hand and unchanged.
+    """
+
+    checkpoint: Checkpoint
+    nonfinite: tuple[tuple[str, int], ...]
+    has_lineage: bool
+    inputs: tuple[InputCheck, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong; an input that is not at hand is not wrong."""
+        return not self.nonfinite and all(check.intact is not False for check in self.inputs)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "path": str(self.checkpoint.path),
+            "sound": self.sound,
+            "tensors": len(self.checkpoint),
+            "nonfinite": dict(self.nonfinite),
+            "has_lineage": self.has_lineage,
+            "inputs": [
+                {
+                    "name": check.name,
+                    "found": None if check.found is None else str(check.found),
+                    "intact": check.intact,
+                }
+                for check in self.inputs
+            ],
+        }
+
+
+def verify(path: StrPath | Checkpoint, *, folders: Sequence[StrPath] | None = None) -> VerifyReport:
+    """Check headers, byte ranges, values, and the digests of the inputs where they are at hand.
+
+    Args:
+        path: a path or an open checkpoint.
+        folders: where to look for the inputs; None looks beside the checkpoint and in the current
+            folder.
+
+    Raises:
+        CheckpointError: it is damaged, or its lineage cannot be read.
+    """
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    if folders is None:
+        folders = [checkpoint.path.resolve().parent, Path.cwd()]
+    floats = [i for i in checkpoint.tensors.values() if DTYPES[i.dtype].kind == "float"]
+    with ThreadPoolExecutor(default_workers()) as pool:
+        counts = list(pool.map(_nonfinite, floats))
+    return VerifyReport(
+        checkpoint,
+        tuple((info.name, n) for info, n in zip(floats, counts, strict=True) if n),
+        read_lineage(checkpoint) is not None,
+        tuple(check_inputs(checkpoint, [Path(folder) for folder in folders])),
+    )
+
+
+def _nonfinite(info: TensorInfo) -> int:
+    found = 0
+    buffer = np.empty(min(_CHUNK, info.nbytes), np.uint8)
+    with info.file.open("rb", buffering=0) as file:
+        for start in range(0, info.nbytes, _CHUNK):
+            part = buffer[: min(_CHUNK, info.nbytes - start)]
+            read_into(file.fileno(), part.data, info.start + start, info.file)
+            values = part.view(numpy_dtype(info.dtype))
+            if has_nonfinite(values, info.dtype):
+                found += count_nonfinite(values)
+    return found
