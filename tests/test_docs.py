@@ -1,0 +1,113 @@
+"""Every command and every piece of Python in the README and docs/ runs as it stands."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("sklearn", reason="the examples need scikit-learn: modelsoup[examples]")
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SETUP = "python3 -m venv .venv && "
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+
+
+def commands(page: Path) -> list[str]:
+    return [line for block in blocks(page, "console") for line in block.splitlines() if line]
+
+
+def environment() -> dict[str, str]:
+    """`soup` and the interpreter of this very environment come first."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "COLUMNS": "120"}
+
+
+def run(command: str, folder: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the README's first command leaves behind."""
+    folder = tmp_path_factory.mktemp("trained")
+    script = ROOT / "examples" / "digits_soup.py"
+    done = subprocess.run(
+        [sys.executable, script], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert len(re.findall(r"\d+\.\d%", done.stdout)) == 5
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_run_as_they_stand(page: Path, trained: Path, tmp_path: Path):
+    (tmp_path / "runs").symlink_to(trained / "runs")
+    for command in commands(page):
+        if not command.startswith((SETUP, "python benchmarks/")):
+            run(command, tmp_path)
+
+
+def test_the_readme_sets_up_and_runs_with_two_commands():
+    setups = [c for c in commands(ROOT / "README.md") if c.startswith(SETUP)]
+    assert len(setups) == 2
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for command in setups:
+        named = re.search(r"\.\[([\w,]+)\]", command)
+        assert named is not None and set(named[1].split(",")) <= extras.keys()
+    assert setups[0].endswith("examples/digits_soup.py")  # `trained` runs it
+    assert setups[1].endswith("-m pytest")  # this runs in it
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs_as_it_stands(page: Path, trained: Path, tmp_path: Path):
+    (tmp_path / "runs").symlink_to(trained / "runs")
+    for number, block in enumerate(blocks(page, "python")):
+        script = tmp_path / f"block{number}.py"
+        script.write_text(block, "utf-8")
+        run(f"python {script}", tmp_path)
+
+
+def test_the_recipe_file_of_the_docs_merges(trained: Path, tmp_path: Path):
+    (block,) = blocks(ROOT / "docs" / "merging.md", "yaml")
+    assert yaml.safe_load(block)["method"] == "slerp"
+    (tmp_path / "merge.yaml").write_text(block)
+    models = f"{trained}/runs/rate-0.1.safetensors {trained}/runs/rate-0.4.safetensors"
+    run(f"soup merge {models} --config merge.yaml", tmp_path)
+
+
+def test_the_entry_points_of_the_docs_are_toml():
+    (block,) = blocks(ROOT / "docs" / "library.md", "toml")
+    assert set(tomllib.loads(block)["project"]["entry-points"]) == {
+        "modelsoup.methods", "modelsoup.commands",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("script", ["own_method.py", "greedy_soup.py"])
+def test_an_example_runs_on_what_the_first_one_left(script: str, trained: Path):
+    run(f"python {ROOT / 'examples' / script}", trained)
+
+
+def test_every_file_that_the_readme_names_is_there():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([\w./-]+)\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} names {target}"
+
+
+def test_every_module_has_its_room_in_the_architecture_page():
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    for module in (ROOT / "modelsoup").glob("*.py"):
+        if module.name != "__main__.py":
+            assert f"  {module.name} " in text, module.name
