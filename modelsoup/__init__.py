@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
     from .compare import DiffReport, diff
@@ -76,6 +78,7 @@ __all__ = [
     "Step",
     "TensorInfo",
     "VerifyReport",
+    "__version__",
     "convert",
     "diff",
     "digest_file",

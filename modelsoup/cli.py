@@ -10,13 +10,16 @@ import logging
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .errors import ParameterError, SoupError, listed, nearest
+from .version import __version__
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "modelsoup.commands"
 
@@ -25,6 +28,8 @@ class _Group(click.Group):
     """Commands of our own, and of other packages, which are imported only when they are named."""
 
     def _others(self) -> dict[str, EntryPoint]:
+        from importlib.metadata import entry_points  # 0.05 s
+
         return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -32,9 +37,11 @@ class _Group(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         own = super().get_command(ctx, cmd_name)
-        point = self._others().get(cmd_name) if own is None else None
-        if point is None:
+        if own is not None:
             return own
+        point = self._others().get(cmd_name)
+        if point is None:
+            return None
         try:
             loaded = point.load()
         except (ImportError, AttributeError) as error:
@@ -87,7 +94,7 @@ class _Mistake(click.ClickException):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="modelsoup", prog_name="soup")
+@click.version_option(__version__, prog_name="soup")
 def main() -> None:
     """One checkpoint out of several: merge safetensors checkpoints of any size.
 

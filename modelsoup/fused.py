@@ -23,7 +23,6 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +179,7 @@ def _construct(example: Any) -> str:
 
 
 def _cache_file(source: str, function: Callable[..., Any]) -> Path:
+    import llvmlite
     import llvmlite.binding as llvm
 
     root = os.environ.get("MODELSOUP_CACHE") or Path(
@@ -187,7 +187,7 @@ def _cache_file(source: str, function: Callable[..., Any]) -> Path:
     )
     parts = (
         source, inspect.getsource(function), f"{function.__module__}.{function.__qualname__}",
-        version("numba"), version("llvmlite"), llvm.get_host_cpu_name(),
+        llvmlite.__version__, llvm.get_host_cpu_name(),
         llvm.get_host_cpu_features().flatten(),
     )  # fmt: skip
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from .digest import FileDigest, combined, digest_file
 from .errors import CheckpointError
 from .recipe import MergePlan, Recipe
 from .rules import BASE, Rule
+from .version import __version__
 from .writer import LINEAGE_KEY
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def record(
     recipe = plan.recipe
     content: dict[str, Any] = {
         "format": FORMAT,
-        "version": version("modelsoup"),
+        "version": __version__,
         "operation": "merge",
         **_recipe(recipe),
         "inputs": [

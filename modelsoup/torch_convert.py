@@ -110,10 +110,11 @@ def convert(
     with CheckpointWriter(output, [file], {"format": "pt"}, force=force) as writer:
         offset = 0
         for entry in file.tensors:
-            # Conjugation and negation may be flags only; and a scalar has no view as bytes.
+            # Conjugation and negation may be flags only. To be seen as bytes, a tensor needs a
+            # dimension, of stride 1, which a contiguous one of few elements need not have.
             plain = tensors[entry.name].detach().resolve_conj().resolve_neg().contiguous()
-            data = memoryview(plain.reshape(-1).view(torch.uint8).numpy())
-            writer.write(file.name, data, offset)
+            flat = plain.as_strided((plain.numel(),), (1,))
+            writer.write(file.name, memoryview(flat.view(torch.uint8).numpy()), offset)
             offset += entry.nbytes
         writer.commit()
     return ConvertReport(

@@ -41,8 +41,9 @@ LEGACY_DTYPES = [
 
 
 def bits(tensor):
-    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
-    return plain.reshape(-1).view(torch.uint8).tolist()
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    copy = plain.clone(memory_format=torch.contiguous_format)
+    return copy.reshape(-1).view(torch.uint8).tolist()
 
 
 def random_bits(dtype, shape, seed=0):
