@@ -5,6 +5,7 @@ Exit codes: 0, 1 for a mistake that one sentence on stderr explains, 2 for wrong
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import sys
@@ -100,6 +101,9 @@ def main() -> None:
 
     Shell completion: eval "$(_SOUP_COMPLETE=bash_source soup)" (or zsh_source, fish_source).
     """
+    # A command's objects live until it ends: looking for cycles among those of 100,000 tensors
+    # would take as long as planning them.
+    gc.disable()
 
 
 def _json_option(command: Any) -> Any:

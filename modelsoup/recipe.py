@@ -449,7 +449,7 @@ class _Planner:
         if method.base and self.base is not None:
             based = self.base.tensors.get(name)
         every = [*infos, based] if based is not None else infos
-        if len({info.shape for info in every}) > 1:
+        if any(info.shape != infos[0].shape for info in every):
             shapes = " and ".join(str(list(info.shape)) for info in every)
             self.shapes.append(f"{name} ({shapes})")
             return None

@@ -210,7 +210,8 @@ def _load(file: Path) -> object:
             reason = f"asks for the Python object {asked[1]!r}, which could run code when loaded"
         else:  # its paragraphs are advice, the reason, and where to read more
             said = [p for p in str(error).split("\n\n") if not p.startswith("Check the doc")]
-            reason = f"holds more than tensors in plain containers ({_first_line(said[-1])})"
+            why = _first_line(said[-1]).removeprefix("Weights only load failed. ")
+            reason = f"holds more than tensors in plain containers ({why})"
         raise CheckpointError(f"{file} {reason}: {_REMEDY}") from None
     except _DAMAGE as error:
         raise CheckpointError(
@@ -262,8 +263,8 @@ def _state_dict(
     import torch
 
     if not isinstance(loaded, dict):
-        what = "single tensor" if isinstance(loaded, torch.Tensor) else type(loaded).__name__
-        raise CheckpointError(f"{file} holds a {what}, not a dict of tensors by their names")
+        what = "tensor" if isinstance(loaded, torch.Tensor) else type(loaded).__name__
+        raise CheckpointError(f"{file} holds one {what}, not a dict of tensors by their names")
     if _is_optimizer(loaded):
         raise CheckpointError(f"{file} holds the state of an optimizer, not a model")
     dicts = _nested_dicts(loaded)
