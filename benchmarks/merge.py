@@ -743,7 +743,6 @@ def machine() -> dict[str, str]:
         "processor": f"{processor}, {os.cpu_count()} cores",
         "memory": f"{memory / 1e9:.1f} GB",
         "system": platform.platform(terse=True),
-        "load before": " ".join(f"{load:.1f}" for load in os.getloadavg()),
         "date": date.today().isoformat(),
     }
 
@@ -812,11 +811,16 @@ def main() -> None:
     for name in options.cases:
         print(f"\n{name}", file=sys.stderr)
         case = CASES[name](setup)
+        before, _, _ = os.getloadavg()
         results = measure(case, options.rounds, setup.work)
-        lines = table(results)
-        print(f"\n{case.title}\n{render(lines)}", flush=True)
-        page += [f"## {case.title}", render(lines)]
-        raw += [{"case": name, "title": case.title, "rows": [asdict(one) for one in results]}]
+        after, _, _ = os.getloadavg()
+        # One program alone makes for a load of about one; much more, and others were at work.
+        load = f"Load average: {before:.1f} before, {after:.1f} after."
+        lines = render(table(results))
+        print(f"\n{case.title}\n{lines}\n{load}", flush=True)
+        page += [f"## {case.title}", lines, load]
+        rows = [asdict(result) for result in results]
+        raw.append({"case": name, "title": case.title, "load": [before, after], "rows": rows})
     if options.markdown:
         options.markdown.write_text("\n\n".join(page) + "\n", encoding="utf-8")
     if options.json:
