@@ -27,6 +27,7 @@ _PREFERRED_INDEXES = (
     "model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors.index.json",
 )
+_FOREIGN_INDEXES = (".bin.index.json", ".msgpack.index.json", ".h5.index.json")
 _LIMIT = 2**64
 _ENTRY_KEYS = ("dtype", "shape", "data_offsets")
 _EXPECTED = list(_ENTRY_KEYS)
@@ -111,7 +112,12 @@ class Checkpoint(Mapping[str, np.ndarray]):
         buffer = bytearray(info.nbytes)
         with info.file.open("rb", buffering=0) as file:
             read_into(file.fileno(), memoryview(buffer), info.start, info.file)
-        return np.frombuffer(buffer, numpy_dtype(info.dtype)).reshape(info.shape)
+        try:
+            return np.frombuffer(buffer, numpy_dtype(info.dtype)).reshape(info.shape)
+        except ValueError:  # an empty tensor may have a size that no array can have
+            raise CheckpointError(
+                f"{info.file}: no array can have the shape {list(info.shape)} of tensor {name!r}"
+            ) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
@@ -142,7 +148,9 @@ def open_checkpoint(path: StrPath) -> Checkpoint:
         return _open_files(path, [path], is_folder=False)
     except FileNotFoundError as error:
         missing = Path(error.filename or path)
-        beside = [p.name for p in missing.parent.iterdir()] if missing.parent.is_dir() else []
+        folder = missing.parent
+        readable = folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)
+        beside = [p.name for p in folder.iterdir() if p != missing] if readable else []
         raise CheckpointError(f"{missing} does not exist{nearest(missing.name, beside)}") from error
     except OSError as error:
         raise CheckpointError(
@@ -151,7 +159,9 @@ def open_checkpoint(path: StrPath) -> Checkpoint:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
-    indexes = sorted(folder.glob("*.index.json"))
+    indexes = sorted(
+        index for index in folder.glob("*.index.json") if not index.name.endswith(_FOREIGN_INDEXES)
+    )
     files = sorted(folder.glob("*" + SUFFIX))
     by_name = {index.name: index for index in indexes}
     chosen = next((by_name[name] for name in _PREFERRED_INDEXES if name in by_name), None)
@@ -203,6 +213,8 @@ def _open_index(folder: Path, index: Path) -> Checkpoint:
         if pure.is_absolute() or ".." in pure.parts or "\\" in shard or not pure.parts:
             raise CheckpointError(f"{index} names a shard outside its folder: {shard!r}")
         file = folder / pure
+        if file in shards:  # `./x` is `x`
+            continue
         if not file.is_file():
             raise CheckpointError(
                 f"{index} names the shard {shard!r}, which is not there"
@@ -287,13 +299,13 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """
     with file.open("rb", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
-        prefix = stream.read(8)
+        prefix = stream.read(9)
         if len(prefix) < 8:
             raise CheckpointError(
                 f"{file} is not a safetensors file: it has {size} bytes, fewer than the 8 of a "
                 f"header's length{_hint(prefix)}"
             )
-        length = int.from_bytes(prefix, "little")
+        length = int.from_bytes(prefix[:8], "little")
         if length > MAX_HEADER:
             raise CheckpointError(
                 f"{file} is not a safetensors file: its first 8 bytes give a header of {length} "
@@ -306,11 +318,17 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             )
         header = bytearray(length)
         read_into(stream.fileno(), memoryview(header), 8, file)
-    return _parse_header(file, bytes(header), size - 8 - length)
+    try:
+        return _parse_header(file, bytes(header), size - 8 - length)
+    except RecursionError:
+        raise CheckpointError(f"{file}: the header is nested too deeply") from None
 
 
 def _hint(prefix: bytes) -> str:
-    if prefix[:2] in (b"PK", b"\x80\x02") or prefix[:1] == b"\x80":
+    """What a file may be, from its first 9 bytes; none if a safetensors header begins there."""
+    if prefix[8:] == b"{":
+        return ""
+    if prefix[:2] == b"PK" or prefix[:1] == b"\x80":
         return " (it looks like a PyTorch pickle: use `soup convert` first)"
     if prefix[:7] == b"version":
         return " (it looks like a Git LFS pointer: fetch the file itself first)"
@@ -343,7 +361,7 @@ def _parse_header(
             metadata = _without_duplicates(metadata)
     except _DuplicateKeyError as error:
         refuse(f"the header has the name {error.key!r} twice")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         refuse(f"the header is not JSON: {error}")
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         refuse("the header's __metadata__ is not an object of strings")
@@ -366,14 +384,15 @@ def _parse_header(
             refuse(f"tensor {name!r} has the shape {str(shape)[:60]}, not a list of sizes")
         if not _unsigned_list(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
             refuse(f"tensor {name!r} has the data_offsets {str(offsets)[:60]}, not [start, end]")
-        bits = dtype.bits
+        elements = 1
         for length in shape:
-            bits *= length
-            if bits >= _LIMIT:
-                refuse(f"tensor {name!r} has the shape {str(shape)[:60]}, more than 2^64 bits")
-        nbytes = offsets[1] - offsets[0]
+            elements *= length
+            if elements >= _LIMIT:  # in the middle too: the reference counts in 64 bits
+                break
+        bits, nbytes = elements * dtype.bits, offsets[1] - offsets[0]
+        if bits >= _LIMIT:
+            refuse(f"tensor {name!r} has the shape {str(shape)[:60]}, more than 2^64 bits")
         if bits % 8:
-            elements = bits // dtype.bits
             refuse(f"tensor {name!r} has {elements} elements of {dtype.name}: no whole bytes")
         if bits // 8 != nbytes:
             refuse(
@@ -414,7 +433,7 @@ def _fields(name: str, entry: object, refuse: Callable[[str], NoReturn]) -> tupl
     try:
         fields = _without_duplicates(entry)
     except _DuplicateKeyError as error:
-        refuse(f"tensor {name!r} has the name {error.key!r} twice")
+        refuse(f"the header has the name {error.key!r} twice")
     if fields.keys() != set(_ENTRY_KEYS):
         refuse(f"tensor {name!r} has {sorted(fields)} where {_EXPECTED} were expected")
     return tuple(fields[key] for key in _ENTRY_KEYS)

@@ -186,7 +186,7 @@ class Step:
     def passes(self) -> int:
         """How often the sources are read: the least for `select`, where equal values cost one more.
 
-        A gram takes one pass before the merge itself; an exact threshold two (four for float64);
+        A gram takes one pass before the merge itself; an exact threshold three (five for float64);
         restoring a norm one.
         """
         method, parameters = self.method, self.parameters
@@ -196,7 +196,8 @@ class Step:
             return 2
         if all(density in (0, 1) for density in parameters.density):
             return 1
-        threshold = self.compute_dtype.itemsize // 2 if method.sparsify == "magnitude" else 0
+        exact = 3 if self.compute_dtype.itemsize == 4 else 5
+        threshold = exact if method.sparsify == "magnitude" else 0
         return 1 + threshold + bool(parameters.rescale)
 
 

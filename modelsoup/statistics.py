@@ -17,7 +17,10 @@ import xxhash
 BLOCK = 1 << 16
 """Elements: small enough for the second-level cache, large enough for numpy to be quick."""
 
-_RADIX = 16
+_GRAM_BLOCK = 1 << 14  # as float64, what the cache holds of two models and their product
+# How many bits of a magnitude each pass counts, from the top. The first pass sorts every element
+# into a table, which must stay in the first-level cache; the others few.
+_DIGITS = {4: (12, 10, 9), 8: (12, 13, 13, 13, 12)}
 _L1_EPSILON = 1e-7  # as in mergekit: a norm below this is not restored
 
 
@@ -38,12 +41,23 @@ class Statistic(Protocol):
         ...
 
 
+_own = threading.local()
+
+
+def _scratch(rows: int) -> np.ndarray:
+    """Rows of float64 that belong to the calling thread, the same at every call."""
+    arrays: np.ndarray | None = getattr(_own, "arrays", None)
+    if arrays is None or len(arrays) < rows:
+        arrays = _own.arrays = np.empty((rows, _GRAM_BLOCK))
+    return arrays[:rows]
+
+
 class Gram:
     """The matrix of the inputs' inner products, in float64."""
 
     def __init__(self, models: int, elements: int) -> None:
-        blocks = -(-elements // BLOCK)
-        self._partial = np.zeros((blocks, models, models))
+        self._models = models
+        self._partial = np.zeros((-(-elements // BLOCK), models, models))
         self.matrix: np.ndarray | None = None
 
     @property
@@ -53,16 +67,23 @@ class Gram:
 
     def add(self, block: int, x: Sequence[np.ndarray]) -> None:
         """Add the products within one block."""
-        wide = [values.astype(np.float64) for values in x]
-        for i, first in enumerate(wide):
-            for j in range(i, len(wide)):
-                # Not a BLAS dot product: how that is split over threads depends on the machine.
-                product = float(np.add.reduce(first * wide[j]))
-                self._partial[block, i, j] = self._partial[block, j, i] = product
+        scratch = _scratch(self._models + 1)
+        partial = self._partial[block]
+        for start in range(0, x[0].size, _GRAM_BLOCK):
+            stop = min(start + _GRAM_BLOCK, x[0].size)
+            wide, product = scratch[:-1, : stop - start], scratch[-1, : stop - start]
+            for row, values in zip(wide, x, strict=True):
+                np.copyto(row, values[start:stop])
+            for i in range(self._models):
+                for j in range(i, self._models):
+                    # Not a BLAS dot product, whose order of additions depends on the machine.
+                    np.multiply(wide[i], wide[j], out=product)
+                    partial[i, j] += np.add.reduce(product)
 
     def end_pass(self) -> None:
         """Add up the blocks."""
-        self.matrix = self._partial.sum(axis=0)
+        upper = self._partial.sum(axis=0)
+        self.matrix = upper + np.triu(upper, 1).T
 
 
 class Sparsifier(Protocol):
@@ -91,8 +112,10 @@ class _Rescale:
         self.factor = 1.0
 
     def add(self, block: int, delta: np.ndarray, keep: np.ndarray) -> None:
-        magnitude = np.abs(delta).astype(np.float64)
-        self._norms[block] = np.add.reduce(magnitude), np.add.reduce(magnitude * keep)
+        magnitude = np.abs(delta)
+        self._norms[block, 0] = np.add.reduce(magnitude, dtype=np.float64)
+        magnitude *= keep
+        self._norms[block, 1] = np.add.reduce(magnitude, dtype=np.float64)
 
     def end_pass(self) -> None:
         before, after = self._norms.sum(axis=0).tolist()
@@ -104,24 +127,23 @@ class LargestMagnitudes:
     """Keeps the `kept` largest magnitudes; of those equal at the threshold, the first ones.
 
     The threshold is exact: the bits of a magnitude order as the magnitude does, so that counting
-    them 16 bits at a time, from the top, finds the value in two passes (four for float64) without
-    sorting and in constant memory.
+    a dozen of them at a time, from the top, finds the value in three passes (five for float64)
+    without sorting and in constant memory.
     """
 
     def __init__(self, kept: int, elements: int, dtype: np.dtype[Any], *, rescale: bool) -> None:
         blocks = -(-elements // BLOCK)
-        self._kept = kept
         self._key = np.dtype(f"u{dtype.itemsize}")
         self._mask = self._key.type(2 ** (8 * dtype.itemsize - 1) - 1)
-        self._shift = 8 * dtype.itemsize
-        self._prefix = 0  # the threshold's bits above `_shift`
-        self._wanted = kept  # how many to take among those with that prefix
-        self._counts = np.zeros(2**_RADIX, np.int64)
+        self._digits = list(_DIGITS[dtype.itemsize])  # those still to be counted
+        self._counts = np.zeros(2 ** self._digits[0], np.int64)
         self._lock = threading.Lock()
-        self._equal = np.zeros(blocks, np.int64)  # elements at the threshold, then those before
+        self._prefix = 0  # the threshold's bits, as far as they are known
+        self._wanted = kept  # how many to take among those with that prefix
         self._whole = False  # whether all of them are kept
-        self._rescale = _Rescale(blocks) if rescale else None
+        self._equal = np.zeros(blocks, np.int64)  # elements at the threshold, then those before
         self._counting_equal = False
+        self._rescale = _Rescale(blocks) if rescale else None
         self.needs_pass = True
 
     def _keys(self, delta: np.ndarray) -> np.ndarray:
@@ -130,13 +152,14 @@ class LargestMagnitudes:
 
     def add(self, block: int, delta: np.ndarray) -> None:
         """Count one block."""
-        if self._shift:
+        if self._digits:
             keys = self._keys(delta)
-            shift = self._shift - _RADIX
-            if self._shift < 8 * self._key.itemsize:
-                keys = keys[(keys >> self._key.type(self._shift)) == self._prefix]
-            digits = (keys >> self._key.type(shift)) & self._key.type(2**_RADIX - 1)
-            counted = np.bincount(digits.astype(np.intp), minlength=2**_RADIX)
+            known = 8 * self._key.itemsize - 1 - sum(self._digits)  # bits of the prefix
+            if known:
+                keys = keys[(keys >> self._key.type(sum(self._digits))) == self._prefix]
+            digits = keys >> self._key.type(sum(self._digits[1:]))
+            digits &= self._key.type(2 ** self._digits[0] - 1)
+            counted = np.bincount(digits.astype(np.intp), minlength=self._counts.size)
             with self._lock:  # other workers count other blocks of this tensor
                 self._counts += counted
         elif self._counting_equal:
@@ -146,18 +169,17 @@ class LargestMagnitudes:
 
     def end_pass(self) -> None:
         """Narrow the threshold down, or finish."""
-        if self._shift:
+        if self._digits:
             from_top = np.cumsum(self._counts[::-1])
             position = int(np.searchsorted(from_top, self._wanted))
-            digit = 2**_RADIX - 1 - position
-            above = int(from_top[position] - self._counts[digit])
-            self._wanted -= above
+            digit = self._counts.size - 1 - position
+            self._wanted -= int(from_top[position] - self._counts[digit])
             self._whole = int(self._counts[digit]) == self._wanted
-            self._prefix = (self._prefix << _RADIX) | digit
-            self._shift -= _RADIX
-            self._counts[:] = 0
-            self._counting_equal = not self._shift and not self._whole
-            self.needs_pass = bool(self._shift) or self._counting_equal or bool(self._rescale)
+            self._prefix = (self._prefix << self._digits.pop(0)) | digit
+            if self._digits:
+                self._counts = np.zeros(2 ** self._digits[0], np.int64)
+            self._counting_equal = not self._digits and not self._whole
+            self.needs_pass = bool(self._digits) or self._counting_equal or bool(self._rescale)
         elif self._counting_equal:
             self._counting_equal = False
             self._equal = np.concatenate([[0], np.cumsum(self._equal)[:-1]])

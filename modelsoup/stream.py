@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ SLICE = 8 * BLOCK
 
 _BUFFERS = 48 << 20  # bytes, all workers together
 _GROUP = 256 << 20  # input bytes between two passes over the same tensors
+_SMALL = BLOCK // 4  # elements
 _MAX_WORKERS = 8  # more do not read faster
 
 Progress = Callable[[int, int], None]
@@ -111,6 +112,7 @@ class _Job:
     readers: list[tuple[FileReader, TensorInfo]]
     file_name: str
     offset: int
+    parts: tuple[Step, ...] = ()  # the steps that were joined into `step`, if any were
     statistic: Statistic | None = None
     function: Callable[[Any, Any], Any] | None = None  # elementwise, over `numbers`
     numbers: Any = None
@@ -170,6 +172,7 @@ class Stream:
         affordable = _BUFFERS // (workers * most * 4) // BLOCK * BLOCK
         self.slice_elements = max(BLOCK, min(slice_elements, affordable))
         self._total = plan.bytes_streamed
+        self._worth_compiling = sum(step.elements for step in plan.steps) >= WORTH_COMPILING
         self._order = threading.Lock()
         self._count = threading.Lock()
         self._stop = threading.Event()
@@ -179,17 +182,17 @@ class Stream:
     def run(self, writer: CheckpointWriter, files: Sequence[OutputFile]) -> None:
         """Write every tensor of the output."""
         self._writer = writer
-        jobs = list(self._jobs(files))
+        jobs = _joined(self._jobs(files))
         with ThreadPoolExecutor(self.workers) as pool:
             for group in _groups(jobs):
                 while waiting := [j for j in group if j.statistic and j.statistic.needs_pass]:
-                    self._all(pool, self._units(waiting), self._gather)
+                    self._all(pool, waiting, self._gather)
                     for job in waiting:
                         assert job.statistic is not None
                         job.statistic.end_pass()
                 for job in group:
                     self._prepare(job)
-                self._all(pool, self._units(group), self._write)
+                self._all(pool, group, self._write)
                 for job in group:
                     job.statistic = None  # its memory is wanted for the next group
 
@@ -236,9 +239,10 @@ class Stream:
         else:
             job.function, job.numbers = method.function, numbers(step.parameters, dtype)
         if dtype == np.float32 and not isinstance(job.statistic, TaskVectors) and method:
-            worth = sum(s.elements for s in self.plan.steps) >= WORTH_COMPILING
             stored = tuple(info.dtype for _, info in step.sources)
-            job.loop = loop_for(job.function, stored, step.dtype, job.numbers, worth=worth)
+            job.loop = loop_for(
+                job.function, stored, step.dtype, job.numbers, worth=self._worth_compiling
+            )
             job.loop_parameters = parameter_array(job.numbers)
 
     def _units(self, jobs: Iterable[_Job]) -> Iterator[_Unit]:
@@ -249,11 +253,18 @@ class Stream:
                 yield _Unit(job, start, min(size, start + length))
 
     def _all(
-        self, pool: ThreadPoolExecutor, units: Iterator[_Unit],
+        self, pool: ThreadPoolExecutor, jobs: Sequence[_Job],
         work: Callable[[_Unit, list[np.ndarray], _Buffers], None],
     ) -> None:  # fmt: skip
-        """Have every worker do units until there are none; the first error ends all."""
-        futures = [pool.submit(self._drain, units, work, own) for own in self._buffers]
+        """Have every worker do units until there are none; the first error ends all.
+
+        Over small tensors, which take longer to fetch than to merge, several workers would only
+        wait for each other's turn at the interpreter.
+        """
+        average = sum(job.step.elements for job in jobs) // len(jobs)
+        workers = self._buffers if average >= _SMALL else self._buffers[:1]
+        units = self._units(jobs)
+        futures = [pool.submit(self._drain, units, work, own) for own in workers]
         try:
             for future in futures:
                 future.result()
@@ -393,13 +404,19 @@ class Stream:
     def _look(self, unit: _Unit, inputs: Sequence[np.ndarray], result: np.ndarray | None) -> None:
         """Note where there is NaN or infinity."""
         step = unit.job.step
-        faults = []
-        for (model, info), array in zip(step.sources, inputs, strict=True):
-            if has_nonfinite(array, info.dtype):
-                where = f"{self.inputs.models[model].name}, the {source_name(model)} model"
-                faults.append(Nonfinite(step.name, where, count_nonfinite(array)))
-        if result is not None and has_nonfinite(result, step.dtype):
-            faults.append(Nonfinite(step.name, "the result", count_nonfinite(result)))
+        arrays = [
+            (f"{self.inputs.models[model].name}, the {source_name(model)} model", info.dtype, array)
+            for (model, info), array in zip(step.sources, inputs, strict=True)
+        ]
+        if result is not None:
+            arrays.append(("the result", step.dtype, result))
+        faults = [
+            Nonfinite(name, where, count)
+            for where, dtype, array in arrays
+            if has_nonfinite(array, dtype)
+            for name, part in _by_tensor(unit, array)
+            if (count := count_nonfinite(part))
+        ]
         if faults:
             with self._count:
                 self.nonfinite += faults
@@ -438,6 +455,17 @@ class Stream:
         return False
 
 
+def _by_tensor(unit: _Unit, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """A unit's elements, divided among the tensors that they belong to."""
+    start = 0
+    for step in unit.job.parts or (unit.job.step,):
+        stop = start + step.elements
+        first, last = max(start, unit.start), min(stop, unit.stop)
+        if first < last:
+            yield step.name, array[first - unit.start : last - unit.start]
+        start = stop
+
+
 def _identity(x: Any, p: Any) -> Any:
     return x[0]
 
@@ -468,6 +496,54 @@ def _resolve_integers(step: Step, stored: list[np.ndarray], buffers: _Buffers) -
     for other in stored[1:]:
         np.maximum(result.view(kind), other.view(kind), out=result.view(kind))
     return result
+
+
+def _joined(jobs: Iterable[_Job]) -> list[_Job]:
+    """Jobs with neighbours that are made in the same way, and lie side by side, made one.
+
+    Thousands of small tensors then cost a few reads and writes, not thousands.
+    """
+    joined: list[_Job] = []
+    run: list[_Job] = []
+    for job in jobs:
+        if run and not _continues(run[-1], job):
+            joined.append(_one_of(run))
+            run = []
+        run.append(job)
+    if run:
+        joined.append(_one_of(run))
+    return joined
+
+
+def _continues(job: _Job, following: _Job) -> bool:
+    step, other = job.step, following.step
+    return (
+        job.statistic is None
+        and following.statistic is None
+        and not job.is_whole
+        and step.kind != "integer"
+        and (step.kind, step.dtype, step.method) == (other.kind, other.dtype, other.method)
+        and step.parameters is other.parameters
+        and job.file_name == following.file_name
+        and len(job.readers) == len(following.readers)
+        and all(
+            a_reader is b_reader and a.dtype == b.dtype and a.stop == b.start
+            for (a_reader, a), (b_reader, b) in zip(job.readers, following.readers, strict=True)
+        )
+    )
+
+
+def _one_of(run: list[_Job]) -> _Job:
+    if len(run) == 1:
+        return run[0]
+    first, steps = run[0], tuple(job.step for job in run)
+    sources = tuple(
+        (model, replace(info, nbytes=run[-1].readers[k][1].stop - info.start))
+        for k, (model, info) in enumerate(first.step.sources)
+    )
+    step = replace(first.step, shape=(sum(s.elements for s in steps),), sources=sources)
+    readers = [(r, info) for (r, _), (_, info) in zip(first.readers, sources, strict=True)]
+    return _Job(step, readers, first.file_name, first.offset, parts=steps)
 
 
 def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:

@@ -133,6 +133,9 @@ def _read(
     source: Path, key: str | None
 ) -> tuple[dict[str, torch.Tensor], str | None, tuple[str, ...]]:
     """The source's tensors, the path of the dict that held them, and what was left out."""
+    if not source.exists():
+        beside = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
+        raise CheckpointError(f"{source} does not exist{nearest(source.name, beside)}")
     if source.is_dir():
         source = _in_folder(source)
     if not source.name.endswith(_INDEX_SUFFIX):

@@ -119,30 +119,30 @@ def dare_linear(x: Any, p: Any) -> Any:
     return x[0] + total
 
 
-def _elect_signs(x: Any, p: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The weighted sum of the task vectors that agree with the elected sign, and their weights.
+def _add_agreed(x: Any, p: Any) -> Any:
+    """base + λ·Σ of the weighted task vectors that have the elected sign (/ Σ of their weights).
 
-    The elected sign is that of the weighted sum, + for zero (Yadav et al., section 3).
+    The elected sign is that of the weighted sum, + for zero (Yadav et al., section 3). Those that
+    agree with + are the positive ones, so sums of positive and of negative parts are all it takes.
     """
     weighted = [p.weight[k] * delta for k, delta in enumerate(x[1:])]
     elected = weighted[0].copy()
     for delta in weighted[1:]:
         elected += delta
     positive = elected >= 0
-    total = np.zeros_like(elected)
-    divisor = np.zeros_like(elected)
-    for k, delta in enumerate(weighted):
-        agrees = ((delta > 0) & positive) | ((delta < 0) & ~positive)
-        total += delta * agrees
-        divisor += p.weight[k] * agrees
-    return total, divisor
-
-
-def _add_agreed(x: Any, p: Any) -> Any:
-    total, divisor = _elect_signs(x, p)
+    total = np.where(
+        positive,
+        sum(np.maximum(delta, 0) for delta in weighted),
+        sum(np.minimum(delta, 0) for delta in weighted),
+    )
     if p.normalize:
-        divisor[divisor == 0] = 1
-        total /= divisor
+        zero = elected.dtype.type(0)
+        divisor = np.where(
+            positive,
+            sum(np.where(delta > 0, p.weight[k], zero) for k, delta in enumerate(weighted)),
+            sum(np.where(delta < 0, p.weight[k], zero) for k, delta in enumerate(weighted)),
+        )
+        total /= np.where(divisor == 0, elected.dtype.type(1), divisor)
     return x[0] + p.lambda_ * total
 
 
