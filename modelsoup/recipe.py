@@ -184,10 +184,9 @@ class Step:
 
     @property
     def passes(self) -> int:
-        """How often the sources are read: the least for `select`, where equal values cost one more.
+        """How often the sources are read: for `select` as a rule, nearly equal values cost more.
 
-        A gram takes one pass before the merge itself; an exact threshold three (five for float64);
-        restoring a norm one.
+        A gram takes one pass before the merge itself; an exact threshold two; restoring a norm one.
         """
         method, parameters = self.method, self.parameters
         if method is None or method.shape in ("elementwise", "whole"):
@@ -196,8 +195,7 @@ class Step:
             return 2
         if all(density in (0, 1) for density in parameters.density):
             return 1
-        exact = 3 if self.compute_dtype.itemsize == 4 else 5
-        threshold = exact if method.sparsify == "magnitude" else 0
+        threshold = 2 if method.sparsify == "magnitude" else 0
         return 1 + threshold + bool(parameters.rescale)
 
 

@@ -21,6 +21,7 @@ _GRAM_BLOCK = 1 << 14  # as float64, what the cache holds of two models and thei
 # How many bits of a magnitude each pass counts, from the top. The first pass sorts every element
 # into a table, which must stay in the first-level cache; the others few.
 _DIGITS = {4: (12, 10, 9), 8: (12, 13, 13, 13, 12)}
+_FEW = 4 << 20  # elements: so many that may hold the threshold are collected, not counted on
 _L1_EPSILON = 1e-7  # as in mergekit: a norm below this is not restored
 
 
@@ -126,9 +127,10 @@ class _Rescale:
 class LargestMagnitudes:
     """Keeps the `kept` largest magnitudes; of those equal at the threshold, the first ones.
 
-    The threshold is exact: the bits of a magnitude order as the magnitude does, so that counting
-    a dozen of them at a time, from the top, finds the value in three passes (five for float64)
-    without sorting and in constant memory.
+    The threshold is exact. The bits of a magnitude order as the magnitude does: one pass counts the
+    upper dozen, which leaves few elements that may hold the threshold, and a second collects
+    those. Where too many are left (a tensor of nearly equal magnitudes) more passes count on, a
+    dozen bits each, so that memory stays bounded.
     """
 
     def __init__(self, kept: int, elements: int, dtype: np.dtype[Any], *, rescale: bool) -> None:
@@ -142,7 +144,8 @@ class LargestMagnitudes:
         self._wanted = kept  # how many to take among those with that prefix
         self._whole = False  # whether all of them are kept
         self._equal = np.zeros(blocks, np.int64)  # elements at the threshold, then those before
-        self._counting_equal = False
+        self._stage = "count"  # then collect or equal, which find the threshold, then norm
+        self._collected: list[np.ndarray] = [np.empty(0, self._key)] * blocks
         self._rescale = _Rescale(blocks) if rescale else None
         self.needs_pass = True
 
@@ -152,42 +155,65 @@ class LargestMagnitudes:
 
     def add(self, block: int, delta: np.ndarray) -> None:
         """Count one block."""
-        if self._digits:
-            keys = self._keys(delta)
-            known = 8 * self._key.itemsize - 1 - sum(self._digits)  # bits of the prefix
-            if known:
-                keys = keys[(keys >> self._key.type(sum(self._digits))) == self._prefix]
-            digits = keys >> self._key.type(sum(self._digits[1:]))
-            digits &= self._key.type(2 ** self._digits[0] - 1)
-            counted = np.bincount(digits.astype(np.intp), minlength=self._counts.size)
-            with self._lock:  # other workers count other blocks of this tensor
-                self._counts += counted
-        elif self._counting_equal:
-            self._equal[block] = np.count_nonzero(self._keys(delta) == self._prefix)
-        elif self._rescale is not None:
+        if self._stage == "norm":
+            assert self._rescale is not None
             self._rescale.add(block, delta, self._keep(block, delta))
+            return
+        keys = self._keys(delta)
+        if self._stage == "equal":
+            self._equal[block] = np.count_nonzero(keys == self._prefix)
+            return
+        if len(self._digits) < len(_DIGITS[self._key.itemsize]):
+            keys = keys[(keys >> self._key.type(sum(self._digits))) == self._prefix]
+        if self._stage == "collect":
+            self._collected[block] = keys
+            return
+        digits = keys >> self._key.type(sum(self._digits[1:]))
+        digits &= self._key.type(2 ** self._digits[0] - 1)
+        counted = np.bincount(digits.astype(np.intp), minlength=self._counts.size)
+        with self._lock:  # other workers count other blocks of this tensor
+            self._counts += counted
 
     def end_pass(self) -> None:
         """Narrow the threshold down, or finish."""
-        if self._digits:
-            from_top = np.cumsum(self._counts[::-1])
-            position = int(np.searchsorted(from_top, self._wanted))
-            digit = self._counts.size - 1 - position
-            self._wanted -= int(from_top[position] - self._counts[digit])
-            self._whole = int(self._counts[digit]) == self._wanted
-            self._prefix = (self._prefix << self._digits.pop(0)) | digit
-            if self._digits:
-                self._counts = np.zeros(2 ** self._digits[0], np.int64)
-            self._counting_equal = not self._digits and not self._whole
-            self.needs_pass = bool(self._digits) or self._counting_equal or bool(self._rescale)
-        elif self._counting_equal:
-            self._counting_equal = False
-            self._equal = np.concatenate([[0], np.cumsum(self._equal)[:-1]])
-            self.needs_pass = self._rescale is not None
+        if self._stage == "count":
+            self._narrow_down()
+        elif self._stage == "collect":
+            candidates = np.concatenate(self._collected)
+            place = candidates.size - self._wanted
+            candidates.partition(place)
+            self._prefix = int(candidates[place])
+            above = int(np.count_nonzero(candidates > self._prefix))
+            self._wanted -= above
+            self._equal[:] = [np.count_nonzero(keys == self._prefix) for keys in self._collected]
+            self._collected.clear()
+            self._found()
+        elif self._stage == "equal":
+            self._found()
         else:
             assert self._rescale is not None
             self._rescale.end_pass()
             self.needs_pass = False
+
+    def _narrow_down(self) -> None:
+        from_top = np.cumsum(self._counts[::-1])
+        position = int(np.searchsorted(from_top, self._wanted))
+        digit = self._counts.size - 1 - position
+        left = int(self._counts[digit])
+        self._wanted -= int(from_top[position]) - left
+        self._prefix = (self._prefix << self._digits.pop(0)) | digit
+        if not self._digits:
+            self._stage = "equal"
+        elif left <= _FEW:
+            self._stage = "collect"
+        else:
+            self._counts = np.zeros(2 ** self._digits[0], np.int64)
+
+    def _found(self) -> None:
+        self._whole = int(self._equal.sum()) == self._wanted
+        self._equal = np.concatenate([[0], np.cumsum(self._equal)[:-1]])
+        self._stage = "norm"
+        self.needs_pass = self._rescale is not None
 
     def _keep(self, block: int, delta: np.ndarray) -> np.ndarray:
         keys = self._keys(delta)
@@ -220,7 +246,7 @@ class RandomPart:
     ) -> None:
         digest = xxhash.xxh3_128_digest(f"{seed}\0{model}\0{name}".encode())
         self._key = int.from_bytes(digest, "little")
-        self._limit = np.uint64(round(density * 2**32))
+        self._limit = np.uint32(min(round(density * 2**32), 2**32 - 1))
         self._rescale = _Rescale(-(-elements // BLOCK)) if rescale else None
         self.needs_pass = rescale
 

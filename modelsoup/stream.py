@@ -36,12 +36,22 @@ SLICE = 8 * BLOCK
 """Elements of the output that a worker takes at a time."""
 
 _BUFFERS = 48 << 20  # bytes, all workers together
+_LARGEST_TEMPORARY = 8 << 20  # bytes, above that of any block
 _GROUP = 256 << 20  # input bytes between two passes over the same tensors
 _SMALL = BLOCK // 4  # elements
 _MAX_WORKERS = 8  # more do not read faster
 
 Progress = Callable[[int, int], None]
 """`progress(bytes, total)`: bytes read or written since the last call; all that are expected."""
+
+
+def _keep_freed_memory() -> None:
+    """Let malloc keep the memory of numpy's temporaries instead of returning it every time.
+
+    Getting a block of a few hundred KB from the kernel and giving it back costs more than the
+    arithmetic on it. glibc raises its thresholds for both to the largest block that was freed.
+    """
+    np.empty(_LARGEST_TEMPORARY, np.uint8)
 
 
 def default_workers() -> int:
@@ -178,6 +188,7 @@ class Stream:
         self._stop = threading.Event()
         self._writer: CheckpointWriter | None = None
         self._buffers = [_Buffers() for _ in range(workers)]
+        _keep_freed_memory()
 
     def run(self, writer: CheckpointWriter, files: Sequence[OutputFile]) -> None:
         """Write every tensor of the output."""

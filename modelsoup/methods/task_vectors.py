@@ -120,29 +120,24 @@ def dare_linear(x: Any, p: Any) -> Any:
 
 
 def _add_agreed(x: Any, p: Any) -> Any:
-    """base + λ·Σ of the weighted task vectors that have the elected sign (/ Σ of their weights).
+    """Add to the base λ·Σ of the weighted task vectors that agree with the elected sign.
 
     The elected sign is that of the weighted sum, + for zero (Yadav et al., section 3). Those that
     agree with + are the positive ones, so sums of positive and of negative parts are all it takes.
+    Masks are multiplied with: signs come at random, and numpy's `where` would mispredict them.
     """
     weighted = [p.weight[k] * delta for k, delta in enumerate(x[1:])]
     elected = weighted[0].copy()
     for delta in weighted[1:]:
         elected += delta
     positive = elected >= 0
-    total = np.where(
-        positive,
-        sum(np.maximum(delta, 0) for delta in weighted),
-        sum(np.minimum(delta, 0) for delta in weighted),
-    )
+    total = sum(np.maximum(delta, 0) for delta in weighted) * positive
+    total += sum(np.minimum(delta, 0) for delta in weighted) * ~positive
     if p.normalize:
-        zero = elected.dtype.type(0)
-        divisor = np.where(
-            positive,
-            sum(np.where(delta > 0, p.weight[k], zero) for k, delta in enumerate(weighted)),
-            sum(np.where(delta < 0, p.weight[k], zero) for k, delta in enumerate(weighted)),
-        )
-        total /= np.where(divisor == 0, elected.dtype.type(1), divisor)
+        divisor = sum(p.weight[k] * (delta > 0) for k, delta in enumerate(weighted)) * positive
+        divisor += sum(p.weight[k] * (delta < 0) for k, delta in enumerate(weighted)) * ~positive
+        divisor += divisor == 0
+        total /= divisor
     return x[0] + p.lambda_ * total
 
 
