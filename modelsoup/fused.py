@@ -9,7 +9,7 @@ would take a second of every run. A loop gives the same bytes as numpy or is not
 - a loaded loop is compared with numpy on a sample first;
 - a slice in which a loop met NaN or infinity is done again by numpy.
 
-`MODELSOUP_FAST=0` turns the loops off; `MODELSOUP_FAST=1` compiles them for small merges too.
+`MODELSOUP_FAST=0` turns the loops off; `MODELSOUP_FAST=1` uses them for small merges too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import inspect
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,6 @@ import numpy as np
 
 from . import dtypes
 from .statistics import BLOCK
-
-WORTH_COMPILING = 128 << 20
-"""Elements in a merge from which on compiling a loop (about 3 s, once) pays."""
 
 _SYMBOL = "soup_loop"
 _SUPPORTED = ("F32", "BF16", "F16")
@@ -87,7 +83,7 @@ _loops: dict[tuple[Any, ...], Loop | None] = {}  # None: there is none, and why 
 
 
 def loop_for(
-    function: Callable[..., Any], inputs: tuple[str, ...], output: str, example: Any, *, worth: bool
+    function: Callable[..., Any], inputs: tuple[str, ...], output: str, example: Any
 ) -> Loop | None:
     """The compiled loop of an elementwise function, or None where numpy does the work.
 
@@ -97,20 +93,18 @@ def loop_for(
         output: the stored dtype of the result.
         example: parameters as `p`, any values: a named tuple of float32 numbers, tuples of such,
             and truth values.
-        worth: whether the merge is large enough to compile a loop that is not in the cache.
     """
     if not available() or not set(inputs) | {output} <= set(_SUPPORTED):
         return None
-    worth = worth or os.environ.get("MODELSOUP_FAST") == "1"
     lengths = tuple(len(value) if isinstance(value, tuple) else 0 for value in example)
-    key = (function, inputs, output, type(example), lengths, worth)
+    key = (function, inputs, output, type(example), lengths)
     if key not in _loops:
-        _loops[key] = _make(function, inputs, output, example, worth=worth)
+        _loops[key] = _make(function, inputs, output, example)
     return _loops[key]
 
 
 def _make(
-    function: Callable[..., Any], inputs: tuple[str, ...], output: str, example: Any, *, worth: bool
+    function: Callable[..., Any], inputs: tuple[str, ...], output: str, example: Any
 ) -> Loop | None:
     try:
         source = _source(inputs, output, example)
@@ -120,15 +114,13 @@ def _make(
         return None
     code = _read(cached)
     if code is None:
-        if not worth:
-            return None
         code = _compile(source, function, example, inputs, output)
         if code is None:
             return None
         _store(cached, code)
     loop = _load(code, len(inputs))
     if not _agrees_with_numpy(loop, function, inputs, output, example):
-        _log.warning("the compiled loop of %s differs from numpy: not used", function.__name__)
+        _log.info("the compiled loop of %s differs from numpy: not used", function.__name__)
         return None
     return loop
 
@@ -194,6 +186,18 @@ def _cache_file(source: str, function: Callable[..., Any]) -> Path:
     return Path(root, "loops", f"{function.__name__}-{digest[:32]}.o")
 
 
+def _text(function: Any) -> list[str]:
+    """All that a function's result depends on: its text, and that of what it names."""
+    text = [inspect.getsource(function)]
+    variables = inspect.getclosurevars(function)
+    for name, value in sorted({**variables.globals, **variables.nonlocals}.items()):
+        if inspect.isfunction(value) and value is not function:
+            text += _text(value)
+        elif not inspect.ismodule(value):
+            text.append(f"{name}={value!r}")
+    return text
+
+
 def _read(file: Path) -> bytes | None:
     """A loop's machine code, behind the digest that tells whether it is whole."""
     try:
@@ -207,6 +211,8 @@ def _read(file: Path) -> bytes | None:
 def _store(file: Path, code: bytes) -> None:
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        import tempfile
+
         with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
             temporary.write(hashlib.sha256(code).digest() + code)
         os.replace(temporary.name, file)
@@ -252,6 +258,10 @@ def _compile(
     outside = sorted(name for name in called if not name.startswith("llvm."))
     if outside:
         _log.info("%s calls %s: no compiled loop", function.__name__, ", ".join(outside))
+        return None
+    if "double" in text:
+        # A number in the function's text is float64 to numba, and float32 to numpy.
+        _log.info("%s computes in float64: no compiled loop", function.__name__)
         return None
     module = llvm.parse_assembly(text)
     module.verify()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,13 +24,15 @@ from .checkpoint import TensorInfo
 from .digest import FileDigest, FileReader
 from .dtypes import DTYPES, count_nonfinite, has_nonfinite, narrow, numpy_dtype, widen
 from .errors import MismatchError, ParameterError, SoupError, listed
-from .fused import WORTH_COMPILING, Loop, loop_for, parameter_array
 from .methods import get_method
 from .methods.registry import number_type, numbers
 from .recipe import MergePlan, Step
 from .rules import BASE, source_name
 from .statistics import BLOCK, Gram, Statistic, TaskVectors, task_vectors
 from .writer import CheckpointWriter, OutputFile
+
+if TYPE_CHECKING:
+    from .fused import Loop
 
 SLICE = 8 * BLOCK
 """Elements of the output that a worker takes at a time."""
@@ -39,6 +41,7 @@ _BUFFERS = 48 << 20  # bytes, all workers together
 _LARGEST_TEMPORARY = 8 << 20  # bytes, above that of any block
 _GROUP = 256 << 20  # input bytes between two passes over the same tensors
 _SMALL = BLOCK // 4  # elements
+_WORTH_LOOPS = 128 << 20  # elements in a merge; for fewer, numpy is done before a loop is loaded
 _MAX_WORKERS = 8  # more do not read faster
 
 Progress = Callable[[int, int], None]
@@ -182,7 +185,8 @@ class Stream:
         affordable = _BUFFERS // (workers * most * 4) // BLOCK * BLOCK
         self.slice_elements = max(BLOCK, min(slice_elements, affordable))
         self._total = plan.bytes_streamed
-        self._worth_compiling = sum(step.elements for step in plan.steps) >= WORTH_COMPILING
+        elements = sum(step.elements for step in plan.steps)
+        self._wants_loops = elements >= _WORTH_LOOPS or os.environ.get("MODELSOUP_FAST") == "1"
         self._order = threading.Lock()
         self._count = threading.Lock()
         self._stop = threading.Event()
@@ -249,11 +253,16 @@ class Stream:
             job.numbers = number_type(linear.parameters)(weights, False)
         else:
             job.function, job.numbers = method.function, numbers(step.parameters, dtype)
-        if dtype == np.float32 and not isinstance(job.statistic, TaskVectors) and method:
+        if (
+            self._wants_loops
+            and method is not None
+            and dtype == np.float32
+            and not isinstance(job.statistic, TaskVectors)
+        ):
+            from .fused import loop_for, parameter_array  # not for small merges, to start at once
+
             stored = tuple(info.dtype for _, info in step.sources)
-            job.loop = loop_for(
-                job.function, stored, step.dtype, job.numbers, worth=self._worth_compiling
-            )
+            job.loop = loop_for(job.function, stored, step.dtype, job.numbers)
             job.loop_parameters = parameter_array(job.numbers)
 
     def _units(self, jobs: Iterable[_Job]) -> Iterator[_Unit]:

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import json
 import os
-import secrets
 import shutil
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -172,7 +171,7 @@ class CheckpointWriter:
         self._data_starts: dict[str, int] = {}
         self._lock: int | None = None
         self._partial = self.output.parent / (
-            f".{self.output.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
+            f".{self.output.name}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}"
         )
 
     def __enter__(self) -> Self:
@@ -384,7 +383,7 @@ def _replace_folder(partial: Path, output: Path) -> None:
         return
     # A kill between the two renames leaves the old folder under a name that is not cleaned away
     # until a new output stands in its place.
-    old = partial.with_name(f".{output.name}.{secrets.token_hex(4)}{REPLACED_SUFFIX}")
+    old = partial.with_name(f".{output.name}.{os.urandom(4).hex()}{REPLACED_SUFFIX}")
     os.rename(output, old)
     os.rename(partial, output)
     shutil.rmtree(old)
