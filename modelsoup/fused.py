@@ -178,7 +178,7 @@ def _cache_file(source: str, function: Callable[..., Any]) -> Path:
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "modelsoup"
     )
     parts = (
-        source, inspect.getsource(function), f"{function.__module__}.{function.__qualname__}",
+        source, *_text(function), f"{function.__module__}.{function.__qualname__}",
         llvmlite.__version__, llvm.get_host_cpu_name(),
         llvm.get_host_cpu_features().flatten(),
     )  # fmt: skip

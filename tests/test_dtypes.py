@@ -9,7 +9,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelsoup import ParameterError
@@ -59,12 +59,13 @@ class Format:
             return None
         sign = (1 << (self.bits - 1)) if math.copysign(1, value) < 0 else 0
         pattern = self.largest + 1
-        if not math.isinf(value):
+        if value == 0:
+            pattern = 0
+        elif not math.isinf(value):
             magnitude = abs(Fraction(value))
-            # The exponent of the leading 1, or one less; n below is right for both.
             exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
-            while Fraction(2) ** exponent > magnitude > 0:
-                exponent -= 1
+            if Fraction(2) ** exponent > magnitude:
+                exponent -= 1  # now 2^exponent <= magnitude < 2^(exponent + 1)
             exponent = max(exponent, self.lowest)
             quantum = Fraction(2) ** (exponent - self.precision + 1)
             n = round(magnitude / quantum)  # Python rounds a Fraction half to even
@@ -139,9 +140,10 @@ def source_values(form: Format, source: type) -> st.SearchStrategy[float]:
         """Beside a halfway point, or beside a number of the format."""
         pattern = draw(st.integers(0, form.largest) | st.integers(0, 40) | st.just(form.largest))
         low, high = form.value(pattern), form.value(pattern + 1)
-        value = source(float(draw(st.sampled_from([low, (low + high) / 2, high]))))
+        point = draw(st.sampled_from([low, (low + high) / 2, high]))
         towards = draw(st.sampled_from([-math.inf, math.inf]))
         with np.errstate(over="ignore", under="ignore"):
+            value = source(float(point))
             for _ in range(draw(st.integers(0, 3))):
                 value = np.nextafter(value, source(towards))
         return float(-value if draw(st.booleans()) else value)
@@ -162,27 +164,34 @@ def source_values(form: Format, source: type) -> st.SearchStrategy[float]:
 
 @by_name
 @pytest.mark.parametrize("source", SOURCES)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_narrow_rounds_to_nearest_even_exactly(
     form: Format, source: type, data: st.DataObject
 ) -> None:
-    values = data.draw(st.lists(source_values(form, source), min_size=1, max_size=30))
+    values = data.draw(st.lists(source_values(form, source), min_size=1, max_size=10))
     assert_rounds_exactly(np.array(values, source), form)
 
 
 @by_name
 @pytest.mark.parametrize("source", SOURCES)
-def test_narrow_rounds_a_hundred_thousand_random_patterns_exactly(
-    form: Format, source: type
-) -> None:
+def test_narrow_rounds_random_patterns_and_traps_exactly(form: Format, source: type) -> None:
     rng = np.random.default_rng(7)
-    bits = rng.bytes(10_000 * np.dtype(source).itemsize)
+    bits = rng.bytes(4_000 * np.dtype(source).itemsize)
     assert_rounds_exactly(np.frombuffer(bits, source), form)
-    spread = rng.standard_normal(10_000) * np.exp2(
-        rng.integers(form.lowest - form.precision - 2, 20, 10_000)
+
+    spread = rng.standard_normal(4_000) * np.exp2(
+        rng.integers(form.lowest - form.precision - 2, 20, 4_000)
     )
     assert_rounds_exactly(spread.astype(source), form)
+
+    # Halfway points with a bit far below, which a rounding on the way would lose.
+    patterns = rng.integers(0, form.largest, 4_000)
+    middles = np.array([float(form.value(int(p)) + form.value(int(p) + 1)) / 2 for p in patterns])
+    distances = rng.integers(form.precision + 1, 53, 4_000)
+    with np.errstate(under="ignore"):
+        traps = middles * (1 + rng.choice([-1, 1], 4_000) * np.exp2(-distances))
+        assert_rounds_exactly((rng.choice([-1, 1], 4_000) * traps).astype(source), form)
 
 
 @small_by_name
@@ -211,7 +220,8 @@ def test_narrow_overflows_to_infinity_or_to_nan_where_there_is_none(
     form: Format, source: type
 ) -> None:
     largest, beyond = form.value(form.largest), form.value(form.largest + 1)
-    limit = source(float((largest + beyond) / 2))  # from here on, to nearest is to infinity
+    with np.errstate(over="ignore"):
+        limit = source(float((largest + beyond) / 2))  # from here on, to nearest is to infinity
     values = np.array([limit, -limit, np.finfo(source).max, math.inf, -math.inf, math.nan], source)
     assert_rounds_exactly(values, form)
     below = np.nextafter(limit, source(0)) if math.isfinite(limit) else np.finfo(source).max
@@ -268,7 +278,7 @@ def test_what_was_widened_is_narrowed_back_to_the_same_bits(form: Format, throug
     wide = np.empty(patterns.shape, through)
     widen(stored, wide)
     same = narrowed(wide, form) == patterns
-    assert (same | np.isnan(stored)).all()
+    assert (same | np.isnan(wide)).all()
     assert same.sum() >= 2 * form.largest + 2
 
 
@@ -286,11 +296,16 @@ def test_widen_is_exact_for_float32(values: list[float]) -> None:
 # NaN and infinity
 
 
+def is_finite(stored: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return np.isfinite(stored)
+
+
 @small_by_name
 def test_every_pattern_that_is_not_finite_is_found(form: Format) -> None:
     patterns = np.arange(1 << form.bits, dtype=f"u{form.bits // 8}")
     stored = patterns.view(numpy_dtype(form.name))
-    finite = np.isfinite(stored)
+    finite = is_finite(stored)
     assert finite.sum() == 2 * form.largest + 2
     for pattern in range(len(patterns)):
         one = stored[pattern : pattern + 1]
@@ -307,9 +322,9 @@ def test_one_value_that_is_not_finite_is_found_anywhere(dtype: str, data: st.Dat
     numbers = st.integers(0, 2 ** (8 * array_type.itemsize) - 1)
     patterns = data.draw(st.lists(numbers, max_size=40))
     stored = np.array(patterns, f"u{array_type.itemsize}").view(array_type)
-    assert has_nonfinite(stored, dtype) == (not np.isfinite(stored).all())
-    assert count_nonfinite(stored) == np.count_nonzero(~np.isfinite(stored))
-    finite = stored[np.isfinite(stored)].copy()
+    assert has_nonfinite(stored, dtype) == (not is_finite(stored).all())
+    assert count_nonfinite(stored) == np.count_nonzero(~is_finite(stored))
+    finite = stored[is_finite(stored)].copy()
     assert not has_nonfinite(finite, dtype)
     if len(finite):
         place = data.draw(st.integers(0, len(finite) - 1))
@@ -321,21 +336,15 @@ def test_one_value_that_is_not_finite_is_found_anywhere(dtype: str, data: st.Dat
 
 
 @pytest.mark.parametrize("dtype", ["F64", "F32"])
-@settings(max_examples=300, deadline=None)
-@given(data=st.data())
-@example(data=None)
-def test_the_edges_of_the_finite_numbers(dtype: str, data: st.DataObject | None) -> None:
+def test_the_edges_of_the_finite_numbers(dtype: str) -> None:
     kind = numpy_dtype(dtype).type
     limits = np.finfo(kind)
-    if data is None:
-        values = [limits.max, limits.min, limits.smallest_subnormal, -0.0, 0.0]
-        assert not has_nonfinite(np.array(values, kind), dtype)
+    values = [limits.max, limits.min, limits.smallest_subnormal, -limits.tiny, -0.0, 0.0]
+    for sign in (1, -1):
+        assert not has_nonfinite(sign * np.array(values, kind), dtype)
         for bad in (math.inf, -math.inf, math.nan):
-            assert has_nonfinite(np.array([*values, bad], kind), dtype)
-        return
-    drawn = data.draw(st.lists(st.floats(width=8 * limits.dtype.itemsize), max_size=20))
-    stored = np.array(drawn, kind)
-    assert has_nonfinite(stored, dtype) == (not np.isfinite(stored).all())
+            assert has_nonfinite(sign * np.array([*values, bad], kind), dtype)
+            assert has_nonfinite(np.array([bad], kind), dtype)
 
 
 def test_an_empty_array_is_finite() -> None:

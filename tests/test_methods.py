@@ -46,12 +46,12 @@ TASK_VECTOR_METHODS = ("task_arithmetic", "ties", "dare_linear", "dare_ties")
 U32 = 2.0**-24  # the error of rounding once to float32, relative to the result
 U64 = 2.0**-53
 
-LAWS = settings(max_examples=40, deadline=None)
+LAWS = settings(max_examples=25, deadline=None)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def numpy_alone() -> Iterator[None]:
-    """Loops that an earlier run left in this user's cache would be taken otherwise."""
+    """Loops that another test left in the cache would be taken otherwise."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODELSOUP_FAST", "0")
         yield
@@ -226,34 +226,33 @@ def ties_formula(
     return base + factor * total
 
 
-WEIGHT = [0.5, 0.3, 0.45]
-TIES = {"density": [0.5, 0.8, 0.3], "normalize": True, "rescale": False, "lambda": 1.0}
+# No simple fractions: they would put many results exactly between two bfloat16 numbers.
+WEIGHT = [0.5317, 0.2939, 0.4523]
+MIXED = [0.5317, -0.2939, 0.4523]
 FORMULAS: dict[str, tuple[dict[str, Any], Callable[[np.ndarray, list[np.ndarray]], np.ndarray]]] = {
     "linear": (
         {"method": "linear", "weights": WEIGHT},
         lambda base, x: linear_formula(x, WEIGHT, normalize=True),
     ),
     "linear sum": (
-        {"method": "linear", "weights": [0.5, -0.3, 0.4], "parameters": {"normalize": False}},
-        lambda base, x: linear_formula(x, [0.5, -0.3, 0.4], normalize=False),
+        {"method": "linear", "weights": MIXED, "parameters": {"normalize": False}},
+        lambda base, x: linear_formula(x, MIXED, normalize=False),
     ),
     "linear beta": (
-        {"method": "linear", "beta": 0.3},
-        lambda base, x: 0.3 * x[0] + 0.7 * x[1],
+        {"method": "linear", "beta": 0.3079},
+        lambda base, x: 0.3079 * x[0] + 0.6921 * x[1],
     ),
     "slerp": (
         {"method": "slerp", "parameters": {"t": 0.3}},
         lambda base, x: slerp_formula(x[0], x[1], 0.3),
     ),
     "slerp beta": (
-        {"method": "slerp", "beta": 0.3},
-        lambda base, x: slerp_formula(x[0], x[1], 0.7),
+        {"method": "slerp", "beta": 0.3079},
+        lambda base, x: slerp_formula(x[0], x[1], 0.6921),
     ),
     "task_arithmetic": (
-        {"method": "task_arithmetic", "weights": [0.5, -0.3, 0.4]},
-        lambda base, x: task_arithmetic_formula(
-            base, x, [0.5, -0.3, 0.4], normalize=False, factor=1
-        ),
+        {"method": "task_arithmetic", "weights": MIXED},
+        lambda base, x: task_arithmetic_formula(base, x, MIXED, normalize=False, factor=1),
     ),
     "task_arithmetic mean": (
         {
@@ -272,11 +271,11 @@ FORMULAS: dict[str, tuple[dict[str, Any], Callable[[np.ndarray, list[np.ndarray]
     "ties sum": (
         {
             "method": "ties",
-            "weights": [0.5, -0.3, 0.45],
+            "weights": MIXED,
             "parameters": {"density": 0.4, "normalize": False, "rescale": True, "lambda": 0.7},
         },
         lambda base, x: ties_formula(
-            base, x, [0.5, -0.3, 0.45], [0.4] * 3, normalize=False, rescale=True, factor=0.7
+            base, x, MIXED, [0.4] * 3, normalize=False, rescale=True, factor=0.7
         ),
     ),
     "dare_linear all": (
@@ -337,8 +336,7 @@ def test_a_method_is_its_formula_rounded_once(name: str, tmp_path: Path) -> None
         if dtypes[1] in PRECISION:
             low, high = (nearest_even(exact + e, dtypes[1]) for e in (-error, error))
             assert np.all((low <= result) & (result <= high)), tensor
-            # That says little unless the two ends are one number nearly everywhere.
-            assert np.mean(low == high) > 0.99, tensor
+            assert np.mean(result == nearest_even(exact, dtypes[1])) > 0.999, tensor
         else:
             assert np.all(np.abs(result - exact) <= error), tensor
 
@@ -374,6 +372,23 @@ def test_slerp_of_a_zero_tensor_treats_it_as_orthogonal(tmp_path: Path) -> None:
     np.testing.assert_allclose(result, math.sin(math.pi / 8) * x, rtol=1e-15)
 
 
+def test_where_signs_balance_ties_elects_plus(tmp_path: Path) -> None:
+    base = np.full(4, 8, np.float32)
+    up, down = base + np.float32(1), base - np.float32(1)
+    for models in ([up, down], [down, up]):
+        result = merged_one(tmp_path, models, base=base, method="ties", weights=[0.5, 0.5])
+        assert np.array_equal(result, up)
+
+
+def test_ties_leaves_the_base_where_no_task_vector_has_a_say(tmp_path: Path) -> None:
+    base = np.array([8, 8, 8, 8], np.float32)
+    model = np.array([8, 9, 10, 4], np.float32)
+    result = merged_one(
+        tmp_path, [model], base=base, method="ties", weights=[1], parameters={"density": 0.5}
+    )
+    assert np.array_equal(result, [8, 8, 10, 4])
+
+
 # --- laws -----------------------------------------------------------------------------------------
 
 BETAS = st.floats(0, 1)
@@ -381,31 +396,28 @@ WEIGHTS = st.floats(0.01, 10)
 
 
 @st.composite
-def tensors(draw: st.DrawFn, dtype: str, size: int, *, largest: float = math.inf) -> np.ndarray:
-    """Any finite values, −0.0 and subnormals among them, of at most a magnitude."""
+def tensors(draw: st.DrawFn, dtype: str, size: int, share: float) -> np.ndarray:
+    """Any finite values, −0.0 and subnormals among them, up to a share of the largest."""
     kind = DTYPES[dtype]
+    pattern = np.dtype(f"u{kind.itemsize}")
     width = 8 * kind.itemsize
     sign = 1 << (width - 1)
-    corners = [0, sign, 1, sign + 1, 2, 3, int(np.ones((), kind).view(f"u{kind.itemsize}"))]
-    pattern = st.one_of(st.sampled_from(corners), st.integers(0, 2**width - 1))
-    drawn = draw(hnp.arrays(np.dtype(f"u{kind.itemsize}"), size, elements=pattern))
-    values = drawn.view(kind).copy()
-    with np.errstate(all="ignore"):
-        bad = ~np.isfinite(values) | (np.abs(values.astype(np.float64)) > largest)
-    values[bad] = values.dtype.type(-1.5)
-    return values
+    one = int(np.ones((), kind).view(pattern))
+    corners = st.sampled_from([0, sign, 1, sign + 1, 2, 3, one, one + 1])
+    elements = st.one_of(corners, st.integers(0, 2**width - 1))
+    values = draw(hnp.arrays(pattern, size, elements=elements)).view(kind)
+    with np.errstate(invalid="ignore"):
+        wide = np.abs(values.astype(np.float64))
+    return np.where(wide <= share * float(ml_dtypes.finfo(kind).max), values, kind.type(-1.5))
 
 
 @st.composite
 def checkpoints(
-    draw: st.DrawFn, count: int, *, dtypes: Sequence[str] = tuple(DTYPES), largest: float = math.inf
+    draw: st.DrawFn, count: int, *, dtypes: Sequence[str] = tuple(DTYPES), share: float = 1.0
 ) -> list[dict[str, np.ndarray]]:
     """Models with a tensor of each dtype."""
     size = draw(st.integers(1, 20))
-    return [
-        {dtype: draw(tensors(dtype, size, largest=largest)) for dtype in dtypes}
-        for _ in range(count)
-    ]
+    return [{dtype: draw(tensors(dtype, size, share)) for dtype in dtypes} for _ in range(count)]
 
 
 @pytest.mark.parametrize("method", ["linear", "slerp"])
@@ -463,7 +475,7 @@ def test_a_model_merged_with_itself_half_and_half_is_itself_in_every_dtype(
 
 
 @LAWS
-@given(models=checkpoints(1, dtypes=("F64", "F32"), largest=2.0**126), beta=BETAS)
+@given(models=checkpoints(1, dtypes=("F64", "F32"), share=0.25), beta=BETAS)
 def test_a_float32_model_merged_with_itself_moves_by_two_units_at_most(
     models: list[dict[str, np.ndarray]], beta: float, folder: Path
 ) -> None:
@@ -474,7 +486,7 @@ def test_a_float32_model_merged_with_itself_moves_by_two_units_at_most(
 
 @pytest.mark.parametrize("method", ["linear", "slerp"])
 @LAWS
-@given(models=checkpoints(2))
+@given(models=checkpoints(2, share=2.0**-6))  # slerp goes beyond both where they are opposite
 def test_half_and_half_is_symmetric_bit_for_bit(
     method: str, models: list[dict[str, np.ndarray]], folder: Path
 ) -> None:
@@ -489,7 +501,7 @@ SUMS = ("linear", "task_arithmetic")
 
 @pytest.mark.parametrize("method", [*SUMS, "ties"])
 @LAWS
-@given(models=checkpoints(3, dtypes=("F64", "F32", "BF16"), largest=2.0**100), w=st.data())
+@given(models=checkpoints(3, dtypes=("F64", "F32", "BF16"), share=2.0**-27), w=st.data())
 def test_two_models_may_change_places_with_their_weights(
     method: str, models: list[dict[str, np.ndarray]], w: st.DataObject, folder: Path
 ) -> None:
@@ -506,7 +518,7 @@ def test_two_models_may_change_places_with_their_weights(
 @pytest.mark.parametrize("method", SUMS)
 @LAWS
 @given(
-    models=checkpoints(4, dtypes=("F64", "F32"), largest=2.0**100),
+    models=checkpoints(4, dtypes=("F64", "F32"), share=2.0**-27),
     weights=st.lists(WEIGHTS, min_size=3, max_size=3),
     order=st.permutations(range(3)),
 )
@@ -545,7 +557,7 @@ def test_a_float32_average_is_two_products_and_a_sum_in_float32(
 @pytest.mark.parametrize("method", TASK_VECTOR_METHODS)
 @pytest.mark.parametrize("normalize", [False, True])
 @LAWS
-@given(models=checkpoints(2, dtypes=("F64", "F32"), largest=2.0**100))
+@given(models=checkpoints(2, dtypes=("F64", "F32"), share=2.0**-27))
 def test_one_task_vector_with_weight_one_leads_to_its_model(
     method: str, normalize: bool, models: list[dict[str, np.ndarray]], folder: Path
 ) -> None:
@@ -777,7 +789,7 @@ def largest(delta: np.ndarray, kept: int, order: Sequence[int] | None = None) ->
     passes = 0
     while selection.needs_pass:
         passes += 1
-        assert passes <= 5
+        assert passes < 20, "it never ends"
         for number in numbers:
             selection.add(number, blocks[number])
         selection.end_pass()
@@ -1030,6 +1042,17 @@ def test_weights_that_sum_to_zero_are_fine_without_normalisation(tmp_path: Path)
     assert np.array_equal(result, A - B)
 
 
+@pytest.mark.xfail(strict=True, reason="beta silently wins over the parameter it stands for")
+@pytest.mark.parametrize(
+    ("method", "parameters"), [("slerp", {"t": 0.2}), ("linear", {"weight": [0.1, 0.9]})]
+)
+def test_beta_and_the_parameter_it_stands_for_are_refused_together(
+    method: str, parameters: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(modelsoup.ParameterError, match="twice"):
+        merged_one(tmp_path, [A, B], method=method, beta=0.5, parameters=parameters)
+
+
 def test_one_number_stands_for_all_models(tmp_path: Path) -> None:
     one = merged_one(tmp_path, [A, B, A], parameters={"weight": 0.5})
     assert bits(one) == bits(merged_one(tmp_path, [A, B, A], weights=[0.5] * 3))
@@ -1119,6 +1142,13 @@ def test_a_gram_method_with_a_base_sees_it_first(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
+class StepParameters:
+    """Parameters of a step."""
+
+    length: float = modelsoup.parameter(0.5, high=1, doc="how far")
+
+
+@dataclass(frozen=True)
 class SignsParameters:
     """Parameters of a step along signs."""
 
@@ -1149,6 +1179,53 @@ def test_a_select_method_can_be_registered(sparsify: str, tmp_path: Path) -> Non
     else:
         deviation = math.sqrt(ELEMENTS * 0.3 * 0.7)
         assert abs(np.count_nonzero(stepped) - 0.3 * ELEMENTS) < 5 * deviation
+
+
+@pytest.mark.xfail(strict=True, reason="Step.passes looks for `density`", raises=AttributeError)
+@pytest.mark.usefixtures("own_methods")
+def test_a_select_method_without_sparsification_sees_whole_task_vectors(tmp_path: Path) -> None:
+    @modelsoup.method("step", StepParameters, shape="select", base=True, models=(1, None))
+    def step(x: Any, p: Any) -> Any:
+        return x[0] + p.length * np.sign(x[1])
+
+    base = np.array([4, 5, 6], np.float32)
+    model = base + np.array([0.1, -2, 0], np.float32)
+    result = merged_one(tmp_path, [model], base=base, method="step")
+    assert np.array_equal(result, [4.5, 4.5, 6])
+
+
+@pytest.mark.xfail(strict=True, reason="a surplus is ignored, a lack is an IndexError")
+@pytest.mark.usefixtures("own_methods")
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_gram_method_must_return_one_coefficient_a_model(count: int, tmp_path: Path) -> None:
+    @modelsoup.method("uneven", NoParameters, shape="gram")
+    def uneven(gram: np.ndarray, p: Any) -> list[float]:
+        return [1.0] * count
+
+    with pytest.raises(modelsoup.ParameterError, match="uneven"):
+        merged_one(tmp_path, [A, B], method="uneven")
+
+
+@pytest.mark.xfail(strict=True, reason="the result is broadcast", raises=pytest.fail.Exception)
+@pytest.mark.usefixtures("own_methods")
+def test_an_elementwise_method_must_return_a_value_for_each_element(tmp_path: Path) -> None:
+    @modelsoup.method("mean", NoParameters)
+    def mean(x: Any, p: Any) -> Any:
+        return x[0].mean(keepdims=True)  # of one block, whatever the tensor is
+
+    with pytest.raises(modelsoup.ParameterError, match="mean"):
+        merged_one(tmp_path, [A, B], method="mean")
+
+
+@pytest.mark.xfail(strict=True, reason="formats the missing lower end", raises=TypeError)
+@pytest.mark.usefixtures("own_methods")
+def test_a_parameter_may_have_an_upper_end_alone(tmp_path: Path) -> None:
+    @modelsoup.method("step", StepParameters)
+    def step(x: Any, p: Any) -> Any:
+        return x[0]
+
+    with pytest.raises(modelsoup.ParameterError, match="at most 1"):
+        merged_one(tmp_path, [A, B], method="step", parameters={"length": 2})
 
 
 @dataclass(frozen=True)
@@ -1212,8 +1289,8 @@ def test_a_rule_can_name_a_registered_method_and_its_parameters(tmp_path: Path) 
         return np.where(np.abs(x[0]) > np.abs(x[1]), x[0], x[1]) * p.t
 
     results = merged(
-        tmp_path, [{"head.w": A, "body.w": A}, {"head.w": B, "body.w": B}], beta=0.5,
-        layers=["head.*=furthest;t:2", "*"],
+        tmp_path, [{"head.w": A, "body.w": A}, {"head.w": B, "body.w": B}],
+        layers=["head.*=furthest;t:2", "*=0.5"],
     )  # fmt: skip
     assert np.array_equal(results["head.w"], [3, 4, 8])
     assert np.array_equal(results["body.w"], (A + B) / 2)
