@@ -190,10 +190,16 @@ def _unconverted(folder: Path) -> str:
     return f" (convert {pickles[0]} with `soup convert` first)" if pickles else ""
 
 
-def _open_index(folder: Path, index: Path) -> Checkpoint:
-    text = index.read_bytes()
+def read_index(index: Path) -> dict[str, Path]:
+    """Which shard holds each tensor, from an index as Hugging Face writes it.
+
+    Raises:
+        CheckpointError: not an index, a tensor twice, or a shard that is missing or outside the
+            index's folder.
+        OSError: it cannot be read.
+    """
     try:
-        content = json.loads(text, object_pairs_hook=_without_duplicates)
+        content = json.loads(index.read_bytes(), object_pairs_hook=_without_duplicates)
     except _DuplicateKeyError as error:
         raise CheckpointError(f"{index}: tensor {error.key!r} occurs twice in the index") from None
     except (ValueError, RecursionError) as error:
@@ -205,30 +211,32 @@ def _open_index(folder: Path, index: Path) -> Checkpoint:
         )
     if not weight_map:
         raise CheckpointError(f"{index} names no tensors")
-    shards: list[Path] = []
+    shards: dict[str, Path] = {}
     for shard in dict.fromkeys(weight_map.values()):
         pure = PurePosixPath(shard)
         # A link inside the folder is followed (the Hugging Face cache is made of them); a path
         # that leaves the folder by its name is not.
         if pure.is_absolute() or ".." in pure.parts or "\\" in shard or not pure.parts:
             raise CheckpointError(f"{index} names a shard outside its folder: {shard!r}")
-        file = folder / pure
-        if file in shards:  # `./x` is `x`
-            continue
-        if not file.is_file():
+        shards[shard] = index.parent / pure
+        if not shards[shard].is_file():
+            beside = [p.name for p in index.parent.glob("*" + pure.suffix)]
             raise CheckpointError(
-                f"{index} names the shard {shard!r}, which is not there"
-                f"{nearest(shard, [p.name for p in folder.glob('*' + SUFFIX)])}"
+                f"{index} names the shard {shard!r}, which is not there{nearest(shard, beside)}"
             )
-        shards.append(file)
-    checkpoint = _open_files(folder, sorted(shards), is_folder=True)
-    absent = [n for n, s in weight_map.items() if not _lies_in(checkpoint, n, folder / s)]
+    return {name: shards[shard] for name, shard in weight_map.items()}
+
+
+def _open_index(folder: Path, index: Path) -> Checkpoint:
+    places = read_index(index)
+    checkpoint = _open_files(folder, sorted(set(places.values())), is_folder=True)
+    absent = [name for name, file in places.items() if not _lies_in(checkpoint, name, file)]
     if absent:
         raise CheckpointError(
             f"{index} places {len(absent)} tensors in shards that do not hold them: "
             f"{listed(absent)}"
         )
-    unlisted = [name for name in checkpoint.tensors if name not in weight_map]
+    unlisted = [name for name in checkpoint.tensors if name not in places]
     if unlisted:
         raise CheckpointError(
             f"{index} does not list {len(unlisted)} tensors that its shards hold: "

@@ -7,7 +7,6 @@ in whatever way its bytes happen to.
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import struct
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import MAX_HEADER, SUFFIX, StrPath
+from .checkpoint import MAX_HEADER, SUFFIX, StrPath, read_index
 from .dtypes import DTYPES
 from .errors import CheckpointError, OutputError, ParameterError, SoupError, listed, nearest
 from .writer import CheckpointWriter, OutputTensor, check_output, layout
@@ -140,13 +139,13 @@ def _read(
         source = _in_folder(source)
     if not source.name.endswith(_INDEX_SUFFIX):
         return _state_dict(source, _load(source), key)
-    weight_map = _weight_map(source)
+    weight_map = read_index(source)
     tensors: dict[str, torch.Tensor] = {}
     skipped: dict[str, None] = {}
     misplaced = set(weight_map.items())
     for shard in sorted(set(weight_map.values())):
         # Once the first shard has told which dict is the model, the others must have it too.
-        found, key, left_out = _state_dict(source.parent / shard, _load(source.parent / shard), key)
+        found, key, left_out = _state_dict(shard, _load(shard), key)
         tensors.update(found)
         skipped.update(dict.fromkeys(left_out))
         misplaced ^= {(name, shard) for name in found}
@@ -172,33 +171,6 @@ def _in_folder(folder: Path) -> Path:
     others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     hint = f" (give the path of a file: {listed(others)})" if others else ""
     raise CheckpointError(f"{folder} holds neither {' nor '.join(names)}{hint}")
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    """The index's map from names to shards; each lies in its folder, as `checkpoint` has it."""
-    try:
-        content = json.loads(index.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{index} is not JSON: {error}") from None
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if (
-        not isinstance(weight_map, dict)
-        or not weight_map
-        or not all(isinstance(shard, str) for shard in weight_map.values())
-    ):
-        raise CheckpointError(
-            f"{index} has no 'weight_map' from tensor names to shard files, as an index has"
-        )
-    for shard in sorted(set(weight_map.values())):
-        pure = PurePosixPath(shard)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in shard or not pure.parts:
-            raise CheckpointError(f"{index} names a shard outside its folder: {shard!r}")
-        if not (index.parent / pure).is_file():
-            raise CheckpointError(
-                f"{index} names the shard {shard!r}, which is not there"
-                f"{nearest(shard, [path.name for path in index.parent.glob('*.bin')])}"
-            )
-    return weight_map
 
 
 def _load(file: Path) -> object:

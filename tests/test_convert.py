@@ -664,7 +664,7 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path, shards, chan
     [
         ("{", "is not JSON"),
         ("[]", "has no 'weight_map'"),
-        ('{"weight_map": {}}', "has no 'weight_map'"),
+        ('{"weight_map": {}}', "names no tensors"),
         ('{"weight_map": {"w": 1}}', "has no 'weight_map'"),
     ],
 )

@@ -317,6 +317,7 @@ def test_a_layout_holds_each_tensor_once_and_fills_shards_in_order(
         f"m-{n:05d}-of-{total:05d}.safetensors" for n in range(1, total + 1)
     ]
     assert shard_size is not None
+    assert all(file.tensors for file in files), "no shard is empty"
     filled = [sum(t.nbytes for t in file.tensors) for file in files]
     for file, size in zip(files, filled, strict=True):
         assert size <= shard_size or len([t for t in file.tensors if t.nbytes]) == 1
