@@ -402,7 +402,10 @@ class Stream:
                     if isinstance(job.statistic, TaskVectors):
                         values = job.statistic.apply(block, x)
                     narrow(job.function(tuple(values), job.numbers), out[place])
-        self._look(unit, _typed(job, stored), out)
+        method = job.step.method
+        shows = method is None or method.propagates or method.shape == "gram"
+        if not shows or has_nonfinite(out, job.step.dtype):
+            self._look(unit, _typed(job, stored), out)
         return result
 
     def _whole(self, job: _Job, stored: list[np.ndarray], out: np.ndarray) -> None:

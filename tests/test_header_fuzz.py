@@ -272,7 +272,7 @@ def changed_entry(made: Pairs, rng: random.Random) -> Any:
     def put(key: str, value: Any) -> Pairs:
         return Pairs([(k, value if k == key else v) for k, v in made])
 
-    match rng.randrange(16):
+    match rng.randrange(18):
         case 0:
             return put("dtype", rng.choice(list(DTYPES)))
         case 1:
@@ -283,7 +283,7 @@ def changed_entry(made: Pairs, rng: random.Random) -> Any:
         case 3:
             return put("shape", a_shape(rng))
         case 4:  # the same number of elements, or none: sound as long as nothing overflows
-            extra = rng.choices([1, *NUMBERS], k=rng.randrange(3))
+            extra = rng.choices([1, *NUMBERS, 2**64, 2**70], k=rng.randrange(3))
             return put("shape", shuffled([*shape, *extra], rng))
         case 5:
             return put("shape", [1] * rng.randrange(70) + shape)
@@ -306,6 +306,14 @@ def changed_entry(made: Pairs, rng: random.Random) -> Any:
             return rng.choice([[dtype, shape, [start, stop]], [dtype, shape], [dtype]])
         case 14:
             return [list(pair) for pair in made]
+        case 15 | 16:  # a number of the same value, written in another way
+            key = rng.choice(["shape", "data_offsets"])
+            value = [*values[key]]
+            place = rng.randrange(len(value))
+            n = value[place]
+            ways = [Raw(f"{n}.0"), Raw(f"{n}e0"), Raw(f"-{n}"), Raw(f"0{n}"), str(n), [n]]
+            value[place] = rng.choice([*ways, bool(n)] if n in (0, 1) else ways)
+            return put(key, value)
     return anything(rng)
 
 
@@ -317,6 +325,7 @@ def is_sound(item: tuple[Any, Any]) -> bool:
         values.keys() == set(KEYS)
         and values["dtype"] in list(DTYPES)
         and isinstance(values["shape"], list)
+        and values["shape"]
         and isinstance(offsets, list)
         and [type(offset) for offset in offsets] == [int, int]
     )
@@ -332,7 +341,7 @@ def changed_header(rng: random.Random) -> tuple[str, int]:
             place = rng.choice(tensors)
             header[place] = (header[place][0], changed_entry(header[place][1], rng))
         elif what == 4:  # a tensor without bytes, which may lie between any two others
-            shape = shuffled([0, *numbers(rng, 2, lambda rng: rng.choice(NUMBERS))], rng)
+            shape = shuffled([0, *numbers(rng, 2, lambda rng: rng.choice([*NUMBERS, 2**64]))], rng)
             stops = [dict(header[place][1])["data_offsets"][1] for place in tensors]
             start = rng.choice([0, 1, end, *stops])
             header.append((a_text(rng), entry(rng.choice(list(DTYPES)), shape, start, rng)))
@@ -472,6 +481,12 @@ KNOWN: dict[str, Callable[[], tuple[bytes, str]]] = {
         sound('{"a":{"dtype":"F32","shape":[9223372036854775808,2,0],"data_offsets":[0,0]}}', b""),
         "refused",
     ),
+    "an empty tensor, a size of 2^64": lambda: (
+        sound('{"a":{"dtype":"F32","shape":[0,18446744073709551616],"data_offsets":[0,0]}}', b""),
+        "refused",
+    ),
+    "true for 1": lambda: (sound(f'{{"a":{{{ONE}}}}}'.replace("[1]", "[true]")), "refused"),
+    "false for 0": lambda: (sound(f'{{"a":{{{ONE}}}}}'.replace("[0,", "[false,")), "refused"),
     "a minus zero": lambda: (
         sound('{"a":{"dtype":"F32","shape":[-0],"data_offsets":[0,0]}}', b""),
         "refused",

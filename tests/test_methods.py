@@ -846,6 +846,17 @@ def test_exactly_k_are_kept_and_the_first_of_equal_ones(family: str, dtype: type
         assert np.array_equal(largest(delta, kept, order=[2, 0, 3, 1]), expected), kept
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("spread", [5, 2**12])
+def test_k_are_found_among_millions_that_nearly_equal_the_threshold(
+    spread: int, dtype: type
+) -> None:
+    size = (5 << 20) + 77
+    steps = np.random.default_rng(12).integers(0, spread, size)
+    delta = np.asarray(-1 - np.finfo(dtype).eps * steps, dtype)
+    assert np.array_equal(largest(delta, size // 3), reference_largest(delta, size // 3))
+
+
 @LAWS
 @given(
     delta=hnp.arrays(

@@ -40,6 +40,7 @@ def _identity(p: LinearParameters) -> int | None:
     LinearParameters,
     prepare=_prepare,
     from_beta=lambda beta: {"weight": (beta, 1 - beta), "normalize": False},
+    propagates=True,
     identity=_identity,
     summary="weighted average: Σ wᵢ·xᵢ, with Σ wᵢ = 1 unless normalize is false",
     source="Wortsman et al., Model soups, ICML 2022; two models: w = β·w₁ + (1 − β)·w₂",

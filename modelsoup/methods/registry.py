@@ -48,6 +48,8 @@ class Method:
             restored afterwards.
         prepare: turns checked parameters into the ones that `function` sees (normalised weights).
         from_beta: the parameters that `--beta β` stands for, if it means anything here.
+        propagates: whether NaN or infinity in any input always shows in the result, so that looking
+            at the result alone finds it. (That of a `gram` method always does.)
         identity: which model the result equals exactly under these parameters, or None.
         summary: one line for `soup methods`.
         source: the paper or page that defines it.
@@ -62,6 +64,7 @@ class Method:
     sparsify: Sparsify | None = None
     prepare: Callable[[Any], Any] | None = None
     from_beta: Callable[[float], dict[str, Any]] | None = None
+    propagates: bool = False
     identity: Callable[[Any], int | None] | None = None
     summary: str = ""
     source: str = ""

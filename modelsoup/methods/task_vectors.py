@@ -89,6 +89,7 @@ def _fold(p: Any) -> Any:
     base=True,
     models=(1, None),
     prepare=_fold,
+    propagates=True,
     summary="base + λ·Σ wᵢ·(xᵢ − base)",
     source="Ilharco et al., Editing models with task arithmetic, ICLR 2023",
 )
