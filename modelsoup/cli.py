@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,13 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .errors import ParameterError, SoupError, listed, nearest
+from .errors import ParameterError, SoupError, listed, nearest, printable
 from .version import __version__
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "modelsoup.commands"
+
+
+def _colored(kind: str, message: str, color: str) -> None:
+    """`kind: message` on stderr, in colour where that is wanted (https://no-color.org)."""
+    wanted = None if "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb" else False
+    click.secho(f"{kind}: ", fg=color, bold=True, nl=False, err=True, color=wanted)
+    click.echo(printable(message), err=True)
 
 
 class _Group(click.Group):
@@ -90,8 +98,7 @@ class _Mistake(click.ClickException):
     exit_code = 1
 
     def show(self, file: Any = None) -> None:
-        click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo(self.message, err=True)
+        _colored("Error", self.message, "red")
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -101,9 +108,6 @@ def main() -> None:
 
     Shell completion: eval "$(_SOUP_COMPLETE=bash_source soup)" (or zsh_source, fish_source).
     """
-    # A command's objects live until it ends: looking for cycles among those of 100,000 tensors
-    # would take as long as planning them.
-    gc.disable()
 
 
 def _json_option(command: Any) -> Any:
@@ -209,6 +213,10 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
     """  # noqa: D301
     from . import engine
 
+    # The objects of a merge live until it ends: looking for cycles among those of 100,000 tensors
+    # would take as long as planning them.
+    gc.disable()
+    click.get_current_context().call_on_close(gc.enable)
     if options["verbose"]:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     talks = not (options["quiet"] or options["as_json"])
@@ -242,6 +250,9 @@ def _recipe(options: Mapping[str, Any]) -> Any:
     if options["config"]:
         content = _read_yaml(options["config"])
         recipe.recipe_from_mapping(content, options["config"])  # its faults, under its name
+    for name, other in (("beta", "weights"), ("weights", "beta")):
+        if options[name] is not None:
+            content.pop(other, None)  # the file's, which the command line's replaces
     for name in ("method", "beta", "rest", "dtype", "on_integer", "seed"):
         if options[name] is not None:
             content[name] = options[name]
@@ -301,8 +312,7 @@ def _progress(title: str, *, shown: bool) -> AbstractContextManager[Any]:
 
 
 def _say(kind: str, message: str) -> None:
-    click.secho(f"{kind}: ", fg="yellow", nl=False, err=True)
-    click.echo(message, err=True)
+    _colored(kind, message, "yellow")
 
 
 def _print_json(content: object) -> None:
@@ -399,19 +409,25 @@ def convert(
 @_json_option
 def methods(name: str | None, as_json: bool) -> None:
     """List the merge methods, or describe one: parameters, defaults, paper."""
-    from .methods import describe, get_method, method_names
+    from .methods import describe, get_method, offered_methods, registered_methods
 
-    names = [name] if name else method_names()
-    described = [describe(get_method(each)) for each in names]
+    if name:
+        described = describe(get_method(name))
+        if as_json:
+            _print_json(described)
+            return
+        from . import show
+
+        show.show_method(described)
+        return
+    every = [describe(method) for method in registered_methods()]
+    every += [{"name": n, "from": package} for n, package in offered_methods().items()]
     if as_json:
-        _print_json(described[0] if name else described)
+        _print_json(every)
         return
     from . import show
 
-    if name:
-        show.show_method(described[0])
-    else:
-        show.show_methods(described)
+    show.show_methods(every)
 
 
 @main.command(no_args_is_help=True)

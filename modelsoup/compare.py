@@ -209,6 +209,8 @@ def _row(name: str, found: Sequence[_Sums]) -> DiffRow:
     cosine = max(-1.0, min(1.0, ab / norms)) if norms > 0 else math.nan
     if aa > 0:
         relative = math.sqrt(dd / aa)
+    elif math.isnan(aa) or math.isnan(dd):
+        relative = math.nan
     else:
         relative = math.inf if dd > 0 else 0.0
     agreement = total("signs") / elements if elements else math.nan

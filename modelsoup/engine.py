@@ -168,6 +168,8 @@ def _refuse_inputs(output: Path, inputs: Sequence[Checkpoint]) -> None:
         for path in (model.path, *model.files):
             if output.exists() and path.exists() and output.samefile(path):
                 raise OutputError(f"the output {output} is one of the inputs")
+            if output.is_dir() and path.resolve().is_relative_to(output.resolve()):
+                raise OutputError(f"the output {output} holds the input {path}")
 
 
 def _weights_name(output: Path, first: Checkpoint) -> str:

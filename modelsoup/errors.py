@@ -45,6 +45,11 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
     return f"; did you mean {' or '.join(repr(found) for found in close)}?"
 
 
+def printable(text: str) -> str:
+    """A text whose control characters are spelt out: a name must not drive the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def listed(names: Sequence[str], limit: int = LISTED) -> str:
     """The first names and how many more there are: `a, b, c and 4 more`."""
     shown = ", ".join(names[:limit])

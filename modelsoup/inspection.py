@@ -10,6 +10,8 @@ from typing import Any
 from .checkpoint import Checkpoint, TensorInfo
 from .rules import natural_key
 
+_DEEPEST = 100  # branches, one below the other; what lies deeper stays one name
+
 
 @dataclass(frozen=True)
 class Node:
@@ -39,7 +41,7 @@ class Node:
 
 def summarize(checkpoint: Checkpoint) -> Node:
     """The tree of a checkpoint's names; numbered siblings that are alike are one node."""
-    entries = [(name.split("."), info) for name, info in checkpoint.tensors.items()]
+    entries = [(name.split(".", _DEEPEST), info) for name, info in checkpoint.tensors.items()]
     return _branch(checkpoint.name, entries)
 
 
@@ -79,8 +81,8 @@ def _collapsed(children: Sequence[Node]) -> Iterator[Node]:
     for child in children:
         follows = (
             run
-            and child.name.isdigit()
-            and run[-1].name.isdigit()
+            and _is_number(child.name)
+            and _is_number(run[-1].name)
             and int(child.name) == int(run[-1].name) + 1
             and _signature(child) == _signature(run[0])
         )
@@ -89,6 +91,10 @@ def _collapsed(children: Sequence[Node]) -> Iterator[Node]:
             run = []
         run.append(child)
     yield from _one(run)
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) < 10
 
 
 def _one(run: Sequence[Node]) -> Iterator[Node]:

@@ -27,12 +27,15 @@ def record(
 ) -> dict[str, Any]:
     """The lineage of a merge, as it is stored.
 
+    Inputs that have a lineage bring it along, each ancestor once, under its digest in `ancestors`:
+    nested, a running average would nest without end, and what came in twice would double.
+
     It holds no time and no path, so that the same merge gives the same bytes.
 
     Args:
         plan: what was merged.
         digests: the digests of each model's files, by model index, `BASE` for the base; None puts
-            zeros, of the same length, in their place.
+            something in their place that takes at least as much room.
         sha256: whether SHA-256 digests are among them.
     """
     recipe = plan.recipe
@@ -42,13 +45,23 @@ def record(
         "operation": "merge",
         **_recipe(recipe),
         "inputs": [
-            _input(model, digests[index] if digests else None, sha256=sha256)
+            _input(model, digests[index] if digests else None, index, sha256=sha256)
             for index, model in enumerate(plan.models)
         ],
     }
     if plan.base is not None:
         based = digests[BASE] if digests else None
-        content["base"] = _input(plan.base, based, sha256=sha256)
+        content["base"] = _input(plan.base, based, BASE, sha256=sha256)
+    ancestors: dict[str, Any] = {}
+    entries = [*content["inputs"], *([content["base"]] if plan.base is not None else [])]
+    models = [*plan.models, *([plan.base] if plan.base is not None else [])]
+    for model, entry in zip(models, entries, strict=True):
+        earlier = read_lineage(model)
+        if earlier is not None:
+            ancestors |= earlier.pop("ancestors", {})
+            ancestors[entry["xxh3_128"]] = earlier
+    if ancestors:
+        content["ancestors"] = ancestors
     return content
 
 
@@ -84,10 +97,11 @@ def _rule(rule: Rule) -> dict[str, Any]:
 
 
 def _input(
-    model: Checkpoint, digests: Sequence[FileDigest] | None, *, sha256: bool
+    model: Checkpoint, digests: Sequence[FileDigest] | None, index: int, *, sha256: bool
 ) -> dict[str, Any]:
     if digests is None:
-        blank = FileDigest("", 0, "0" * 32, "0" * 64 if sha256 else None)
+        # Different for each model, as digests may be: equal ones would be one ancestor.
+        blank = FileDigest("", 0, f"{index + 1:032x}", "0" * 64 if sha256 else None)
         digests = [
             FileDigest(file.name, file.stat().st_size, blank.xxh3_128, blank.sha256)
             for file in model.files
@@ -96,17 +110,13 @@ def _input(
     content: dict[str, Any] = {"name": model.name, "size": sum(d.size for d in digests)}
     for algorithm in algorithms:
         one_file = len(digests) == 1
-        content[algorithm] = (
-            getattr(digests[0], algorithm) if one_file else combined(list(digests), algorithm)
-        )
+        value = getattr(digests[0], algorithm)
+        content[algorithm] = value if one_file else combined(list(digests), algorithm)
     if model.is_folder:
         content["files"] = [
             {"name": d.name, "size": d.size, **{a: getattr(d, a) for a in algorithms}}
             for d in digests
         ]
-    earlier = model.metadata.get(LINEAGE_KEY)
-    if earlier is not None:
-        content["lineage"] = read_lineage(model)
     return content
 
 
@@ -123,14 +133,47 @@ def read_lineage(checkpoint: Checkpoint) -> dict[str, Any] | None:
         content = json.loads(text)
     except (ValueError, RecursionError):
         content = None
-    if not isinstance(content, dict) or not isinstance(content.get("inputs"), list):
-        raise CheckpointError(f"{checkpoint.path}: the lineage in its metadata is not readable")
-    if content.get("format") != FORMAT:
+    if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
-            f"{checkpoint.path}: its lineage has format {content.get('format')!r}, "
+            f"{checkpoint.path}: its lineage has format {content['format']!r}, "
             f"this version reads {FORMAT}"
         )
-    return content
+    ancestors = content.get("ancestors", {}) if isinstance(content, dict) else None
+    if not isinstance(ancestors, dict) or not all(map(_is_merge, [content, *ancestors.values()])):
+        raise CheckpointError(f"{checkpoint.path}: the lineage in its metadata is not readable")
+    return dict(content)
+
+
+def _is_merge(content: object) -> bool:
+    if not isinstance(content, dict) or not isinstance(content.get("method"), str):
+        return False
+    inputs = content.get("inputs")
+    if not isinstance(inputs, list) or not inputs:
+        return False
+    if not isinstance(content.get("parameters", {}), dict):
+        return False
+    rules = content.get("rules", [])
+    if not isinstance(rules, list) or not all(
+        isinstance(r, dict) and "pattern" in r for r in rules
+    ):
+        return False
+    return all(map(_is_input, [*inputs, *([content["base"]] if "base" in content else [])]))
+
+
+def _is_input(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and isinstance(entry.get("size"), int)
+        and isinstance(entry.get("xxh3_128"), str)
+        and "lineage" not in entry
+        and all(_is_input(file) for file in entry.get("files", []))
+    )
+
+
+def parents(made: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The inputs of a merge, the base last."""
+    return [*made["inputs"], *([made["base"]] if "base" in made else [])]
 
 
 def lineage_graph(checkpoint: Checkpoint) -> networkx.DiGraph[str]:
@@ -145,18 +188,15 @@ def lineage_graph(checkpoint: Checkpoint) -> networkx.DiGraph[str]:
     import networkx
 
     graph: networkx.DiGraph[str] = networkx.DiGraph()
-
-    def add(node: str, name: str, made: Mapping[str, Any] | None) -> None:
-        graph.add_node(node, name=name)
-        if made is None:
-            return
-        graph.nodes[node]["method"] = made["method"]
-        parents = [*made["inputs"], *([made["base"]] if "base" in made else [])]
-        for parent in parents:
-            add(parent["xxh3_128"], parent["name"], parent.get("lineage"))
+    graph.add_node("output", name=checkpoint.name)
+    made = read_lineage(checkpoint)
+    if made is None:
+        return graph
+    for node, merge in {**made.get("ancestors", {}), "output": made}.items():
+        graph.add_node(node, method=merge["method"])
+        for parent in parents(merge):
+            graph.add_node(parent["xxh3_128"], name=parent["name"])
             graph.add_edge(parent["xxh3_128"], node)
-
-    add("output", checkpoint.name, read_lineage(checkpoint))
     return graph
 
 
@@ -186,7 +226,7 @@ def check_inputs(checkpoint: Checkpoint, folders: Sequence[Path]) -> list[InputC
     if made is None:
         return []
     checks = []
-    for entry in [*made["inputs"], *([made["base"]] if "base" in made else [])]:
+    for entry in parents(made):
         candidates = [folder / entry["name"] for folder in folders]
         paths = [path for path in candidates if path.exists()]
         verdicts = [_intact(path, entry) for path in paths]

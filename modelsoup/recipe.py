@@ -108,7 +108,14 @@ class Recipe:
                 f"(expected {', '.join(ON_INTEGER)})"
             )
         if self.dtype is not None:
-            object.__setattr__(self, "dtype", parse_dtype(self.dtype))
+            object.__setattr__(self, "dtype", parse_dtype(str(self.dtype)))
+        if self.weights is not None:
+            _check_list("weights", self.weights)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ParameterError(f"seed is {self.seed!r}, not an integer")
+        for name in ("groups", "parameters"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ParameterError(f"{name} is {getattr(self, name)!r}, not a mapping from names")
         object.__setattr__(self, "layers", tuple(parse_layers(self.layers)))
         object.__setattr__(self, "low_level", parse_fractions(self.low_level))
 
@@ -128,7 +135,9 @@ def recipe_from_mapping(content: object, where: str) -> Recipe:
     parameters: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
-        if name == "parameters" and isinstance(value, Mapping):
+        if name == "parameters":
+            if not isinstance(value, Mapping):
+                raise ParameterError(f"{where} has {value!r} as parameters, which is no mapping")
             parameters.update({k: parse_value(k, v) for k, v in value.items()})
         elif name in known:
             given[name] = value
@@ -140,6 +149,11 @@ def recipe_from_mapping(content: object, where: str) -> Recipe:
                 f"(expected {', '.join(sorted(known))}, or a parameter of {method.name!r})"
             )
     return Recipe(**given, parameters=parameters)
+
+
+def _check_list(name: str, numbers: object) -> None:
+    if isinstance(numbers, str) or not isinstance(numbers, Sequence):
+        raise ParameterError(f"{name} is {numbers!r}, not a list of numbers")
 
 
 def _check_beta(beta: object) -> float:
@@ -324,6 +338,11 @@ class _Planner:
             fractions=recipe.low_level,
         )  # fmt: skip
         self.rules = assignment.rules
+        if recipe.low_level and not any(rule.low_level for rule in self.rules):
+            raise ParameterError(
+                "low-level has a depth, but no rule uses it (add the rule low-level: "
+                "--layers low-level)"
+            )
         self._check_sources()
         for index, rule in enumerate(self.rules):
             if rule.action == "merge":
@@ -428,8 +447,12 @@ class _Planner:
             return self._copy(name, index, rule.source, info)
         found = [model.tensors.get(name) for model in self.models]
         if any(info is None for info in found):
-            absent = [m.name for m, info in zip(self.models, found, strict=True) if info is None]
-            self.missing.setdefault(f"missing from {' and '.join(absent)}", []).append(name)
+            absent = " and ".join(
+                f"{self.models[index].name}, the {source_name(index)} model"
+                for index, info in enumerate(found)
+                if info is None
+            )
+            self.missing.setdefault(f"missing from {absent}", []).append(name)
             return None
         return self._merge(name, index, [info for info in found if info is not None])
 
@@ -466,8 +489,8 @@ class _Planner:
             return Step(
                 name, dtype, infos[0].shape, "merge", index, tuple(sources), method, parameters
             )
-        if len({info.dtype for info in infos}) > 1:
-            self.dtypes.append(f"{name} ({' and '.join(info.dtype for info in infos)})")
+        if len({info.dtype for info in infos}) > 1 or len(kinds) > 1:
+            self.dtypes.append(f"{name} ({' and '.join(info.dtype for info in every)})")
             return None
         default: OnInteger = "max" if name.rpartition(".")[2] == _COUNTER else "error"
         return Step(
@@ -478,8 +501,7 @@ class _Planner:
     def _raise_mismatches(self) -> None:
         """One sentence for each way in which the models do not fit, all at once."""
         faults = [
-            f"{len(names)} tensors are {where}: {listed(names)} (keep them with a rule such as "
-            f"--layers '{names[0]}=first', or leave them out with '=drop')"
+            f"{len(names)} tensors are {where}: {listed(names)} ({self._remedy(names[0])})"
             for where, names in self.missing.items()
         ]
         if self.unbased:
@@ -500,6 +522,12 @@ class _Planner:
             )
         if faults:
             raise MismatchError("the models do not fit together: " + "; ".join(faults))
+
+    def _remedy(self, name: str) -> str:
+        """What to do about a tensor that not every model has."""
+        has = next(index for index, model in enumerate(self.models) if name in model.tensors)
+        keep = f"keep them with a rule such as --layers '{name}={source_name(has)}', or "
+        return f"{keep if has < 2 else ''}leave them out with '=drop'"
 
     def _notices(
         self, assignment: Assignment, steps: list[Step], dropped: list[str], added: tuple[str, ...]

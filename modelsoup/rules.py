@@ -217,10 +217,14 @@ def parse_layers(layers: object) -> list[Rule]:
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sorts `blocks.2` before `blocks.10`."""
-    return tuple(
-        (0, int(part), "") if part.isdigit() else (1, 0, part)
-        for part in re.findall(r"\d+|[^\d.]+", name)
-    )
+
+    def key(part: str) -> tuple[int, int, str]:
+        if "0" <= part[0] <= "9":
+            digits = part.lstrip("0")
+            return (0, len(digits), digits)  # as numbers order, of any length
+        return (1, 0, part)
+
+    return tuple(key(part) for part in re.findall(r"[0-9]+|[^0-9.]+", name))
 
 
 def low_level(names: Iterable[str], fraction: float) -> set[str]:
@@ -312,7 +316,7 @@ def assign(
     for index, rule in enumerate(final):
         matching = context.matching(rule)
         if not matching and names:
-            raise RuleError(context.nothing(rule))
+            raise RuleError(context.nothing(rule.pattern))
         fresh = [name for name in names if name in matching and name not in chosen]
         if not fresh and names:
             raise RuleError(
@@ -344,16 +348,21 @@ class _Context:
         matching = self._by_pattern(rule.pattern)
         return matching & self._low_level(matching) if rule.low_level else matching
 
-    def _by_pattern(self, pattern: str) -> set[str]:
+    def _by_pattern(self, pattern: str, within: tuple[str, ...] = ()) -> set[str]:
         if pattern == "*":
             return set(self.names)
         if pattern.startswith("group:"):
             group = pattern.removeprefix("group:")
+            if pattern in within:
+                raise RuleError(f"the group {group!r} contains itself")
             if group not in self.groups:
                 known = nearest(group, self.groups)
                 defined = f" (defined: {listed(sorted(self.groups))})" if self.groups else ""
                 raise RuleError(f"no group is called {group!r}{known}{defined}")
-            return set().union(*(self._by_pattern(inner) for inner in self.groups[group]))
+            patterns = self.groups[group]
+            patterns = [patterns] if isinstance(patterns, str) else patterns
+            nested = (self._by_pattern(inner, (*within, pattern)) for inner in patterns)
+            return set().union(*nested)
         matches = matcher(pattern)
         return {name for name in self.names if matches(name)}
 
@@ -361,7 +370,10 @@ class _Context:
         if self.fractions:
             found: set[str] = set()
             for pattern, fraction in self.fractions.items():
-                of_pattern = within if pattern == "*" else within & self._by_pattern(pattern)
+                matching = self._by_pattern(pattern)
+                if not matching and self.names:
+                    raise RuleError(self.nothing(pattern))
+                of_pattern = within & matching
                 found |= low_level((n for n in self.names if n in of_pattern), fraction)
             return found
         if "low-level" in self.groups:
@@ -371,9 +383,8 @@ class _Context:
             "(--low-level 0.3)"
         )
 
-    def nothing(self, rule: Rule) -> str:
-        """Why a rule that matches nothing does, with the nearest names."""
-        pattern = rule.pattern
+    def nothing(self, pattern: str) -> str:
+        """That a pattern matches nothing, with the nearest names."""
         stems = {name.rpartition(".")[0] or name for name in self.names}
         firsts = {name.partition(".")[0] for name in self.names}
         # difflib is slow over 100,000 names; layers and subnetworks say enough.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,26 +20,35 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
-from rich.text import Text
+from rich.text import Text as RichText
 from rich.tree import Tree
 
 from .checkpoint import Checkpoint
 from .compare import DiffReport, DiffRow
 from .engine import MergeReport
+from .errors import printable
 from .inspection import Node
+from .lineage import parents
 from .recipe import MergePlan
 from .stream import Progress as Callback
 from .verification import VerifyReport
 
-_WIDTH = 160  # where the output is a file or a pipe
+_WIDTH = 1 << 16  # where the output is a file or a pipe: nothing is cut
+
+
+def Text(text: str, style: str = "") -> RichText:  # noqa: N802  # stands for rich's
+    """A text without markup, whose control characters are spelt out."""
+    return RichText(printable(text), style)
 
 
 def console(*, stderr: bool = False) -> Console:
     """A console that writes plain, unwrapped text where there is no terminal."""
     stream = sys.stderr if stderr else sys.stdout
+    plain = os.environ.get("TERM") == "dumb"
     return Console(
-        stderr=stderr, highlight=False, soft_wrap=True, width=None if stream.isatty() else _WIDTH
-    )
+        stderr=stderr, highlight=False, soft_wrap=True, width=None if stream.isatty() else _WIDTH,
+        no_color=True if plain else None,
+    )  # fmt: skip
 
 
 def size(nbytes: float) -> str:
@@ -148,7 +158,24 @@ def show_lineage(checkpoint: Checkpoint, made: Mapping[str, Any] | None) -> None
         out.print(f"{escape(str(checkpoint.path))} holds no lineage: modelsoup did not make it")
         return
     tree = Tree(Text(f"{checkpoint.name} ← {described(made)}"))
-    _grow_lineage(tree, made)
+    ancestors = made.get("ancestors", {})
+    shown: set[str] = set()
+    branches = [(tree, made)]
+    while branches:
+        branch, merge = branches.pop()
+        for entry in parents(merge):
+            digest = entry["xxh3_128"]
+            origin = ancestors.get(digest)
+            again = digest in shown
+            label = Text(entry["name"])
+            label.append(" (base)" if entry is merge.get("base") else "")
+            label.append(f" ← {printable(described(origin))}" if origin else "")
+            label.append(" (its inputs are shown elsewhere)" if origin and again else "")
+            label.append(f"  {size(entry['size'])}, xxh3-128 {digest}", style="dim")
+            inner = branch.add(label)
+            if origin and not again:
+                branches.append((inner, origin))
+                shown.add(digest)
     out.print(tree)
 
 
@@ -159,22 +186,10 @@ def described(made: Mapping[str, Any]) -> str:
         if made.get(key) not in (None, "first"):
             parts.append(f"{key} {made[key]}")
     parts += [f"{key} {value}" for key, value in made.get("parameters", {}).items()]
-    parts += [f"layers {rule['pattern']!r} {rule['action']}" for rule in made.get("rules", ())]
+    parts += [
+        f"layers {rule.get('pattern')!r} {rule.get('action')}" for rule in made.get("rules", ())
+    ]
     return ", ".join(parts)
-
-
-def _grow_lineage(tree: Tree, made: Mapping[str, Any]) -> None:
-    entries = [("", entry) for entry in made["inputs"]]
-    if "base" in made:
-        entries.append((" (base)", made["base"]))
-    for role, entry in entries:
-        inner = entry.get("lineage")
-        origin = f" ← {described(inner)}" if inner else ""
-        label = Text(f"{entry['name']}{role}{origin}")
-        label.append(f"  {size(entry['size'])}, xxh3-128 {entry['xxh3_128']}", style="dim")
-        branch = tree.add(label)
-        if inner:
-            _grow_lineage(branch, inner)
 
 
 def show_diff(report: DiffReport, by: str) -> None:
@@ -207,7 +222,7 @@ def show_diff(report: DiffReport, by: str) -> None:
         out.print("the two are equal")
 
 
-def _cells(row: DiffRow) -> list[str | Text]:
+def _cells(row: DiffRow) -> list[str | RichText]:
     numbers = (
         [f"{row.cosine:.6f}", f"{row.relative_l2:.4g}", f"{row.sign_agreement:.2%}"]
         if not math.isnan(row.sign_agreement)
@@ -249,7 +264,10 @@ def show_methods(described: Sequence[Mapping[str, Any]]) -> None:
     table.add_column("models")
     table.add_column("what it does")
     for method in described:
-        table.add_row(method["name"], _models(method), Text(method["summary"]))
+        if "from" in method:
+            table.add_row(method["name"], "", Text(f"(from {method['from']}, not loaded)"))
+        else:
+            table.add_row(method["name"], _models(method), Text(method["summary"]))
     out.print(table)
 
 

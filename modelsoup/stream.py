@@ -471,7 +471,7 @@ class Stream:
             for index, (model, info) in enumerate(step.sources):
                 buffer = self._buffers[0].raw(index, min(SLICE, nbytes - start))
                 self.inputs.reader(model, info).peek(buffer.data, info.start + start)
-                self._report(buffer.nbytes, read=True)
+                self.bytes_read += buffer.nbytes
                 stored.append(buffer)
             if any(not np.array_equal(stored[0], other) for other in stored[1:]):
                 return True

@@ -120,8 +120,8 @@ def layout(
     ]
 
 
-def header_bytes(file: OutputFile, metadata: Mapping[str, str]) -> bytes:
-    """The header of one file, with its length before it and padded to 8 bytes."""
+def header_bytes(file: OutputFile, metadata: Mapping[str, str], *, least: int = 0) -> bytes:
+    """The header of one file, with its length before it, padded to 8 bytes and to `least` bytes."""
     content: dict[str, object] = {}
     if metadata:
         content["__metadata__"] = dict(sorted(metadata.items()))
@@ -133,7 +133,7 @@ def header_bytes(file: OutputFile, metadata: Mapping[str, str]) -> bytes:
         }  # fmt: skip
         offset = stop
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text = text.ljust(max(len(text) + -len(text) % 8, least - 8))
     return struct.pack("<Q", len(text)) + text
 
 
@@ -147,7 +147,7 @@ class CheckpointWriter:
         output: a path that ends in `.safetensors` makes a file, any other a folder.
         files: what to write, from `layout`; several only for a folder.
         metadata: `__metadata__` of every file. `update_metadata` may replace it later by one whose
-            header is as long.
+            header is not longer.
         force: replace an existing output. A folder is replaced only if modelsoup wrote it.
         fsync: flush to the disk before the rename. Without, a power cut can leave a broken file.
         copy_from: a model folder whose other files (config, tokenizer, …) go along.
@@ -239,15 +239,15 @@ class CheckpointWriter:
         self._pwrite(file_name, data, self._data_starts[file_name] + offset)
 
     def update_metadata(self, metadata: Mapping[str, str]) -> None:
-        """Replace `__metadata__`, in a header of the same length.
+        """Replace `__metadata__`, by one whose header is not longer.
 
         Raises:
-            ValueError: the new header is longer or shorter.
+            ValueError: the new header is longer.
         """
         for name, file in self._files.items():
-            header = header_bytes(file, metadata)
+            header = header_bytes(file, metadata, least=self._data_starts[name])
             if len(header) != self._data_starts[name]:
-                raise ValueError(f"the header of {name} would change its length")
+                raise ValueError(f"the header of {name} would be longer than it was")
             self._pwrite(name, memoryview(header), 0)
         self._metadata = dict(metadata)
 

@@ -325,7 +325,7 @@ def is_sound(item: tuple[Any, Any]) -> bool:
         values.keys() == set(KEYS)
         and values["dtype"] in list(DTYPES)
         and isinstance(values["shape"], list)
-        and values["shape"]
+        and len(values["shape"]) > 0
         and isinstance(offsets, list)
         and [type(offset) for offset in offsets] == [int, int]
     )
@@ -465,6 +465,10 @@ KNOWN: dict[str, Callable[[], tuple[bytes, str]]] = {
         "refused",
     ),
     "an unknown key": lambda: (sound(f'{{"a":{{{ONE},"order":"C"}}}}'), "an unknown key"),
+    "an unknown key with a negative number": lambda: (
+        sound(f'{{"a":{{{ONE},"axis":-1}}}}'),
+        "an unknown key",
+    ),
     "a dtype as an object": lambda: (
         sound(f'{{"a":{{{ONE}}}}}'.replace('"F32"', '{"F32":null}')),
         "a dtype written as an object",

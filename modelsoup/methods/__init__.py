@@ -8,7 +8,9 @@ from .registry import (
     get_method,
     method,
     method_names,
+    offered_methods,
     parameter,
+    registered_methods,
 )
 
 __all__ = [
@@ -18,5 +20,7 @@ __all__ = [
     "get_method",
     "method",
     "method_names",
+    "offered_methods",
     "parameter",
+    "registered_methods",
 ]

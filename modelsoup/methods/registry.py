@@ -128,6 +128,17 @@ def method_names() -> list[str]:
     return sorted({*_methods, *entry_point_methods()})
 
 
+def registered_methods() -> list[Method]:
+    """The methods that are loaded, by name."""
+    return [_methods[name] for name in sorted(_methods)]
+
+
+def offered_methods() -> dict[str, str]:
+    """The methods that other packages offer and nobody asked for yet: name → where it is."""
+    offered = entry_point_methods()
+    return {name: offered[name].value for name in sorted(offered.keys() - _methods.keys())}
+
+
 def get_method(name: str) -> Method:
     """A method by its name; one from another package is imported now.
 
