@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -200,7 +201,7 @@ class CheckpointWriter:
                 self._data_starts[name] = len(headers[name])
                 self._pwrite(name, memoryview(headers[name]), 0)
             if self._copy_from is not None:
-                copy_companions(self._copy_from, self._partial)
+                copy_companions(self._copy_from, self._partial, without=self.output)
         except BaseException as error:
             self._discard()
             if isinstance(error, OSError):
@@ -346,32 +347,31 @@ def _was_written_by_us(folder: Path) -> bool:
 def remove_stale(output: Path) -> list[Path]:
     """Remove temporaries that killed runs left for this output; those in use are locked."""
     removed = []
-    stale = list(output.parent.glob(f".{_escaped(output.name)}.*{PARTIAL_SUFFIX}"))
+    suffixes = [PARTIAL_SUFFIX]
     if output.exists():  # else a replaced folder may be the only copy left: see _replace_folder
-        stale += output.parent.glob(f".{_escaped(output.name)}.*{REPLACED_SUFFIX}")
-    for path in stale:
+        suffixes.append(REPLACED_SUFFIX)
+    # Not a glob: `.model.*` would find the temporaries of `model.v2` too.
+    ours = re.compile(
+        rf"\.{re.escape(output.name)}\.[0-9a-f]{{8}}({'|'.join(map(re.escape, suffixes))})"
+    )
+    for path in sorted(p for p in output.parent.iterdir() if ours.fullmatch(p.name)):
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError:  # its owner finished between the listing and now
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        else:
             _remove(path)
             removed.append(path)
+        except (BlockingIOError, PermissionError):  # it is in use, or another user's
+            continue
         finally:
             os.close(descriptor)
     return removed
 
 
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -386,7 +386,7 @@ def _replace_folder(partial: Path, output: Path) -> None:
     old = partial.with_name(f".{output.name}.{os.urandom(4).hex()}{REPLACED_SUFFIX}")
     os.rename(output, old)
     os.rename(partial, output)
-    shutil.rmtree(old)
+    _remove(old)
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -397,18 +397,27 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def copy_companions(source: Path, target: Path) -> list[str]:
+def copy_companions(source: Path, target: Path, *, without: Path | None = None) -> list[str]:
     """Copy a model folder's other files (config, tokenizer, …), subfolders included.
 
     Left out: weights in any format and their indexes, hidden files, and the model card
     (`README.md`), which describes the other model.
+
+    Args:
+        source: the model folder.
+        target: where the copies go.
+        without: a folder to leave out: the output, where it lies in the model folder.
 
     Returns:
         the copied files' paths, relative to `source`.
     """
     copied = []
     for folder, folders, files in os.walk(source):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and (without is None or Path(folder, name) != without)
+        )
         for name in sorted(files):
             path = Path(folder) / name
             if (
