@@ -379,7 +379,8 @@ def _parse_header(
     for name, entry in content.items():
         try:
             (key_0, dtype_name), (key_1, shape), (key_2, offsets) = entry
-            usual = (key_0, key_1, key_2) == _ENTRY_KEYS
+            # A JSON array of arrays would unpack in the same way.
+            usual = type(entry) is tuple and (key_0, key_1, key_2) == _ENTRY_KEYS
         except (TypeError, ValueError):
             usual = False
         if not usual:

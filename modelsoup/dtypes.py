@@ -128,7 +128,8 @@ def compute_dtype(names: tuple[str, ...]) -> np.dtype[Any]:
 
 def widen(stored: np.ndarray, out: np.ndarray) -> None:
     """Write the values of `stored` (any float dtype) into `out` (float32 or float64), exactly."""
-    np.copyto(out, stored)
+    with np.errstate(invalid="ignore"):  # a signalling NaN; `has_nonfinite` tells
+        np.copyto(out, stored)
 
 
 def narrow(values: np.ndarray, out: np.ndarray) -> None:
