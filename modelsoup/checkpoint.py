@@ -283,12 +283,14 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _unsigned(text: str) -> int:
-    if text.startswith("-"):
-        raise ValueError(f"the number {text[:20]} is negative")
-    if len(text) > 20:
-        raise ValueError(f"the number {text[:20]}… is too large")
-    return int(text)
+def _integer(text: str) -> int | float:
+    """An integer; minus zero, which no unsigned field may be, as a float."""
+    return -0.0 if text == "-0" else int(text)
+
+
+def _said(value: object) -> str:
+    """A field of a tensor as an error shows it; objects were parsed to tuples of pairs."""
+    return "an object" if isinstance(value, tuple) else str(value)[:60]
 
 
 def _no_constant(text: str) -> NoReturn:
@@ -356,7 +358,7 @@ def _parse_header(
         # become tuples of pairs, without a call of ours for each: a header may have 100,000.
         pairs = json.loads(
             header.decode("utf-8"), object_pairs_hook=tuple, parse_constant=_no_constant,
-            parse_int=_unsigned if b"-" in header else None,
+            parse_int=_integer if b"-0" in header else None,
         )  # fmt: skip
         if b"\\u" in header:
             _check_unicode(pairs)
@@ -387,12 +389,13 @@ def _parse_header(
             dtype_name, shape, offsets = _fields(name, entry, refuse)
         dtype = DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
         if dtype is None:
-            known = nearest(str(dtype_name), DTYPES)
-            refuse(f"tensor {name!r} has the unknown dtype {dtype_name!r}{known}")
+            known = nearest(_said(dtype_name), DTYPES)
+            said = repr(dtype_name) if isinstance(dtype_name, str) else _said(dtype_name)
+            refuse(f"tensor {name!r} has the unknown dtype {said}{known}")
         if not _unsigned_list(shape):
-            refuse(f"tensor {name!r} has the shape {str(shape)[:60]}, not a list of sizes")
+            refuse(f"tensor {name!r} has the shape {_said(shape)}, not a list of sizes")
         if not _unsigned_list(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-            refuse(f"tensor {name!r} has the data_offsets {str(offsets)[:60]}, not [start, end]")
+            refuse(f"tensor {name!r} has the data_offsets {_said(offsets)}, not [start, end]")
         elements = 1
         for length in shape:
             elements *= length

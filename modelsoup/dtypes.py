@@ -178,4 +178,5 @@ def has_nonfinite(stored: np.ndarray, name: str) -> bool:
 
 def count_nonfinite(stored: np.ndarray) -> int:
     """How many elements of a float array of any dtype are infinite or NaN."""
-    return int(stored.size - np.count_nonzero(np.isfinite(stored)))
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return int(stored.size - np.count_nonzero(np.isfinite(stored)))

@@ -1,8 +1,8 @@
 """Compiled loops: an elementwise method, its casts and the search for NaN fused into one pass.
 
 Where numba is installed (extra `modelsoup[fast]`), the same function that numpy runs on arrays is
-compiled for scalars, once per method, number of models and dtypes. The machine code is kept in the
-user's cache folder, and llvmlite, which comes with numba, loads it from there: importing numba
+compiled for scalars, once per method, number of models and dtypes. The machine code of modelsoup's
+own methods is kept in the user's cache folder, and llvmlite, which comes with numba, loads it from there: importing numba
 would take a second of every run. A loop gives the same bytes as numpy or is not used:
 
 - a loop that calls anything outside itself (`exp`, say) is not used;
@@ -112,12 +112,16 @@ def _make(
     except (OSError, TypeError) as error:  # a function without source text
         _log.info("no compiled loop for %s: %s", function.__name__, error)
         return None
-    code = _read(cached)
+    # What another package's function depends on (its globals, its defaults, other modules) no key
+    # can hold, so that its loops last as long as the process.
+    lasting = function.__module__.startswith("modelsoup.methods.")
+    code = _read(cached) if lasting else None
     if code is None:
         code = _compile(source, function, example, inputs, output)
         if code is None:
             return None
-        _store(cached, code)
+        if lasting:
+            _store(cached, code)
     loop = _load(code, len(inputs))
     if not _agrees_with_numpy(loop, function, inputs, output, example):
         _log.info("the compiled loop of %s differs from numpy: not used", function.__name__)
@@ -178,24 +182,12 @@ def _cache_file(source: str, function: Callable[..., Any]) -> Path:
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "modelsoup"
     )
     parts = (
-        source, *_text(function), f"{function.__module__}.{function.__qualname__}",
+        source, inspect.getsource(function), f"{function.__module__}.{function.__qualname__}",
         llvmlite.__version__, llvm.get_host_cpu_name(),
         llvm.get_host_cpu_features().flatten(),
     )  # fmt: skip
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return Path(root, "loops", f"{function.__name__}-{digest[:32]}.o")
-
-
-def _text(function: Any) -> list[str]:
-    """All that a function's result depends on: its text, and that of what it names."""
-    text = [inspect.getsource(function)]
-    variables = inspect.getclosurevars(function)
-    for name, value in sorted({**variables.globals, **variables.nonlocals}.items()):
-        if inspect.isfunction(value) and value is not function:
-            text += _text(value)
-        elif not inspect.ismodule(value):
-            text.append(f"{name}={value!r}")
-    return text
 
 
 def _read(file: Path) -> bytes | None:

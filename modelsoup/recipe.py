@@ -207,7 +207,7 @@ class Step:
             return 1
         if method.shape == "gram":
             return 2
-        if all(density in (0, 1) for density in parameters.density):
+        if method.sparsify is None or all(density in (0, 1) for density in parameters.density):
             return 1
         threshold = 2 if method.sparsify == "magnitude" else 0
         return 1 + threshold + bool(parameters.rescale)
@@ -401,7 +401,11 @@ class _Planner:
                 raise ParameterError("the weights are given twice: by --weights and as 'weight'")
             given["weight"] = tuple(recipe.weights)
         if beta is not None:
-            given.update(self._from_beta(method, _check_beta(beta)))
+            meant = self._from_beta(method, _check_beta(beta))
+            twice = sorted(meant.keys() & (changed.keys() if "beta" in rule.parameters else given))
+            if twice:
+                raise ParameterError(f"the same is given twice: by beta and as {twice[0]!r}")
+            given.update(meant)
         given.update(changed)
         low, high = method.models
         if count < low or (high is not None and count > high):

@@ -230,6 +230,8 @@ class Stream:
             return
         if method.shape == "gram":
             job.statistic = Gram(len(step.sources), step.elements)
+        elif method.shape == "select" and method.sparsify is None:
+            job.statistic = TaskVectors([None] * (len(step.sources) - 1))
         elif method.shape == "select" and method.sparsify is not None:
             job.statistic = task_vectors(
                 step.parameters, method.sparsify, step.elements, step.compute_dtype,
@@ -250,6 +252,11 @@ class Stream:
             linear = get_method("linear")
             job.function = linear.function
             weights = tuple(dtype.type(c) for c in coefficients)
+            if len(weights) != len(step.sources):
+                raise ParameterError(
+                    f"the method {method.name!r} returned {len(weights)} coefficients for "
+                    f"{len(step.sources)} models"
+                )
             job.numbers = number_type(linear.parameters)(weights, False)
         else:
             job.function, job.numbers = method.function, numbers(step.parameters, dtype)
@@ -401,7 +408,13 @@ class Stream:
                     values: Sequence[np.ndarray] = x
                     if isinstance(job.statistic, TaskVectors):
                         values = job.statistic.apply(block, x)
-                    narrow(job.function(tuple(values), job.numbers), out[place])
+                    made = job.function(tuple(values), job.numbers)
+                    if np.shape(made) != x[0].shape:
+                        raise ParameterError(
+                            f"the method {job.step.method and job.step.method.name!r} returned an "
+                            f"array of shape {list(np.shape(made))} for {x[0].size} elements"
+                        )
+                    narrow(made, out[place])
         method = job.step.method
         shows = method is None or method.propagates or method.shape == "gram"
         if not shows or has_nonfinite(out, job.step.dtype):

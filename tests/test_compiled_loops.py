@@ -563,16 +563,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run, Run]:
     return merged("1e5", "1"), merged("1e6", "1"), merged("1e6", "0")
 
 
-NOT_IN_THE_KEY = pytest.mark.xfail(strict=True, reason="the cache's key does not know it")
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *("global", "closure", "function"),
-        *(pytest.param(kind, marks=NOT_IN_THE_KEY) for kind in ("default", "table", "module")),
-    ],
-)
+@pytest.mark.parametrize("kind", ["global", "closure", "function", "default", "table", "module"])
 def test_what_a_function_depends_on_changes_its_loop(
     kind: str, changed: tuple[Run, Run, Run]
 ) -> None:

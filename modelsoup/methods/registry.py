@@ -43,7 +43,7 @@ class Method:
             `whole`: `function(x, p)` with whole tensors in their shape, all in memory at once.
         models: how few and how many models it merges, the base not counted.
         base: whether it needs a base model.
-        sparsify: for `select`: keep the largest magnitudes, or a random part, to the share that
+        sparsify: for `select`, None to leave the task vectors whole, or what to keep of them: the largest magnitudes, or a random part, to the share that
             the parameter `density` gives; where the parameter `rescale` is true, the L1 norm is
             restored afterwards.
         prepare: turns checked parameters into the ones that `function` sees (normalised weights).
@@ -214,7 +214,11 @@ def _checked(method_name: str, name: str, field: Any, value: Any, models: int) -
         if not math.isfinite(number):
             raise ParameterError(f"{where} is {number!r}, not a finite number")
         if (low is not None and number < low) or (high is not None and number > high):
-            expected = f"between {low:g} and {high:g}" if high is not None else f"at least {low:g}"
+            ends = [] if low is None else [f"at least {low:g}"]
+            ends += [] if high is None else [f"at most {high:g}"]
+            expected = " and ".join(ends)
+            if low is not None and high is not None:
+                expected = f"between {low:g} and {high:g}"
             raise ParameterError(f"{where} is {number:g}, but must be {expected}")
     if not field.metadata["per_model"]:
         if len(numbers) != 1:
