@@ -43,9 +43,9 @@ class Method:
             `whole`: `function(x, p)` with whole tensors in their shape, all in memory at once.
         models: how few and how many models it merges, the base not counted.
         base: whether it needs a base model.
-        sparsify: for `select`, None to leave the task vectors whole, or what to keep of them: the largest magnitudes, or a random part, to the share that
-            the parameter `density` gives; where the parameter `rescale` is true, the L1 norm is
-            restored afterwards.
+        sparsify: for `select`: None to leave the task vectors whole, or what to keep of them, the
+            largest magnitudes or a random part, to the share that the parameter `density` gives;
+            where the parameter `rescale` is true, the L1 norm is restored afterwards.
         prepare: turns checked parameters into the ones that `function` sees (normalised weights).
         from_beta: the parameters that `--beta β` stands for, if it means anything here.
         propagates: whether NaN or infinity in any input always shows in the result, so that looking
