@@ -3,7 +3,8 @@
 Where numba is installed (extra `modelsoup[fast]`), the same function that numpy runs on arrays is
 compiled for scalars, once per method, number of models and dtypes. The machine code of modelsoup's
 own methods is kept in the user's cache folder, and llvmlite, which comes with numba, loads it from
-there: importing numba would take a second of every run. A loop gives the same bytes as numpy or is not used:
+there: importing numba would take a second of every run. A loop gives the same bytes as numpy or is
+not used:
 
 - a loop that calls anything outside itself (`exp`, say) is not used;
 - a loaded loop is compared with numpy on a sample first;
