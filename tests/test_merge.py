@@ -1286,10 +1286,14 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 @contextlib.contextmanager
 def running(command: Sequence[str | Path]) -> Iterator[subprocess.Popen[str]]:
-    """A process that can be interrupted, even where this one ignores SIGINT, and that is ended."""
+    """A process that can be interrupted, even where this one ignores SIGINT, and that is ended.
+
+    It does not compile loops: what numba makes of an interruption differs from time to time.
+    """
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTIBLE, sys.executable, *map(str, command)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "MODELSOUP_FAST": "0"},
     )  # fmt: skip
     with process:
         try:
