@@ -78,6 +78,6 @@ def test_a_merged_sentence_encoder_works_in_transformers(
     was, now = embed(first), embed(output)
     assert (was * now).sum(1).min() > 0.98  # the same sentences mean nearly the same
     assert now[0] @ now[1] > now[0] @ now[2] + 0.2
-    report = modelsoup.verify(output, folders=[first, second])
+    report = modelsoup.verify(output, folders=[first.parent, second.parent])
     assert report.sound
     assert [check.intact for check in report.inputs] == [True, True]
