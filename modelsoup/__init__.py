@@ -22,15 +22,27 @@ if TYPE_CHECKING:
         NonfiniteError,
         OutputError,
         ParameterError,
+        PlanError,
         RuleError,
+        RunError,
         SoupError,
+        StoreError,
+        TrainerError,
     )
+    from .executors import ProcessExecutor, RayExecutor
     from .inspection import Node, summarize
     from .lineage import lineage_graph, read_lineage
     from .methods import Method, get_method, method, method_names, parameter
+    from .plan import NodePlan, Plan, check
     from .recipe import MergePlan, Notice, Recipe, Step, plan_merge
+    from .reproduce import plan_text
     from .rules import Rule, parse_rule
+    from .runner import Event, RunReport, run
+    from .store import Store
     from .torch_convert import ConvertReport, convert
+    from .trainer import Job, Trainer, register_trainer
+    from .tree import FineTune, Load, Merge, Train, Training, Tree, binary_tree
+    from .tree_yaml import parse_tree, read_tree
     from .verification import VerifyReport, verify
     from .writer import CheckpointWriter, OutputTensor
 
@@ -41,14 +53,22 @@ _HOMES = {
     "engine": ("MergeReport", "merge"),
     "errors": (
         "CheckpointError", "MismatchError", "NonfiniteError", "OutputError", "ParameterError",
-        "RuleError", "SoupError",
+        "PlanError", "RuleError", "RunError", "SoupError", "StoreError", "TrainerError",
     ),
+    "executors": ("ProcessExecutor", "RayExecutor"),
     "inspection": ("Node", "summarize"),
     "lineage": ("lineage_graph", "read_lineage"),
     "methods": ("Method", "get_method", "method", "method_names", "parameter"),
+    "plan": ("NodePlan", "Plan", "check"),
     "recipe": ("MergePlan", "Notice", "Recipe", "Step", "plan_merge"),
+    "reproduce": ("plan_text",),
     "rules": ("Rule", "parse_rule"),
+    "runner": ("Event", "RunReport", "run"),
+    "store": ("Store",),
     "torch_convert": ("ConvertReport", "convert"),
+    "trainer": ("Job", "Trainer", "register_trainer"),
+    "tree": ("FineTune", "Load", "Merge", "Train", "Training", "Tree", "binary_tree"),
+    "tree_yaml": ("parse_tree", "read_tree"),
     "verification": ("VerifyReport", "verify"),
     "writer": ("CheckpointWriter", "OutputTensor"),
 }  # fmt: skip
@@ -60,25 +80,46 @@ __all__ = [
     "CheckpointWriter",
     "ConvertReport",
     "DiffReport",
+    "Event",
     "FileDigest",
+    "FineTune",
+    "Job",
+    "Load",
+    "Merge",
     "MergePlan",
     "MergeReport",
     "Method",
     "MismatchError",
     "Node",
+    "NodePlan",
     "NonfiniteError",
     "Notice",
     "OutputError",
     "OutputTensor",
     "ParameterError",
+    "Plan",
+    "PlanError",
+    "ProcessExecutor",
+    "RayExecutor",
     "Recipe",
     "Rule",
     "RuleError",
+    "RunError",
+    "RunReport",
     "SoupError",
     "Step",
+    "Store",
+    "StoreError",
     "TensorInfo",
+    "Train",
+    "Trainer",
+    "TrainerError",
+    "Training",
+    "Tree",
     "VerifyReport",
     "__version__",
+    "binary_tree",
+    "check",
     "convert",
     "diff",
     "digest_file",
@@ -90,8 +131,13 @@ __all__ = [
     "open_checkpoint",
     "parameter",
     "parse_rule",
+    "parse_tree",
     "plan_merge",
+    "plan_text",
     "read_lineage",
+    "read_tree",
+    "register_trainer",
+    "run",
     "summarize",
     "verify",
 ]

@@ -6,9 +6,7 @@ Exit codes: 0, 1 for a mistake that one sentence on stderr explains, 2 for wrong
 from __future__ import annotations
 
 import gc
-import json
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,20 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .errors import ParameterError, SoupError, listed, nearest, printable
+from .cli_shared import colored, json_option, print_json, say
+from .cli_tree import plan, run, store
+from .errors import ParameterError, SoupError, listed, nearest
 from .version import __version__
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "modelsoup.commands"
-
-
-def _colored(kind: str, message: str, color: str) -> None:
-    """`kind: message` on stderr, in colour where that is wanted (https://no-color.org)."""
-    wanted = None if "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb" else False
-    click.secho(f"{kind}: ", fg=color, bold=True, nl=False, err=True, color=wanted)
-    click.echo(printable(message), err=True)
 
 
 class _Group(click.Group):
@@ -98,7 +91,7 @@ class _Mistake(click.ClickException):
     exit_code = 1
 
     def show(self, file: Any = None) -> None:
-        _colored("Error", self.message, "red")
+        colored("Error", self.message, "red")
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -108,12 +101,6 @@ def main() -> None:
 
     Shell completion: eval "$(_SOUP_COMPLETE=bash_source soup)" (or zsh_source, fish_source).
     """
-
-
-def _json_option(command: Any) -> Any:
-    return click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")(
-        command
-    )
 
 
 @main.command(no_args_is_help=True)
@@ -202,7 +189,7 @@ def _json_option(command: Any) -> Any:
     is_flag=True,
     help="Do not wait for the disk: quicker, but a power cut may leave a broken file.",
 )
-@_json_option
+@json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more of what happens.")
 def merge(models: tuple[str, ...], **options: Any) -> None:
@@ -230,16 +217,16 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
             fsync=not options["no_fsync"], dry_run=options["dry_run"], progress=progress,
         )  # fmt: skip
     if options["as_json"]:
-        _print_json(report.as_json())
+        print_json(report.as_json())
     if not talks:
         return
     from . import show
 
     show.show_merge(report)
     for notice in report.notices:
-        _say("warning", notice.message)
+        say("warning", notice.message)
     if report.output is not None and report.output.is_file() and Path(models[0]).is_dir():
-        _say("note", "config and tokenizer were not copied; with a folder as --output they are")
+        say("note", "config and tokenizer were not copied; with a folder as --output they are")
 
 
 def _recipe(options: Mapping[str, Any]) -> Any:
@@ -311,19 +298,11 @@ def _progress(title: str, *, shown: bool) -> AbstractContextManager[Any]:
     return show.progress_bar(title)
 
 
-def _say(kind: str, message: str) -> None:
-    _colored(kind, message, "yellow")
-
-
-def _print_json(content: object) -> None:
-    click.echo(json.dumps(content, indent=2, ensure_ascii=False))
-
-
 @main.command(no_args_is_help=True)
 @click.argument("path", type=click.Path(), metavar="CHECKPOINT")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--lineage", is_flag=True, help="Show what it was made of.")
-@_json_option
+@json_option
 def inspect(path: str, tensors: bool, lineage: bool, as_json: bool) -> None:
     """Show what is in a checkpoint: names as a tree, parameters, bytes, dtypes."""
     from .checkpoint import open_checkpoint
@@ -347,7 +326,7 @@ def inspect(path: str, tensors: bool, lineage: bool, as_json: bool) -> None:
             ]  # fmt: skip
         else:
             content["tree"] = node_as_json(summarize(checkpoint))
-        _print_json(content)
+        print_json(content)
         return
     from . import show
 
@@ -361,14 +340,14 @@ def inspect(path: str, tensors: bool, lineage: bool, as_json: bool) -> None:
 @click.argument("first", type=click.Path(), metavar="A")
 @click.argument("second", type=click.Path(), metavar="B")
 @click.option("--by", default="layer", metavar="layer|tensor|group", show_default=True)
-@_json_option
+@json_option
 def diff(first: str, second: str, by: str, as_json: bool) -> None:
     """Compare two checkpoints: cosine, relative L2 and signs, missing and mismatched names."""
     from . import compare
 
     report = compare.diff(first, second, by=by)  # type: ignore[arg-type]  # it checks
     if as_json:
-        _print_json(report.as_json())
+        print_json(report.as_json())
         return
     from . import show
 
@@ -397,16 +376,16 @@ def convert(
     )
     click.echo(f"{report.output}: {report.tensors} tensors, {report.nbytes:,} bytes")
     if report.key:
-        _say("note", f"took the state dict under {report.key!r}")
+        say("note", f"took the state dict under {report.key!r}")
     if report.skipped:
-        _say("warning", f"{len(report.skipped)} entries are no tensors: {listed(report.skipped)}")
+        say("warning", f"{len(report.skipped)} entries are no tensors: {listed(report.skipped)}")
     for names in report.shared:
-        _say("note", f"share memory, and are written as copies: {', '.join(names)}")
+        say("note", f"share memory, and are written as copies: {', '.join(names)}")
 
 
 @main.command()
 @click.argument("name", required=False)
-@_json_option
+@json_option
 def methods(name: str | None, as_json: bool) -> None:
     """List the merge methods, or describe one: parameters, defaults, paper."""
     from .methods import describe, get_method, offered_methods, registered_methods
@@ -414,7 +393,7 @@ def methods(name: str | None, as_json: bool) -> None:
     if name:
         described = describe(get_method(name))
         if as_json:
-            _print_json(described)
+            print_json(described)
             return
         from . import show
 
@@ -423,7 +402,7 @@ def methods(name: str | None, as_json: bool) -> None:
     every = [describe(method) for method in registered_methods()]
     every += [{"name": n, "from": package} for n, package in offered_methods().items()]
     if as_json:
-        _print_json(every)
+        print_json(every)
         return
     from . import show
 
@@ -439,17 +418,21 @@ def methods(name: str | None, as_json: bool) -> None:
     metavar="FOLDER",
     help="Where the inputs lie.  [default: beside the checkpoint, and the current folder]",
 )
-@_json_option
+@json_option
 def verify(path: str, inputs: tuple[str, ...], as_json: bool) -> None:
     """Check headers, byte ranges, values, and the inputs' digests where they are at hand."""
     from . import verification
 
     report = verification.verify(path, folders=inputs or None)
     if as_json:
-        _print_json(report.as_json())
+        print_json(report.as_json())
     else:
         from . import show
 
         show.show_verification(report)
     if not report.sound:
         raise SoupError(f"{path} is not sound")
+
+
+for _command in (plan, run, store):
+    main.add_command(_command)

@@ -37,6 +37,22 @@ class NonfiniteError(SoupError):
     """NaN or infinity in an input or in the result."""
 
 
+class PlanError(SoupError):
+    """A plan of a tree is malformed, or cannot be carried out."""
+
+
+class TrainerError(SoupError):
+    """A trainer is not installed, was given wrong options, or did not do what it must."""
+
+
+class StoreError(SoupError):
+    """A store cannot be read or written, or holds no such result."""
+
+
+class RunError(SoupError):
+    """A run could not finish; what was finished is kept."""
+
+
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
     """`"; did you mean 'a' or 'b'?"` for the names most like `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import Checkpoint
-from .digest import FileDigest, combined, digest_file
+from .digest import FileDigest, combined, digest_checkpoint, digest_file
 from .errors import CheckpointError
 from .recipe import MergePlan, Recipe
 from .rules import BASE, Rule
+from .tree import FineTune, Train
 from .version import __version__
 from .writer import LINEAGE_KEY
 
@@ -43,7 +44,7 @@ def record(
         "format": FORMAT,
         "version": __version__,
         "operation": "merge",
-        **_recipe(recipe),
+        **recipe_as_json(recipe),
         "inputs": [
             _input(model, digests[index] if digests else None, index, sha256=sha256)
             for index, model in enumerate(plan.models)
@@ -65,7 +66,36 @@ def record(
     return content
 
 
-def _recipe(recipe: Recipe) -> dict[str, Any]:
+def record_training(
+    operation: Train | FineTune, start: Checkpoint | None, *, seed: int
+) -> dict[str, Any]:
+    """The lineage of what a trainer made, as it is stored beside that of merges.
+
+    Args:
+        operation: what was done.
+        start: what it began with, if with anything.
+        seed: the trainer's.
+    """
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "version": __version__,
+        "operation": type(operation).__name__.lower(),
+        "trainer": operation.training.trainer,
+        "options": {k: v for k, v in operation.training.options.items() if k != "folder"},
+        "seed": seed,
+        "inputs": [],
+    }
+    if start is not None:
+        entry = _input(start, digest_checkpoint(start), 0, sha256=False)
+        content["inputs"].append(entry)
+        earlier = read_lineage(start)
+        if earlier is not None:
+            ancestors = earlier.pop("ancestors", {})
+            content["ancestors"] = {**ancestors, entry["xxh3_128"]: earlier}
+    return content
+
+
+def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
     """A recipe as JSON, without what was left at its default."""
     content: dict[str, Any] = {"method": recipe.method}
     if recipe.beta is not None:
@@ -139,16 +169,20 @@ def read_lineage(checkpoint: Checkpoint) -> dict[str, Any] | None:
             f"this version reads {FORMAT}"
         )
     ancestors = content.get("ancestors", {}) if isinstance(content, dict) else None
-    if not isinstance(ancestors, dict) or not all(map(_is_merge, [content, *ancestors.values()])):
+    if not isinstance(ancestors, dict) or not all(map(_is_made, [content, *ancestors.values()])):
         raise CheckpointError(f"{checkpoint.path}: the lineage in its metadata is not readable")
     return dict(content)
 
 
-def _is_merge(content: object) -> bool:
-    if not isinstance(content, dict) or not isinstance(content.get("method"), str):
+def _is_made(content: object) -> bool:
+    if not isinstance(content, dict) or not isinstance(content.get("inputs"), list):
         return False
-    inputs = content.get("inputs")
-    if not isinstance(inputs, list) or not inputs:
+    inputs = content["inputs"]
+    if content.get("operation") in ("train", "finetune"):
+        named = isinstance(content.get("trainer"), str)
+        options = isinstance(content.get("options"), dict)
+        return named and options and all(map(_is_input, inputs))
+    if not isinstance(content.get("method"), str) or not inputs:
         return False
     if not isinstance(content.get("parameters", {}), dict):
         return False
@@ -172,15 +206,16 @@ def _is_input(entry: object) -> bool:
 
 
 def parents(made: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The inputs of a merge, the base last."""
+    """The inputs of what was made, a base last."""
     return [*made["inputs"], *([made["base"]] if "base" in made else [])]
 
 
 def lineage_graph(checkpoint: Checkpoint) -> networkx.DiGraph[str]:
     """All ancestors of a checkpoint, with an edge from each to what was made of it.
 
-    Nodes are XXH3-128 digests, the checkpoint itself is `"output"`; each has a `name`, and the
-    merges among them a `method`. An ancestor that came in by several ways is one node.
+    Nodes are XXH3-128 digests, the checkpoint itself is `"output"`; each has a `name`, the merges
+    among them a `method`, and what was trained a `trainer`. An ancestor that
+    came in by several ways is one node.
 
     Raises:
         CheckpointError: the lineage is not readable.
@@ -192,9 +227,10 @@ def lineage_graph(checkpoint: Checkpoint) -> networkx.DiGraph[str]:
     made = read_lineage(checkpoint)
     if made is None:
         return graph
-    for node, merge in {**made.get("ancestors", {}), "output": made}.items():
-        graph.add_node(node, method=merge["method"])
-        for parent in parents(merge):
+    for node, step in {**made.get("ancestors", {}), "output": made}.items():
+        kind = "method" if "method" in step else "trainer"
+        graph.add_node(node, **{kind: step[kind]})
+        for parent in parents(step):
             graph.add_node(parent["xxh3_128"], name=parent["name"])
             graph.add_edge(parent["xxh3_128"], node)
     return graph

@@ -180,7 +180,10 @@ def show_lineage(checkpoint: Checkpoint, made: Mapping[str, Any] | None) -> None
 
 
 def described(made: Mapping[str, Any]) -> str:
-    """One line on a merge: its method and what was set."""
+    """One line on a merge or a training: its method or trainer, and what was set."""
+    if "trainer" in made:
+        options = [f"{key} {value}" for key, value in made["options"].items()]
+        return ", ".join([f"{made['operation']} {made['trainer']}", *options])
     parts = [made["method"]]
     for key in ("beta", "weights", "rest", "dtype"):
         if made.get(key) not in (None, "first"):

@@ -72,7 +72,7 @@ def test_the_readme_sets_up_and_runs_with_two_commands():
     for command in setups:
         named = re.search(r"\.\[([\w,]+)\]", command)
         assert named is not None and set(named[1].split(",")) <= extras.keys()
-    assert setups[0].endswith("examples/digits_soup.py")  # `trained` runs it
+    assert setups[0].endswith("examples/quickstart/quickstart.py")  # `trained` runs it
     assert setups[1].endswith("-m pytest")  # this runs in it
 
 

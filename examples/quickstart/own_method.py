@@ -1,8 +1,8 @@
 """A merge method of one's own: NearSwap, which trusts the second model where the two are close.
 
-Run `examples/digits_soup.py` first: this merges two of the runs that it leaves in `runs/`.
+Run `examples/quickstart/quickstart.py` first: this merges two of what it leaves in `runs/`.
 
-    python examples/own_method.py [FOLDER]
+    python examples/quickstart/own_method.py [FOLDER]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from digits_soup import accuracy
+from digits import accuracy
 
 import modelsoup
 

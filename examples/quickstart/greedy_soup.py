@@ -1,9 +1,10 @@
 """A greedy soup: add the runs one by one, the best first, and keep those that help.
 
-Run `examples/digits_soup.py` first: this works on the runs that it leaves in `runs/`. For a real
-project, choose by a validation set and report on a test set; here one held-out set is both.
+Run `examples/quickstart/quickstart.py` first: this works on the runs that it leaves in `runs/`.
+For a real project, choose by a validation set and report on a test set; here one held-out set
+is both.
 
-    python examples/greedy_soup.py [FOLDER]
+    python examples/quickstart/greedy_soup.py [FOLDER]
 
 Source: Wortsman et al., Model soups, ICML 2022, recipe 1.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from digits_soup import accuracy
+from digits import accuracy
 
 import modelsoup
 
@@ -23,7 +24,7 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs")
     runs = sorted(folder.glob("rate-*.safetensors"), key=accuracy, reverse=True)
     if not runs:
-        raise SystemExit(f"no runs in {folder}: run examples/digits_soup.py first")
+        raise SystemExit(f"no runs in {folder}: run examples/quickstart/quickstart.py first")
     soup, trial = folder / "greedy.safetensors", folder / "trial.safetensors"
     chosen = [runs[0]]
     best = accuracy(runs[0])

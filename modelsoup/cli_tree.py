@@ -1,0 +1,245 @@
+"""`soup plan`, `soup run` and `soup store`: each a few lines over the library."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli_shared import json_option, print_json, say
+from .errors import ParameterError, PlanError, SoupError
+
+_STORE = ".soup-store"
+_PICTURES = ("dot", "mermaid")
+
+
+def _store_option(command: Any) -> Any:
+    return click.option(
+        "--store",
+        "folder",
+        metavar="DIR",
+        type=click.Path(),
+        default=_STORE,
+        show_default=True,
+        help="The folder of results.",
+    )(command)
+
+
+def _read(path: str) -> tuple[Any, list[str]]:
+    """The tree of a file; a trainer that the plan gives as `module:Class` may lie beside it."""
+    from .tree_yaml import read_tree
+
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # last: a plan's folder must not stand in for other modules
+    return read_tree(path)
+
+
+@click.command(no_args_is_help=True)
+@click.argument("path", required=False, metavar="TREE.yaml", type=click.Path())
+@_store_option
+@json_option
+@click.option("--dot", is_flag=True, help="Print the operations for Graphviz.")
+@click.option("--mermaid", is_flag=True, help="Print the operations as a Mermaid flowchart.")
+@click.option("--svg", metavar="FILE", type=click.Path(), help="Write a picture of the tree.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of tree.yaml, for editors.")
+@click.option(
+    "--from",
+    "made",
+    metavar="CHECKPOINT",
+    type=click.Path(),
+    help="Print the plan that a checkpoint was made by, from its lineage.",
+)
+def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags: Any) -> None:
+    """Check a tree of merges and fine-tunings and say what it will do, from headers alone.
+
+    \b
+    soup plan tree.yaml
+    """  # noqa: D301
+    if flags["schema"]:
+        from .tree_yaml import json_schema
+
+        print_json(json_schema())
+        return
+    if flags["made"]:
+        from .checkpoint import open_checkpoint
+        from .reproduce import plan_text
+
+        click.echo(plan_text(open_checkpoint(flags["made"])), nl=False)
+        return
+    if path is None:
+        raise click.UsageError("TREE.yaml is missing")
+    from .plan import check
+    from .store import Store
+
+    tree, warnings = _read(path)
+    known = Store(folder) if Path(folder).is_dir() else None
+    if known is None:
+        checked = check(tree, warnings=warnings)
+    else:
+        checked = check(tree, done=known.has, digest=known.digest, warnings=warnings)
+    wanted = [kind for kind in _PICTURES if flags[kind]]
+    if svg:
+        from .picture import svg as picture
+
+        try:
+            Path(svg).write_text(picture(checked), "utf-8")
+        except OSError as error:
+            raise ParameterError(f"cannot write {svg}: {error.strerror}") from error
+    if as_json:
+        print_json(checked.as_json())
+    for kind in wanted:
+        from . import picture as pictures
+
+        click.echo(getattr(pictures, kind)(checked), nl=False)
+    if not as_json and not wanted:
+        from .show_tree import show_plan
+
+        show_plan(checked)
+    if not as_json:
+        for warning in checked.warnings:
+            say("warning", warning)
+    checked.raise_problems()
+
+
+@click.command(no_args_is_help=True)
+@click.argument("path", metavar="TREE.yaml", type=click.Path())
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    type=click.Path(),
+    default="soup.safetensors",
+    show_default=True,
+    help="A .safetensors file; or a folder, where the leaves are model folders.",
+)
+@_store_option
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many nodes run at the same time.  [default: 1]",
+)
+@click.option(
+    "--executor",
+    default="local",
+    show_default=True,
+    metavar="WHERE",
+    help="local, processes:N, dask://HOST:PORT, ray or ray://HOST:PORT.",
+)
+@click.option(
+    "--keep",
+    default="all",
+    show_default=True,
+    metavar="all|root",
+    help="Which results stay in the store.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@json_option
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def run(path: str, output: str, folder: str, executor: str, **options: Any) -> None:
+    """Carry out a tree; run it again after any interruption, and it goes on.
+
+    \b
+    soup run tree.yaml -o out.safetensors
+    """  # noqa: D301
+    from . import runner
+    from .executors import executor_from
+    from .show_tree import watching
+
+    tree, warnings = _read(path)
+    quiet = options["quiet"] or options["as_json"]
+    for warning in warnings if not quiet else ():
+        say("warning", warning)
+    workers = options["workers"]
+    try:
+        with (
+            executor_from(executor, workers) as where,
+            watching(tree, shown=not quiet) as watch,
+        ):
+            report = runner.run(
+                tree, output, store=folder, executor=where, workers=workers or 1,
+                keep=options["keep"], force=options["force"], watch=watch,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        from .store import Store
+
+        kept = sum(1 for _ in Store(folder).entries())
+        click.echo(
+            f"Interrupted. {kept} finished results are kept in {folder}; the same command goes on.",
+            err=True,
+        )
+        sys.exit(130)
+    if options["as_json"]:
+        print_json(report.as_json())
+    elif not quiet:
+        reused = len(report.records) - len(report.computed)
+        click.echo(f"{report.output}: {len(report.computed)} nodes computed, {reused} reused")
+
+
+@click.group()
+def store() -> None:
+    """Look after a store of results."""
+
+
+def _open(folder: str) -> Any:
+    from .store import Store
+
+    if not Path(folder).is_dir():
+        raise SoupError(f"there is no store at {folder}")
+    return Store(folder)
+
+
+@store.command("list")
+@_store_option
+@json_option
+def store_list(folder: str, as_json: bool) -> None:
+    """List the finished results."""
+    entries = list(_open(folder).entries())
+    if as_json:
+        print_json([{**e.record, "path": str(e.path), "nbytes": e.nbytes} for e in entries])
+        return
+    from .show_tree import show_entries
+
+    show_entries(entries)
+
+
+@store.command("show", no_args_is_help=True)
+@click.argument("key")
+@_store_option
+def store_show(key: str, folder: str) -> None:
+    """Print one result's record; KEY may be the beginning of a key."""
+    entry = _open(folder).find(key)
+    print_json({**entry.record, "path": str(entry.path), "nbytes": entry.nbytes})
+
+
+@store.command("gc")
+@click.option(
+    "--keep",
+    default="trees",
+    show_default=True,
+    metavar="trees|roots|none",
+    help="Keep what the trees need that were run here, only their final results, or nothing.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@_store_option
+def store_gc(keep: str, dry_run: bool, folder: str) -> None:
+    """Remove results that nothing needs."""
+    cleaned = _open(folder).gc(keep=keep, dry_run=dry_run)
+    would = "would be " if dry_run else ""
+    click.echo(f"{len(cleaned.keys)} results, {cleaned.nbytes:,} bytes {would}removed")
+
+
+@store.command("verify")
+@_store_option
+def store_verify(folder: str) -> None:
+    """Compare every result with the digest that it had when it was made."""
+    opened = _open(folder)
+    entries = list(opened.entries())
+    damaged = [entry for entry in entries if not opened.intact(entry.key)]
+    click.echo(f"{len(entries) - len(damaged)} results are intact")
+    if damaged:
+        names = ", ".join(f"{entry.record.get('node')} ({entry.key})" for entry in damaged)
+        raise PlanError(f"{len(damaged)} results are damaged: {names} (a run makes them again)")

@@ -1,0 +1,291 @@
+"""One node of a tree, carried out: in this process, another, or on another machine.
+
+A `Task` holds all that is needed, and the result goes into the store, so that whoever asked may
+die meanwhile. Every input is compared with the digest that it had when it was made: what a disk
+changed is found, and made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from .checkpoint import SUFFIX, Checkpoint, open_checkpoint, read_into
+from .dtypes import DTYPES, has_nonfinite, numpy_dtype
+from .engine import merge
+from .errors import CheckpointError, RunError, StoreError, TrainerError, listed
+from .lineage import record_training
+from .plan import described, trainer_of
+from .store import Store, content_digest, output_name, remove_strays
+from .trainer import carry_out
+from .tree import FineTune, Merge, Operation, Train
+from .version import __version__
+from .writer import LINEAGE_KEY, CheckpointWriter, OutputTensor, layout
+
+_CHUNK = 8 << 20
+_OFTEN = 0.2  # seconds between two notes of progress
+
+
+class DamagedError(StoreError):
+    """A stored result is not what it was when it was made.
+
+    Attributes:
+        key: what it is named by.
+    """
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message, key)
+        self.message = message
+        self.key = key
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input of a node.
+
+    Attributes:
+        node: its name.
+        path: its checkpoint.
+        digest: the digest that it must have.
+        key: in the store; None for a file of the user's.
+    """
+
+    node: str
+    path: Path
+    digest: str
+    key: str | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is needed to carry out one node.
+
+    Attributes:
+        store: the store's folder.
+        key: what the result is named by.
+        node: its name in the tree.
+        operation: what to do.
+        sources: its inputs, in order; for `Train` its start, if it has one.
+        base: the base model of a merge.
+        frozen: names that a trainer must not change.
+        seed: for the trainer.
+        workers: threads of a merge.
+        capture: put what is printed into the node's log; for processes of their own.
+    """
+
+    store: Path
+    key: str
+    node: str
+    operation: Operation
+    sources: tuple[Source, ...] = ()
+    base: Source | None = None
+    frozen: tuple[str, ...] = ()
+    seed: int = 0
+    workers: int | None = None
+    capture: bool = False
+
+
+def perform(task: Task) -> dict[str, Any]:
+    """Carry out a node, unless it is done, and return its record.
+
+    Raises:
+        DamagedError: an input in the store is damaged.
+        SoupError: the merge or the trainer failed.
+    """
+    store = Store(task.store)
+    with store.lock(task.key):
+        if store.has(task.key):  # another run was quicker
+            return dict(store.entry(task.key).record)
+        folder = store.folder_of(task.key)
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_strays(folder)
+        started, clock = time.time(), time.monotonic()
+        with _log(store.log(task.key)) as log, _captured(log, wanted=task.capture):
+            output, made = _carry_out(task, store, folder, log)
+        record = {
+            "node": task.node,
+            "operation": type(task.operation).__name__.lower(),
+            **described(task.operation),
+            "inputs": [
+                {"node": s.node, "key": s.key, "digest": s.digest} for s in task.sources
+            ],
+            "seed": task.seed,
+            "started": started,
+            "seconds": round(time.monotonic() - clock, 3),
+            "host": socket.gethostname(),
+            "versions": {
+                "modelsoup": __version__, "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            **made,
+        }  # fmt: skip
+        return store.put(task.key, output, record)
+
+
+def _carry_out(task: Task, store: Store, folder: Path, log: IO[str]) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint, and what its record says of it."""
+    for source in task.sources:
+        _must_open(source)
+    is_folder = bool(task.sources) and open_checkpoint(task.sources[0].path).is_folder
+    output = folder / output_name(is_folder=is_folder)
+    if isinstance(task.operation, Merge):
+        return output, _merge(task, task.operation, output)
+    assert isinstance(task.operation, Train | FineTune)
+    start = task.sources[0] if task.sources else None
+    if start is not None and content_digest(start.path) != start.digest:
+        raise _damaged(start)
+    trainer, options = trainer_of(task.operation.training)
+    note = _Note(store.progress(task.key))
+    trained = folder / f"trained{SUFFIX}"
+    carry_out(
+        trainer, options, start=None if start is None else start.path, output=trained,
+        work=store.work(task.key), frozen=task.frozen, seed=task.seed, report=note.take,
+        log=lambda line: print(line, file=log, flush=True),
+    )  # fmt: skip
+    checkpoint = open_checkpoint(trained)
+    content = record_training(
+        task.operation, None if start is None else open_checkpoint(start.path), seed=task.seed
+    )
+    _adopt(checkpoint, output, content, start, said=f"the trainer {trainer.name!r}")
+    trained.unlink()
+    nbytes = checkpoint.nbytes
+    return output, {
+        "metrics": note.metrics, "digest": content_digest(output),
+        "bytes_read": 0, "bytes_written": nbytes, "frozen": len(task.frozen),
+    }  # fmt: skip
+
+
+def _merge(task: Task, operation: Merge, output: Path) -> dict[str, Any]:
+    report = merge(
+        [source.path for source in task.sources], output, operation.recipe,
+        base=None if task.base is None else task.base.path, workers=task.workers, force=True,
+    )  # fmt: skip
+    # The inputs' digests were computed while they were merged; what does not agree made nothing.
+    for entry, source in zip(report.as_json()["lineage"]["inputs"], task.sources, strict=True):
+        if entry["xxh3_128"] != source.digest:
+            raise _damaged(source)
+    plan = report.plan
+    return {
+        "notices": [notice.message for notice in report.notices],
+        "digest": content_digest(output),
+        "bytes_read": plan.bytes_streamed - plan.bytes_written,
+        "bytes_written": plan.bytes_written,
+    }
+
+
+def _must_open(source: Source) -> None:
+    try:
+        open_checkpoint(source.path)
+    except CheckpointError as error:
+        if source.key is None:
+            raise
+        raise _damaged(source) from error
+
+
+def _damaged(source: Source) -> StoreError | RunError:
+    if source.key is None:
+        return RunError(f"{source.path} changed while the run read it: run again")
+    return DamagedError(f"the stored result of {source.node} ({source.key}) is damaged", source.key)
+
+
+def _adopt(
+    checkpoint: Checkpoint, output: Path, lineage: Mapping[str, Any], start: Source | None, *,
+    said: str,
+) -> None:  # fmt: skip
+    """Write what a trainer made as modelsoup writes, with its lineage, and look at every value."""
+    metadata = {k: v for k, v in checkpoint.metadata.items() if k != LINEAGE_KEY}
+    metadata[LINEAGE_KEY] = json.dumps(lineage, separators=(",", ":"))
+    tensors = checkpoint.tensors
+    files = layout(
+        (OutputTensor(info.name, info.dtype, info.shape) for info in tensors.values()),
+        file_name=output_name(is_folder=False), shard_size=None,
+    )  # fmt: skip
+    file_name = files[0].name if output.suffix != SUFFIX else output.name
+    files = [type(files[0])(file_name, files[0].tensors)]
+    copy_from = start.path if start is not None and output.suffix != SUFFIX else None
+    bad: list[str] = []
+    with CheckpointWriter(output, files, metadata, force=True, copy_from=copy_from) as writer:
+        offset = 0
+        for tensor in files[0].tensors:
+            info = tensors[tensor.name]
+            if not _copied(info, writer, file_name, offset):
+                bad.append(tensor.name)
+            offset += info.nbytes
+        if bad:
+            raise TrainerError(f"{said} made NaN or infinity in {len(bad)} tensors: {listed(bad)}")
+        writer.commit()
+
+
+def _copied(info: Any, writer: CheckpointWriter, file_name: str, offset: int) -> bool:
+    """Copy one tensor; whether all of it is finite."""
+    looked_at = DTYPES[info.dtype].kind == "float"
+    finite = True
+    with info.file.open("rb", buffering=0) as file:
+        for begin in range(0, info.nbytes, _CHUNK):
+            buffer = np.empty(min(_CHUNK, info.nbytes - begin), np.uint8)
+            read_into(file.fileno(), buffer.data, info.start + begin, info.file)
+            if looked_at and has_nonfinite(buffer.view(numpy_dtype(info.dtype)), info.dtype):
+                finite = False
+            writer.write(file_name, buffer.data, offset + begin)
+    return finite
+
+
+class _Note:
+    """Keeps a trainer's last figures, and puts them where whoever waits can read them."""
+
+    def __init__(self, file: Path) -> None:
+        self.metrics: dict[str, float] = {}
+        self._file = file
+        self._last = 0.0
+
+    def take(self, done: float | None, metrics: Mapping[str, float]) -> None:
+        self.metrics |= {str(name): float(value) for name, value in metrics.items()}
+        now = time.monotonic()
+        if now - self._last < _OFTEN and done != 1:
+            return
+        self._last = now
+        content = json.dumps({"done": done, "metrics": self.metrics})
+        partial = self._file.with_name(f".{self._file.name}.{os.getpid()}")
+        partial.write_text(content, "utf-8")
+        os.replace(partial, self._file)
+
+
+@contextlib.contextmanager
+def _log(path: Path) -> Any:
+    with path.open("a", encoding="utf-8", errors="replace") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _captured(log: IO[str], *, wanted: bool) -> Any:
+    """Put what this process prints into the log, C libraries included."""
+    if not wanted:
+        yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [(number, os.dup(number)) for number in (1, 2)]
+    try:
+        for number, _ in saved:
+            os.dup2(log.fileno(), number)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in saved:
+            os.dup2(copy, number)
+            os.close(copy)

@@ -1,0 +1,474 @@
+"""What a tree will do, from headers alone: checked, priced, and compared with what is done already.
+
+`check` finds every problem at once; a plan without problems can be run. What a trainer writes is
+taken to be what it says (`tensors`), else what its start has, with what the merge below dropped as
+it was in the first model that has it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from .dtypes import DTYPES
+from .errors import CheckpointError, PlanError, SoupError, listed
+from .lineage import recipe_as_json
+from .recipe import MergePlan, Recipe, plan_merge
+from .trainer import (
+    Trainer,
+    build_options,
+    content_of,
+    get_trainer,
+    named_files,
+    options_as_json,
+    trainer_tensors,
+)
+from .tree import FineTune, Load, Merge, Operation, Train, Training, Tree
+
+KEY_FORMAT = 1
+"""Changes when the same operation on the same inputs would give other bytes."""
+
+_BUFFERS = 110 << 20  # what a merge takes, however large the models are
+
+Signature = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Tensor name → (safetensors dtype, shape)."""
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """What one node will do.
+
+    Attributes:
+        node: its name.
+        operation: what it is.
+        key: what its result is named by; None where a leaf's content was not read yet.
+        done: whether its result is in the store.
+        skipped: whether nothing of it is needed, because something above it is done.
+        signature: the tensors of its result; None where only the trainer knows them.
+        merged, kept, dropped, frozen: names of tensors, for merges.
+        bytes_read: tensor bytes that it reads, over all passes.
+        bytes_written: tensor bytes of its result; 0 for a `Load`.
+        memory: bytes that it needs at most, about; None where only the trainer knows.
+        notices: what the user should know.
+    """
+
+    node: str
+    operation: Operation
+    key: str | None
+    done: bool = False
+    skipped: bool = False
+    signature: Signature | None = None
+    merged: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    bytes_read: int = 0
+    bytes_written: int = 0
+    memory: int | None = None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int | None:
+        """How many elements the result has."""
+        if self.signature is None:
+            return None
+        return sum(_elements(shape) for _, shape in self.signature.values())
+
+    @property
+    def kind(self) -> str:
+        """`load`, `train`, `merge` or `finetune`."""
+        return type(self.operation).__name__.lower()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked tree.
+
+    Attributes:
+        tree: what was checked.
+        nodes: node name → what it will do, inputs before what is made of them.
+        problems: why it cannot be run, one sentence each; empty if it can.
+        warnings: what the user should know.
+    """
+
+    tree: Tree
+    nodes: Mapping[str, NodePlan]
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> list[NodePlan]:
+        """What will be carried out, in order: neither leaves that exist nor what is done."""
+        return [
+            node for node in self.nodes.values()
+            if node.kind != "load" and not node.done and not node.skipped
+        ]  # fmt: skip
+
+    @property
+    def bytes_read(self) -> int:
+        """Tensor bytes that the merges read."""
+        return sum(node.bytes_read for node in self.steps)
+
+    @property
+    def bytes_written(self) -> int:
+        """Tensor bytes that are written."""
+        return sum(node.bytes_written for node in self.steps)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the most demanding merge needs, about; trainers not counted."""
+        return max((node.memory or 0 for node in self.steps), default=0)
+
+    def raise_problems(self) -> None:
+        """Raise what was found, if anything was.
+
+        Raises:
+            PlanError: one line for each problem.
+        """
+        if self.problems:
+            raise PlanError("\n".join(self.problems))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data: what `soup plan --json` prints."""
+        return {
+            "root": self.tree.root,
+            "levels": self.tree.levels,
+            "models": len(self.tree.models()),
+            "problems": list(self.problems),
+            "warnings": list(self.warnings),
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
+            "memory": self.memory,
+            "steps": [node.node for node in self.steps],
+            "nodes": [
+                {
+                    "node": node.node, "operation": node.kind,
+                    "level": self.tree.graph.nodes[node.node]["level"],
+                    "inputs": self.tree.inputs(node.node), **described(node.operation),
+                    "key": node.key, "done": node.done, "skipped": node.skipped,
+                    "tensors": None if node.signature is None else len(node.signature),
+                    "parameters": node.parameters,
+                    "merged": len(node.merged), "kept": len(node.kept),
+                    "dropped": list(node.dropped), "frozen": list(node.frozen),
+                    "bytes_read": node.bytes_read, "bytes_written": node.bytes_written,
+                    "notices": list(node.notices),
+                }
+                for node in self.nodes.values()
+            ],
+        }  # fmt: skip
+
+
+def described(operation: Operation) -> dict[str, Any]:
+    """An operation's parameters as plain data."""
+    if isinstance(operation, Load):
+        return {"path": str(operation.path)}
+    if isinstance(operation, Merge):
+        content: dict[str, Any] = {"recipe": recipe_as_json(operation.recipe)}
+        return content if operation.base is None else {**content, "base": str(operation.base)}
+    training = operation.training
+    content = {"trainer": training.trainer, "options": dict(training.options)}
+    if isinstance(operation, Train) and operation.start is not None:
+        content["start"] = str(operation.start)
+    return content
+
+
+def node_seed(tree: Tree, node: str) -> int:
+    """The seed of a node's trainer, in [0, 2⁶³)."""
+    training = training_of(tree.operation(node))
+    if training is not None and training.seed is not None:
+        return training.seed
+    digest = hashlib.sha256(f"{tree.seed}\0{node}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def training_of(operation: Operation) -> Training | None:
+    """What a trainer is told, for the operations that have one."""
+    return operation.training if isinstance(operation, Train | FineTune) else None
+
+
+def trainer_of(training: Training) -> tuple[Trainer, Any]:
+    """The trainer and its checked options.
+
+    Raises:
+        TrainerError: it is not there, or the options do not fit.
+    """
+    trainer = get_trainer(training.trainer)
+    return trainer, build_options(trainer, training.options)
+
+
+def node_key(
+    tree: Tree, node: str, inputs: Sequence[str | None], digest: Callable[[Path], str | None]
+) -> str | None:
+    """What a node's result is named by: a hash of its operation and of its inputs' keys.
+
+    Args:
+        tree: the tree.
+        node: the node.
+        inputs: its inputs' keys.
+        digest: the digest of a checkpoint's content, or None where it is not known yet.
+
+    Returns:
+        32 hexadecimal digits, or None where something is not known yet.
+
+    Raises:
+        TrainerError: the trainer is not there, or its options do not fit.
+    """
+    operation = tree.operation(node)
+    content: dict[str, Any] = {"format": KEY_FORMAT, "operation": type(operation).__name__}
+    more: list[str | None] = []
+    if isinstance(operation, Load):
+        more.append(digest(operation.path))
+    elif isinstance(operation, Merge):
+        content["recipe"] = recipe_as_json(operation.recipe)
+        if operation.base is not None:
+            more.append(digest(operation.base))
+    else:
+        trainer, options = trainer_of(operation.training)
+        identity = getattr(trainer, "identity", None)
+        content["trainer"] = operation.training.trainer
+        content["version"] = str(getattr(trainer, "version", ""))
+        content["options"] = options_as_json(options) if identity is None else identity(options)
+        content["files"] = content_of(named_files(trainer, options))
+        content["seed"] = node_seed(tree, node)
+        if isinstance(operation, Train) and operation.start is not None:
+            more.append(digest(operation.start))
+    every = [*inputs, *more]
+    if None in every:
+        return None
+    content["inputs"] = every
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def check(
+    tree: Tree, *, done: Callable[[str], bool] | None = None,
+    digest: Callable[[Path], str | None] | None = None, warnings: Sequence[str] = (),
+) -> Plan:  # fmt: skip
+    """Check and price a tree, reading headers only.
+
+    Args:
+        tree: what to check.
+        done: whether the result of a key is in the store; None has none.
+        digest: the digest of a checkpoint, where it is known without reading it all.
+        warnings: what was noticed before, when the tree was read.
+
+    Returns:
+        the plan, with every problem that was found.
+    """
+    return _Checker(tree, done or (lambda _: False), digest or (lambda _: None)).plan(warnings)
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """What a merge does, whichever models of these signatures it is given."""
+
+    signature: Signature
+    merged: tuple[str, ...]
+    kept: tuple[str, ...]
+    dropped: tuple[str, ...]
+    frozen: tuple[str, ...]
+    bytes_read: int
+    bytes_written: int
+    memory: int
+    notices: tuple[str, ...]
+
+
+@dataclass
+class _Checker:
+    tree: Tree
+    done: Callable[[str], bool]
+    digest: Callable[[Path], str | None]
+    problems: list[str] = field(default_factory=list)
+    signatures: dict[str, Signature] = field(default_factory=dict)
+    interned: dict[Any, Signature] = field(default_factory=dict)
+    merges: dict[Any, _Merged | SoupError] = field(default_factory=dict)
+
+    def plan(self, warnings: Sequence[str]) -> Plan:
+        nodes: dict[str, NodePlan] = {}
+        for node, operation in self.tree.operations():
+            inputs = [nodes[name] for name in self.tree.inputs(node)]
+            nodes[node] = made = self._node(node, operation, inputs)
+            if made.signature is not None:
+                self.signatures[node] = made.signature
+        nodes = self._skip(nodes)
+        said = [
+            f"{node.node}: {notice}" for node in nodes.values() for notice in node.notices
+            if not node.done and not node.skipped
+        ]  # fmt: skip
+        return Plan(self.tree, nodes, tuple(self.problems), (*warnings, *said))
+
+    def _skip(self, nodes: dict[str, NodePlan]) -> dict[str, NodePlan]:
+        """Mark what nobody asks for, because what would be made of it is done."""
+        wanted, pending = set(), [self.tree.root]
+        while pending:
+            node = pending.pop()
+            wanted.add(node)
+            if not nodes[node].done:
+                pending += self.tree.inputs(node)
+        return {
+            name: node if name in wanted else replace(node, skipped=True)
+            for name, node in nodes.items()
+        }
+
+    def _node(self, node: str, operation: Operation, inputs: Sequence[NodePlan]) -> NodePlan:
+        try:
+            key = node_key(self.tree, node, [i.key for i in inputs], self._digest)
+            made = NodePlan(node, operation, key, done=key is not None and self.done(key))
+            if isinstance(operation, Load):
+                return replace(made, signature=self._signature_of(operation.path))
+            if isinstance(operation, Merge):
+                return self._merge(made, operation, inputs)
+            return self._training(made, operation, inputs)
+        except SoupError as error:
+            self.problems.append(f"{node}: {error}")
+            return NodePlan(node, operation, None)
+
+    def _digest(self, path: Path) -> str | None:
+        return self.digest(path) if path.exists() else None
+
+    def _signature_of(self, path: Path) -> Signature:
+        tensors = open_checkpoint(path).tensors
+        return self._intern({name: (info.dtype, info.shape) for name, info in tensors.items()})
+
+    def _intern(self, signature: Signature) -> Signature:
+        """The same object for the same tensors: sixty leaves of a plan are checked like one."""
+        return self.interned.setdefault(tuple(signature.items()), signature)
+
+    def _merge(self, made: NodePlan, operation: Merge, inputs: Sequence[NodePlan]) -> NodePlan:
+        signatures = [node.signature for node in inputs]
+        base = None if operation.base is None else self._signature_of(operation.base)
+        known = [signature for signature in signatures if signature is not None]
+        if len(known) < len(signatures):
+            return made  # a trainer will tell
+        recipe = json.dumps(recipe_as_json(operation.recipe), sort_keys=True)
+        key = (recipe, str(operation.base), *map(id, known))
+        if key not in self.merges:
+            self.merges[key] = _merged(
+                operation.recipe, known, [node.node for node in inputs], base, operation.base
+            )
+        found = self.merges[key]
+        if isinstance(found, SoupError):
+            raise found
+        return replace(
+            made, signature=self._intern(found.signature), merged=found.merged, kept=found.kept,
+            dropped=found.dropped, frozen=found.frozen, bytes_read=found.bytes_read,
+            bytes_written=found.bytes_written, memory=found.memory, notices=found.notices,
+        )  # fmt: skip
+
+    def _training(
+        self, made: NodePlan, operation: Train | FineTune, inputs: Sequence[NodePlan]
+    ) -> NodePlan:
+        trainer, options = trainer_of(operation.training)
+        start: Signature | None = None
+        if isinstance(operation, FineTune):
+            start, below = inputs[0].signature, inputs[0]
+            if start is not None and below.dropped:
+                start = {**start, **self._as_they_were(below)}
+        elif operation.start is not None:
+            start = self._signature_of(operation.start)
+        told = trainer_tensors(trainer, options)
+        if told is not None:
+            self._compare(made.node, operation.training.trainer, told, inputs)
+        signature = told if told is not None else start
+        if signature is None:
+            return made
+        signature = self._intern(signature)
+        return replace(
+            made, signature=signature,
+            frozen=inputs[0].frozen if isinstance(operation, FineTune) else (),
+            bytes_written=sum(_nbytes(*entry) for entry in signature.values()),
+        )  # fmt: skip
+
+    def _as_they_were(self, below: NodePlan) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Tensors that a merge drops, as its first input that has them has them."""
+        found: dict[str, tuple[str, tuple[int, ...]]] = {}
+        inputs = self.tree.inputs(below.node)
+        for name in below.dropped:
+            for signature in (self.signatures[i] for i in inputs if i in self.signatures):
+                if name in signature:
+                    found[name] = signature[name]
+                    break
+        return found
+
+    def _compare(
+        self, node: str, trainer: str, told: Mapping[str, tuple[str, tuple[int, ...]]],
+        inputs: Sequence[NodePlan],
+    ) -> None:  # fmt: skip
+        """Whether what a trainer starts with fits what it says that it writes."""
+        for below in inputs:
+            if below.signature is None:
+                continue
+            strange = [name for name in below.signature if name not in told]
+            other = [
+                name for name, (_, shape) in below.signature.items()
+                if name in told and told[name][1] != shape
+            ]  # fmt: skip
+            if strange:
+                raise PlanError(
+                    f"the trainer {trainer!r} knows nothing of {len(strange)} tensors of "
+                    f"{below.node}: {listed(strange)}"
+                )
+            if other:
+                raise PlanError(
+                    f"the trainer {trainer!r} has other shapes for {len(other)} tensors of "
+                    f"{below.node}: {listed(other)}"
+                )
+
+
+def _merged(
+    recipe: Recipe, signatures: Sequence[Signature], names: Sequence[str], base: Signature | None,
+    base_path: Path | None,
+) -> _Merged | SoupError:  # fmt: skip
+    """What `plan_merge` says of models that need not exist yet."""
+    models = [_virtual(name, signature) for name, signature in zip(names, signatures, strict=True)]
+    based = None if base is None else _virtual(str(base_path), base)
+    try:
+        plan = plan_merge(models, recipe, base=based)
+    except CheckpointError:
+        raise
+    except SoupError as error:
+        return error
+    merged = [step.name for step in plan.steps if step.kind == "merge"]
+    taken = set(merged)
+    return _Merged(
+        {step.name: (step.dtype, step.shape) for step in plan.steps}, tuple(merged),
+        tuple(step.name for step in plan.steps if step.name not in taken), plan.dropped,
+        plan.frozen, plan.bytes_streamed - plan.bytes_written, plan.bytes_written,
+        _memory(plan), tuple(notice.message for notice in plan.notices),
+    )  # fmt: skip
+
+
+def _memory(plan: MergePlan) -> int:
+    """Buffers, and for methods that see whole tensors the largest of them as it is computed."""
+    whole = [
+        (len(step.sources) + 1) * step.elements * step.compute_dtype.itemsize
+        for step in plan.steps
+        if step.method is not None and step.method.shape == "whole"
+    ]
+    return _BUFFERS + max(whole, default=0)
+
+
+def _virtual(name: str, signature: Signature) -> Checkpoint:
+    path, start = Path(name), 0
+    tensors = {}
+    for tensor, (dtype, shape) in signature.items():
+        nbytes = _nbytes(dtype, shape)
+        tensors[tensor] = TensorInfo(tensor, dtype, shape, path, start, nbytes)
+        start += nbytes
+    return Checkpoint(path, (path,), tensors, {}, is_folder=False)
+
+
+def _elements(shape: Sequence[int]) -> int:
+    elements = 1
+    for length in shape:
+        elements *= length
+    return elements
+
+
+def _nbytes(dtype: str, shape: Sequence[int]) -> int:
+    return _elements(shape) * DTYPES[dtype].bits // 8

@@ -1,0 +1,442 @@
+"""Walk a plan: children first, independent nodes at the same time, nothing twice.
+
+The scheduler holds no state that a crash could lose: what is done is in the store, what is not is
+planned again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .checkpoint import SUFFIX, StrPath, open_checkpoint
+from .engine import DEFAULT_OUTPUT
+from .errors import CheckpointError, OutputError, ParameterError, RunError, SoupError, nearest
+from .node import DamagedError, Source, Task, perform
+from .plan import NodePlan, Plan, check, node_seed
+from .recipe import plan_merge
+from .store import DEFAULT_STORE, Store, content_digest
+from .stream import default_workers
+from .tree import FineTune, Load, Merge, Train, Tree
+from .writer import PARTIAL_SUFFIX, check_output, remove_stale
+
+State = Literal["waiting", "running", "done", "kept", "failed", "skipped"]
+KEEPS = ("all", "root")
+_ATTEMPTS = 3  # for a node whose worker was lost
+_POLL = 0.25  # seconds between two looks at how far trainers are
+_RESOURCES = "resources"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a watcher may show.
+
+    Attributes:
+        node: which node.
+        state: what it is now; `kept` was done before this run.
+        done: the share of a training that is done, where it is told.
+        metrics: a trainer's last figures.
+        message: why, where it failed or is tried again.
+    """
+
+    node: str
+    state: State
+    done: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    message: str = ""
+
+
+Watch = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run did.
+
+    Attributes:
+        output: the root's checkpoint, where it was asked for.
+        plan: what was carried out.
+        records: node name → its record, for all nodes in the store that the root is made of.
+        computed: the nodes that this run carried out, in the order in which they finished.
+    """
+
+    output: Path | None
+    plan: Plan
+    records: Mapping[str, Mapping[str, Any]]
+    computed: tuple[str, ...]
+
+    @property
+    def bytes_read(self) -> int:
+        """Tensor bytes that the merges of this run read."""
+        return sum(self.records[node]["bytes_read"] for node in self.computed)
+
+    @property
+    def bytes_written(self) -> int:
+        """Tensor bytes that this run wrote into the store."""
+        return sum(self.records[node]["bytes_written"] for node in self.computed)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data: what `soup run --json` prints."""
+        return {
+            "output": None if self.output is None else str(self.output),
+            "computed": list(self.computed),
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
+            "nodes": {node: dict(record) for node, record in self.records.items()},
+        }
+
+
+def run(
+    tree: Tree, output: StrPath | None = DEFAULT_OUTPUT, *, store: StrPath = DEFAULT_STORE,
+    executor: Executor | None = None, workers: int = 1, keep: str = "all", force: bool = False,
+    watch: Watch | None = None,
+) -> RunReport:  # fmt: skip
+    """Carry out a tree, and put the root's checkpoint in its place.
+
+    Run it again after any interruption: what is finished is never done again.
+
+    Args:
+        tree: what to do; see `read_tree` and `binary_tree`.
+        output: a path that ends in `.safetensors`, or, where the leaves are model folders, a
+            folder; None leaves the result in the store.
+        store: the folder of results; several runs may share it.
+        executor: where nodes run; None runs them in threads of this process.
+        workers: how many nodes run at the same time, where there is no executor.
+        keep: `all` results stay in the store, or only the `root`'s.
+        force: replace an existing output.
+        watch: called, from this thread, when a node's state changes.
+
+    Raises:
+        PlanError: the tree has problems; nothing was started.
+        OutputError: the output exists, or cannot be written.
+        RunError: a node failed; all that did not need it was finished.
+        SoupError: a node's own error, if only one failed.
+        KeyboardInterrupt: as it came; what was finished is kept.
+    """
+    if keep not in KEEPS:
+        raise ParameterError(f"keep is {keep!r}{nearest(keep, KEEPS)} (expected all or root)")
+    if workers < 1:
+        raise ParameterError(f"workers is {workers}, but must be at least 1")
+    check(tree).raise_problems()
+    own = Store(store)
+    target = None if output is None else _target(tree, Path(output), force=force)
+    _digest_leaves(tree, own)
+    plan = check(tree, done=own.has, digest=own.digest)
+    plan.raise_problems()
+    threads = None if executor is not None else ThreadPoolExecutor(workers)
+    try:
+        walk = _Walk(
+            plan, own, executor or threads, watch or (lambda _: None), keep,  # type: ignore[arg-type]
+            merge_workers=max(1, default_workers() // workers), capture=threads is None,
+        )  # fmt: skip
+        while True:
+            walk.go()
+            try:
+                written = None if target is None else _export(walk.root(), target, force=force)
+                break
+            except DamagedError as error:
+                walk.again(error.key)
+    finally:
+        if threads is not None:
+            threads.shutdown(wait=False, cancel_futures=True)
+    return RunReport(written, walk.plan, walk.records(), tuple(walk.computed))
+
+
+def _digest_leaves(tree: Tree, store: Store) -> None:
+    """Read every file of the user's once, unless it did not change since it was read."""
+    paths: list[Path] = []
+    for _, operation in tree.operations():
+        if isinstance(operation, Load):
+            paths.append(operation.path)
+        elif isinstance(operation, Merge) and operation.base is not None:
+            paths.append(operation.base)
+        elif isinstance(operation, Train) and operation.start is not None:
+            paths.append(operation.start)
+    unique = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(default_workers()) as pool:
+        list(pool.map(store.digest_now, unique))
+
+
+def _target(tree: Tree, output: Path, *, force: bool) -> Path:
+    """The output's path, checked before anything is done for it."""
+    kinds = {
+        open_checkpoint(operation.path).is_folder
+        for _, operation in tree.operations()
+        if isinstance(operation, Load)
+    }
+    if kinds and len(kinds) == 1:
+        is_folder = kinds.pop()
+        if is_folder != (output.suffix != SUFFIX):
+            wanted = "a folder" if is_folder else f"a file that ends in {SUFFIX}"
+            are = "folders" if is_folder else "files"
+            raise OutputError(f"the models are {are}, so the output {output} must be {wanted}")
+    for _, operation in tree.operations():
+        for path in (getattr(operation, name, None) for name in ("path", "base", "start")):
+            if path is not None and output.exists() and output.resolve() == path.resolve():
+                raise OutputError(f"the output {output} is one of the inputs")
+    check_output(output, force=force)
+    return output
+
+
+class _Walk:
+    """One walk over a plan: what runs, what is done, what failed."""
+
+    def __init__(
+        self, plan: Plan, store: Store, executor: Executor, watch: Watch, keep: str, *,
+        merge_workers: int, capture: bool,
+    ) -> None:  # fmt: skip
+        self.plan = plan
+        self.tree = plan.tree
+        self.store = store
+        self.executor = executor
+        self.watch = watch
+        self.keep = keep
+        self.merge_workers = merge_workers
+        self.capture = capture
+        self.running: dict[Future[dict[str, Any]], str] = {}
+        self.failed: dict[str, Exception] = {}
+        self.attempts: dict[str, int] = {}
+        self.computed: list[str] = []
+        self.found: dict[str, Mapping[str, Any]] = {}  # records of what may be removed again
+        self.told: dict[str, Event] = {}
+        keys = {n: node.key for n, node in plan.nodes.items() if node.key and node.kind != "load"}
+        store.pin(self.key(self.tree.root), keys)
+        for name, node in plan.nodes.items():
+            if node.done:
+                self._tell(Event(name, "kept"))
+            elif node.skipped:
+                self._tell(Event(name, "skipped"))
+
+    def key(self, node: str) -> str:
+        key = self.plan.nodes[node].key
+        assert key is not None  # the leaves' digests are known
+        return key
+
+    def root(self) -> Source:
+        return self._source(self.tree.root)
+
+    def records(self) -> dict[str, Mapping[str, Any]]:
+        return {node: self._record(node) for node in self.plan.nodes if self._has_record(node)}
+
+    def _has_record(self, node: str) -> bool:
+        loads = isinstance(self.tree.operation(node), Load)
+        return not loads and (node in self.found or self.store.has(self.key(node)))
+
+    def _record(self, node: str) -> Mapping[str, Any]:
+        return self.found.get(node) or self.store.entry(self.key(node)).record
+
+    def again(self, damaged: str) -> None:
+        """Forget a result that turned out to be damaged, and plan once more."""
+        self.store.drop(damaged)
+        self.plan = check(self.tree, done=self.store.has, digest=self.store.digest)
+        self.plan.raise_problems()
+
+    def go(self) -> None:
+        """Carry out all that is not done."""
+        try:
+            self._submit_ready()
+            while self.running:
+                done, _ = wait(self.running, timeout=_POLL, return_when=FIRST_COMPLETED)
+                for future in done:
+                    self._finish(self.running.pop(future), future)
+                self._submit_ready()
+                self._look()
+        except BaseException:
+            for future in self.running:
+                future.cancel()
+            terminate = getattr(self.executor, "terminate", None)
+            if terminate is not None:
+                terminate()
+            raise
+        self._raise_failures()
+
+    def _wanted(self) -> list[NodePlan]:
+        """What the root still needs, inputs first."""
+        wanted, pending = set(), [self.tree.root]
+        while pending:
+            node = pending.pop()
+            if isinstance(self.tree.operation(node), Load) or self.store.has(self.key(node)):
+                continue
+            wanted.add(node)
+            pending += self.tree.inputs(node)
+        return [plan for name, plan in self.plan.nodes.items() if name in wanted]
+
+    def _submit_ready(self) -> None:
+        busy = set(self.running.values())
+        for node in self._wanted():
+            if node.node in busy or node.node in self.failed:
+                continue
+            if all(self._is_there(name) for name in self.tree.inputs(node.node)):
+                self._submit(node)
+
+    def _is_there(self, node: str) -> bool:
+        return isinstance(self.tree.operation(node), Load) or self.store.has(self.key(node))
+
+    def _submit(self, node: NodePlan) -> None:
+        operation = node.operation
+        sources = [self._source(name) for name in self.tree.inputs(node.node)]
+        frozen: tuple[str, ...] = ()
+        base = None
+        if isinstance(operation, Train) and operation.start is not None:
+            sources = [self._file(operation.start)]
+        if isinstance(operation, Merge) and operation.base is not None:
+            base = self._file(operation.base)
+        if isinstance(operation, FineTune):
+            frozen = self._frozen(node.node)
+        task = Task(
+            self.store.folder, self.key(node.node), node.node, operation, tuple(sources), base,
+            frozen, node_seed(self.tree, node.node), self.merge_workers, self.capture,
+        )  # fmt: skip
+        with contextlib.suppress(OSError):
+            self.store.progress(task.key).unlink()
+        more: dict[str, Any] = {}
+        if isinstance(operation, Train | FineTune) and operation.training.resources:
+            more = self._resources(operation.training.resources)
+        self.running[self.executor.submit(perform, task, **more)] = node.node
+
+    def _resources(self, wanted: Mapping[str, float]) -> dict[str, Any]:
+        """As this executor takes them: only clusters know resources."""
+        module = type(self.executor).__module__.partition(".")[0]
+        if module == "distributed":
+            names = {"gpus": "GPU", "cpus": "CPU"}
+            return {_RESOURCES: {names.get(n, n): amount for n, amount in wanted.items()}}
+        return {_RESOURCES: dict(wanted)} if hasattr(self.executor, "takes_resources") else {}
+
+    def _frozen(self, node: str) -> tuple[str, ...]:
+        """The names that the merge below froze, as far as they are in its result."""
+        below = self.tree.inputs(node)[0]
+        operation = self.tree.operation(below)
+        if not isinstance(operation, Merge):
+            return ()
+        models = [open_checkpoint(self._source(name).path) for name in self.tree.inputs(below)]
+        base = None if operation.base is None else open_checkpoint(operation.base)
+        planned = plan_merge(models, operation.recipe, base=base)
+        there = {step.name for step in planned.steps}
+        return tuple(name for name in planned.frozen if name in there)
+
+    def _source(self, node: str) -> Source:
+        operation = self.tree.operation(node)
+        if isinstance(operation, Load):
+            return self._file(operation.path, node)
+        entry = self.store.entry(self.key(node))
+        return Source(node, entry.path, str(entry.record.get("digest")), entry.key)
+
+    def _file(self, path: Path, node: str = "") -> Source:
+        return Source(node or path.name, path, self.store.digest_now(path), None)
+
+    def _finish(self, node: str, future: Future[dict[str, Any]]) -> None:
+        try:
+            record = future.result()
+        except DamagedError as error:
+            self.store.drop(error.key)
+            self._tell(Event(node, "waiting", message=f"{error}: it is made again"))
+            return
+        except SoupError as error:
+            self._fail(node, error)
+            return
+        except Exception as error:  # noqa: BLE001  # the worker or the way to it broke, not the node
+            self.attempts[node] = self.attempts.get(node, 0) + 1
+            if self.attempts[node] >= _ATTEMPTS:
+                self._fail(node, RunError(f"its worker was lost {_ATTEMPTS} times: {error}"))
+            else:
+                self._tell(Event(node, "waiting", message=f"its worker was lost: {error}"))
+            return
+        self.computed.append(node)
+        self.found[node] = record
+        self._tell(Event(node, "done", 1.0, record.get("metrics", {})))
+        if self.keep == "root":
+            for name in self.tree.inputs(node):
+                if not isinstance(self.tree.operation(name), Load):
+                    self.found.setdefault(name, self._record(name))
+                    self.store.drop(self.key(name))
+
+    def _fail(self, node: str, error: Exception) -> None:
+        self.failed[node] = error
+        self._tell(Event(node, "failed", message=str(error)))
+
+    def _look(self) -> None:
+        """Tell how far trainers are."""
+        for future, node in self.running.items():
+            if not future.running():
+                continue
+            self.told.setdefault(node, Event(node, "waiting"))
+            if self.told[node].state != "running":
+                self._tell(Event(node, "running"))
+            try:
+                content = json.loads(self.store.progress(self.key(node)).read_bytes())
+            except (OSError, ValueError):
+                continue
+            self._tell(Event(node, "running", content.get("done"), content.get("metrics", {})))
+
+    def _tell(self, event: Event) -> None:
+        if self.told.get(event.node) != event:
+            self.told[event.node] = event
+            self.watch(event)
+
+    def _raise_failures(self) -> None:
+        if not self.failed:
+            return
+        lines = [
+            f"{node}: {error} (log: {self.store.log(self.key(node))})"
+            if self.store.log(self.key(node)).exists() and not isinstance(error, RunError)
+            else f"{node}: {error}"
+            for node, error in self.failed.items()
+        ]
+        raise RunError("\n".join(lines))
+
+
+def _export(source: Source, output: Path, *, force: bool) -> Path:
+    """Copy the root's checkpoint to where it is wanted, whole or not at all.
+
+    Raises:
+        DamagedError: it is not what it was when it was made.
+    """
+    check_output(output, force=force)
+    remove_stale(output)
+    partial = output.with_name(f".{output.name}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}")
+    try:
+        if source.path.is_dir():
+            shutil.copytree(source.path, partial)
+        else:
+            shutil.copyfile(source.path, partial)
+        _verify(source, partial)
+        _flush(partial)
+        if output.is_dir():
+            shutil.rmtree(output)
+        os.replace(partial, output)
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink(missing_ok=True)
+    return output
+
+
+def _verify(source: Source, copy: Path) -> None:
+    try:
+        same = content_digest(copy) == source.digest
+    except CheckpointError:
+        same = False
+    if not same:
+        if source.key is None:
+            raise RunError(f"{source.path} changed while the run read it: run again")
+        raise DamagedError(f"the stored result of {source.node} is damaged", source.key)
+
+
+def _flush(path: Path) -> None:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

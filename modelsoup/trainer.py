@@ -1,0 +1,496 @@
+"""The fine-tune hook: what a trainer is, where trainers are found, and the one that runs a command.
+
+A trainer is any object with a name, a dataclass of options, and `train`:
+
+    @dataclass(frozen=True)
+    class Options:
+        rate: float
+        epochs: int = 10
+
+    class Digits:
+        name = "digits"
+        options = Options
+
+        def train(self, job: Job) -> None:
+            weights = … if job.start is None else load_file(job.start)
+            …
+            save_file(weights, job.output)
+
+It may also have `groups(options)`, the layer groups of its architecture by name, for rules such as
+`group:low-level`; and `tensors(options)`, the dtype and shape of every tensor that it writes, so
+that a plan can be checked without training. A name that the start checkpoint lacks is initialised
+by the trainer; names in `job.frozen` must come out as they went in, byte by byte.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from .checkpoint import StrPath
+from .digest import digest_file
+from .errors import TrainerError, nearest
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+ENTRY_POINTS = "modelsoup.trainers"
+COMMAND = "command"
+PROGRESS_PREFIX = "soup-progress "
+"""A line that a command prints with this before a JSON object is progress, not log."""
+
+_LAST_LINES = 5
+_GRACE = 2.0  # seconds between asking a command to end and ending it
+_EXTRAS = {"cyclegan": "i2i", "deepi2i": "i2i", "transferi2i": "i2i", "balagan": "i2i"}
+
+Report = Callable[[float | None, Mapping[str, float]], None]
+"""`report(done, metrics)`: the share that is done, in [0, 1] or None, and figures to show."""
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a trainer gets.
+
+    Attributes:
+        start: the checkpoint to begin with; None to initialise everything.
+        output: where to write the result, a safetensors file.
+        work: a folder of its own that survives a crash: a trainer that finds its last state there
+            goes on from it.
+        frozen: names of tensors that must come out as they went in.
+        seed: for everything random, in [0, 2⁶³).
+        options: an instance of the trainer's `options`.
+        report: call it now and then, with progress and metrics.
+        log: call it with a line for the node's log.
+    """
+
+    start: Path | None
+    output: Path
+    work: Path
+    frozen: tuple[str, ...]
+    seed: int
+    options: Any
+    report: Report
+    log: Log
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """A trainer; see the module's text for what else it may have."""
+
+    name: str
+    options: Any  # a dataclass
+
+    def train(self, job: Job) -> None:
+        """Write `job.output`; raise any exception to fail, with a sentence that says why."""
+
+
+_trainers: dict[str, Trainer] = {}
+
+
+def register_trainer(trainer: Trainer) -> Trainer:
+    """Make a trainer known under its name in this process.
+
+    Raises:
+        TrainerError: it is no trainer, or the name is taken by another.
+    """
+    checked = _checked(trainer, repr(trainer))
+    known = _trainers.get(checked.name)
+    if checked.name == COMMAND or (known is not None and type(known) is not type(checked)):
+        raise TrainerError(f"a trainer called {checked.name!r} exists already")
+    _trainers[checked.name] = checked
+    return checked
+
+
+@cache
+def _entry_points() -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points  # 0.05 s
+
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def trainer_names() -> list[str]:
+    """All that have a name: those registered, those that packages offer, and `command`."""
+    return sorted({*_trainers, *_entry_points(), COMMAND})
+
+
+def get_trainer(name: str) -> Trainer:
+    """A trainer by its name, or by where it is: `module:Class`. Only its own module is imported.
+
+    Raises:
+        TrainerError: there is none, or it cannot be imported.
+    """
+    if name == COMMAND:
+        return CommandTrainer()
+    if name in _trainers:
+        return _trainers[name]
+    point = _entry_points().get(name)
+    if point is None and ":" not in name:
+        extra = _EXTRAS.get(name)
+        known = trainer_names()
+        hint = (
+            f" (pip install 'modelsoup[{extra}]' brings it)"
+            if extra
+            else nearest(name, known) or f" (there are {', '.join(known)}, or module:Class)"
+        )
+        raise TrainerError(f"no trainer is called {name!r}{hint}")
+    try:
+        if point is not None:
+            loaded = point.load()
+        else:
+            module, _, attribute = name.partition(":")
+            loaded = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise TrainerError(f"the trainer {name!r} could not be imported: {error}") from error
+    if isinstance(loaded, type):
+        loaded = loaded()
+    return _checked(loaded, f"{name!r}")
+
+
+def _checked(trainer: object, said: str) -> Trainer:
+    if not isinstance(trainer, Trainer) or not dataclasses.is_dataclass(trainer.options):
+        raise TrainerError(
+            f"{said} is no trainer: it needs a name, options (a dataclass) and train(job)"
+        )
+    return trainer
+
+
+def build_options(trainer: Trainer, given: Mapping[str, Any]) -> Any:
+    """A trainer's options, checked and with defaults filled in.
+
+    Raises:
+        TrainerError: an unknown option, a missing one, or a value of the wrong type; the message
+            names the option.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    fields = {f.name: f for f in dataclasses.fields(trainer.options) if f.init}
+    for name in given:
+        if name not in fields:
+            has = f" (it has {', '.join(fields)})" if fields else " (it has none)"
+            raise TrainerError(
+                f"the trainer {trainer.name!r} has no option {name!r}{nearest(name, fields) or has}"
+            )
+    try:
+        return TypeAdapter(trainer.options).validate_python(dict(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "options"
+        if first["type"] in ("missing", "missing_argument"):
+            raise TrainerError(f"the trainer {trainer.name!r} needs the option {where!r}") from None
+        raise TrainerError(
+            f"the option {where!r} of the trainer {trainer.name!r} is {first['input']!r}: "
+            f"{first['msg']}"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise TrainerError(f"the options of the trainer {trainer.name!r}: {error}") from error
+
+
+def options_as_json(options: Any) -> dict[str, Any]:
+    """Options as plain data, for records and keys."""
+    from pydantic import TypeAdapter
+
+    plain: dict[str, Any] = TypeAdapter(type(options)).dump_python(options, mode="json")
+    return plain
+
+
+def trainer_groups(trainer: Trainer, options: Any) -> dict[str, Sequence[str]]:
+    """The layer groups that a trainer defines; none if it defines none."""
+    groups = getattr(trainer, "groups", None)
+    return {} if groups is None else dict(groups(options))
+
+
+def trainer_tensors(
+    trainer: Trainer, options: Any
+) -> dict[str, tuple[str, tuple[int, ...]]] | None:
+    """(safetensors dtype, shape) of every tensor that a trainer writes; None if it cannot tell."""
+    tensors = getattr(trainer, "tensors", None)
+    told = None if tensors is None else tensors(options)
+    return None if told is None else {n: (d, tuple(shape)) for n, (d, shape) in told.items()}
+
+
+def named_files(trainer: Trainer, options: Any) -> list[Path]:
+    """Files whose content a training depends on, and with it its key: a command's scripts."""
+    files = getattr(trainer, "files", None)
+    return [] if files is None else list(files(options))
+
+
+@dataclass(frozen=True)
+class CommandOptions:
+    """Options of the trainer `command`.
+
+    Attributes:
+        command: the program and its arguments, given to no shell. `{start}`, `{output}`, `{work}`,
+            `{frozen}` (a file with one name a line), `{seed}` and `{python}` (this interpreter) are
+            filled in; an argument that is just `{start}` is left out, with the option before it,
+            where there is no start.
+        env: environment variables, over this process's.
+        folder: where it runs; None is the plan's folder.
+        timeout: seconds, after which it is ended; None waits.
+        files: files besides those that `command` names whose change makes a new result.
+    """
+
+    command: list[str | int | float]
+    env: dict[str, str | int | float] = field(default_factory=dict)
+    folder: str | None = None
+    timeout: float | None = None
+    files: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.command:
+            raise ValueError("command is empty")
+        if not any("{output}" in str(part) for part in self.command):
+            raise ValueError("command never names {output}, where the result must be written")
+        if self.timeout is not None and self.timeout <= 0:
+            raise ValueError(f"timeout is {self.timeout}, but must be positive")
+
+
+class CommandTrainer:
+    """Trains with a program in any language: no shell, placeholders, a time limit."""
+
+    name = COMMAND
+    options = CommandOptions
+
+    def identity(self, options: CommandOptions) -> dict[str, Any]:
+        """What decides the result: neither the folder nor the patience."""
+        return {"command": options.command, "env": options.env}
+
+    def files(self, options: CommandOptions) -> list[Path]:
+        """The files that the command names, and those that are listed."""
+        folder = Path(options.folder or ".")
+        named = [folder / str(part) for part in (*options.command[1:], *options.files)]
+        listed = {folder / part for part in options.files}
+        for path in listed:
+            if not path.is_file():
+                raise TrainerError(f"the command's file {path} does not exist")
+        return [path for path in dict.fromkeys(named) if path.is_file()]
+
+    def train(self, job: Job) -> None:
+        """Run the command to its end."""
+        options: CommandOptions = job.options
+        frozen = job.work / "frozen.txt"
+        frozen.write_text("".join(f"{name}\n" for name in job.frozen), "utf-8")
+        values = {
+            "start": job.start, "output": job.output, "work": job.work, "frozen": frozen,
+            "seed": job.seed, "python": sys.executable,
+        }  # fmt: skip
+        command = _filled(options.command, values)
+        deadline = None if options.timeout is None else time.monotonic() + options.timeout
+        environment = {**os.environ, **{name: str(v) for name, v in options.env.items()}}
+        try:
+            process = subprocess.Popen(  # noqa: S603  # no shell, and the plan's author names it
+                command, cwd=options.folder, env=environment,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, errors="replace", start_new_session=True, close_fds=False,
+                preexec_fn=_die_with_parent(),  # noqa: PLW1509  # one call into the C library
+            )  # fmt: skip
+        except OSError as error:
+            raise TrainerError(
+                f"the command {command[0]!r} cannot be run: {error.strerror}"
+            ) from error
+        last: deque[str] = deque(maxlen=_LAST_LINES)
+        try:
+            code = _follow(process, job, last, deadline)
+        finally:
+            _end(process)
+        said = "; its last lines: " + " | ".join(last) if last else "; it printed nothing"
+        if code is None:
+            raise TrainerError(f"the command took longer than {options.timeout:g} s{said}")
+        if code:
+            how = f"ended with exit code {code}" if code > 0 else f"was ended by signal {-code}"
+            raise TrainerError(f"the command {' '.join(command[:3])} … {how}{said}")
+
+
+def _die_with_parent() -> Callable[[], object] | None:
+    """What a child calls to be ended when its parent is, which only Linux offers."""
+    if not sys.platform.startswith("linux"):
+        return None
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _filled(command: Sequence[object], values: Mapping[str, object]) -> list[str]:
+    filled: list[str] = []
+    for part in map(str, command):
+        if part == "{start}" and values["start"] is None:
+            if filled and filled[-1].startswith("-"):
+                filled.pop()
+            continue
+        for name, value in values.items():
+            part = part.replace(f"{{{name}}}", "" if value is None else str(value))  # noqa: PLW2901
+        filled.append(part)
+    return filled
+
+
+def _follow(
+    process: subprocess.Popen[str], job: Job, last: deque[str], deadline: float | None
+) -> int | None:
+    """Pass a command's lines on until it ends; None if the deadline came first."""
+    import selectors
+
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        os.set_blocking(process.stdout.fileno(), False)
+        rest = ""
+        while True:
+            wait = 0.5 if deadline is None else max(0.0, min(0.5, deadline - time.monotonic()))
+            ready = selector.select(wait)
+            chunk = process.stdout.read() if ready else ""
+            *lines, rest = (rest + (chunk or "")).split("\n")
+            for line in lines:
+                _take(line, job, last)
+            if ready and not chunk:
+                if rest:
+                    _take(rest, job, last)
+                selector.unregister(process.stdout)
+                break
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
+    try:
+        limit = None if deadline is None else max(0.0, deadline - time.monotonic())
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _take(line: str, job: Job, last: deque[str]) -> None:
+    if line.startswith(PROGRESS_PREFIX):
+        try:
+            content = json.loads(line.removeprefix(PROGRESS_PREFIX))
+            done = content.pop("done", None)
+            metrics = {name: float(value) for name, value in content.items()}
+            job.report(None if done is None else float(done), metrics)
+            return
+        except (ValueError, TypeError, AttributeError):
+            pass  # a line like any other, then
+    if line.strip():
+        last.append(line.strip())
+    job.log(line)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a command and what it started, if it still runs."""
+    if process.poll() is None:
+        for sign, patience in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, None)):
+            try:
+                os.killpg(process.pid, sign)
+                process.wait(patience)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+            except ProcessLookupError:
+                process.wait()
+                break
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def carry_out(
+    trainer: Trainer, options: Any, *, start: Path | None, output: Path, work: Path,
+    frozen: Sequence[str], seed: int, report: Report | None = None, log: Log | None = None,
+) -> None:  # fmt: skip
+    """Train, and check what came of it.
+
+    The output must be a sound checkpoint of finite floats in which frozen tensors have the dtype,
+    shape and bytes that they had in the start, and which has every tensor of the start.
+
+    Raises:
+        TrainerError: the trainer failed, or what it wrote is not that.
+    """
+    from .checkpoint import open_checkpoint
+    from .errors import CheckpointError, SoupError, listed
+
+    work.mkdir(parents=True, exist_ok=True)
+    _remove(output)
+    job = Job(
+        start, output, work, tuple(frozen), seed, options, report or _silent, log or _unheard
+    )  # fmt: skip
+    said = f"the trainer {trainer.name!r}"
+    try:
+        trainer.train(job)
+    except SoupError:
+        raise
+    except Exception as error:  # whatever a stranger's code raises is its failure, with its reason
+        reason = str(error).strip().splitlines()
+        raise TrainerError(
+            f"{said} failed: {type(error).__name__}{f': {reason[0]}' if reason else ''}"
+        ) from error
+    if not output.exists():
+        raise TrainerError(f"{said} wrote nothing to {output.name}")
+    try:
+        made = open_checkpoint(output)
+    except CheckpointError as error:
+        raise TrainerError(f"{said} wrote no sound checkpoint: {error}") from error
+    if not made.tensors:
+        raise TrainerError(f"{said} wrote a checkpoint without tensors")
+    told = trainer_tensors(trainer, options)
+    if told is not None:
+        wrong = [
+            name for name, (dtype, shape) in told.items()
+            if name not in made.tensors
+            or (made.tensors[name].dtype, made.tensors[name].shape) != (dtype, shape)
+        ]  # fmt: skip
+        if wrong:
+            raise TrainerError(f"{said} wrote other tensors than it said: {listed(wrong)}")
+    if start is None:
+        return
+    before = open_checkpoint(start)
+    lost = [name for name in before.tensors if name not in made.tensors]
+    if lost:
+        raise TrainerError(f"{said} left out {len(lost)} tensors of its start: {listed(lost)}")
+    changed = [name for name in frozen if not _same_bytes(before.tensors, made.tensors, name)]
+    if changed:
+        raise TrainerError(f"{said} changed {len(changed)} frozen tensors: {listed(changed)}")
+
+
+def _silent(done: float | None, metrics: Mapping[str, float]) -> None:
+    pass
+
+
+def _unheard(line: str) -> None:
+    pass
+
+
+def _same_bytes(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> bool:
+    first, second = before[name], after[name]
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    with first.file.open("rb") as a, second.file.open("rb") as b:
+        a.seek(first.start)
+        b.seek(second.start)
+        left: int = first.nbytes
+        while left:
+            size = min(left, 1 << 20)
+            if a.read(size) != b.read(size):
+                return False
+            left -= size
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def content_of(files: Sequence[StrPath]) -> dict[str, str]:
+    """File name → XXH3-128 digest, for keys."""
+    return {Path(file).name: digest_file(Path(file)).xxh3_128 for file in files}

@@ -1,0 +1,578 @@
+"""Runs of trees: nothing twice, nothing lost, the same bytes however often they were interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from trainers import network
+
+import modelsoup
+from modelsoup import FineTune, Merge, Recipe, RunError, Store, Training, binary_tree, parse_tree
+from modelsoup.executors import ProcessExecutor
+from modelsoup.plan import check
+
+SOUP = [sys.executable, "-m", "modelsoup"]
+TESTS = str(Path(__file__).parent)
+TUNED = """soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors, d: d.safetensors}
+defaults: {merge: {beta: 0.25}, finetune: {trainer: "trainers:Add", add: 1}}
+tree: {pair: [a, b, c, d]}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYTHONPATH", TESTS)
+    for number, name in enumerate("abcd"):
+        save_file(network(number), tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+def run(folder: Path, text: str = TUNED, name: str = "out", **more) -> modelsoup.RunReport:
+    tree, _ = parse_tree(text, folder=folder)
+    return modelsoup.run(
+        tree, folder / f"{name}.safetensors", store=folder / "store", force=True, **more
+    )
+
+
+def soup(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*SOUP, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def expected(folder: Path) -> dict[str, np.ndarray]:
+    """The tree of `TUNED`, evaluated by hand."""
+    beta, one = np.float32(0.25), np.float32(1)
+    rest = np.float32(0.75)
+    a, b, c, d = (load_file(folder / f"{n}.safetensors") for n in "abcd")
+
+    def up(x, y):
+        return {n: beta * x[n] + rest * y[n] + one for n in x}
+
+    return up(up(a, b), up(c, d))
+
+
+# --- what comes out ----------------------------------------------------------------------------
+
+
+def test_a_tree_is_merged_and_fine_tuned_from_the_leaves_to_the_root(folder: Path) -> None:
+    report = run(folder)
+    made = load_file(report.output)
+    for name, values in expected(folder).items():
+        np.testing.assert_array_equal(made[name], values, name)
+    assert len(report.computed) == 6
+    assert report.computed[-1] == "root"
+
+
+def test_done_is_never_done_again(folder: Path) -> None:
+    first = run(folder)
+    before = (folder / "out.safetensors").read_bytes()
+    again = run(folder)
+    assert again.computed == ()
+    assert again.records.keys() == first.records.keys()
+    assert (folder / "out.safetensors").read_bytes() == before
+
+
+def test_a_changed_leaf_redoes_exactly_what_is_above_it(folder: Path) -> None:
+    run(folder)
+    save_file(network(77), folder / "c.safetensors")
+    assert set(run(folder).computed) == {"root.2-2.merge", "root.2-2", "root.merge", "root"}
+
+
+def test_a_changed_option_redoes_exactly_what_is_above_it(folder: Path) -> None:
+    text = """soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors}
+tree: {of: [{of: [a, b], finetune: {trainer: "trainers:Add", add: 1}}, c]}
+"""
+    assert len(run(folder, text).computed) == 3
+    assert set(run(folder, text.replace("add: 1", "add: 2")).computed) == {"root.1", "root"}
+    assert run(folder, text).computed == ()  # the old results are still there
+
+
+def test_a_renamed_leaf_with_the_same_content_is_the_same(folder: Path) -> None:
+    text = "soup: 1\nmodels: {a: a.safetensors, b: b.safetensors}\ntree: {of: [a, b]}\n"
+    run(folder, text)
+    (folder / "a.safetensors").rename(folder / "z.safetensors")
+    assert run(folder, text.replace("a.safetensors", "z.safetensors")).computed == ()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("processes", [False, True])
+def test_workers_and_processes_do_not_change_a_byte(folder, workers, processes) -> None:
+    reference = run(folder, name="reference").output.read_bytes()
+    shutil.rmtree(folder / "store")
+    executor = ProcessExecutor(workers) if processes else None
+    assert run(folder, executor=executor, workers=workers).output.read_bytes() == reference
+
+
+def test_any_executor_will_do(folder: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        assert len(run(folder, executor=pool).computed) == 6
+
+
+def test_the_plan_predicts_the_bytes_that_are_read_and_written(folder: Path) -> None:
+    tree, _ = parse_tree(TUNED, folder=folder)
+    plan = check(tree)
+    report = run(folder)
+    assert plan.bytes_read == report.bytes_read > 0
+    assert plan.bytes_written == report.bytes_written > 0
+    files = [Store(folder / "store").entry(r["key"]).path for r in report.records.values()]
+    tensors = sum(modelsoup.open_checkpoint(file).nbytes for file in files)
+    assert tensors == plan.bytes_written
+
+
+@pytest.mark.parametrize("method", ["slerp", "ties", "linear"])
+def test_predicted_bytes_hold_for_methods_with_more_passes(folder: Path, method: str) -> None:
+    options = {
+        "slerp": "t: 0.4", "ties": "base: d.safetensors, density: 0.5, weight: 0.5", "linear": "",
+    }[method]  # fmt: skip
+    text = (
+        "soup: 1\nmodels: {a: a.safetensors, b: b.safetensors}\n"
+        f"tree: {{of: [a, b], merge: {{method: {method}, {options}}}}}\n"
+    )
+    tree, _ = parse_tree(text, folder=folder)
+    assert check(tree).bytes_read == run(folder, text).bytes_read
+
+
+def test_keep_root_leaves_one_result(folder: Path) -> None:
+    report = run(folder, keep="root")
+    assert [entry.record["node"] for entry in Store(folder / "store").entries()] == ["root"]
+    assert len(report.records) == 6
+    assert run(folder).computed == ()
+
+
+def test_a_trained_leaf_and_dropped_layers_are_initialised_by_the_trainer(folder: Path) -> None:
+    text = """soup: 1
+models:
+  a: a.safetensors
+  t: {train: {trainer: "trainers:Add", add: 0}}
+tree:
+  of: [a, t]
+  merge: {layers: {frozen: merge, rest: drop}}
+  finetune: {trainer: "trainers:Add", add: 3}
+"""
+    tree, _ = parse_tree(text, folder=folder)
+    plan = check(tree)
+    assert set(plan.nodes["root"].frozen) == {"D.low.w", "G.low.w"}
+    assert set(plan.nodes["root.merge"].dropped) == {"D.high.w", "G.high.w"}
+    report = run(folder, text)
+    store = Store(folder / "store")
+    merged = load_file(store.entry(report.records["root.merge"]["key"]).path)
+    made = load_file(report.output)
+    assert merged.keys() == {"D.low.w", "G.low.w"}
+    assert made.keys() == {"D.low.w", "D.high.w", "G.low.w", "G.high.w"}
+    np.testing.assert_array_equal(made["D.low.w"], merged["D.low.w"])
+    fresh = network(report.records["root"]["seed"] % 1000)
+    np.testing.assert_array_equal(made["G.high.w"], fresh["G.high.w"] + np.float32(3))
+
+
+def test_the_roots_lineage_holds_the_whole_tree_and_makes_it_again(folder: Path) -> None:
+    first = run(folder)
+    graph = modelsoup.lineage_graph(modelsoup.open_checkpoint(first.output))
+    assert len(graph) == 10
+    assert {data["name"] for _, data in graph.nodes(data=True)} >= {
+        f"{n}.safetensors" for n in "abcd"
+    }
+    text = modelsoup.plan_text(modelsoup.open_checkpoint(first.output))
+    (folder / "again.yaml").write_text(text)
+    again = run(folder, text, "again")
+    assert again.output.read_bytes() == first.output.read_bytes()
+
+
+def test_rules_and_subtrees_come_back_from_a_lineage(folder: Path) -> None:
+    text = """soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors}
+tree:
+  of: [{of: [a, b], merge: {layers: {"D.*": 0.3, "re:G.low.*": second, "G.*": first}}}, c]
+  merge: {method: ties, base: d.safetensors, density: 0.5, weights: [0.4, 0.6], dtype: bf16}
+"""
+    first = run(folder, text)
+    again = run(folder, modelsoup.plan_text(modelsoup.open_checkpoint(first.output)), "again")
+    assert again.output.read_bytes() == first.output.read_bytes()
+
+
+def test_model_folders_stay_model_folders(folder: Path) -> None:
+    for name in "ab":
+        (folder / name).mkdir()
+        shutil.move(folder / f"{name}.safetensors", folder / name / "model.safetensors")
+        (folder / name / "config.json").write_text('{"kind": "test"}')
+    text = """soup: 1
+models: {a: a, b: b}
+tree: {of: [a, b], finetune: {trainer: "trainers:Add"}}
+"""
+    tree, _ = parse_tree(text, folder=folder)
+    with pytest.raises(modelsoup.OutputError, match="must be a folder"):
+        modelsoup.run(tree, folder / "x.safetensors", store=folder / "store")
+    report = modelsoup.run(tree, folder / "out", store=folder / "store")
+    assert json.loads((report.output / "config.json").read_text()) == {"kind": "test"}
+    assert len(modelsoup.open_checkpoint(report.output)) == 4
+
+
+# --- what goes wrong ---------------------------------------------------------------------------
+
+WRONG = [
+    ("Nothing", "wrote nothing"),
+    ("Garbage", "wrote no sound checkpoint"),
+    ("Forgets", "left out 3 tensors of its start: D.high.w"),
+    ("Infinite", "made NaN or infinity in 4 tensors"),
+    ("Fails", "failed: RuntimeError: the learning rate is a poem"),
+]
+
+
+@pytest.mark.parametrize(("trainer", "said"), WRONG)
+def test_a_trainer_that_does_wrong_is_told_and_leaves_nothing(folder, trainer, said) -> None:
+    text = TUNED.replace("trainers:Add", f"trainers:{trainer}").replace(", add: 1", "")
+    with pytest.raises(RunError, match=said):
+        run(folder, text)
+    assert not (folder / "out.safetensors").exists()
+    assert {e.record["operation"] for e in Store(folder / "store").entries()} == {"merge"}
+
+
+def test_a_trainer_that_changes_a_frozen_tensor_is_found(folder: Path) -> None:
+    text = """soup: 1
+models: {a: a.safetensors, b: b.safetensors}
+tree: {of: [a, b], merge: {layers: {"D.*": freeze, "*": merge}}, finetune: {trainer: "trainers:Thaws"}}
+"""
+    with pytest.raises(RunError, match=r"changed 2 frozen tensors: D\.high\.w, D\.low\.w"):
+        run(folder, text)
+
+
+def test_what_does_not_need_a_failed_node_is_finished(folder: Path) -> None:
+    gate = folder / "gate"
+    text = f"""soup: 1
+models: {{a: a.safetensors, b: b.safetensors, c: c.safetensors, d: d.safetensors}}
+tree:
+  of:
+    - {{of: [a, b], finetune: {{trainer: "trainers:FailsOnce", note: {gate}}}}}
+    - {{of: [c, d], finetune: {{trainer: "trainers:Add"}}}}
+"""
+    with pytest.raises(RunError, match=r"root\.1: .* not yet"):
+        run(folder, text)
+    gate.touch()
+    assert set(run(folder, text).computed) == {"root.1", "root"}
+
+
+def test_a_lost_worker_is_replaced_and_then_given_up(folder: Path) -> None:
+    text = TUNED.replace("trainers:Add", "trainers:Dies")
+    with pytest.raises(RunError, match="its worker was lost 3 times: .*SIGKILL"):
+        run(folder, text.replace("add: 1", "add: 9"), executor=ProcessExecutor(2))
+    report = run(folder, text, executor=ProcessExecutor(2))
+    assert "root" in report.computed
+
+
+def test_a_corrupted_result_is_found_by_its_digest_and_made_again(folder: Path) -> None:
+    reference = run(folder).output.read_bytes()
+    store = Store(folder / "store")
+    by_node = {entry.record["node"]: entry for entry in store.entries()}
+    for name in ("root.2-1", "root.merge"):
+        with by_node[name].path.open("r+b") as file:
+            file.seek(-3, os.SEEK_END)
+            file.write(b"xyz")
+    assert not store.intact(by_node["root.2-1"].key)
+    store.drop(by_node["root"].key)
+    report = run(folder)
+    assert report.output.read_bytes() == reference
+    assert report.computed == ("root.merge", "root")
+    store.drop(by_node["root"].key)
+    store.drop(by_node["root.merge"].key)
+    report = run(folder)  # now the damaged fine-tuning is read
+    assert report.output.read_bytes() == reference
+    assert report.computed == ("root.2-1", "root.merge", "root")
+
+
+@pytest.mark.parametrize("cut", [0, 5, 200])
+def test_a_truncated_root_is_made_again(folder: Path, cut: int) -> None:
+    reference = run(folder).output.read_bytes()
+    store = Store(folder / "store")
+    (root,) = (e for e in store.entries() if e.record["node"] == "root")
+    os.truncate(root.path, cut)
+    report = run(folder)
+    assert report.computed == ("root",)
+    assert report.output.read_bytes() == reference
+
+
+def test_problems_are_told_all_at_once_and_nothing_is_started(folder: Path) -> None:
+    (folder / "b.safetensors").unlink()
+    (folder / "c.safetensors").write_bytes(b"?")
+    save_file({"other": np.zeros(2, np.float32)}, folder / "d.safetensors")
+    tree, _ = parse_tree(TUNED, folder=folder)
+    problems = check(tree).problems
+    assert len(problems) == 3
+    with pytest.raises(modelsoup.PlanError) as caught:
+        run(folder)
+    assert str(caught.value).splitlines() == list(problems)
+    assert not (folder / "store").exists()
+
+
+def test_models_that_do_not_fit_after_drops_are_told_at_plan_time(folder: Path) -> None:
+    text = """soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors}
+tree: {of: [{of: [a, b], merge: {layers: {"D.*": merge, rest: drop}}}, c]}
+"""
+    tree, _ = parse_tree(text, folder=folder)
+    (problem,) = check(tree).problems
+    assert problem.startswith("root: the models do not fit together: 2 tensors are missing from")
+
+
+def test_an_output_that_exists_or_is_an_input_is_refused_first(folder: Path) -> None:
+    tree, _ = parse_tree(TUNED, folder=folder)
+    with pytest.raises(modelsoup.OutputError, match="one of the inputs"):
+        modelsoup.run(tree, folder / "a.safetensors", store=folder / "store", force=True)
+    (folder / "out.safetensors").write_bytes(b"mine")
+    with pytest.raises(modelsoup.OutputError, match="exists"):
+        modelsoup.run(tree, folder / "out.safetensors", store=folder / "store")
+    assert (folder / "out.safetensors").read_bytes() == b"mine"
+    assert not list((folder / "store" / "objects").iterdir())
+
+
+# --- interruptions -----------------------------------------------------------------------------
+
+SLOW = TUNED.replace("add: 1", "add: 1, steps: 4, pause: 0.1")
+
+
+def slow_reference(folder: Path) -> bytes:
+    bytes_ = run(folder, SLOW, "reference").output.read_bytes()
+    shutil.rmtree(folder / "store")
+    return bytes_
+
+
+def killed_again_and_again(folder: Path, moments: int, seed: int) -> None:
+    reference = slow_reference(folder)
+    (folder / "tree.yaml").write_text(SLOW)
+    chance = random.Random(seed)
+    command = [*SOUP, "run", "tree.yaml", "-o", "out.safetensors", "--store", "store", "-q"]
+    for _ in range(moments):
+        process = subprocess.Popen([*command, "--workers", "2", "--force"], cwd=folder)
+        try:
+            process.wait(chance.uniform(0.1, 2.5))
+            shutil.rmtree(folder / "store")  # it was quicker: start over
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        if (folder / "out.safetensors").exists():
+            assert (folder / "out.safetensors").read_bytes() == reference
+            (folder / "out.safetensors").unlink()
+    soup(folder, "run", "tree.yaml", "-o", "out.safetensors", "--store", "store", "-q")
+    assert (folder / "out.safetensors").read_bytes() == reference
+    assert not [p for p in folder.iterdir() if p.name.endswith(".soup-partial")]
+
+
+def test_kill_9_at_random_moments_and_resume_gives_the_same_bytes(folder: Path) -> None:
+    killed_again_and_again(folder, 6, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kill_9_at_a_hundred_moments(folder: Path) -> None:
+    killed_again_and_again(folder, 100, seed=2)
+
+
+def test_ctrl_c_ends_within_five_seconds_and_says_what_is_kept(folder: Path) -> None:
+    (folder / "tree.yaml").write_text(SLOW.replace("pause: 0.1", "pause: 5"))
+    process = subprocess.Popen(
+        [*SOUP, "run", "tree.yaml", "-o", "out.safetensors", "--workers", "2"],
+        cwd=folder, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(4)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert time.monotonic() - start < 5
+    assert process.returncode == 130
+    assert (
+        "Interrupted. 2 finished results are kept in .soup-store; the same command goes on" in said
+    )
+    assert "Traceback" not in said
+    assert not (folder / "out.safetensors").exists()
+
+
+def test_a_trainer_goes_on_from_its_own_last_state(folder: Path) -> None:
+    (folder / "tree.yaml").write_text(SLOW.replace("pause: 0.1", "pause: 0.7"))
+    command = [*SOUP, "run", "tree.yaml", "-o", "out.safetensors", "--store", "store", "-q"]
+    process = subprocess.Popen(command, cwd=folder)
+    states = folder / "store" / "work"
+    deadline = time.monotonic() + 60
+    while not list(states.glob("*/state.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (state,) = states.glob("*/state.safetensors")
+    soup(folder, *command[3:])
+    log = folder / "store" / "logs" / f"{state.parent.name}.log"
+    assert "resumed at " in log.read_text()
+
+
+def test_two_runs_on_one_store_share_the_work(folder: Path) -> None:
+    reference = slow_reference(folder)
+    reports: list[modelsoup.RunReport] = []
+    threads = [
+        threading.Thread(
+            target=lambda n=n: reports.append(
+                run(folder, SLOW, f"out-{n}", executor=ProcessExecutor(2))
+            )
+        )
+        for n in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [report.output.read_bytes() for report in reports] == [reference] * 2
+    starts = [r["started"] for report in reports for r in report.records.values()]
+    assert len(set(starts)) == 6  # each node was made once, by either
+
+
+# --- the store ---------------------------------------------------------------------------------
+
+
+def test_gc_keeps_what_the_trees_need(folder: Path) -> None:
+    run(folder)
+    other = TUNED.replace("add: 1", "add: 2")
+    run(folder, other, "other")
+    store = Store(folder / "store")
+    assert len(list(store.entries())) == 6 + 4  # the lower merges are shared
+    assert store.gc().keys == ()
+    (store.folder / "roots").joinpath(
+        f"{run(folder, other, 'other').records['root']['key']}.json"
+    ).unlink()
+    assert len(store.gc(dry_run=True).keys) == 4
+    assert len(store.gc().keys) == 4
+    assert run(folder).computed == ()
+    assert len(store.gc(keep="roots").keys) == 5
+    assert [entry.record["node"] for entry in store.entries()] == ["root"]
+    with pytest.raises(modelsoup.StoreError, match="did you mean 'roots'"):
+        store.gc(keep="root")
+
+
+def test_a_key_is_locked_for_one_holder_and_let_go(folder: Path) -> None:
+    store = Store(folder / "store")
+    with store.lock("0" * 32) as held, Store(folder / "store").lock("0" * 32, wait=False) as other:
+        assert (held, other) == (True, False)
+    with store.lock("0" * 32, wait=False) as free:
+        assert free
+
+
+def test_digests_of_leaves_are_computed_again_when_the_file_changes(folder: Path) -> None:
+    store = Store(folder / "store")
+    path = folder / "a.safetensors"
+    assert store.digest(path) is None
+    first = store.digest_now(path)
+    assert store.digest(path) == first
+    save_file(network(5), path)
+    os.utime(path, ns=(0, 0))
+    assert store.digest(path) is None
+    assert store.digest_now(path) != first
+
+
+def test_a_read_only_store_is_told(folder: Path) -> None:
+    (folder / "file").write_bytes(b"")
+    with pytest.raises(modelsoup.StoreError, match=r"cannot write to the store .*file/store"):
+        Store(folder / "file" / "store")
+
+
+# --- the commands ------------------------------------------------------------------------------
+
+
+def test_the_commands_work_on_a_tree(folder: Path) -> None:
+    (folder / "tree.yaml").write_text(TUNED)
+    planned = soup(folder, "plan", "tree.yaml").stdout
+    assert "7 models in 3 levels; 6 steps to do" in planned
+    assert not (folder / ".soup-store").exists()
+    soup(folder, "run", "tree.yaml", "--workers", "2")
+    assert "0 steps to do" in soup(folder, "plan", "tree.yaml").stdout
+    assert soup(folder, "run", "tree.yaml", code=1).stderr.endswith("(--force replaces it)\n")
+    assert "0 nodes computed, 6 reused" in soup(folder, "run", "tree.yaml", "--force").stdout
+    report = json.loads(soup(folder, "run", "tree.yaml", "--force", "--json").stdout)
+    assert report["computed"] == []
+    lines = soup(folder, "store", "list").stdout
+    assert lines.count("finetune") == 3
+    key = lines.splitlines()[1].split()[0]
+    assert json.loads(soup(folder, "store", "show", key).stdout)["node"] == "root.2-1.merge"
+    assert soup(folder, "store", "verify").stdout == "6 results are intact\n"
+    assert soup(folder, "store", "gc").stdout.startswith("0 results")
+    assert (
+        "finetune trainers:Add" in soup(folder, "inspect", "--lineage", "soup.safetensors").stdout
+    )
+    (folder / "made.yaml").write_text(soup(folder, "plan", "--from", "soup.safetensors").stdout)
+    soup(folder, "run", "made.yaml", "-o", "again.safetensors")
+    assert (folder / "again.safetensors").read_bytes() == (folder / "soup.safetensors").read_bytes()
+    soup(folder, "verify", "soup.safetensors")
+
+
+def test_pictures_of_a_plan(folder: Path) -> None:
+    import xml.etree.ElementTree as ElementTree
+
+    (folder / "tree.yaml").write_text(TUNED)
+    soup(folder, "plan", "tree.yaml", "--svg", "tree.svg")
+    root = ElementTree.parse(folder / "tree.svg").getroot()
+    boxes = root.findall("{http://www.w3.org/2000/svg}g")
+    assert len(boxes) == 7
+    dot = soup(folder, "plan", "tree.yaml", "--dot").stdout
+    assert dot.count("->") == 9
+    assert '"root.merge" -> "root";' in dot
+    assert soup(folder, "plan", "tree.yaml", "--mermaid").stdout.count("-->") == 9
+    schema = json.loads(soup(folder, "plan", "--schema").stdout)
+    assert schema["title"] == "modelsoup plan"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("plan", "no.yaml"), "no.yaml does not exist"),
+        (("run", "tree.yaml", "--executor", "locl"), "did you mean 'local'"),
+        (("run", "tree.yaml", "--executor", "processes:x"), "needs a number of processes"),
+        (("run", "tree.yaml", "--keep", "rot"), "did you mean 'root'"),
+        (("run", "tree.yaml", "-o", "no/out.safetensors"), "does not exist"),
+        (("store", "list"), "there is no store at .soup-store"),
+        (("plan", "--from", "a.safetensors"), "holds no lineage"),
+    ],
+)
+def test_a_mistake_is_one_sentence(folder: Path, arguments: tuple[str, ...], said: str) -> None:
+    (folder / "tree.yaml").write_text(TUNED)
+    stderr = soup(folder, *arguments, code=1).stderr
+    assert said in stderr
+    assert len(stderr.strip().splitlines()) == 1
+
+
+def test_a_plan_with_problems_shows_them_and_ends_with_1(folder: Path) -> None:
+    (folder / "a.safetensors").unlink()
+    (folder / "tree.yaml").write_text(TUNED)
+    assert "a: " in soup(folder, "plan", "tree.yaml", code=1).stderr
+
+
+def test_a_library_tree_runs_as_a_written_one(folder: Path) -> None:
+    tree = binary_tree(
+        {n: folder / f"{n}.safetensors" for n in "abcd"}, merge=Merge(Recipe(beta=0.25)),
+        finetune=FineTune(Training("trainers:Add", {"add": 1})),
+    )  # fmt: skip
+    report = modelsoup.run(tree, folder / "library.safetensors", store=folder / "store")
+    assert run(folder).computed == ()
+    assert report.output.read_bytes() == (folder / "out.safetensors").read_bytes()
+
+
+def test_a_plan_over_64_leaves_of_10000_tensors_is_quick(tmp_path: Path) -> None:
+    tensors = {f"layer.{n}.w": np.zeros(1, np.float32) for n in range(10_000)}
+    save_file(tensors, tmp_path / "0.safetensors")
+    for n in range(1, 64):
+        shutil.copy(tmp_path / "0.safetensors", tmp_path / f"{n}.safetensors")
+    tree = binary_tree([tmp_path / f"{n}.safetensors" for n in range(64)])
+    start = time.monotonic()
+    assert check(tree).problems == ()
+    assert time.monotonic() - start < 6  # 2 on a machine that does nothing else

@@ -1,0 +1,248 @@
+"""Trees: the shapes of the paper's figure 1, and every fault of a plan's file with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import networkx
+import pytest
+from safetensors.numpy import save_file
+from trainers import network
+
+import modelsoup
+from modelsoup import FineTune, Load, Merge, PlanError, Train, Training, binary_tree, parse_tree
+from modelsoup.tree_yaml import json_schema
+from modelsoup.yaml_text import parse_yaml
+
+TUNE = FineTune(Training("trainers:Add", {"add": 0.5}))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, name in enumerate("abcd"):
+        save_file(network(number), tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+def kinds(tree: modelsoup.Tree) -> list[str]:
+    return [type(operation).__name__ for _, operation in tree.operations()]
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4, 7])
+def test_a_symmetric_tree_has_the_papers_numbers(levels: int) -> None:
+    leaves = {f"m{n}": f"{n}.safetensors" for n in range(2 ** (levels - 1))}
+    tree = binary_tree(leaves, finetune=TUNE, shuffle=3)
+    assert len(tree.models()) == 2**levels - 1
+    assert tree.levels == levels
+    assert kinds(tree).count("FineTune") == kinds(tree).count("Merge") == 2 ** (levels - 1) - 1
+    assert networkx.is_arborescence(tree.graph.reverse())
+
+
+def test_figure_1_a_two_pairs_and_their_pair() -> None:
+    tree = binary_tree({n: n for n in "abcd"}, finetune=TUNE)
+    assert tree.root == "root"
+    assert tree.inputs("root.merge") == ["root.2-1", "root.2-2"]
+    assert tree.inputs("root.2-1.merge") == ["a", "b"]
+    assert tree.inputs("root.2-2.merge") == ["c", "d"]
+    assert kinds(tree) == ["Load"] * 4 + ["Merge"] * 2 + ["FineTune"] * 2 + ["Merge", "FineTune"]
+
+
+def test_figure_1_b_the_odd_model_is_fine_tuned_alone_and_goes_up() -> None:
+    tree = binary_tree({"vs": "vs", "fast": "f", "hz": "hz"}, finetune=TUNE, odd="hz", shuffle=1)
+    assert len(tree.models()) == 6  # 3 + 2 + 1
+    assert tree.levels == 3
+    assert sorted(tree.inputs("root.merge")) == ["root.2-1", "root.2-2"]
+    assert sorted(tree.inputs("root.2-1.merge")) == ["fast", "vs"]
+    assert tree.inputs("root.2-2") == ["hz"]  # no merge between
+    assert isinstance(tree.operation("root.2-2"), FineTune)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 6, 7, 11])
+@pytest.mark.parametrize("odd", ["random", "last"])
+def test_every_leaf_gets_into_every_tree_once(count: int, odd: str) -> None:
+    leaves = {f"m{n}": f"{n}" for n in range(count)}
+    tree = binary_tree(leaves, finetune=TUNE, shuffle=5, odd=odd)
+    assert {n for n in tree.graph if tree.graph.in_degree(n) == 0} == set(leaves)
+    assert tree.below(tree.root) == set(tree.graph)
+
+
+def test_without_fine_tuning_an_odd_model_goes_up_as_it_is() -> None:
+    tree = binary_tree({n: n for n in "abc"}, odd="last")
+    assert kinds(tree).count("Merge") == 2
+    assert tree.inputs("root") == ["root.2-1", "c"]
+
+
+def test_the_shuffle_is_seeded() -> None:
+    def pairs(seed: int | None) -> list[list[str]]:
+        tree = binary_tree({f"m{n}": f"{n}" for n in range(8)}, shuffle=seed)
+        return [tree.inputs(n) for n, o in tree.operations() if isinstance(o, Merge)]
+
+    assert pairs(1) == pairs(1)
+    assert pairs(1) != pairs(2)
+    assert pairs(None)[0] == ["m0", "m1"]
+
+
+def test_paths_name_themselves_and_may_repeat() -> None:
+    tree = binary_tree(["x/a.safetensors", "y/a.safetensors"])
+    assert tree.inputs("root") == ["a", "a#2"]
+
+
+@pytest.mark.parametrize(
+    ("leaves", "odd", "said"),
+    [
+        ({}, "random", "a tree needs at least one leaf"),
+        ({"fast": "f", "slow": "s", "odd": "o"}, "fsat", "odd is 'fsat'; did you mean 'fast'"),
+    ],
+)
+def test_a_tree_that_cannot_be_is_said(leaves, odd, said) -> None:
+    with pytest.raises(PlanError, match=said):
+        binary_tree(leaves, odd=odd)
+
+
+# --- tree.yaml ---------------------------------------------------------------------------------
+
+HEAD = """soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors, d: d.safetensors}
+"""
+
+
+def test_pairs_and_explicit_nesting_are_the_same_tree(folder: Path) -> None:
+    paired, _ = parse_tree(HEAD + "tree: {pair: [a, b, c, d]}\n", folder=folder)
+    spelt, _ = parse_tree(
+        HEAD + "tree: {of: [{of: [a, b], name: root.2-1}, {of: [c, d], name: root.2-2}]}\n",
+        folder=folder,
+    )
+    assert sorted(paired.graph.edges) == sorted(spelt.graph.edges)
+    assert paired.operation("a") == Load(folder / "a.safetensors")
+
+
+def test_a_node_overrides_the_defaults(folder: Path) -> None:
+    tree, warnings = parse_tree(
+        """
+soup: 1
+seed: 3
+models:
+  a: a.safetensors
+  t: {train: {trainer: "trainers:Add", add: 2e-1}, start: b.safetensors}
+  sub: {of: [a, t], merge: {weights: [0.2, 0.8]}, finetune: false}
+  lost: c.safetensors
+defaults:
+  merge: {beta: 0.3, layers: {low-level: merge, rest: drop}}
+  finetune: {trainer: "trainers:Add", add: 5, steps: 2}
+tree: {of: [sub, {path-like: no}]}
+""".replace(", {path-like: no}", ", a"),
+        folder=folder,
+    )
+    train = tree.operation("t")
+    assert train == Train(Training("trainers:Add", {"add": 0.2}), folder / "b.safetensors")
+    sub, root = tree.operation("sub"), tree.operation("root.merge")
+    assert (sub.recipe.beta, sub.recipe.weights) == (None, [0.2, 0.8])
+    assert (root.recipe.beta, root.recipe.rest) == (0.3, "drop")
+    assert root.recipe.groups == {"low-level": ["*.low.*"]}  # the trainer's
+    assert tree.operation("root") == FineTune(
+        Training("trainers:Add", {"trainer": "x", "add": 5, "steps": 2} | {"add": 5})
+    ) or tree.operation("root").training.options == {"add": 5, "steps": 2}
+    assert tree.inputs("root.merge") == ["sub", "a#2"]
+    assert tree.seed == 3
+    assert warnings == ["the plan:8:3: the model 'lost' is not used"]
+
+
+def test_another_trainer_does_not_get_the_defaults_options(folder: Path) -> None:
+    tree, _ = parse_tree(
+        HEAD
+        + """defaults: {finetune: {trainer: "trainers:Add", add: 5}}
+tree: {of: [a, b], finetune: {command: ["true", "{output}"]}}
+""",
+        folder=folder,
+    )
+    assert tree.operation("root").training == Training(
+        "command", {"command": ["true", "{output}"], "folder": str(folder)}
+    )
+
+
+FAULTS = [
+    ("tree: {of: [a, b]}\n", "the plan:1:1: the plan has no 'soup'"),
+    ("soup: 2\nmodels: {a: x}\ntree: a\n", "the plan:1:1: soup is 2, but this version reads"),
+    (HEAD + "tree: {off: [a, b]}\n", r"the plan:3:1: tree is .*expected a model's name, or a node"),
+    (HEAD + "tree: {of: [a, bb]}\n", r"the plan:3:16: no model is called 'bb'.*'b'"),
+    (HEAD + "tree: {of: [a, b], bogus: 1}\n", "the plan:3:20: unknown key 'bogus'"),
+    (HEAD + "tree: {of: [a, b], mrege: {}}\n", "unknown key 'mrege'; did you mean 'merge'"),
+    (HEAD + "defautls: {}\ntree: a\n", "unknown key 'defautls'; did you mean 'defaults'"),
+    (
+        HEAD + "tree: {of: [a, b], merge: {bta: 0.5}}\n",
+        "the plan:3:20: .*unknown key 'bta'.*'beta'",
+    ),
+    (HEAD + "tree: {of: [a, b], merge: {beta: 2}}\n", "the plan:3:20: beta is 2, but must be"),
+    (HEAD + "tree: {of: [a, b], finetune: {}}\n", "the plan:.*there is no 'trainer' and no 'comm"),
+    (HEAD + "tree: {of: [a, b], finetune: {trainer: cyclegan}}\n", r"modelsoup\[i2i\]"),
+    (HEAD + "tree: {of: [a, b], finetune: {trainer: commnd}}\n", "did you mean 'command'"),
+    (
+        HEAD + 'tree: {of: [a, b], finetune: {trainer: "trainers:Add", adds: 1}}\n',
+        "the plan:3:20: the trainer 'add' has no option 'adds'; did you mean 'add'",
+    ),
+    (
+        HEAD + 'tree: {of: [a, b], finetune: {trainer: "trainers:Add", add: much}}\n',
+        "the option 'add' of the trainer 'add' is 'much'",
+    ),
+    (
+        HEAD + 'tree: {of: [a, b], finetune: {trainer: "trainers:NoTrainer"}}\n',
+        "'trainers:NoTrainer' is no trainer",
+    ),
+    (
+        HEAD + 'tree: {of: [a, b], finetune: {command: ["true"]}}\n',
+        "command never names {output}",
+    ),
+    (
+        "soup: 1\nmodels: {x: {of: [y]}, y: {of: [x]}}\ntree: x\n",
+        "the model 'x' is made of itself: x → y → x",
+    ),
+    (
+        "soup: 1\nmodels: {a: a, b: b, c: {of: [a, b], name: n}}\n"
+        "tree: {of: [c, {of: [a, b], name: n}]}\n",
+        "two nodes are called 'n'",
+    ),
+    (HEAD + "tree: {pair: [a, b, c], odd: z}\n", "the plan:3:1: odd is 'z'"),
+    (HEAD + "tree: {pair: [a]}\n", "tree.pair is"),
+    (HEAD + "tree: {of: []}\n", "tree.of is"),
+    ("soup: 1\nsoup: 1\n", "the plan:2:1: the key 'soup' occurs twice"),
+    ("soup: !!python/object:os.system 1\n", "the plan:1:7: the tag .* is not allowed"),
+    ("a: [1,\n", "the plan:2:1:"),
+    ("- 1\n", "a plan is a mapping"),
+    ("", "a plan is a mapping"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), FAULTS)
+def test_a_fault_is_said_with_its_place(text: str, said: str, folder: Path) -> None:
+    with pytest.raises(PlanError, match=said):
+        parse_tree(text, folder=folder)
+
+
+def test_several_faults_of_form_are_told_at_once(folder: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        parse_tree(HEAD + "seed: x\nbogus: 1\ntree: {of: [a], more: 2}\n", folder=folder)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_document_that_swells_is_refused() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    with pytest.raises(PlanError, match="more than 200,000 values"):
+        parse_yaml("\n".join(lines), "bomb")
+    with pytest.raises(PlanError, match="deep"):
+        parse_yaml("a: &a [*a]", "round")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2e-4", 2e-4), ("1.5e-3", 1.5e-3), (".5", 0.5), ("7", 7), ("no", "no"), ("true", True),
+     ("~", None), ("1_000", "1_000"), ("12:30", "12:30"), ("0x10", 16), ("-.inf", -float("inf"))],
+)  # fmt: skip
+def test_scalars_are_what_yaml_1_2_says(text: str, value: object) -> None:
+    assert parse_yaml(f"k: {text}", "x").content == {"k": value}
+
+
+def test_the_schema_accepts_the_examples_keys() -> None:
+    schema = json_schema()
+    assert schema["properties"].keys() == {"soup", "seed", "models", "groups", "defaults", "tree"}
+    assert schema["additionalProperties"] is False

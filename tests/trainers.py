@@ -1,0 +1,139 @@
+"""Trainers for the tests: each does one thing right, or one thing wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from modelsoup import Job
+
+SHAPES = {"D.low.w": (4, 3), "D.high.w": (3,), "G.low.w": (5,), "G.high.w": (2, 2)}
+
+
+def network(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+@dataclass(frozen=True)
+class Options:
+    add: float = 1.0
+    steps: int = 1
+    pause: float = 0.0
+    note: str = ""
+
+
+class Add:
+    """Adds a number in steps, keeps its state after each, and initialises what is missing."""
+
+    name = "add"
+    options = Options
+
+    def groups(self, options: Options) -> dict[str, list[str]]:
+        return {"low-level": ["*.low.*"]}
+
+    def tensors(self, options: Options) -> dict[str, tuple[str, tuple[int, ...]]]:
+        return {name: ("F32", shape) for name, shape in SHAPES.items()}
+
+    def train(self, job: Job) -> None:
+        options = job.options
+        weights = network(job.seed % 1000) | (load_file(job.start) if job.start else {})
+        state, first = job.work / "state.safetensors", 0
+        if state.exists():
+            weights = load_file(state)
+            first = int(weights.pop("step")[0])
+            job.log(f"resumed at {first}")
+        for step in range(first, options.steps):
+            time.sleep(options.pause)
+            for name in weights:
+                if name not in job.frozen:
+                    weights[name] = weights[name] + np.float32(options.add / options.steps)
+            save_file(weights | {"step": np.array([step + 1])}, state.with_suffix(".new"))
+            state.with_suffix(".new").replace(state)
+            job.report((step + 1) / options.steps, {"step": step + 1.0})
+        save_file(weights, job.output)
+
+
+class Plain(Add):
+    """Cannot tell its tensors."""
+
+    name = "plain"
+    tensors = None  # type: ignore[assignment]
+    groups = None  # type: ignore[assignment]
+
+
+class Writes:
+    """Writes whatever a subclass says."""
+
+    name = "writes"
+    options = Options
+
+    def train(self, job: Job) -> None:
+        made = self.made(load_file(job.start) if job.start else network(0), job)
+        if made is not None:
+            save_file(made, job.output)
+
+    def made(self, weights: dict[str, np.ndarray], job: Job) -> dict[str, np.ndarray] | None:
+        return weights
+
+
+class Nothing(Writes):
+    def made(self, weights, job):
+        return None
+
+
+class Garbage(Writes):
+    def made(self, weights, job):
+        job.output.write_bytes(b"not a checkpoint at all")
+
+
+class Forgets(Writes):
+    def made(self, weights, job):
+        return {"D.low.w": weights["D.low.w"]}
+
+
+class Thaws(Writes):
+    def made(self, weights, job):
+        return {name: values + 1 for name, values in weights.items()}
+
+
+class Infinite(Writes):
+    def made(self, weights, job):
+        return {name: values * np.float32(np.inf) for name, values in weights.items()}
+
+
+class Fails(Writes):
+    def made(self, weights, job):
+        raise RuntimeError("the learning rate is a poem")
+
+
+class FailsOnce(Writes):
+    """Fails until a file exists beside the store."""
+
+    def made(self, weights, job):
+        if not Path(job.options.note).exists():
+            raise RuntimeError("not yet")
+        return weights
+
+
+class Dies(Writes):
+    """Its process is killed, the first times."""
+
+    def made(self, weights, job):
+        count = job.work / "deaths"
+        deaths = len(count.read_bytes()) if count.exists() else 0
+        if deaths < int(job.options.add):
+            with count.open("ab") as file:
+                file.write(b"x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return weights
+
+
+class NoTrainer:
+    name = "none"
