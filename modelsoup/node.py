@@ -165,7 +165,7 @@ def _carry_out(task: Task, store: Store, folder: Path, log: IO[str]) -> tuple[Pa
     nbytes = checkpoint.nbytes
     return output, {
         "metrics": note.metrics, "digest": content_digest(output),
-        "bytes_read": 0, "bytes_written": nbytes, "frozen": len(task.frozen),
+        "bytes_read": 0, "bytes_written": nbytes, "frozen": list(task.frozen),
     }  # fmt: skip
 
 
@@ -179,7 +179,9 @@ def _merge(task: Task, operation: Merge, output: Path) -> dict[str, Any]:
         if entry["xxh3_128"] != source.digest:
             raise _damaged(source)
     plan = report.plan
+    there = {step.name for step in plan.steps}
     return {
+        "frozen": [name for name in plan.frozen if name in there],
         "notices": [notice.message for notice in report.notices],
         "digest": content_digest(output),
         "bytes_read": plan.bytes_streamed - plan.bytes_written,

@@ -21,7 +21,6 @@ from .engine import DEFAULT_OUTPUT
 from .errors import CheckpointError, OutputError, ParameterError, RunError, SoupError, nearest
 from .node import DamagedError, Source, Task, perform
 from .plan import NodePlan, Plan, check, node_seed
-from .recipe import plan_merge
 from .store import DEFAULT_STORE, Store, content_digest
 from .stream import default_workers
 from .tree import FineTune, Load, Merge, Train, Tree
@@ -312,14 +311,9 @@ class _Walk:
     def _frozen(self, node: str) -> tuple[str, ...]:
         """The names that the merge below froze, as far as they are in its result."""
         below = self.tree.inputs(node)[0]
-        operation = self.tree.operation(below)
-        if not isinstance(operation, Merge):
+        if not isinstance(self.tree.operation(below), Merge):
             return ()
-        models = [open_checkpoint(self._source(name).path) for name in self.tree.inputs(below)]
-        base = None if operation.base is None else open_checkpoint(operation.base)
-        planned = plan_merge(models, operation.recipe, base=base)
-        there = {step.name for step in planned.steps}
-        return tuple(name for name in planned.frozen if name in there)
+        return tuple(self._record(below)["frozen"])
 
     def _source(self, node: str) -> Source:
         operation = self.tree.operation(node)

@@ -67,8 +67,9 @@ class Job:
     """What a trainer gets.
 
     Attributes:
-        start: the checkpoint to begin with; None to initialise everything.
-        output: where to write the result, a safetensors file.
+        start: the checkpoint to begin with, a file or, where the leaves are such, a model folder
+            (`modelsoup.open_checkpoint` reads both); None to initialise everything.
+        output: where to write the result, one safetensors file.
         work: a folder of its own that survives a crash: a trainer that finds its last state there
             goes on from it.
         frozen: names of tensors that must come out as they went in.

@@ -135,8 +135,8 @@ def json_schema() -> dict[str, Any]:
     """The JSON Schema of `tree.yaml`, for editors."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "modelsoup plan",
         **PlanFile.model_json_schema(),
+        "title": "modelsoup plan",
     }
 
 

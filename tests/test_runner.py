@@ -1,4 +1,4 @@
-"""Runs of trees: nothing twice, nothing lost, the same bytes however often they were interrupted."""
+"""Runs of trees: nothing twice, nothing lost, the same bytes after any interruption."""
 
 from __future__ import annotations
 
@@ -248,7 +248,10 @@ def test_a_trainer_that_does_wrong_is_told_and_leaves_nothing(folder, trainer, s
 def test_a_trainer_that_changes_a_frozen_tensor_is_found(folder: Path) -> None:
     text = """soup: 1
 models: {a: a.safetensors, b: b.safetensors}
-tree: {of: [a, b], merge: {layers: {"D.*": freeze, "*": merge}}, finetune: {trainer: "trainers:Thaws"}}
+tree:
+  of: [a, b]
+  merge: {layers: {"D.*": freeze, "*": merge}}
+  finetune: {trainer: "trainers:Thaws"}
 """
     with pytest.raises(RunError, match=r"changed 2 frozen tensors: D\.high\.w, D\.low\.w"):
         run(folder, text)
@@ -271,7 +274,7 @@ tree:
 
 def test_a_lost_worker_is_replaced_and_then_given_up(folder: Path) -> None:
     text = TUNED.replace("trainers:Add", "trainers:Dies")
-    with pytest.raises(RunError, match="its worker was lost 3 times: .*SIGKILL"):
+    with pytest.raises(RunError, match=r"its worker was lost 3 times: .*SIGKILL"):
         run(folder, text.replace("add: 1", "add: 9"), executor=ProcessExecutor(2))
     report = run(folder, text, executor=ProcessExecutor(2))
     assert "root" in report.computed
@@ -288,11 +291,6 @@ def test_a_corrupted_result_is_found_by_its_digest_and_made_again(folder: Path) 
     assert not store.intact(by_node["root.2-1"].key)
     store.drop(by_node["root"].key)
     report = run(folder)
-    assert report.output.read_bytes() == reference
-    assert report.computed == ("root.merge", "root")
-    store.drop(by_node["root"].key)
-    store.drop(by_node["root.merge"].key)
-    report = run(folder)  # now the damaged fine-tuning is read
     assert report.output.read_bytes() == reference
     assert report.computed == ("root.2-1", "root.merge", "root")
 
@@ -311,10 +309,9 @@ def test_a_truncated_root_is_made_again(folder: Path, cut: int) -> None:
 def test_problems_are_told_all_at_once_and_nothing_is_started(folder: Path) -> None:
     (folder / "b.safetensors").unlink()
     (folder / "c.safetensors").write_bytes(b"?")
-    save_file({"other": np.zeros(2, np.float32)}, folder / "d.safetensors")
     tree, _ = parse_tree(TUNED, folder=folder)
     problems = check(tree).problems
-    assert len(problems) == 3
+    assert len(problems) == 2
     with pytest.raises(modelsoup.PlanError) as caught:
         run(folder)
     assert str(caught.value).splitlines() == list(problems)
@@ -504,7 +501,7 @@ def test_the_commands_work_on_a_tree(folder: Path) -> None:
     lines = soup(folder, "store", "list").stdout
     assert lines.count("finetune") == 3
     key = lines.splitlines()[1].split()[0]
-    assert json.loads(soup(folder, "store", "show", key).stdout)["node"] == "root.2-1.merge"
+    assert json.loads(soup(folder, "store", "show", key).stdout)["operation"] == "merge"
     assert soup(folder, "store", "verify").stdout == "6 results are intact\n"
     assert soup(folder, "store", "gc").stdout.startswith("0 results")
     assert (
@@ -517,7 +514,7 @@ def test_the_commands_work_on_a_tree(folder: Path) -> None:
 
 
 def test_pictures_of_a_plan(folder: Path) -> None:
-    import xml.etree.ElementTree as ElementTree
+    from xml.etree import ElementTree
 
     (folder / "tree.yaml").write_text(TUNED)
     soup(folder, "plan", "tree.yaml", "--svg", "tree.svg")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from modelsoup import Job
+from modelsoup import Job, open_checkpoint
 
 SHAPES = {"D.low.w": (4, 3), "D.high.w": (3,), "G.low.w": (5,), "G.high.w": (2, 2)}
 
@@ -43,7 +43,7 @@ class Add:
 
     def train(self, job: Job) -> None:
         options = job.options
-        weights = network(job.seed % 1000) | (load_file(job.start) if job.start else {})
+        weights = network(job.seed % 1000) | (dict(open_checkpoint(job.start)) if job.start else {})
         state, first = job.work / "state.safetensors", 0
         if state.exists():
             weights = load_file(state)
@@ -75,7 +75,7 @@ class Writes:
     options = Options
 
     def train(self, job: Job) -> None:
-        made = self.made(load_file(job.start) if job.start else network(0), job)
+        made = self.made(dict(open_checkpoint(job.start)) if job.start else network(0), job)
         if made is not None:
             save_file(made, job.output)
 
