@@ -290,7 +290,7 @@ class _Walk:
         if isinstance(operation, FineTune):
             frozen = self._frozen(node.node)
         task = Task(
-            self.store.folder, self.key(node.node), node.node, operation, tuple(sources), base,
+            self.store.folder.absolute(), self.key(node.node), node.node, operation, tuple(sources), base,
             frozen, node_seed(self.tree, node.node), self.merge_workers, self.capture,
         )  # fmt: skip
         with contextlib.suppress(OSError):
@@ -320,10 +320,10 @@ class _Walk:
         if isinstance(operation, Load):
             return self._file(operation.path, node)
         entry = self.store.entry(self.key(node))
-        return Source(node, entry.path, str(entry.record.get("digest")), entry.key)
+        return Source(node, entry.path.absolute(), str(entry.record.get("digest")), entry.key)
 
     def _file(self, path: Path, node: str = "") -> Source:
-        return Source(node or path.name, path, self.store.digest_now(path), None)
+        return Source(node or path.name, path.absolute(), self.store.digest_now(path), None)
 
     def _finish(self, node: str, future: Future[dict[str, Any]]) -> None:
         try:

@@ -420,8 +420,10 @@ def carry_out(
 
     work.mkdir(parents=True, exist_ok=True)
     _remove(output)
+    if start is not None:
+        start = start.absolute()  # a command runs in a folder of its own
     job = Job(
-        start, output, work, tuple(frozen), seed, options, report or _silent, log or _unheard
+        start, output.absolute(), work.absolute(), tuple(frozen), seed, options, report or _silent, log or _unheard
     )  # fmt: skip
     said = f"the trainer {trainer.name!r}"
     try:

@@ -334,7 +334,8 @@ class _Expander:
         if not isinstance(name, str):
             raise PlanError(f"{where}: there is no 'trainer' and no 'command'")
         if name == COMMAND:
-            options["folder"] = str(self.folder / options.get("folder", "."))
+            # Absolute: a worker may be elsewhere.
+            options["folder"] = str((self.folder / options.get("folder", ".")).absolute())
         training = Training(name, options, resources, seed)
         try:
             build_options(get_trainer(name), options)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -47,17 +48,18 @@ def run(command: str, folder: Path) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the README's first command leaves behind."""
     folder = tmp_path_factory.mktemp("trained")
-    script = ROOT / "examples" / "digits_soup.py"
+    script = ROOT / "examples" / "quickstart" / "quickstart.py"
     done = subprocess.run(
         [sys.executable, script], cwd=folder, capture_output=True, text=True, check=True
     )
-    assert len(re.findall(r"\d+\.\d%", done.stdout)) == 5
+    assert len(re.findall(r"^  \d+\.\d%", done.stdout, re.M)) == 7  # leaves, average, root, alone
     return folder
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_run_as_they_stand(page: Path, trained: Path, tmp_path: Path):
     (tmp_path / "runs").symlink_to(trained / "runs")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     for command in commands(page):
         if not command.startswith((SETUP, "python benchmarks/")):
             run(command, tmp_path)
@@ -96,13 +98,32 @@ def test_the_recipe_file_of_the_docs_merges(trained: Path, tmp_path: Path):
 def test_the_entry_points_of_the_docs_are_toml():
     (block,) = blocks(ROOT / "docs" / "library.md", "toml")
     assert set(tomllib.loads(block)["project"]["entry-points"]) == {
-        "modelsoup.methods", "modelsoup.commands",
+        "modelsoup.methods", "modelsoup.trainers", "modelsoup.commands",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("script", ["own_method.py", "greedy_soup.py"])
 def test_an_example_runs_on_what_the_first_one_left(script: str, trained: Path):
-    run(f"python {ROOT / 'examples' / script}", trained)
+    run(f"python {ROOT / 'examples' / 'quickstart' / script}", trained)
+
+
+def test_the_quickstarts_tree_is_the_same_by_commands(trained: Path, tmp_path: Path):
+    """Another way to train, the same arithmetic; only the seeds come from other options."""
+    plan = ROOT / "examples" / "quickstart" / "tree_command.yaml"
+    run(f"soup run {plan} -o out.safetensors --workers 2", tmp_path)
+    run("soup verify out.safetensors", tmp_path)
+
+
+def test_the_plan_of_the_docs_is_a_plan(trained: Path, tmp_path: Path):
+    block = blocks(ROOT / "docs" / "plans.md", "yaml")[0]
+    (tmp_path / "runs").mkdir()
+    for name, leaf in (("slow", "rate-0.1"), ("start", "start")):
+        shutil.copy(
+            trained / "runs" / f"{leaf}.safetensors", tmp_path / "runs" / f"{name}.safetensors"
+        )
+    shutil.copy(ROOT / "examples" / "quickstart" / "digits.py", tmp_path)
+    (tmp_path / "tree.yaml").write_text(block)
+    run("soup plan tree.yaml && soup run tree.yaml", tmp_path)
 
 
 def test_every_file_that_the_readme_names_is_there():
