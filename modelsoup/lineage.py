@@ -13,12 +13,13 @@ from .digest import FileDigest, combined, digest_checkpoint, digest_file
 from .errors import CheckpointError
 from .recipe import MergePlan, Recipe
 from .rules import BASE, Rule
-from .tree import FineTune, Train
 from .version import __version__
 from .writer import LINEAGE_KEY
 
 if TYPE_CHECKING:
     import networkx
+
+    from .tree import FineTune, Train
 
 FORMAT = 1
 
