@@ -17,7 +17,7 @@ import xxhash
 BLOCK = 1 << 16
 """Elements: small enough for the second-level cache, large enough for numpy to be quick."""
 
-_GRAM_BLOCK = 1 << 14  # as float64, what the cache holds of two models and their product
+_LANES = 1 << 10  # sums side by side, which the first-level cache holds
 # How many bits of a magnitude each pass counts, from the top. The first pass sorts every element
 # into a table, which must stay in the first-level cache; the others few.
 _DIGITS = {4: (12, 10, 9), 8: (12, 13, 13, 13, 12)}
@@ -42,17 +42,6 @@ class Statistic(Protocol):
         ...
 
 
-_own = threading.local()
-
-
-def _scratch(rows: int) -> np.ndarray:
-    """Rows of float64 that belong to the calling thread, the same at every call."""
-    arrays: np.ndarray | None = getattr(_own, "arrays", None)
-    if arrays is None or len(arrays) < rows:
-        arrays = _own.arrays = np.empty((rows, _GRAM_BLOCK))
-    return arrays[:rows]
-
-
 class Gram:
     """The matrix of the inputs' inner products, in float64."""
 
@@ -67,19 +56,18 @@ class Gram:
         return self.matrix is None
 
     def add(self, block: int, x: Sequence[np.ndarray]) -> None:
-        """Add the products within one block."""
-        scratch = _scratch(self._models + 1)
-        partial = self._partial[block]
-        for start in range(0, x[0].size, _GRAM_BLOCK):
-            stop = min(start + _GRAM_BLOCK, x[0].size)
-            wide, product = scratch[:-1, : stop - start], scratch[-1, : stop - start]
-            for row, values in zip(wide, x, strict=True):
-                np.copyto(row, values[start:stop])
-            for i in range(self._models):
-                for j in range(i, self._models):
-                    # Not a BLAS dot product, whose order of additions depends on the machine.
-                    np.multiply(wide[i], wide[j], out=product)
-                    partial[i, j] += np.add.reduce(product)
+        """Take in block number `block` of each input, as float64."""
+        rest = x[0].size % _LANES
+        whole = x[0].size - rest
+        rows = [values[:whole].reshape(-1, _LANES) for values in x]
+        for i in range(self._models):
+            for j in range(i, self._models):
+                # Not a BLAS dot product, whose order of additions depends on the machine. Here each
+                # lane adds up its column from above, however wide the machine's vectors are; and
+                # whether it fuses or not, as the products of what was float32 are exact.
+                lanes = np.einsum("rl,rl->l", rows[i], rows[j])
+                lanes[:rest] += x[i][whole:] * x[j][whole:]
+                self._partial[block, i, j] = np.add.reduce(lanes)
 
     def end_pass(self) -> None:
         """Add up the blocks."""

@@ -253,6 +253,7 @@ class Stream:
         elif method.shape == "gram":
             assert isinstance(job.statistic, Gram) and job.statistic.matrix is not None
             coefficients = method.function(job.statistic.matrix, step.parameters)
+            job.statistic = None  # the rest is elementwise, in longer blocks
             linear = get_method("linear")
             job.function, job.into = linear.function, linear.into
             weights = tuple(dtype.type(c) for c in coefficients)
@@ -353,10 +354,9 @@ class Stream:
             self.progress(nbytes, self._total)
 
     def _blocks(
-        self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers
+        self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers, dtype: np.dtype[Any]
     ) -> Iterator[tuple[int, slice, list[np.ndarray]]]:
         """Each block of a unit: its number in the tensor, its place in the unit, its values."""
-        dtype = unit.job.step.compute_dtype
         arrays = _typed(unit.job, stored)
         length = BLOCK if unit.job.statistic else _ELEMENTWISE_BLOCK
         for start in range(unit.start, unit.stop, length):
@@ -373,10 +373,14 @@ class Stream:
 
     def _gather(self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers) -> None:
         """One slice of a pass over whole tensors."""
-        assert unit.job.statistic is not None
+        statistic = unit.job.statistic
+        assert statistic is not None
+        # Widened once, from what is stored, for products that are summed in float64.
+        wide = isinstance(statistic, Gram)
+        dtype = np.dtype(np.float64) if wide else unit.job.step.compute_dtype
         with np.errstate(all="ignore"):
-            for block, _, x in self._blocks(unit, stored, buffers):
-                unit.job.statistic.add(block, x)
+            for block, _, x in self._blocks(unit, stored, buffers, dtype):
+                statistic.add(block, x)
 
     def _write(self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers) -> None:
         """Compute one slice of the output, look for NaN and infinity, and write it."""
@@ -398,6 +402,7 @@ class Stream:
     def _compute(self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers) -> np.ndarray:
         job, elements = unit.job, unit.stop - unit.start
         kind = numpy_dtype(job.step.dtype)
+        dtype = job.step.compute_dtype
         result = buffers.raw(0, elements * kind.itemsize)
         if job.loop is not None:
             assert job.loop_parameters is not None
@@ -409,9 +414,8 @@ class Stream:
             if job.is_whole:
                 self._whole(job, stored, out)
             elif job.into is not None:
-                dtype = job.step.compute_dtype
                 own = [numpy_dtype(info.dtype) != dtype for _, info in job.readers]
-                for _, place, x in self._blocks(unit, stored, buffers):
+                for _, place, x in self._blocks(unit, stored, buffers, dtype):
                     if kind == dtype:
                         job.into(x, job.numbers, out[place], own)
                         continue
@@ -419,7 +423,7 @@ class Stream:
                     job.into(x, job.numbers, made, own)
                     narrow(made, out[place])
             else:
-                for block, place, x in self._blocks(unit, stored, buffers):
+                for block, place, x in self._blocks(unit, stored, buffers, dtype):
                     assert job.function is not None
                     values: Sequence[np.ndarray] = x
                     if isinstance(job.statistic, TaskVectors):

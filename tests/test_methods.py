@@ -28,7 +28,7 @@ from safetensors.numpy import save_file
 import modelsoup
 from modelsoup import engine
 from modelsoup.methods import registry
-from modelsoup.statistics import BLOCK, LargestMagnitudes
+from modelsoup.statistics import BLOCK, Gram, LargestMagnitudes
 from modelsoup.writer import layout
 
 Tensors = Mapping[str, np.ndarray]
@@ -1141,6 +1141,47 @@ def test_a_gram_method_can_be_registered(tmp_path: Path) -> None:
     result = merged_one(tmp_path, [values.astype(np.float32) for values in x], method="unit_mean")
     expected = sum(values / np.linalg.norm(values.astype(np.float64)) for values in x) / 3
     np.testing.assert_allclose(result, expected, rtol=0, atol=8 * U32 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("elements", [1, 1023, 1024, 5000, BLOCK, 2 * BLOCK + 3000])
+def test_inner_products_are_added_in_an_order_that_no_machine_changes(elements: int) -> None:
+    x = np.random.default_rng(elements).normal(size=(3, elements))
+    gram = Gram(3, elements)
+    for start in reversed(range(0, elements, BLOCK)):
+        gram.add(start // BLOCK, [values[start : start + BLOCK] for values in x])
+    gram.end_pass()
+    expected = np.zeros((3, 3))
+    for i, j in np.ndindex(3, 3):
+        sums = []
+        for start in range(0, elements, BLOCK):
+            lanes = np.zeros(1024)
+            for row in range(start, min(start + BLOCK, elements), 1024):
+                stop = min(row + 1024, start + BLOCK, elements)
+                lanes[: stop - row] += x[i, row:stop] * x[j, row:stop]
+            sums.append(lanes.sum())
+        expected[i, j] = np.array(sums).sum()
+    assert gram.matrix is not None
+    assert gram.matrix.tobytes() == expected.tobytes()
+
+
+@pytest.mark.usefixtures("own_methods")
+@pytest.mark.parametrize("scale", [2.0**-120, 2.0**120])
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32])
+def test_inner_products_reach_beyond_the_range_of_float32(
+    dtype: type, scale: float, tmp_path: Path
+) -> None:
+    seen = []
+
+    @modelsoup.method("looks", NoParameters, shape="gram")
+    def looks(gram: np.ndarray, p: Any) -> list[float]:
+        """The first model, and its matrix."""
+        seen.append(gram)
+        return [1, 0]
+
+    x = [(task_vector(seed) * scale).astype(dtype) for seed in range(2)]
+    merged_one(tmp_path, x, method="looks")
+    wide = np.array([values.astype(np.float64) for values in x])
+    np.testing.assert_allclose(seen[0], wide @ wide.T, rtol=1e-12)
 
 
 @pytest.mark.usefixtures("own_methods")

@@ -484,6 +484,40 @@ def test_a_read_only_store_is_told(folder: Path) -> None:
         Store(folder / "file" / "store")
 
 
+def test_a_full_disk_under_the_store_is_told_and_leaves_no_half_result(folder: Path) -> None:
+    if shutil.which("unshare") is None:
+        pytest.skip("mounting a small disk needs unshare")
+    for name in "abcd":
+        save_file({"w": np.ones(200_000, np.float32)}, folder / f"{name}.safetensors")
+    text = "soup: 1\nmodels: {a: a.safetensors, b: b.safetensors, c: c.safetensors}\n"
+    (folder / "tree.yaml").write_text(text + "tree: {of: [{of: [a, b]}, c]}\n")
+    (folder / "store").mkdir()
+    unshare = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-m", "-U", "-r"]
+    mount = "mount -t tmpfs -o size=1m tmpfs store"
+    if subprocess.run([*unshare, "sh", "-c", mount], cwd=folder, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    command = [*SOUP, "run", "tree.yaml", "--store", "store", "-q"]
+    done = subprocess.run(
+        [*unshare, "sh", "-c", f'{mount} && "$@"; code=$?; ls store/objects/*; exit $code', "-",
+         *command],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "GB free" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout.count("record.json") == 1  # the first merge fitted, and is whole
+    assert not (folder / "soup.safetensors").exists()
+
+
+def test_a_store_that_may_not_be_written_to_is_told(folder: Path) -> None:
+    (folder / "tree.yaml").write_text(TUNED)
+    if os.getuid() == 0:
+        pytest.skip("root may write everywhere")
+    (folder / "store").mkdir(mode=0o555)
+    said = soup(folder, "run", "tree.yaml", "--store", "store", code=1).stderr
+    assert said.startswith("Error: cannot write to the store store: Permission denied")
+
+
 # --- the commands ------------------------------------------------------------------------------
 
 
