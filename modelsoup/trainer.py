@@ -423,7 +423,8 @@ def carry_out(
     if start is not None:
         start = start.absolute()  # a command runs in a folder of its own
     job = Job(
-        start, output.absolute(), work.absolute(), tuple(frozen), seed, options, report or _silent, log or _unheard
+        start, output.absolute(), work.absolute(), tuple(frozen), seed, options,
+        report or _silent, log or _unheard,
     )  # fmt: skip
     said = f"the trainer {trainer.name!r}"
     try:
