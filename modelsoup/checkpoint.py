@@ -24,6 +24,9 @@ from .errors import CheckpointError, listed, nearest
 MAX_HEADER = 100_000_000
 """Bytes: the format's limit; checked before anything of that size is allocated."""
 
+HeaderRow = tuple[str, str, tuple[int, ...], int, int]
+"""A tensor's name, dtype, shape, start and nbytes."""
+
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 _PREFERRED_INDEXES = (
@@ -309,6 +312,20 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         CheckpointError: not safetensors, or not sound: see `docs/checkpoints.md` for every reason.
         OSError: the file cannot be read.
     """
+    rows, metadata = header_rows(file)
+    tensors = {
+        name: TensorInfo(name, dtype, shape, file, start, nbytes)
+        for name, dtype, shape, start, nbytes in rows
+    }
+    return tensors, dict(metadata)
+
+
+def header_rows(file: Path) -> tuple[list[HeaderRow], dict[str, str]]:
+    """As `read_header`, but the tensors as plain rows, the same list for the same header.
+
+    Raises:
+        CheckpointError, OSError: see `read_header`.
+    """
     if not stat.S_ISREG(file.stat().st_mode):  # to open a pipe would wait for who writes to it
         raise CheckpointError(f"{file} is not a regular file")
     with file.open("rb", buffering=0) as stream:
@@ -333,16 +350,11 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         header = bytearray(length)
         read_into(stream.fileno(), memoryview(header), 8, file)
     try:
-        rows, metadata = _parse_header(bytes(header), size - 8 - length)
+        return _parse_header(bytes(header), size - 8 - length)
     except _HeaderError as error:
         raise CheckpointError(f"{file}: {error}") from error.__cause__
     except RecursionError:
         raise CheckpointError(f"{file}: the header is nested too deeply") from None
-    tensors = {
-        name: TensorInfo(name, dtype, shape, file, start, nbytes)
-        for name, dtype, shape, start, nbytes in rows
-    }
-    return tensors, dict(metadata)
 
 
 def _hint(prefix: bytes) -> str:
@@ -368,10 +380,8 @@ def _refuse(reason: str) -> NoReturn:
 
 # Models that are merged often have the very same header.
 @lru_cache(maxsize=1)
-def _parse_header(
-    header: bytes, data_size: int
-) -> tuple[list[tuple[str, str, tuple[int, ...], int, int]], dict[str, str]]:
-    """(name, dtype, shape, start, nbytes) of each tensor, in file order; and the metadata."""
+def _parse_header(header: bytes, data_size: int) -> tuple[list[HeaderRow], dict[str, str]]:
+    """The tensors, in file order, and the metadata."""
     try:
         # Given as text: from bytes, json would guess UTF-16 and skip a byte order mark. Objects
         # become tuples of pairs, without a call of ours for each: a header may have 100,000.
@@ -396,7 +406,7 @@ def _parse_header(
         _refuse("the header's __metadata__ is not an object of strings")
 
     data_start = 8 + len(header)
-    found: list[tuple[str, str, tuple[int, ...], int, int]] = []
+    found: list[HeaderRow] = []
     for name, entry in content.items():
         try:
             (key_0, dtype_name), (key_1, shape), (key_2, offsets) = entry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 from .cli_shared import json_option, print_json, say
-from .errors import ParameterError, PlanError, SoupError
+from .errors import ParameterError, PlanError
 
 _STORE = ".soup-store"
 _PICTURES = ("dot", "mermaid")
@@ -75,7 +76,7 @@ def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags:
     from .store import Store
 
     tree, warnings = _read(path)
-    known = Store(folder) if Path(folder).is_dir() else None
+    known = Store(folder, create=False) if (Path(folder) / "objects").is_dir() else None
     if known is None:
         checked = check(tree, warnings=warnings)
     else:
@@ -154,6 +155,7 @@ def run(path: str, output: str, folder: str, executor: str, **options: Any) -> N
     for warning in warnings if not quiet else ():
         say("warning", warning)
     workers = options["workers"]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a job scheduler ends a run
     try:
         with (
             executor_from(executor, workers) as where,
@@ -187,9 +189,7 @@ def store() -> None:
 def _open(folder: str) -> Any:
     from .store import Store
 
-    if not Path(folder).is_dir():
-        raise SoupError(f"there is no store at {folder}")
-    return Store(folder)
+    return Store(folder, create=False)
 
 
 @store.command("list")
@@ -240,6 +240,9 @@ def store_verify(folder: str) -> None:
     entries = list(opened.entries())
     damaged = [entry for entry in entries if not opened.intact(entry.key)]
     click.echo(f"{len(entries) - len(damaged)} results are intact")
-    if damaged:
-        names = ", ".join(f"{entry.record.get('node')} ({entry.key})" for entry in damaged)
-        raise PlanError(f"{len(damaged)} results are damaged: {names} (a run makes them again)")
+    names = [f"{entry.record.get('node')} ({entry.key})" for entry in damaged]
+    names += [f"{key} (its record)" for key in opened.damaged_records()]
+    if names:
+        raise PlanError(
+            f"{len(names)} results are damaged: {', '.join(names)} (a run makes them again)"
+        )

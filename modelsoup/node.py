@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import socket
@@ -51,6 +52,21 @@ class DamagedError(StoreError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class LeafChangedError(RunError):
+    """A file of the user's is not what it was when the run began.
+
+    Attributes:
+        path: which.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path} changed while the run read it: run again"
 
 
 @dataclass(frozen=True)
@@ -148,9 +164,19 @@ def _carry_out(task: Task, store: Store, folder: Path, log: IO[str]) -> tuple[Pa
     start = task.sources[0] if task.sources else None
     if start is not None and content_digest(start.path) != start.digest:
         raise _damaged(start)
+    trained = folder / f"trained{SUFFIX}"
+    try:
+        return output, _trained(task, store, trained, output, log)
+    finally:
+        trained.unlink(missing_ok=True)
+
+
+def _trained(task: Task, store: Store, trained: Path, output: Path, log: IO[str]) -> dict[str, Any]:
+    """Have the trainer write `trained`, and make the result of it."""
+    assert isinstance(task.operation, Train | FineTune)
+    start = task.sources[0] if task.sources else None
     trainer, options = trainer_of(task.operation.training)
     note = _Note(store.progress(task.key))
-    trained = folder / f"trained{SUFFIX}"
     carry_out(
         trainer, options, start=None if start is None else start.path, output=trained,
         work=store.work(task.key), frozen=task.frozen, seed=task.seed, report=note.take,
@@ -161,11 +187,9 @@ def _carry_out(task: Task, store: Store, folder: Path, log: IO[str]) -> tuple[Pa
         task.operation, None if start is None else open_checkpoint(start.path), seed=task.seed
     )
     _adopt(checkpoint, output, content, start, said=f"the trainer {trainer.name!r}")
-    trained.unlink()
-    nbytes = checkpoint.nbytes
-    return output, {
+    return {
         "metrics": note.metrics, "digest": content_digest(output),
-        "bytes_read": 0, "bytes_written": nbytes, "frozen": list(task.frozen),
+        "bytes_read": 0, "bytes_written": checkpoint.nbytes, "frozen": list(task.frozen),
     }  # fmt: skip
 
 
@@ -200,7 +224,7 @@ def _must_open(source: Source) -> None:
 
 def _damaged(source: Source) -> StoreError | RunError:
     if source.key is None:
-        return RunError(f"{source.path} changed while the run read it: run again")
+        return LeafChangedError(source.path)
     return DamagedError(f"the stored result of {source.node} ({source.key}) is damaged", source.key)
 
 
@@ -255,7 +279,11 @@ class _Note:
         self._last = 0.0
 
     def take(self, done: float | None, metrics: Mapping[str, float]) -> None:
-        self.metrics |= {str(name): float(value) for name, value in metrics.items()}
+        self.metrics |= {
+            str(name): float(value) for name, value in metrics.items() if math.isfinite(value)
+        }
+        if done is not None:
+            done = min(max(float(done), 0.0), 1.0)
         now = time.monotonic()
         if now - self._last < _OFTEN and done != 1:
             return

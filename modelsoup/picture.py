@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
+from .errors import printable
 from .plan import NodePlan, Plan, described
 from .tree import Load, Merge, Train, Tree
 
@@ -115,10 +116,11 @@ def _tip(node: NodePlan) -> str:
     """What a reader sees who points at a box."""
     state = "done" if node.done else "there" if node.kind == "load" else "to do"
     tensors = "" if node.signature is None else f", {len(node.signature)} tensors"
-    return f"{node.node}: {node.kind}, {state}{tensors}"
+    return printable(f"{node.node}: {node.kind}, {state}{tensors}")
 
 
 def _short(text: str, limit: int = 24) -> str:
+    text = printable(text)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

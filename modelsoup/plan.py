@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from .checkpoint import SUFFIX, Checkpoint, HeaderRow, TensorInfo, header_rows, open_checkpoint
+from .digest import digest_file
 from .dtypes import DTYPES
 from .errors import CheckpointError, PlanError, SoupError, listed
 from .lineage import recipe_as_json
@@ -29,6 +31,7 @@ from .trainer import (
     trainer_tensors,
 )
 from .tree import FineTune, Load, Merge, Operation, Train, Training, Tree
+from .writer import companions
 
 KEY_FORMAT = 1
 """Changes when the same operation on the same inputs would give other bytes."""
@@ -182,7 +185,8 @@ def node_seed(tree: Tree, node: str) -> int:
     training = training_of(tree.operation(node))
     if training is not None and training.seed is not None:
         return training.seed
-    digest = hashlib.sha256(f"{tree.seed}\0{node}".encode()).digest()
+    model = re.sub(r"#\d+$", "", node)  # a model that is used twice is one model
+    digest = hashlib.sha256(f"{tree.seed}\0{model}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -223,6 +227,7 @@ def node_key(
     more: list[str | None] = []
     if isinstance(operation, Load):
         more.append(digest(operation.path))
+        content["folder"] = _folder(operation.path)
     elif isinstance(operation, Merge):
         content["recipe"] = recipe_as_json(operation.recipe)
         if operation.base is not None:
@@ -237,12 +242,20 @@ def node_key(
         content["seed"] = node_seed(tree, node)
         if isinstance(operation, Train) and operation.start is not None:
             more.append(digest(operation.start))
+            content["folder"] = _folder(operation.start)
     every = [*inputs, *more]
     if None in every:
         return None
     content["inputs"] = every
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _folder(path: Path) -> list[list[str]] | None:
+    """What a model folder's results take over besides its weights; None for a file."""
+    if not path.is_dir():
+        return None
+    return [[str(file.relative_to(path)), digest_file(file).xxh3_128] for file in companions(path)]
 
 
 def check(
@@ -286,6 +299,7 @@ class _Checker:
     problems: list[str] = field(default_factory=list)
     signatures: dict[str, Signature] = field(default_factory=dict)
     interned: dict[Any, Signature] = field(default_factory=dict)
+    headers: dict[int, tuple[list[HeaderRow], Signature]] = field(default_factory=dict)
     merges: dict[Any, _Merged | SoupError] = field(default_factory=dict)
 
     def plan(self, warnings: Sequence[str]) -> Plan:
@@ -332,6 +346,13 @@ class _Checker:
         return self.digest(path) if path.exists() else None
 
     def _signature_of(self, path: Path) -> Signature:
+        if path.is_file() and path.suffix == SUFFIX:
+            rows, _ = header_rows(path)
+            known = self.headers.get(id(rows))
+            if known is None:
+                made = self._intern({name: (dtype, shape) for name, dtype, shape, *_ in rows})
+                known = self.headers[id(rows)] = (rows, made)
+            return known[1]
         tensors = open_checkpoint(path).tensors
         return self._intern({name: (info.dtype, info.shape) for name, info in tensors.items()})
 
@@ -351,11 +372,14 @@ class _Checker:
             self.merges[key] = _merged(
                 operation.recipe, known, [node.node for node in inputs], base, operation.base
             )
+            if isinstance(made_once := self.merges[key], _Merged):
+                signature = self._intern(made_once.signature)
+                self.merges[key] = replace(made_once, signature=signature)
         found = self.merges[key]
         if isinstance(found, SoupError):
             raise found
         return replace(
-            made, signature=self._intern(found.signature), merged=found.merged, kept=found.kept,
+            made, signature=found.signature, merged=found.merged, kept=found.kept,
             dropped=found.dropped, frozen=found.frozen, bytes_read=found.bytes_read,
             bytes_written=found.bytes_written, memory=found.memory, notices=found.notices,
         )  # fmt: skip
@@ -373,14 +397,18 @@ class _Checker:
             start = self._signature_of(operation.start)
         told = trainer_tensors(trainer, options)
         if told is not None:
-            self._compare(made.node, operation.training.trainer, told, inputs)
+            name = operation.training.trainer
+            if isinstance(operation, FineTune) and inputs[0].signature is not None:
+                _compare(name, told, inputs[0].node, inputs[0].signature)
+            elif start is not None:
+                _compare(name, told, "its start", start)
         signature = told if told is not None else start
         if signature is None:
             return made
         signature = self._intern(signature)
         return replace(
             made, signature=signature,
-            frozen=inputs[0].frozen if isinstance(operation, FineTune) else (),
+            frozen=inputs[0].frozen if inputs and inputs[0].kind == "merge" else (),
             bytes_written=sum(_nbytes(*entry) for entry in signature.values()),
         )  # fmt: skip
 
@@ -395,29 +423,21 @@ class _Checker:
                     break
         return found
 
-    def _compare(
-        self, node: str, trainer: str, told: Mapping[str, tuple[str, tuple[int, ...]]],
-        inputs: Sequence[NodePlan],
-    ) -> None:  # fmt: skip
-        """Whether what a trainer starts with fits what it says that it writes."""
-        for below in inputs:
-            if below.signature is None:
-                continue
-            strange = [name for name in below.signature if name not in told]
-            other = [
-                name for name, (_, shape) in below.signature.items()
-                if name in told and told[name][1] != shape
-            ]  # fmt: skip
-            if strange:
-                raise PlanError(
-                    f"the trainer {trainer!r} knows nothing of {len(strange)} tensors of "
-                    f"{below.node}: {listed(strange)}"
-                )
-            if other:
-                raise PlanError(
-                    f"the trainer {trainer!r} has other shapes for {len(other)} tensors of "
-                    f"{below.node}: {listed(other)}"
-                )
+
+def _compare(trainer: str, told: Signature, node: str, signature: Signature) -> None:
+    """Whether what a trainer starts with fits what it says that it writes."""
+    strange = [name for name in signature if name not in told]
+    if strange:
+        raise PlanError(
+            f"the trainer {trainer!r} knows nothing of {len(strange)} tensors of {node}: "
+            f"{listed(strange)}"
+        )
+    other = [name for name, (_, shape) in signature.items() if told[name][1] != shape]
+    if other:
+        raise PlanError(
+            f"the trainer {trainer!r} has other shapes for {len(other)} tensors of {node}: "
+            f"{listed(other)}"
+        )
 
 
 def _merged(

@@ -10,16 +10,25 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from .checkpoint import SUFFIX, StrPath, open_checkpoint
 from .engine import DEFAULT_OUTPUT
-from .errors import CheckpointError, OutputError, ParameterError, RunError, SoupError, nearest
-from .node import DamagedError, Source, Task, perform
+from .errors import (
+    CheckpointError,
+    OutputError,
+    ParameterError,
+    RunError,
+    SoupError,
+    StoreError,
+    nearest,
+)
+from .node import DamagedError, LeafChangedError, Source, Task, perform
 from .plan import NodePlan, Plan, check, node_seed
 from .store import DEFAULT_STORE, Store, content_digest
 from .stream import default_workers
@@ -142,6 +151,9 @@ def run(
                 break
             except DamagedError as error:
                 walk.again(error.key)
+            except LeafChangedError as error:
+                own.forget_digest(error.path)
+                raise
     finally:
         if threads is not None:
             threads.shutdown(wait=False, cancel_futures=True)
@@ -165,17 +177,16 @@ def _digest_leaves(tree: Tree, store: Store) -> None:
 
 def _target(tree: Tree, output: Path, *, force: bool) -> Path:
     """The output's path, checked before anything is done for it."""
-    kinds = {
-        open_checkpoint(operation.path).is_folder
-        for _, operation in tree.operations()
-        if isinstance(operation, Load)
-    }
-    if kinds and len(kinds) == 1:
-        is_folder = kinds.pop()
-        if is_folder != (output.suffix != SUFFIX):
-            wanted = "a folder" if is_folder else f"a file that ends in {SUFFIX}"
-            are = "folders" if is_folder else "files"
-            raise OutputError(f"the models are {are}, so the output {output} must be {wanted}")
+    node = tree.root
+    while tree.inputs(node):
+        node = tree.inputs(node)[0]  # what the first input is, so is the result
+    leaf = tree.operation(node)
+    path = leaf.path if isinstance(leaf, Load) else getattr(leaf, "start", None)
+    is_folder = path is not None and open_checkpoint(path).is_folder
+    if is_folder != (output.suffix != SUFFIX):
+        wanted = "a folder" if is_folder else f"a file that ends in {SUFFIX}"
+        are = "folders" if is_folder else "files"
+        raise OutputError(f"the models are {are}, so the output {output} must be {wanted}")
     for _, operation in tree.operations():
         for path in (getattr(operation, name, None) for name in ("path", "base", "start")):
             if path is not None and output.exists() and output.resolve() == path.resolve():
@@ -268,12 +279,15 @@ class _Walk:
         return [plan for name, plan in self.plan.nodes.items() if name in wanted]
 
     def _submit_ready(self) -> None:
-        busy = set(self.running.values())
         for node in self._wanted():
-            if node.node in busy or node.node in self.failed:
-                continue
+            busy = {self.key(name) for name in self.running.values()}
+            if self.key(node.node) in busy or node.node in self.failed:
+                continue  # what occurs twice in a tree is made once
             if all(self._is_there(name) for name in self.tree.inputs(node.node)):
-                self._submit(node)
+                try:
+                    self._submit(node)
+                except StoreError:  # another run, which keeps less, has just removed an input
+                    continue
 
     def _is_there(self, node: str) -> bool:
         return isinstance(self.tree.operation(node), Load) or self.store.has(self.key(node))
@@ -290,22 +304,19 @@ class _Walk:
         if isinstance(operation, FineTune):
             frozen = self._frozen(node.node)
         task = Task(
-            self.store.folder.absolute(), self.key(node.node), node.node, operation, tuple(sources), base,
-            frozen, node_seed(self.tree, node.node), self.merge_workers, self.capture,
+            self.store.folder.absolute(), self.key(node.node), node.node, operation,
+            tuple(sources), base, frozen, node_seed(self.tree, node.node), self.merge_workers,
+            self.capture,
         )  # fmt: skip
         with contextlib.suppress(OSError):
             self.store.progress(task.key).unlink()
         more: dict[str, Any] = {}
         if isinstance(operation, Train | FineTune) and operation.training.resources:
             more = self._resources(operation.training.resources)
-        self.running[self.executor.submit(perform, task, **more)] = node.node
+        self.running[self.executor.submit(_perform, task, **more)] = node.node
 
     def _resources(self, wanted: Mapping[str, float]) -> dict[str, Any]:
-        """As this executor takes them: only clusters know resources."""
-        module = type(self.executor).__module__.partition(".")[0]
-        if module == "distributed":
-            names = {"gpus": "GPU", "cpus": "CPU"}
-            return {_RESOURCES: {names.get(n, n): amount for n, amount in wanted.items()}}
+        """As keywords for `submit`: only clusters know resources."""
         return {_RESOURCES: dict(wanted)} if hasattr(self.executor, "takes_resources") else {}
 
     def _frozen(self, node: str) -> tuple[str, ...]:
@@ -320,6 +331,7 @@ class _Walk:
         if isinstance(operation, Load):
             return self._file(operation.path, node)
         entry = self.store.entry(self.key(node))
+        self.found.setdefault(node, entry.record)
         return Source(node, entry.path.absolute(), str(entry.record.get("digest")), entry.key)
 
     def _file(self, path: Path, node: str = "") -> Source:
@@ -333,6 +345,8 @@ class _Walk:
             self._tell(Event(node, "waiting", message=f"{error}: it is made again"))
             return
         except SoupError as error:
+            if isinstance(error, LeafChangedError):
+                self.store.forget_digest(error.path)
             self._fail(node, error)
             return
         except Exception as error:  # noqa: BLE001  # the worker or the way to it broke, not the node
@@ -346,27 +360,30 @@ class _Walk:
         self.found[node] = record
         self._tell(Event(node, "done", 1.0, record.get("metrics", {})))
         if self.keep == "root":
-            for name in self.tree.inputs(node):
-                if not isinstance(self.tree.operation(name), Load):
-                    self.found.setdefault(name, self._record(name))
-                    self.store.drop(self.key(name))
+            self._drop_inputs(node)
+
+    def _drop_inputs(self, node: str) -> None:
+        """Remove what this run made for a node, unless another node or another tree wants it."""
+        wanted = {self.key(name) for plan in self._wanted() for name in self.tree.inputs(plan.node)}
+        root = self.key(self.tree.root)
+        pins = self.store.pinned()
+        elsewhere = set().union(*(keys for key, keys in pins.items() if key != root))
+        made = {self.key(name) for name in self.computed} - wanted - elsewhere - {root}
+        for name in self.tree.inputs(node):
+            if self.key(name) in made:
+                self.store.drop(self.key(name))
 
     def _fail(self, node: str, error: Exception) -> None:
         self.failed[node] = error
         self._tell(Event(node, "failed", message=str(error)))
 
     def _look(self) -> None:
-        """Tell how far trainers are."""
-        for future, node in self.running.items():
-            if not future.running():
-                continue
-            self.told.setdefault(node, Event(node, "waiting"))
-            if self.told[node].state != "running":
-                self._tell(Event(node, "running"))
+        """Tell what runs, and how far trainers are; a cluster's futures do not know."""
+        for node in self.running.values():
             try:
                 content = json.loads(self.store.progress(self.key(node)).read_bytes())
             except (OSError, ValueError):
-                continue
+                continue  # it waits for a worker
             self._tell(Event(node, "running", content.get("done"), content.get("metrics", {})))
 
     def _tell(self, event: Event) -> None:
@@ -384,6 +401,15 @@ class _Walk:
             for node, error in self.failed.items()
         ]
         raise RunError("\n".join(lines))
+
+
+def _perform(task: Task) -> dict[str, Any]:
+    """On the worker: carry out a node, and note that it has begun."""
+    with contextlib.suppress(OSError):
+        Store(task.store).progress(task.key).write_text("{}")
+    # Where a process has other threads, they may print too, and not for this node's log.
+    alone = threading.current_thread() is threading.main_thread()
+    return perform(replace(task, capture=task.capture and alone))
 
 
 def _export(source: Source, output: Path, *, force: bool) -> Path:
@@ -422,7 +448,7 @@ def _verify(source: Source, copy: Path) -> None:
         same = False
     if not same:
         if source.key is None:
-            raise RunError(f"{source.path} changed while the run read it: run again")
+            raise LeafChangedError(source.path)
         raise DamagedError(f"the stored result of {source.node} is damaged", source.key)
 
 

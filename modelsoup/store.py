@@ -68,20 +68,25 @@ class Store:
     """A folder of results.
 
     Args:
-        folder: where; it is made where it is missing.
+        folder: where.
+        create: make it where it is missing.
 
     Raises:
         StoreError: it cannot be made or written to.
     """
 
-    def __init__(self, folder: StrPath) -> None:
+    def __init__(self, folder: StrPath, *, create: bool = True) -> None:
         self.folder = Path(folder)
+        if not create:
+            if not (self.folder / "objects").is_dir():
+                raise StoreError(f"there is no store at {folder}")
+            return
         try:
+            made = not self.folder.exists()
             for name in _FOLDERS:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
-            ignored = self.folder / ".gitignore"
-            if not ignored.exists():
-                ignored.write_text("*\n")
+            if made:  # a folder of our own, which no repository wants
+                (self.folder / ".gitignore").write_text("*\n")
         except OSError as error:
             raise _store_error(self.folder, error) from error
 
@@ -104,8 +109,12 @@ class Store:
         return self.folder / "logs" / f"{key}.progress.json"
 
     def has(self, key: str) -> bool:
-        """Whether a result is finished."""
-        return (self.folder_of(key) / "record.json").is_file()
+        """Whether a result is finished; one whose record is damaged is not."""
+        try:
+            self.entry(key)
+        except StoreError:
+            return False
+        return True
 
     def entry(self, key: str) -> Entry:
         """A finished result.
@@ -117,11 +126,18 @@ class Store:
         try:
             record = json.loads(record_file.read_bytes())
             path = self.folder_of(key) / record["output"]
+            if not isinstance(record["digest"], str) or not path.exists():
+                raise ValueError("it names no checkpoint")
         except FileNotFoundError:
             raise StoreError(f"{self.folder} has no result {key!r}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{record_file} is damaged: {error}") from error
         return Entry(key, path, record, _size(path))
+
+    def damaged_records(self) -> list[str]:
+        """Keys of results whose record cannot be read: a run makes them again."""
+        folders = sorted((self.folder / "objects").iterdir())
+        return [f.name for f in folders if (f / "record.json").exists() and not self.has(f.name)]
 
     def entries(self) -> Iterator[Entry]:
         """All finished results, by key."""
@@ -233,6 +249,10 @@ class Store:
                 raise _store_error(self.folder, error) from error
         return known
 
+    def forget_digest(self, path: Path) -> None:
+        """Have a checkpoint's digest computed again: the file is not what it was."""
+        self._digest_file(path).unlink(missing_ok=True)
+
     def _digest_file(self, path: Path) -> Path:
         name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
         return self.folder / "digests" / f"{name}.json"
@@ -252,8 +272,10 @@ class Store:
         for file in sorted((self.folder / "roots").glob("*.json")):
             try:
                 pins[file.stem] = set(json.loads(file.read_bytes())["nodes"].values())
-            except (ValueError, KeyError, AttributeError):
-                continue  # damaged: what it names is kept by nobody else
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise StoreError(
+                    f"{file} is damaged: run its plan again, or remove it ({error})"
+                ) from error
         return pins
 
     def gc(self, *, keep: str = "trees", dry_run: bool = False) -> Cleaned:
@@ -327,7 +349,10 @@ def _state(path: Path) -> list[list[Any]]:
     """Name, size and time of every file of a checkpoint: what changes when it does."""
     files = open_checkpoint(path).files
     status = [(str(file.resolve()), file.stat()) for file in files]
-    return [[name, found.st_size, found.st_mtime_ns] for name, found in status]
+    return [
+        [name, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+        for name, found in status
+    ]
 
 
 def _size(path: Path) -> int:

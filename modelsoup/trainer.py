@@ -24,6 +24,7 @@ by the trainer; names in `job.frozen` must come out as they went in, byte by byt
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -42,6 +43,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .checkpoint import StrPath
 from .digest import digest_file
+from .dtypes import DTYPES
 from .errors import TrainerError, nearest
 
 if TYPE_CHECKING:
@@ -155,11 +157,16 @@ def get_trainer(name: str) -> Trainer:
         else:
             module, _, attribute = name.partition(":")
             loaded = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise TrainerError(f"the trainer {name!r} could not be imported: {error}") from error
-    if isinstance(loaded, type):
-        loaded = loaded()
+        if isinstance(loaded, type):
+            loaded = loaded()
+    except (Exception, SystemExit) as error:  # a stranger's module may raise anything
+        kind = "" if isinstance(error, ImportError | AttributeError) else f"{_kind(error)}: "
+        raise TrainerError(f"the trainer {name!r} could not be imported: {kind}{error}") from error
     return _checked(loaded, f"{name!r}")
+
+
+def _kind(error: BaseException) -> str:
+    return type(error).__name__
 
 
 def _checked(trainer: object, said: str) -> Trainer:
@@ -212,7 +219,14 @@ def options_as_json(options: Any) -> dict[str, Any]:
 def trainer_groups(trainer: Trainer, options: Any) -> dict[str, Sequence[str]]:
     """The layer groups that a trainer defines; none if it defines none."""
     groups = getattr(trainer, "groups", None)
-    return {} if groups is None else dict(groups(options))
+    if groups is None:
+        return {}
+    try:
+        return {str(name): [str(p) for p in patterns] for name, patterns in groups(options).items()}
+    except Exception as error:
+        raise TrainerError(
+            f"the trainer {trainer.name!r} cannot tell its groups: {_kind(error)}: {error}"
+        ) from error
 
 
 def trainer_tensors(
@@ -220,8 +234,26 @@ def trainer_tensors(
 ) -> dict[str, tuple[str, tuple[int, ...]]] | None:
     """(safetensors dtype, shape) of every tensor that a trainer writes; None if it cannot tell."""
     tensors = getattr(trainer, "tensors", None)
-    told = None if tensors is None else tensors(options)
-    return None if told is None else {n: (d, tuple(shape)) for n, (d, shape) in told.items()}
+    if tensors is None:
+        return None
+    try:
+        told = tensors(options)
+        if told is None:
+            return None
+        signature = {
+            str(name): (str(dtype), tuple(map(int, shape))) for name, (dtype, shape) in told.items()
+        }
+    except Exception as error:
+        raise TrainerError(
+            f"the trainer {trainer.name!r} cannot tell its tensors: {_kind(error)}: {error}"
+        ) from error
+    for name, (dtype, _) in signature.items():
+        if dtype not in DTYPES:
+            raise TrainerError(
+                f"the trainer {trainer.name!r} tells the dtype {dtype!r} of {name}"
+                f"{nearest(dtype, DTYPES)} (expected a safetensors dtype such as F32)"
+            )
+    return signature
 
 
 def named_files(trainer: Trainer, options: Any) -> list[Path]:
@@ -256,7 +288,7 @@ class CommandOptions:
             raise ValueError("command is empty")
         if not any("{output}" in str(part) for part in self.command):
             raise ValueError("command never names {output}, where the result must be written")
-        if self.timeout is not None and self.timeout <= 0:
+        if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"timeout is {self.timeout}, but must be positive")
 
 
@@ -273,7 +305,9 @@ class CommandTrainer:
     def files(self, options: CommandOptions) -> list[Path]:
         """The files that the command names, and those that are listed."""
         folder = Path(options.folder or ".")
-        named = [folder / str(part) for part in (*options.command[1:], *options.files)]
+        parts = [str(part) for part in options.command]
+        parts += [part.partition("=")[2] for part in parts if part.startswith("-")]
+        named = [folder / part for part in (*parts, *options.files) if part]
         listed = {folder / part for part in options.files}
         for path in listed:
             if not path.is_file():
@@ -357,7 +391,8 @@ def _follow(
             *lines, rest = (rest + (chunk or "")).split("\n")
             for line in lines:
                 _take(line, job, last)
-            if ready and not chunk:
+            # A child that the command left behind may hold the pipe open for ever.
+            if (ready and not chunk) or (not ready and process.poll() is not None):
                 if rest:
                     _take(rest, job, last)
                 selector.unregister(process.stdout)
@@ -387,8 +422,11 @@ def _take(line: str, job: Job, last: deque[str]) -> None:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End a command and what it started, if it still runs."""
-    if process.poll() is None:
+    """End a command, if it still runs, and what it started."""
+    if process.poll() is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
         for sign, patience in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, None)):
             try:
                 os.killpg(process.pid, sign)
@@ -431,10 +469,10 @@ def carry_out(
         trainer.train(job)
     except SoupError:
         raise
-    except Exception as error:  # whatever a stranger's code raises is its failure, with its reason
+    except (Exception, SystemExit) as error:  # what a stranger's code raises is its failure
         reason = str(error).strip().splitlines()
         raise TrainerError(
-            f"{said} failed: {type(error).__name__}{f': {reason[0]}' if reason else ''}"
+            f"{said} failed: {_kind(error)}{f': {reason[0]}' if reason else ''}"
         ) from error
     if not output.exists():
         raise TrainerError(f"{said} wrote nothing to {output.name}")
@@ -495,6 +533,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def content_of(files: Sequence[StrPath]) -> dict[str, str]:
-    """File name → XXH3-128 digest, for keys."""
-    return {Path(file).name: digest_file(Path(file)).xxh3_128 for file in files}
+def content_of(files: Sequence[StrPath]) -> list[list[str]]:
+    """Name and XXH3-128 digest of each file, for keys."""
+    return [[Path(file).name, digest_file(Path(file)).xxh3_128] for file in files]

@@ -28,6 +28,7 @@ OddModel = str
 """Which model of a level with an odd count goes up alone: by chance, the last, or one by name."""
 
 ROOT = "root"
+MAX_NODES = 20_000
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,8 @@ class Builder:
         """
         if name in self.graph:
             raise PlanError(f"two nodes are called {name!r}")
+        if len(self.graph) >= MAX_NODES:
+            raise PlanError(f"the tree has more than {MAX_NODES:,} nodes")
         self.graph.add_node(name, operation=operation, level=1)
         for position, source in enumerate(inputs):
             self.graph.add_edge(source, name, position=position)

@@ -27,6 +27,10 @@ from .trainer import COMMAND, build_options, get_trainer, trainer_groups
 from .tree import ROOT, Builder, FineTune, Load, Merge, Train, Training, Tree, pair_levels
 from .yaml_text import YamlText, parse_yaml, read_yaml
 
+_ANY_METHOD = (
+    "layers", "rest", "groups", "low_level", "subnetwork", "base", "dtype", "seed", "on_integer",
+)  # fmt: skip
+_MAX_DEPTH = 100
 _RESERVED = ("trainer", "resources", "seed")
 
 
@@ -271,6 +275,8 @@ class _Expander:
             training = self._training(given, (*at, "train"))
             start = None if model.start is None else self.folder / model.start
             return self.builder.add(free, Train(training, start))
+        if len(self.within) >= _MAX_DEPTH:
+            raise PlanError(f"{where}: subtrees are nested more than {_MAX_DEPTH} deep")
         self.within.append(name)
         made = self._item(model, at, free)
         self.within.pop()
@@ -280,7 +286,7 @@ class _Expander:
         own = dict(item.merge or {})
         given = dict(self.file.defaults.merge)
         if "method" in own and own["method"] != given.get("method", "linear"):
-            given = {k: v for k, v in given.items() if k in ("layers", "rest", "groups", "base")}
+            given = {k: v for k, v in given.items() if k in _ANY_METHOD}  # not its parameters
         for name, other in (("beta", "weights"), ("weights", "beta")):
             if name in own:
                 given.pop(other, None)
@@ -295,7 +301,17 @@ class _Expander:
             given["rest"] = layers["rest"]
         if layers == "subnetwork" and "subnetwork" in given:
             given["layers"] = {"subnetwork": given.pop("subnetwork")}
-        groups = {**self._trainer_groups(item), **self.file.groups, **given.get("groups", {})}
+        own_groups = given.get("groups", {})
+        if not isinstance(own_groups, dict):
+            raise PlanError(f"{where}: groups is {own_groups!r}, not a mapping from names")
+        own_groups = {
+            name: [patterns] if isinstance(patterns, str) else patterns
+            for name, patterns in own_groups.items()
+        }
+        for name, patterns in own_groups.items():
+            if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
+                raise PlanError(f"{where}: the group {name!r} is no list of patterns: {patterns!r}")
+        groups = {**self._trainer_groups(item), **self.file.groups, **own_groups}
         if groups and _names_groups(given.get("layers")):
             given["groups"] = {name: list(patterns) for name, patterns in groups.items()}
         try:
@@ -334,8 +350,11 @@ class _Expander:
         if not isinstance(name, str):
             raise PlanError(f"{where}: there is no 'trainer' and no 'command'")
         if name == COMMAND:
+            folder = options.get("folder", ".")
+            if not isinstance(folder, str) or not (self.folder / folder).is_dir():
+                raise PlanError(f"{where}: the command's folder {folder!r} is no folder")
             # Absolute: a worker may be elsewhere.
-            options["folder"] = str((self.folder / options.get("folder", ".")).absolute())
+            options["folder"] = str((self.folder / folder).absolute())
         training = Training(name, options, resources, seed)
         try:
             build_options(get_trainer(name), options)

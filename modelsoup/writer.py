@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -427,6 +427,16 @@ def copy_companions(source: Path, target: Path, *, without: Path | None = None) 
         the copied files' paths, relative to `source`.
     """
     copied = []
+    for path in companions(source, without=without):
+        relative = path.relative_to(source)
+        (target / relative).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / relative)
+        copied.append(str(relative))
+    return copied
+
+
+def companions(source: Path, *, without: Path | None = None) -> Iterator[Path]:
+    """The files that `copy_companions` copies, in order."""
     left_out = None if without is None else without.resolve()
     for folder, folders, files in os.walk(source):
         folders[:] = sorted(
@@ -443,8 +453,4 @@ def copy_companions(source: Path, target: Path, *, without: Path | None = None) 
                 or path.suffix.lower() in _WEIGHTS
             ):
                 continue
-            relative = path.relative_to(source)
-            (target / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / relative)
-            copied.append(str(relative))
-    return copied
+            yield path

@@ -134,6 +134,10 @@ class _Reader:
             return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        if not all(c.isprintable() or c in "\n\t" for c in node.value):
+            raise self.refuse(node, f"{node.value!r} has control characters")
+        if node.tag.endswith(":int"):
+            return _integer(node.value)
         try:
             return self.loader.construct_object(node)
         except (yaml.YAMLError, ValueError) as error:
@@ -145,9 +149,18 @@ class _Reader:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag not in _PLAIN:
                 raise self.refuse(key_node, "a key is no plain text")
             key = str(key_node.value)
+            if not key.isprintable():
+                raise self.refuse(key_node, f"the key {key!r} has control characters")
             if key in content:
                 raise self.refuse(key_node, f"the key {key!r} occurs twice")
             mark = key_node.start_mark
             self.places[(*path, key)] = (mark.line + 1, mark.column + 1)
             content[key] = self.value(value_node, (*path, key))
         return content
+
+
+def _integer(text: str) -> int:
+    """As YAML 1.2 reads it: `010` is ten."""
+    if text.startswith(("0o", "0x")):
+        return int(text, 0)
+    return int(text, 10)
