@@ -1,6 +1,6 @@
 """Where nodes run: processes of this machine, a Dask or Ray cluster, or any `Executor`.
 
-The store must lie where every worker sees it under the same path.
+The store and the plan's folder must lie where every worker sees them under the same paths.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ import contextlib
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
-from .errors import ParameterError, nearest
+from .errors import ParameterError, RunError, nearest
 
 _KINDS = ("local", "processes:N", "dask://HOST:PORT", "ray", "ray://HOST:PORT")
 _GRACE = 2.0  # seconds between asking a process to end and ending it
+_PATIENCE = 10.0  # seconds for a cluster to answer
 
 
 class WorkerLostError(Exception):
@@ -53,29 +56,13 @@ class ProcessExecutor(Executor):
         with self._lock:
             if self._ending:
                 raise WorkerLostError("the run is ending")
-            process = subprocess.Popen(
-                [sys.executable, "-c", "from modelsoup.executors import _child; _child()"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )  # fmt: skip
+            process = _start(())
             self._running.add(process)
         try:
-            answer, _ = process.communicate(call)
-        except BaseException:
-            process.kill()
-            raise
+            return _answer(process, call)
         finally:
             with self._lock:
                 self._running.discard(process)
-        if process.returncode or not answer:
-            how = f"exit code {process.returncode}"
-            if process.returncode < 0:
-                how = f"signal {signal.Signals(-process.returncode).name}"
-            raise WorkerLostError(f"a worker process ended with {how}")
-        done, value = pickle.loads(answer)  # noqa: S301  # from our own child
-        if not done:
-            raise value
-        return value
 
     def terminate(self) -> None:
         """End every call that runs, and start none."""
@@ -95,6 +82,41 @@ class ProcessExecutor(Executor):
         self._threads.shutdown(wait, cancel_futures=cancel_futures)
 
 
+def _start(more: Sequence[str]) -> subprocess.Popen[bytes]:
+    """A child that waits for a call; it imports from where this process does, then from `more`."""
+    path = dict.fromkeys(filter(None, (*sys.path, *more)))
+    # Not by PYTHONPATH, which a trainer's command, perhaps in another Python, would inherit.
+    code = (
+        "import sys; sys.path[:] = sys.argv[1:]; from modelsoup.executors import _child; _child()"
+    )
+    return subprocess.Popen(  # noqa: S603  # this very interpreter
+        [sys.executable, "-c", code, *path],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def _answer(process: subprocess.Popen[bytes], call: bytes) -> Any:
+    """What a child's call returns or raises.
+
+    Raises:
+        WorkerLostError: the child ended before it could say.
+    """
+    try:
+        answer, _ = process.communicate(call)
+    except BaseException:
+        process.kill()
+        raise
+    if process.returncode or not answer:
+        how = f"exit code {process.returncode}"
+        if process.returncode < 0:
+            how = f"signal {signal.Signals(-process.returncode).name}"
+        raise WorkerLostError(f"a worker process ended with {how}")
+    done, value = pickle.loads(answer)  # noqa: S301  # from our own child
+    if not done:
+        raise value
+    return value
+
+
 def _child() -> None:
     """The other side of `ProcessExecutor`: one call from stdin, its result to stdout."""
     if sys.platform.startswith("linux"):
@@ -105,82 +127,9 @@ def _child() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     answer_to = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed must not get into the answer
-    function, args, kwargs = pickle.load(sys.stdin.buffer)  # noqa: S301  # from our own parent
-    try:
-        answer = (True, function(*args, **kwargs))
-    except Exception as error:  # noqa: BLE001  # the parent raises it
-        error.__traceback__ = None
-        error.__cause__ = error.__context__ = None
-        answer = (False, error)
+    answer = _plainly(*pickle.load(sys.stdin.buffer))  # noqa: S301  # from our own parent
     with answer_to:
         answer_to.write(pickle.dumps(answer))
-
-
-class RayExecutor(Executor):
-    """`submit` as a Ray task.
-
-    Args:
-        address: a cluster's, or None to start one here.
-        workers: how many CPUs a Ray that is started here has.
-    """
-
-    takes_resources = True
-
-    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
-        import ray
-
-        self._ray = ray
-        self._started = not ray.is_initialized()
-        if self._started:
-            ray.init(
-                address=address, num_cpus=None if address else workers, include_dashboard=False,
-                log_to_driver=False, configure_logging=False,
-            )  # fmt: skip
-        self._tasks: dict[Future[Any], Any] = {}
-
-    def submit(  # type: ignore[override]  # one keyword more
-        self, fn: Callable[..., Any], /, *args: Any, resources: Mapping[str, float] | None = None,
-        **kwargs: Any,
-    ) -> Future[Any]:  # fmt: skip
-        """Call `fn` on a worker that has the resources, one CPU if none are named."""
-        wanted = dict(resources or {})
-        options: dict[str, Any] = {
-            "num_cpus": wanted.pop("cpus", 1), "num_gpus": wanted.pop("gpus", 0),
-            "max_retries": 0, "resources": wanted,
-        }  # fmt: skip
-        task = self._ray.remote(_plainly).options(**options).remote(fn, args, kwargs)
-        inner = task.future()
-        outer: Future[Any] = Future()
-        outer.set_running_or_notify_cancel()
-
-        def passed_on(done: Future[Any]) -> None:
-            try:
-                finished, value = done.result()
-            except Exception as error:  # noqa: BLE001  # passed on to who waits
-                outer.set_exception(WorkerLostError(str(error).splitlines()[0]))
-                return
-            if finished:
-                outer.set_result(value)
-            else:
-                outer.set_exception(value)
-
-        inner.add_done_callback(passed_on)
-        self._tasks[outer] = task
-        return outer
-
-    def terminate(self) -> None:
-        """End every call that runs."""
-        for task in self._tasks.values():
-            self._ray.cancel(task, force=True)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """As in `concurrent.futures.Executor`; a Ray that was started here is stopped."""
-        if cancel_futures:
-            self.terminate()
-        elif wait:
-            concurrent.futures.wait(list(self._tasks))
-        if self._started:
-            self._ray.shutdown()
 
 
 def _plainly(fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[bool, Any]:
@@ -191,6 +140,134 @@ def _plainly(fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[bool, Any]
         error.__traceback__ = None
         error.__cause__ = error.__context__ = None
         return False, error
+
+
+class DaskExecutor(Executor):
+    """Dask's own executor, with a new process on the worker for each call.
+
+    So a trainer that crashes does not take the worker along, and a worker that lives for long
+    keeps neither an old version of a trainer's module nor one from another plan's folder.
+
+    Args:
+        client: a `distributed.Client`.
+    """
+
+    takes_resources = True
+
+    def __init__(self, client: Any) -> None:
+        self._executor = client.get_executor(pure=False, retries=0)
+
+    def submit(  # type: ignore[override]  # one keyword more
+        self, fn: Callable[..., Any], /, *args: Any, resources: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> Future[Any]:  # fmt: skip
+        """Call `fn` on a worker that offers the resources; `gpus` is what Dask calls `GPU`."""
+        names = {"gpus": "GPU", "cpus": "CPU"}
+        wanted = {names.get(name, name): amount for name, amount in (resources or {}).items()}
+        call = pickle.dumps((fn, args, kwargs))
+        future: Future[Any] = self._executor.submit(
+            _in_a_process, call, tuple(sys.path), resources=wanted or None
+        )
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As in `concurrent.futures.Executor`; calls that run go on to their end."""
+        self._executor.shutdown(wait and not cancel_futures)
+
+
+def _in_a_process(call: bytes, path: Sequence[str]) -> Any:
+    """On a Dask worker: a call in a process of its own."""
+    return _answer(_start(path), call)
+
+
+class RayExecutor(Executor):
+    """`submit` as a Ray task.
+
+    Args:
+        address: a cluster's, or None to start one here (or to join that of RAY_ADDRESS).
+        workers: how many CPUs a Ray that is started here has.
+    """
+
+    takes_resources = True
+
+    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
+        import ray
+
+        if address is not None:
+            _must_answer(address, "Ray cluster")
+        self._ray = ray
+        self._connected = not ray.is_initialized()
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        self._alone = self._connected and address == "local"
+        if self._connected:
+            here = {"num_cpus": workers, "include_dashboard": False} if self._alone else {}
+            ray.init(address, log_to_driver=False, logging_level="error", **here)
+        self._tasks: dict[Future[Any], Any] = {}
+
+    def submit(  # type: ignore[override]  # one keyword more
+        self, fn: Callable[..., Any], /, *args: Any, resources: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> Future[Any]:  # fmt: skip
+        """Call `fn` on a worker that has the resources, one CPU if none are named."""
+        outer: Future[Any] = Future()
+        wanted = {"cpus": 1, **(resources or {})}
+        if self._alone and (lacking := self._lacking(wanted)):
+            outer.set_exception(RunError(f"the Ray that was started here has no {lacking}"))
+            return outer
+        options: dict[str, Any] = {
+            "num_cpus": wanted.pop("cpus"), "num_gpus": wanted.pop("gpus", 0),
+            "max_retries": 0, "resources": wanted,
+        }  # fmt: skip
+        task = self._ray.remote(_on_ray).options(**options).remote(sys.path, fn, args, kwargs)
+
+        def passed_on(done: Future[Any]) -> None:
+            if not outer.set_running_or_notify_cancel():
+                return
+            try:
+                finished, value = done.result()
+            except Exception as error:  # noqa: BLE001  # passed on to who waits
+                said = str(error).partition("\n")[0] or type(error).__name__
+                outer.set_exception(WorkerLostError(said))
+                return
+            if finished:
+                outer.set_result(value)
+            else:
+                outer.set_exception(value)
+
+        self._tasks[outer] = task
+        task.future().add_done_callback(passed_on)
+        return outer
+
+    def _lacking(self, wanted: Mapping[str, float]) -> str:
+        """Resources that will never be there: nobody adds machines to a Ray of this machine."""
+        names = {"cpus": "CPU", "gpus": "GPU"}
+        has = self._ray.cluster_resources()
+        return ", ".join(
+            f"{name}: {amount:g}"
+            for name, amount in wanted.items()
+            if amount > has.get(names.get(name, name), 0)
+        )
+
+    def terminate(self) -> None:
+        """End every call that runs."""
+        for future, task in self._tasks.items():
+            if not future.done() or future.cancelled():
+                self._ray.cancel(task, force=True)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As in `concurrent.futures.Executor`; a Ray that was started here is stopped."""
+        if cancel_futures:
+            self.terminate()
+        elif wait:
+            concurrent.futures.wait(list(self._tasks))
+        if self._connected:
+            self._ray.shutdown()
+
+
+def _on_ray(path: Sequence[str], fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """On a Ray worker, which lives for one run only: a call that may import what we can."""
+    sys.path.extend(folder for folder in path if folder and folder not in sys.path)
+    return _plainly(fn, args, kwargs)
 
 
 @contextlib.contextmanager
@@ -217,12 +294,13 @@ def executor_from(text: str, workers: int | None = None) -> Iterator[Executor]:
             from distributed import Client
         except ImportError:
             raise ParameterError("dask:// needs the extra: pip install 'modelsoup[dask]'") from None
+        _must_answer(text, "Dask scheduler")
         try:
-            client = Client(f"tcp:{rest}", timeout="10s")
+            client = Client(f"tcp:{rest}", timeout=_PATIENCE)
         except OSError as error:
             raise ParameterError(f"no Dask scheduler answers at {rest[2:]}") from error
         with client:
-            yield client.get_executor(pure=False, retries=0)
+            yield DaskExecutor(client)
     elif text == "ray" or text.startswith("ray://"):
         try:
             ray = RayExecutor(None if text == "ray" else text, workers)
@@ -238,6 +316,22 @@ def executor_from(text: str, workers: int | None = None) -> Iterator[Executor]:
         raise ParameterError(
             f"no executor is called {text!r}{nearest(text, _KINDS)} (expected {', '.join(_KINDS)})"
         )
+
+
+def _must_answer(address: str, what: str) -> None:
+    """Find at once, and in one sentence, what a cluster's own client says late and at length."""
+    host = address.partition("//")[2]
+    try:
+        parts = urlsplit(address)
+        target = parts.hostname, parts.port
+    except ValueError:  # the port is no number
+        target = None, None
+    if None in target:
+        raise ParameterError(f"{address} is no address of a {what} (expected HOST:PORT)")
+    try:
+        socket.create_connection(target, _PATIENCE).close()
+    except OSError as error:
+        raise ParameterError(f"no {what} answers at {host}: {error.strerror or error}") from error
 
 
 def _count(text: str, whole: str) -> int:

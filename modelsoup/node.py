@@ -29,7 +29,7 @@ from .errors import CheckpointError, RunError, StoreError, TrainerError, listed
 from .lineage import record_training
 from .plan import described, trainer_of
 from .store import Store, content_digest, output_name, remove_strays
-from .trainer import carry_out
+from .trainer import carry_out, end_orphans
 from .tree import FineTune, Merge, Operation, Train
 from .version import __version__
 from .writer import LINEAGE_KEY, CheckpointWriter, OutputTensor, layout
@@ -123,6 +123,7 @@ def perform(task: Task) -> dict[str, Any]:
         SoupError: the merge or the trainer failed.
     """
     store = Store(task.store)
+    end_orphans(store.work(task.key))
     with store.lock(task.key):
         if store.has(task.key):  # another run was quicker
             return dict(store.entry(task.key).record)

@@ -55,6 +55,7 @@ PROGRESS_PREFIX = "soup-progress "
 """A line that a command prints with this before a JSON object is progress, not log."""
 
 _LAST_LINES = 5
+_MARK = "MODELSOUP_NODE"  # in a command's environment: who runs it, for which work folder
 _GRACE = 2.0  # seconds between asking a command to end and ending it
 _EXTRAS = {"cyclegan": "i2i", "deepi2i": "i2i", "transferi2i": "i2i", "balagan": "i2i"}
 
@@ -325,7 +326,11 @@ class CommandTrainer:
         }  # fmt: skip
         command = _filled(options.command, values)
         deadline = None if options.timeout is None else time.monotonic() + options.timeout
-        environment = {**os.environ, **{name: str(v) for name, v in options.env.items()}}
+        environment = {
+            **os.environ,
+            _MARK: _mark(os.getpid(), job.work),
+            **{name: str(v) for name, v in options.env.items()},
+        }
         try:
             process = subprocess.Popen(  # noqa: S603  # no shell, and the plan's author names it
                 command, cwd=options.folder, env=environment,
@@ -348,6 +353,29 @@ class CommandTrainer:
         if code:
             how = f"ended with exit code {code}" if code > 0 else f"was ended by signal {-code}"
             raise TrainerError(f"the command {' '.join(command[:3])} … {how}{said}")
+
+
+def _mark(owner: int, work: Path) -> str:
+    return f"{owner}:{work}"
+
+
+def end_orphans(work: Path) -> None:
+    """End what a command started and left behind when the process that ran it was killed.
+
+    It would write on into the work folder, and it holds the node's lock. Known by a mark in its
+    environment, which only Linux shows; elsewhere the lock is waited for.
+    """
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:  # ended, or another user's
+            continue
+        for variable in variables:
+            name, _, value = variable.decode(errors="replace").partition("=")
+            owner, _, place = value.partition(":")
+            if name == _MARK and place == str(work) and not Path("/proc", owner).exists():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(int(folder.name), signal.SIGKILL)
 
 
 def _die_with_parent() -> Callable[[], object] | None:

@@ -311,7 +311,9 @@ class _Expander:
         for name, patterns in own_groups.items():
             if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
                 raise PlanError(f"{where}: the group {name!r} is no list of patterns: {patterns!r}")
-        groups = {**self._trainer_groups(item), **self.file.groups, **own_groups}
+        groups = {**self.file.groups, **own_groups}
+        if _names_groups(given.get("layers")):
+            groups = {**self._trainer_groups(item), **groups}
         if groups and _names_groups(given.get("layers")):
             given["groups"] = {name: list(patterns) for name, patterns in groups.items()}
         try:
@@ -369,9 +371,10 @@ class _Expander:
         try:
             trainer = get_trainer(given["trainer"])
             options = {k: v for k, v in given.items() if k not in _RESERVED}
-            return trainer_groups(trainer, build_options(trainer, options))
+            built = build_options(trainer, options)
         except SoupError:
             return {}  # `_training` says it, with its place
+        return trainer_groups(trainer, built)
 
 
 def _over(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,10 +41,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(folder: Path, text: str = TUNED, name: str = "out", **more) -> modelsoup.RunReport:
+def run(
+    folder: Path, text: str = TUNED, name: str = "out", store_name: str = "store", **more
+) -> modelsoup.RunReport:
     tree, _ = parse_tree(text, folder=folder)
     return modelsoup.run(
-        tree, folder / f"{name}.safetensors", store=folder / "store", force=True, **more
+        tree, folder / f"{name}.safetensors", store=folder / store_name, force=True, **more
     )
 
 
@@ -414,6 +416,122 @@ def test_a_trainer_goes_on_from_its_own_last_state(folder: Path) -> None:
     soup(folder, *command[3:])
     log = folder / "store" / "logs" / f"{state.parent.name}.log"
     assert "resumed at " in log.read_text()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are known by /proc")
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+def test_what_a_killed_command_left_behind_is_ended_by_the_next_run(folder: Path, sign) -> None:
+    command = ["sh", "-c", "[ -e ready ] || sleep 60; cp $0 $1", "{start}", "{output}"]
+    text = json.dumps(
+        {
+            "soup": 1, "models": {"a": "a.safetensors"},
+            "tree": {"of": ["a"], "finetune": {"command": command}},
+        }
+    )  # fmt: skip
+    (folder / "tree.yaml").write_text(text)
+    arguments = [*SOUP, "run", "tree.yaml", "-o", "out.safetensors", "-q"]
+    process = subprocess.Popen(arguments, cwd=folder)
+    work = folder / ".soup-store" / "work"
+    deadline = time.monotonic() + 30
+    while not list(work.glob("*/frozen.txt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(sign)
+    process.wait()
+    (folder / "ready").touch()
+    begin = time.monotonic()
+    soup(folder, *arguments[3:])
+    assert time.monotonic() - begin < 20
+
+
+def test_a_command_may_leave_a_child_behind_that_holds_its_output_open(folder: Path) -> None:
+    command = ["sh", "-c", "cp $0 $1; sleep 60 & exit 0", "{start}", "{output}"]
+    text = json.dumps(
+        {
+            "soup": 1, "models": {"a": "a.safetensors"},
+            "tree": {"of": ["a"], "finetune": {"command": command}},
+        }
+    )  # fmt: skip
+    begin = time.monotonic()
+    assert run(folder, text).computed == ("root",)
+    assert time.monotonic() - begin < 20
+
+
+def test_a_tree_that_keeps_its_root_only_leaves_other_trees_alone(folder: Path) -> None:
+    twice = """soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors}
+tree: {of: [{of: [a, b]}, {of: [{of: [a, b]}, c]}]}
+"""
+    assert len(run(folder, twice).computed) == 3  # what occurs twice is made once
+    run(folder, twice.replace("{of: [{of: [a, b]}, c]}", "c, c"), "other", keep="root")
+    assert run(folder, twice).computed == ()
+    assert len(run(folder, twice, store_name="alone", keep="root").computed) == 3
+
+
+def test_a_file_and_a_folder_with_the_same_weights_are_not_the_same(folder: Path) -> None:
+    for name in "ab":
+        (folder / f"F{name}").mkdir()
+        shutil.copy(folder / f"{name}.safetensors", folder / f"F{name}" / "model.safetensors")
+        (folder / f"F{name}" / "config.json").write_text("{}")
+    text = "soup: 1\nmodels: {a: Fa, b: Fb}\ntree: {of: [a, b]}\n"
+    tree, _ = parse_tree(text, folder=folder)
+    out = modelsoup.run(tree, folder / "FF", store=folder / "store").output
+    assert out.is_dir()
+    files = text.replace("Fa", "a.safetensors").replace("Fb", "b.safetensors")
+    assert run(folder, files).output.is_file()
+    (folder / "Fa" / "config.json").write_text('{"v": 2}')
+    tree, _ = parse_tree(text, folder=folder)
+    out = modelsoup.run(tree, folder / "F2", store=folder / "store").output
+    assert (out / "config.json").read_text() == '{"v": 2}'
+
+
+def test_a_damaged_record_is_made_again(folder: Path) -> None:
+    run(folder)
+    store = Store(folder / "store")
+    root = next(e for e in store.entries() if e.record["node"] == "root")
+    for content in ("", "[]", '{"output": "x"}', "\0"):
+        (store.folder_of(root.key) / "record.json").write_text(content)
+        (folder / "tree.yaml").write_text(TUNED)
+        assert "its record" in soup(folder, "store", "verify", "--store", "store", code=1).stderr
+        assert run(folder).computed == ("root",)
+
+
+def test_a_leaf_that_changed_behind_its_time_is_found_once(folder: Path) -> None:
+    run(folder)
+    path = folder / "a.safetensors"
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "root" in run(folder).computed
+
+
+def test_reading_a_store_makes_none(folder: Path) -> None:
+    (folder / "project").mkdir()
+    said = soup(folder, "store", "list", "--store", "project", code=1).stderr
+    assert said == "Error: there is no store at project\n"
+    (folder / "tree.yaml").write_text(TUNED)
+    soup(folder, "plan", "tree.yaml", "--store", "project")
+    assert not list((folder / "project").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("trainer", "said"),
+    [
+        ("trainers:Exits", "failed: SystemExit: 2"),
+        (":Add", "could not be imported: ValueError"),
+        ("..x:Y", "could not be imported: TypeError"),
+        ("trainers:Needy", "could not be imported: TypeError"),
+        ("trainers:BadTensors", "tells the dtype 'float32' of w"),
+        ("trainers:BadGroups", "cannot tell its groups: RuntimeError: no groups today"),
+    ],
+)
+def test_a_strange_trainer_is_told_in_a_sentence(folder: Path, trainer: str, said: str) -> None:
+    text = TUNED.replace("trainers:Add", trainer).replace(", add: 1", "")
+    text = text.replace("{beta: 0.25}", "{layers: {low-level: merge}, low_level: 0.5}")
+    with pytest.raises(modelsoup.SoupError, match=said):
+        run(folder, text, executor=ProcessExecutor(2))
 
 
 def test_two_runs_on_one_store_share_the_work(folder: Path) -> None:

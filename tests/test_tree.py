@@ -218,6 +218,46 @@ def test_a_fault_is_said_with_its_place(text: str, said: str, folder: Path) -> N
         parse_tree(text, folder=folder)
 
 
+def test_a_nodes_other_method_keeps_what_holds_for_any_method(folder: Path) -> None:
+    tree, _ = parse_tree(
+        HEAD
+        + """defaults: {merge: {dtype: F16, seed: 010, beta: 0.2}}
+tree: {of: [a, b], merge: {method: slerp, t: 0.5}}
+""",
+        folder=folder,
+    )
+    recipe = tree.operation("root").recipe
+    assert (recipe.dtype, recipe.seed, recipe.beta) == ("F16", 10, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HEAD + "tree: {of: [a, b], merge: {groups: 3}}\n", "groups is 3, not a mapping"),
+        (HEAD + "tree: {of: [a, b], merge: {groups: {g: 3}}}\n", "the group 'g' is no list"),
+        (
+            HEAD + 'tree: {of: [a, b], finetune: {command: [x, "{output}"], folder: 3}}\n',
+            "the command's folder 3 is no folder",
+        ),
+        (HEAD + 'tree: {of: [a, b], name: "x\\0"}\n', "has control characters"),
+    ],
+)
+def test_wrong_types_anywhere_are_said(text: str, said: str, folder: Path) -> None:
+    with pytest.raises(PlanError, match=said):
+        parse_tree(text, folder=folder)
+
+
+def test_a_plan_that_swells_by_its_names_is_refused(folder: Path) -> None:
+    doubled = "".join(f"  m{n}: {{of: [m{n - 1}, m{n - 1}]}}\n" for n in range(1, 40))
+    text = f"soup: 1\nmodels:\n  m0: a.safetensors\n{doubled}tree: m39\n"
+    with pytest.raises(PlanError, match="more than 20,000 nodes"):
+        parse_tree(text, folder=folder)
+    deep = "".join(f"  m{n}: {{of: [m{n - 1}, a]}}\n" for n in range(1, 300))
+    text = f"soup: 1\nmodels:\n  a: a\n  m0: b\n{deep}tree: m299\n"
+    with pytest.raises(PlanError, match="nested more than 100 deep"):
+        parse_tree(text, folder=folder)
+
+
 def test_several_faults_of_form_are_told_at_once(folder: Path) -> None:
     with pytest.raises(PlanError) as caught:
         parse_tree(HEAD + "seed: x\nbogus: 1\ntree: {of: [a], more: 2}\n", folder=folder)

@@ -135,5 +135,25 @@ class Dies(Writes):
         return weights
 
 
+class Exits(Writes):
+    def made(self, weights, job):
+        raise SystemExit(2)
+
+
+class Needy(Writes):
+    def __init__(self, something):
+        self.something = something
+
+
+class BadTensors(Writes):
+    def tensors(self, options):
+        return {"w": ("float32", (2,))}
+
+
+class BadGroups(Writes):
+    def groups(self, options):
+        raise RuntimeError("no groups today")
+
+
 class NoTrainer:
     name = "none"
