@@ -389,7 +389,11 @@ def test_ctrl_c_ends_within_five_seconds_and_says_what_is_kept(folder: Path) -> 
         [*SOUP, "run", "tree.yaml", "-o", "out.safetensors", "--workers", "2"],
         cwd=folder, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(4)
+    records = folder / ".soup-store" / "objects"
+    deadline = time.monotonic() + 60
+    while len(list(records.glob("*/record.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)  # both trainers are at work now
     start = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
