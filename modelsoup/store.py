@@ -1,12 +1,12 @@
 """Results named by what made them: a folder that runs share, and that survives their end.
 
-STORE/objects/KEY/model.safetensors (or model/)   a node's checkpoint
-STORE/objects/KEY/record.json                     what made it; there only once it is finished
-STORE/work/KEY/                                   a trainer's own folder, until it is finished
-STORE/logs/KEY.log, KEY.progress.json             what a node prints, and how far it is
-STORE/locks/KEY                                   held by who works on it; a crash lets it go
-STORE/digests/                                    of leaves, by path, size and time
-STORE/roots/                                      the trees that were run here, for `gc`
+objects/KEY/model.safetensors (or model/)   a node's checkpoint
+objects/KEY/record.json                     what made it; there only once it is finished
+work/KEY/                                   a trainer's own folder, until it is finished
+logs/KEY.log, KEY.progress.json             what a node prints, and how far it is
+locks/KEY                                   held by who works on it; a crash lets it go
+digests/                                    of leaves, by path, size and time
+roots/                                      the trees that were run here, for `gc`
 """
 
 from __future__ import annotations
