@@ -270,6 +270,7 @@ def steps(progress: Path) -> float:
 # --- addresses ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # and Ray's client gives up after 30 s, which a busy machine may need
 def test_the_address_of_a_running_ray_will_do(folder: Path) -> None:
     pytest.importorskip("ray")
     pytest.importorskip("grpc")  # ray[client]
