@@ -36,6 +36,7 @@ from .writer import LINEAGE_KEY, CheckpointWriter, OutputTensor, layout
 
 _CHUNK = 8 << 20
 _OFTEN = 0.2  # seconds between two notes of progress
+_AGAIN = 0.2  # seconds between two looks whether a node is free
 
 
 class DamagedError(StoreError):
@@ -123,34 +124,43 @@ def perform(task: Task) -> dict[str, Any]:
         SoupError: the merge or the trainer failed.
     """
     store = Store(task.store)
-    end_orphans(store.work(task.key))
-    with store.lock(task.key):
-        if store.has(task.key):  # another run was quicker
-            return dict(store.entry(task.key).record)
-        folder = store.folder_of(task.key)
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_strays(folder)
-        started, clock = time.time(), time.monotonic()
-        with _log(store.log(task.key)) as log, _captured(log, wanted=task.capture):
-            output, made = _carry_out(task, store, folder, log)
-        record = {
-            "node": task.node,
-            "operation": type(task.operation).__name__.lower(),
-            **described(task.operation),
-            "inputs": [
-                {"node": s.node, "key": s.key, "digest": s.digest} for s in task.sources
-            ],
-            "seed": task.seed,
-            "started": started,
-            "seconds": round(time.monotonic() - clock, 3),
-            "host": socket.gethostname(),
-            "versions": {
-                "modelsoup": __version__, "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            **made,
-        }  # fmt: skip
-        return store.put(task.key, output, record)
+    while True:
+        with store.lock(task.key, wait=False) as held:
+            if held:
+                return _perform(task, store)
+        # Another run is at it, or what a killed one left behind, which may still be dying.
+        end_orphans(store.work(task.key))
+        time.sleep(_AGAIN)
+
+
+def _perform(task: Task, store: Store) -> dict[str, Any]:
+    """`perform`, under the key's lock."""
+    if store.has(task.key):  # another run was quicker
+        return dict(store.entry(task.key).record)
+    folder = store.folder_of(task.key)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_strays(folder)
+    started, clock = time.time(), time.monotonic()
+    with _log(store.log(task.key)) as log, _captured(log, wanted=task.capture):
+        output, made = _carry_out(task, store, folder, log)
+    record = {
+        "node": task.node,
+        "operation": type(task.operation).__name__.lower(),
+        **described(task.operation),
+        "inputs": [
+            {"node": s.node, "key": s.key, "digest": s.digest} for s in task.sources
+        ],
+        "seed": task.seed,
+        "started": started,
+        "seconds": round(time.monotonic() - clock, 3),
+        "host": socket.gethostname(),
+        "versions": {
+            "modelsoup": __version__, "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        **made,
+    }  # fmt: skip
+    return store.put(task.key, output, record)
 
 
 def _carry_out(task: Task, store: Store, folder: Path, log: IO[str]) -> tuple[Path, dict[str, Any]]:

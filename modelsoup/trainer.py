@@ -373,9 +373,18 @@ def end_orphans(work: Path) -> None:
         for variable in variables:
             name, _, value = variable.decode(errors="replace").partition("=")
             owner, _, place = value.partition(":")
-            if name == _MARK and place == str(work) and not Path("/proc", owner).exists():
+            if name == _MARK and place == str(work) and not _lives(owner):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(int(folder.name), signal.SIGKILL)
+
+
+def _lives(process: str) -> bool:
+    """Whether a process still runs; one that ended and was not reaped does not."""
+    try:
+        state = Path("/proc", process, "stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in ("Z", "X")
 
 
 def _die_with_parent() -> Callable[[], object] | None:
