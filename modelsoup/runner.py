@@ -33,7 +33,7 @@ from .plan import NodePlan, Plan, check, node_seed
 from .store import DEFAULT_STORE, Store, content_digest
 from .stream import default_workers
 from .tree import FineTune, Load, Merge, Train, Tree
-from .writer import PARTIAL_SUFFIX, check_output, remove_stale
+from .writer import PARTIAL_SUFFIX, check_output, remove_stale, replace_folder
 
 State = Literal["waiting", "running", "done", "kept", "failed", "skipped"]
 KEEPS = ("all", "root")
@@ -428,9 +428,10 @@ def _export(source: Source, output: Path, *, force: bool) -> Path:
             shutil.copyfile(source.path, partial)
         _verify(source, partial)
         _flush(partial)
-        if output.is_dir():
-            shutil.rmtree(output)
-        os.replace(partial, output)
+        if partial.is_dir():
+            replace_folder(partial, output)
+        else:
+            os.replace(partial, output)
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
     finally:

@@ -283,7 +283,7 @@ class CheckpointWriter:
                 _fsync_folder(self._partial)
             check_output(self.output, force=self._force)
             if self.is_folder:
-                _replace_folder(self._partial, self.output)
+                replace_folder(self._partial, self.output)
             else:
                 os.replace(self._partial, self.output)
             if self._fsync:
@@ -363,7 +363,7 @@ def remove_stale(output: Path) -> list[Path]:
     """Remove temporaries that killed runs left for this output; those in use are locked."""
     removed = []
     suffixes = [PARTIAL_SUFFIX]
-    if output.exists():  # else a replaced folder may be the only copy left: see _replace_folder
+    if output.exists():  # else a replaced folder may be the only copy left: see replace_folder
         suffixes.append(REPLACED_SUFFIX)
     # Not a glob: `.model.*` would find the temporaries of `model.v2` too.
     ours = re.compile(
@@ -392,7 +392,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _replace_folder(partial: Path, output: Path) -> None:
+def replace_folder(partial: Path, output: Path) -> None:
+    """Put a finished folder in its place; an old one there is lost only once the new one stands."""
     if not output.exists():
         os.rename(partial, output)
         return

@@ -225,6 +225,9 @@ tree: {of: [a, b], finetune: {trainer: "trainers:Add"}}
     report = modelsoup.run(tree, folder / "out", store=folder / "store")
     assert json.loads((report.output / "config.json").read_text()) == {"kind": "test"}
     assert len(modelsoup.open_checkpoint(report.output)) == 4
+    modelsoup.run(tree, folder / "out", store=folder / "store", force=True)  # replaces its own
+    assert json.loads((folder / "out" / "config.json").read_text()) == {"kind": "test"}
+    assert not [p for p in folder.iterdir() if ".soup-" in p.name]
 
 
 # --- what goes wrong ---------------------------------------------------------------------------
