@@ -1,0 +1,195 @@
+"""CycleGAN's generator and discriminator in torch, with the official names, and their loading.
+
+Zhu et al., "Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial Networks", ICCV
+2017, appendix 7.2. InstanceNorm has neither parameters nor statistics, so a checkpoint holds the
+weights and biases of convolutions alone, and averaging checkpoints leaves nothing to repair.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from modelsoup import CheckpointError, MismatchError, ParameterError, open_checkpoint
+
+from .shapes import (
+    DIRECTIONS,
+    MULTIPLE,
+    DiscriminatorShape,
+    GeneratorShape,
+    discriminator_tensors,
+    discriminator_widths,
+    generator_shape_of,
+    generator_tensors,
+)
+
+__all__ = [
+    "DiscriminatorShape",
+    "GeneratorShape",
+    "PatchDiscriminator",
+    "ResnetGenerator",
+    "at_any_size",
+    "discriminator_tensors",
+    "generator_shape_of",
+    "generator_tensors",
+    "load_generator",
+]
+
+SPREAD = 0.02  # the standard deviation of all initial weights
+
+
+class Convolution(nn.Conv2d):
+    """A convolution that initialises itself as CycleGAN does: N(0, 0.02), and biases of 0."""
+
+    def reset_parameters(self) -> None:
+        """What `torch_bridge.load_into` calls for tensors that a start lacks."""
+        _reset(self)
+
+
+class TransposedConvolution(nn.ConvTranspose2d):
+    """The same for the layers that double the size."""
+
+    def reset_parameters(self) -> None:
+        """What `torch_bridge.load_into` calls for tensors that a start lacks."""
+        _reset(self)
+
+
+def _reset(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    nn.init.normal_(layer.weight, 0.0, SPREAD)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv_block(x), with nothing after the sum."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_block = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            Convolution(channels, channels, 3),
+            nn.InstanceNorm2d(channels),
+            nn.ReLU(),
+            nn.ReflectionPad2d(1),
+            Convolution(channels, channels, 3),
+            nn.InstanceNorm2d(channels),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Of the same shape."""
+        result: torch.Tensor = images + self.conv_block(images)
+        return result
+
+
+class ResnetGenerator(nn.Module):
+    """Translates images: N × channels × H × W in [−1, 1], to the same shape and range.
+
+    Heights and widths must be multiples of four; `at_any_size` pads others.
+    """
+
+    def __init__(self, shape: GeneratorShape | None = None) -> None:
+        super().__init__()
+        self.shape = shape = shape or GeneratorShape()
+        width, channels = shape.width, shape.channels
+        layers: list[nn.Module] = [
+            nn.ReflectionPad2d(3), Convolution(channels, width, 7),
+            nn.InstanceNorm2d(width), nn.ReLU(),
+        ]  # fmt: skip
+        for wide in (width, 2 * width):
+            layers += [
+                Convolution(wide, 2 * wide, 3, stride=2, padding=1),
+                nn.InstanceNorm2d(2 * wide), nn.ReLU(),
+            ]  # fmt: skip
+        layers += [ResidualBlock(4 * width) for _ in range(shape.blocks)]
+        for wide in (4 * width, 2 * width):
+            layers += [
+                TransposedConvolution(wide, wide // 2, 3, stride=2, padding=1, output_padding=1),
+                nn.InstanceNorm2d(wide // 2), nn.ReLU(),
+            ]  # fmt: skip
+        layers += [nn.ReflectionPad2d(3), Convolution(width, channels, 7), nn.Tanh()]
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The translation."""
+        result: torch.Tensor = self.model(images)
+        return result
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges patches: N × channels × H × W in [−1, 1] to N × 1 × h × w, 1 for real, 0 for fake.
+
+    Images of 256² give 30², of 128² 14², of 64² 6².
+    """
+
+    def __init__(self, shape: DiscriminatorShape | None = None) -> None:
+        super().__init__()
+        self.shape = shape = shape or DiscriminatorShape()
+        widths = discriminator_widths(shape)
+        layers: list[nn.Module] = [
+            Convolution(shape.channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)
+        ]  # fmt: skip
+        for index in range(1, len(widths)):
+            stride = 2 if index < shape.layers else 1
+            layers += [
+                Convolution(widths[index - 1], widths[index], 4, stride=stride, padding=1),
+                nn.InstanceNorm2d(widths[index]), nn.LeakyReLU(0.2),
+            ]  # fmt: skip
+        layers.append(Convolution(widths[-1], 1, 4, padding=1))
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The verdicts; no sigmoid."""
+        result: torch.Tensor = self.model(images)
+        return result
+
+
+def at_any_size(generator: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Translate images whose sides need not be multiples of four.
+
+    They are continued by reflection at the right and at the bottom, and the result is cut back.
+    """
+    height, width = images.shape[-2:]
+    below, right = -height % MULTIPLE, -width % MULTIPLE
+    if not below and not right:
+        plain: torch.Tensor = generator(images)
+        return plain
+    kind = "reflect" if below < height and right < width else "replicate"
+    padded = nn.functional.pad(images, (0, right, 0, below), mode=kind)
+    result: torch.Tensor = generator(padded)[..., :height, :width]
+    return result
+
+
+def load_generator(checkpoint: str | Path, direction: str = "x2y") -> ResnetGenerator:
+    """One generator of a checkpoint, in eval mode, in float32 on the CPU.
+
+    Args:
+        checkpoint: a safetensors file with `G_A.*` (X to Y) or `G_B.*` (Y to X).
+        direction: `x2y` or `y2x`.
+
+    Raises:
+        ParameterError: another direction.
+        CheckpointError: the file is missing or damaged.
+        MismatchError: it holds no such generator, or one of another kind.
+    """
+    if direction not in DIRECTIONS:
+        raise ParameterError(f"the direction is {direction!r}, but must be x2y or y2x")
+    prefix = f"{DIRECTIONS[direction]}."
+    opened = open_checkpoint(checkpoint)
+    shapes = {name: info.shape for name, info in opened.tensors.items()}
+    try:
+        shape = generator_shape_of(shapes, prefix)
+    except MismatchError as error:
+        raise MismatchError(f"{checkpoint}: {error}") from None
+    network = ResnetGenerator(shape)
+    state = {}
+    for name in generator_tensors(shape):
+        values = np.asarray(opened[prefix + name], np.float32)
+        if not np.isfinite(values).all():
+            raise CheckpointError(f"{checkpoint}: {prefix + name} holds NaN or infinity")
+        state[name] = torch.from_numpy(values)
+    network.load_state_dict(state)
+    network.eval()
+    return network
