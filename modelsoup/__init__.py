@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SoupError,
         StoreError,
         TrainerError,
+        nearest,
     )
     from .executors import ProcessExecutor, RayExecutor
     from .inspection import Node, summarize
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from .runner import Event, RunReport, run
     from .store import Store
     from .torch_convert import ConvertReport, convert
-    from .trainer import Job, Trainer, register_trainer
+    from .trainer import Job, Trainer, build_options, get_trainer, options_as_json, register_trainer
     from .tree import FineTune, Load, Merge, Train, Training, Tree, binary_tree
     from .tree_yaml import parse_tree, read_tree
     from .verification import VerifyReport, verify
@@ -53,7 +54,7 @@ _HOMES = {
     "engine": ("MergeReport", "merge"),
     "errors": (
         "CheckpointError", "MismatchError", "NonfiniteError", "OutputError", "ParameterError",
-        "PlanError", "RuleError", "RunError", "SoupError", "StoreError", "TrainerError",
+        "PlanError", "RuleError", "RunError", "SoupError", "StoreError", "TrainerError", "nearest",
     ),
     "executors": ("ProcessExecutor", "RayExecutor"),
     "inspection": ("Node", "summarize"),
@@ -66,7 +67,9 @@ _HOMES = {
     "runner": ("Event", "RunReport", "run"),
     "store": ("Store",),
     "torch_convert": ("ConvertReport", "convert"),
-    "trainer": ("Job", "Trainer", "register_trainer"),
+    "trainer": (
+        "Job", "Trainer", "build_options", "get_trainer", "options_as_json", "register_trainer",
+    ),
     "tree": ("FineTune", "Load", "Merge", "Train", "Training", "Tree", "binary_tree"),
     "tree_yaml": ("parse_tree", "read_tree"),
     "verification": ("VerifyReport", "verify"),
@@ -119,16 +122,20 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "binary_tree",
+    "build_options",
     "check",
     "convert",
     "diff",
     "digest_file",
     "get_method",
+    "get_trainer",
     "lineage_graph",
     "merge",
     "method",
     "method_names",
+    "nearest",
     "open_checkpoint",
+    "options_as_json",
     "parameter",
     "parse_rule",
     "parse_tree",

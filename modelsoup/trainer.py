@@ -57,7 +57,10 @@ PROGRESS_PREFIX = "soup-progress "
 _LAST_LINES = 5
 _MARK = "MODELSOUP_NODE"  # in a command's environment: who runs it, for which work folder
 _GRACE = 2.0  # seconds between asking a command to end and ending it
-_EXTRAS = {"cyclegan": "i2i", "deepi2i": "i2i", "transferi2i": "i2i", "balagan": "i2i"}
+_EXTRAS = {
+    "cyclegan": "i2i", "deepi2i": "i2i", "transferi2i": "i2i", "balagan": "i2i",
+    "openvino-qat": "openvino",
+}  # fmt: skip
 
 Report = Callable[[float | None, Mapping[str, float]], None]
 """`report(done, metrics)`: the share that is done, in [0, 1] or None, and figures to show."""

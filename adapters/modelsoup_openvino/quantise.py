@@ -1,0 +1,265 @@
+"""Post-training quantisation by NNCF, and the quantised checkpoint: safetensors, no pickle.
+
+NNCF keeps a float network as it is and puts fake quantisers before its operations: INT8 by its
+values, float by its type, so it can go on being trained. They are modules below `__nncf_hooks`;
+where each one stands is told by a configuration, which the checkpoint carries as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
+
+from modelsoup import CheckpointError, MismatchError, OutputError, ParameterError, nearest
+
+from .versions import Say, load_nncf, silence
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+HOOKS = "__nncf_hooks."
+"""What the names of NNCF's own tensors begin with."""
+
+FORMAT = "modelsoup.quantised"
+CONFIG = "nncf"
+MOST_IMAGES = 300
+
+Mode = Literal["symmetric", "asymmetric"]
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How a network is quantised, by NNCF's names (`nncf.quantize`, its advanced parameters).
+
+    Attributes:
+        preset: `performance`: symmetric activations, which every INT8 operation of a CPU takes.
+            `mixed`: asymmetric ones, a little finer; OpenVINO then computes some transposed
+            convolutions in float32.
+        subset_size: how many calibration images are looked at, 1 to 300.
+        fast_bias_correction: False is NNCF's slower way.
+        weights: mode of the weights; None is the preset's.
+        activations: mode of the activations; None is the preset's.
+        per_channel: a scale for each output channel of a weight, or one for all.
+        ignored_names: what stays float: a layer by its name in the checkpoint (`model.26`), or an
+            operation by NNCF's (`model/26/conv2d/0`).
+        ignored_patterns: the same by regular expressions over NNCF's names.
+        ignored_types: the same by types of operations (`conv_transpose2d`).
+    """
+
+    preset: Literal["performance", "mixed"] = "performance"
+    subset_size: int = MOST_IMAGES
+    fast_bias_correction: bool = True
+    weights: Mode | None = None
+    activations: Mode | None = None
+    per_channel: bool = True
+    ignored_names: tuple[str, ...] = ()
+    ignored_patterns: tuple[str, ...] = ()
+    ignored_types: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.subset_size <= MOST_IMAGES:
+            raise ValueError(
+                f"subset_size is {self.subset_size}, but must be from 1 to {MOST_IMAGES}"
+            )
+
+
+def quantised(
+    network: nn.Module, images: Iterable[torch.Tensor], how: Quantisation, *,
+    frozen: Iterable[str] = (), say: Say,
+) -> nn.Module:  # fmt: skip
+    """A copy of a float network with NNCF's quantisers in it, calibrated on images.
+
+    Args:
+        network: in eval mode; stays as it is. Not an `nn.Sequential`, to which NNCF's own child
+            would be one more layer.
+        images: what it sees in use, float32 of 1 × channels × height × width each; the first
+            `subset_size` are taken.
+        how: presets and exceptions.
+        frozen: names of its tensors that keep their value, which bias correction would change.
+        say: is told what a user may want to know.
+
+    Raises:
+        VersionError: NNCF is missing or of another version.
+        ParameterError: there is no image, or what is to be ignored is not in the network.
+    """
+    nncf = load_nncf(say)
+    import torch
+
+    chosen = list(islice(iter(images), how.subset_size))
+    if not chosen:
+        raise ParameterError("there is no calibration image, where 1 to 300 are expected")
+    with silence(), _quiet():
+        try:
+            result: nn.Module = nncf.quantize(
+                network,
+                nncf.Dataset(chosen),
+                preset=nncf.QuantizationPreset(how.preset),
+                target_device=nncf.TargetDevice.CPU,
+                subset_size=len(chosen),
+                fast_bias_correction=how.fast_bias_correction,
+                ignored_scope=_ignored(nncf, network, chosen[0], how),
+                advanced_parameters=_advanced(nncf, how),
+            )
+        except nncf.ValidationError as error:
+            said = " ".join(str(error).split())
+            raise ParameterError(f"NNCF refuses what is to be ignored: {said}") from error
+    before = network.state_dict()
+    own = result.state_dict()
+    with torch.no_grad():
+        for name in frozen:
+            own[name].copy_(before[name])  # state_dict() shares memory with the module
+    return result
+
+
+def operations(network: nn.Module, example: torch.Tensor) -> list[str]:
+    """NNCF's names of a network's operations, such as `model/26/conv2d/0`, in their order."""
+    from copy import deepcopy
+
+    from nncf.torch.function_hook import wrap_model
+    from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
+
+    with silence():
+        graph = build_nncf_graph(wrap_model(deepcopy(network)), example)
+    return [node.node_name for node in graph.get_all_nodes()]
+
+
+def _ignored(nncf: Any, network: nn.Module, example: torch.Tensor, how: Quantisation) -> Any:
+    if not (how.ignored_names or how.ignored_patterns or how.ignored_types):
+        return None
+    known = operations(network, example)
+    names: list[str] = []
+    for name in how.ignored_names:
+        inside = f"{name.replace('.', '/')}/"
+        found = [node for node in known if node == name or node.startswith(inside)]
+        if not found:
+            layers = [path for path, _ in network.named_modules() if path]
+            raise ParameterError(
+                f"the network has no layer or operation {name!r} to ignore"
+                f"{nearest(name, [*known, *layers])}"
+            )
+        names += found
+    return nncf.IgnoredScope(
+        names=names, patterns=list(how.ignored_patterns), types=list(how.ignored_types)
+    )
+
+
+def _advanced(nncf: Any, how: Quantisation) -> Any:
+    from nncf.common.quantization.structs import QuantizationScheme as mode
+    from nncf.quantization.advanced_parameters import QuantizationParameters
+
+    return nncf.AdvancedQuantizationParameters(
+        weights_quantization_params=QuantizationParameters(
+            mode=None if how.weights is None else mode(how.weights), per_channel=how.per_channel
+        ),
+        activations_quantization_params=QuantizationParameters(
+            mode=None if how.activations is None else mode(how.activations)
+        ),
+    )
+
+
+def float_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The network's own tensors, by their names in the float network; quantisers left out."""
+    return {
+        name: tensor.detach()
+        for name, tensor in module.state_dict().items()
+        if not name.startswith(HOOKS)
+    }
+
+
+def save_quantised(module: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a quantised network, whole or not at all: its tensors, and NNCF's configuration.
+
+    Args:
+        module: what `quantised` or `load_quantised` gave, trained or not.
+        path: ends in `.safetensors`; what is there is replaced.
+        metadata: more texts for the header.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    import nncf.torch
+    from safetensors.torch import save_file
+
+    config = json.dumps(nncf.torch.get_config(module))
+    tensors = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
+    header = {"format": "pt", **metadata, FORMAT: "1", CONFIG: config}
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    try:
+        save_file(tensors, temporary, header)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_quantised(network: nn.Module, path: Path, *, say: Say) -> nn.Module:
+    """A quantised network from its checkpoint, with the same outputs to the last bit.
+
+    Args:
+        network: the float network, of any values; stays as it is.
+        path: what `save_quantised` wrote.
+        say: as in `quantised`.
+
+    Raises:
+        VersionError: NNCF is missing or of another version.
+        CheckpointError: the file is missing, damaged or no quantised checkpoint.
+        MismatchError: it belongs to another network.
+    """
+    from copy import deepcopy
+
+    tensors, header = read_quantised(path)
+    nncf = load_nncf(say)
+    try:
+        with silence():
+            module: nn.Module = nncf.torch.load_from_config(
+                deepcopy(network), json.loads(header[CONFIG])
+            )
+        module.load_state_dict(tensors)
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise MismatchError(f"{path} does not fit the network: {said}") from error
+    return module
+
+
+def read_quantised(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and header of a quantised checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or no quantised checkpoint.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"there is no quantised checkpoint {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            header = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if header.get(FORMAT) != "1" or CONFIG not in header:
+        raise CheckpointError(
+            f"{path} is no quantised checkpoint: its header lacks {FORMAT!r} and NNCF's "
+            f"configuration"
+        )
+    return tensors, header
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """NNCF draws progress bars on the terminal, whatever its log level."""
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as null,
+        redirect_stdout(null),
+        redirect_stderr(null),
+    ):
+        yield
