@@ -10,11 +10,11 @@ import collections
 import math
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -102,8 +102,8 @@ def choose(files: Sequence[Path], count: int, seed: int) -> tuple[Path, ...]:
     """
     if not 1 <= count <= len(files):
         raise ParameterError(
-            f"a subset of {count} images is asked for, but must be of 1 to {len(files)}, the images "
-            f"that there are"
+            f"a subset of {count} images is asked for, but must be of 1 to {len(files)}, all that "
+            f"there are"
         )
     # Python's shuffle is the same in all its versions, and a prefix of it is nested.
     order = list(range(len(files)))
@@ -245,7 +245,7 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _rounded(side: int) -> int:
-    return max(int(round(side / MULTIPLE)) * MULTIPLE, MULTIPLE)
+    return max(round(side / MULTIPLE) * MULTIPLE, MULTIPLE)
 
 
 class Pictures:
@@ -311,8 +311,8 @@ class Pictures:
 class Sampler:
     """Which images are seen when: unaligned, an epoch as long as the larger domain.
 
-    The images of the larger domain come in a random order, each once an epoch; beside each comes
-    one of B at random, or, where B is the larger one, A's images turn after turn.
+    A's images come in a random order, each as often as the others, and once an epoch where A is the
+    larger domain. Beside each comes one of B, drawn anew each time.
 
     Attributes:
         pictures: what is drawn from.
@@ -360,13 +360,13 @@ class Sampler:
 
 def batches(
     sampler: Sampler, places: Iterator[tuple[int, int]], threads: int
-) -> Iterator[tuple[Any, Any]]:
+) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
     """The batches at places (epoch, index of the first image), prepared ahead by threads.
 
     With 0 threads they are prepared when they are asked for. The batches are the same.
     """
     epoch_of, order = -1, np.empty(0, np.int64)
-    waiting: collections.deque[Future[tuple[Any, Any]]] = collections.deque()
+    waiting: collections.deque[Future[tuple[torch.Tensor, torch.Tensor]]] = collections.deque()
     pool = ThreadPoolExecutor(threads, "i2i-data") if threads else None
     try:
         for epoch, first in places:

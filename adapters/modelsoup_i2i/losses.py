@@ -81,7 +81,7 @@ def loss_weights(
     if balance is not None:
         if not 0 <= balance <= 1:
             raise ParameterError(
-                f"λ of the imbalance-aware loss is {balance}, but must be in [0, 1]"
+                f"λ of the imbalance-aware loss is {balance}, not in [0, 1]"
             )
         forth, back = (1 - balance, balance) if invert else (balance, 1 - balance)
         if doubled:

@@ -7,11 +7,13 @@ weights and biases of convolutions alone, and averaging checkpoints leaves nothi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from modelsoup import CheckpointError, MismatchError, ParameterError, open_checkpoint
 
@@ -88,7 +90,13 @@ class ResnetGenerator(nn.Module):
     """Translates images: N × channels × H × W in [−1, 1], to the same shape and range.
 
     Heights and widths must be multiples of four; `at_any_size` pads others.
+
+    With `recompute`, a training keeps of each layer only what its convolution made: norm, ReLU and
+    padding are computed again in the backward pass, which costs little beside a convolution and
+    saves two thirds of the memory. The results are the same bits.
     """
+
+    recompute = False
 
     def __init__(self, shape: GeneratorShape | None = None) -> None:
         super().__init__()
@@ -114,8 +122,37 @@ class ResnetGenerator(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The translation."""
-        result: torch.Tensor = self.model(images)
+        lean = self.recompute and self.training and torch.is_grad_enabled()
+        result: torch.Tensor = _lean(self.model, images) if lean else self.model(images)
         return result
+
+
+def _lean(layers: Iterable[nn.Module], images: torch.Tensor) -> torch.Tensor:
+    """The same as the layers one after the other, keeping what convolutions made and little else.
+
+    Recomputation stops at the last thing that is wanted, the convolution's input: the convolution
+    itself is not made twice.
+    """
+    segment: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, ResidualBlock):
+            images = _in_turn(segment, images)
+            images = images + _lean(layer.conv_block, images)
+            segment = []
+            continue
+        segment.append(layer)
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            images = recomputed(
+                _in_turn, segment, images, use_reentrant=False, preserve_rng_state=False
+            )
+            segment = []
+    return _in_turn(segment, images)
+
+
+def _in_turn(layers: Iterable[nn.Module], images: torch.Tensor) -> torch.Tensor:
+    for layer in layers:
+        images = layer(images)
+    return images
 
 
 class PatchDiscriminator(nn.Module):

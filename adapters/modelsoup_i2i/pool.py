@@ -1,4 +1,4 @@
-"""A history of generated images, of which a discriminator is shown half (Shrivastava et al. 2017)."""
+"""A history of generated images for the discriminators (Shrivastava et al. 2017, section 2.3)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,289 @@
+"""The trainer `cyclegan`: its options, and what it tells the core. Importable without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from modelsoup import Job, ParameterError, SoupError
+
+from .data import Domains, Mode, Transform, find_domains, folders_of
+from .losses import PRESETS, Grouping, LossWeights, Preset, imbalance_degree, loss_weights
+from .shapes import MULTIPLE, DiscriminatorShape, GeneratorShape, Shape, layer_groups, model_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+    from .session import Session
+
+_INDIFFERENT = frozenset({
+    "data", "data_a", "data_b", "device", "channels_last", "compile", "threads", "cache_mb",
+    "checkpoint_every", "sheet_every", "tensorboard", "evaluate",
+})  # fmt: skip
+"""Options that do not decide the result, but for the rounding of another device or layout. The
+data do by their content, wherever they lie."""
+
+
+@dataclass(frozen=True)
+class CycleGANOptions:
+    """What a plan may say to the trainer.
+
+    Attributes:
+        data: a folder with `trainA` (X) and `trainB` (Y) in it, from the current folder.
+        data_a: in its place, the folder of X …
+        data_b: … and that of Y.
+        imbalance: percent by which Y is to be smaller than X: a subset is drawn.
+        count_b: in its place, how many images of Y are used.
+        subset_seed: of the subset, in which smaller ones of the same seed lie.
+        mode: how pictures come to size: see `modelsoup_i2i.data.Transform`.
+        load_size: side, or height and width, to which they are resized.
+        crop_size: side, or height and width, of what is cropped out of them at random.
+        flip: mirror half of them.
+        batch: images of each domain in a pass.
+        accumulate: passes whose gradients make one step.
+        lr: Adam's learning rate.
+        epochs: epochs, as long as the larger domain, at this rate.
+        decay_epochs: further ones, in which it falls to nearly 0 in a line.
+        loss: weights of GAN, cycle and identity loss: `cyclegan` 1, 10, 5; `tree-paper` 1, 5, 10.
+        lambda_gan: in place of the preset's weight, as the next two.
+        lambda_cycle: of the cycle loss.
+        lambda_identity: of the identity loss.
+        balance: λ of the imbalance-aware loss (eq. 3 of the tree paper) in [0, 1]; `auto` is (|X| −
+            |Y|) / |X|; None leaves both directions equal.
+        balance_invert: give λ to Y→X.
+        balance_identity: which identity loss belongs to X→Y: that on images of X, or that of its
+            generator.
+        balance_discriminators: weigh the discriminators' losses too.
+        balance_doubled: weights 2λ and 2(1 − λ).
+        width: channels after the generators' first layer.
+        blocks: residual blocks.
+        d_width: channels after the discriminators' first layer.
+        d_layers: their layers of stride 2.
+        init: the seed of what the start lacks: one for all leaves, or they do not average.
+        pool_size: images that are kept for each discriminator; 0 for none.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        processes: how many train together, a GPU each; their gradients are averaged.
+        precision: 32, or `bf16` for autocast.
+        channels_last: the memory layout.
+        compile: let `torch.compile` make the networks.
+        checkpoint_every: steps between states that a crash leaves; 0 is an epoch.
+        sheet_every: steps between pages of samples in the work folder; 0 for none.
+        tensorboard: write events into the work folder.
+        on_bad_image: `error`, or `skip` to leave damaged ones out.
+        threads: that prepare images; 0 is none beside the training.
+        cache_mb: MiB of decoded images that are kept in memory.
+        evaluate: names of metrics to be computed at the end, for the node's record.
+    """
+
+    data: str | None = None
+    data_a: str | None = None
+    data_b: str | None = None
+    imbalance: float | None = None
+    count_b: int | None = None
+    subset_seed: int = 0
+    mode: Mode = "resize_and_crop"
+    load_size: int | tuple[int, int] = 286
+    crop_size: int | tuple[int, int] = 256
+    flip: bool = True
+    batch: int = 1
+    accumulate: int = 1
+    lr: float = 2e-4
+    epochs: int = 50
+    decay_epochs: int = 0
+    loss: Preset = "cyclegan"
+    lambda_gan: float | None = None
+    lambda_cycle: float | None = None
+    lambda_identity: float | None = None
+    balance: float | Literal["auto"] | None = None
+    balance_invert: bool = False
+    balance_identity: Grouping = "by_image"
+    balance_discriminators: bool = False
+    balance_doubled: bool = False
+    width: int = 64
+    blocks: int = 9
+    d_width: int = 64
+    d_layers: int = 3
+    init: int = 0
+    pool_size: int = 50
+    device: str = "auto"
+    processes: int = 1
+    precision: Literal[32, "bf16"] = 32
+    channels_last: bool = False
+    compile: bool = False
+    checkpoint_every: int = 0
+    sheet_every: int = 1000
+    tensorboard: bool = False
+    on_bad_image: Literal["error", "skip"] = "error"
+    threads: int = 2
+    cache_mb: int = 2048
+    evaluate: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        least = {
+            "batch": 1, "accumulate": 1, "decay_epochs": 0, "epochs": 0, "width": 1, "blocks": 1,
+            "d_width": 1, "d_layers": 1, "init": 0, "pool_size": 0, "processes": 1,
+            "checkpoint_every": 0, "sheet_every": 0, "threads": 0, "cache_mb": 0,
+        }  # fmt: skip
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {low}")
+        if self.epochs + self.decay_epochs < 1:
+            raise ValueError("epochs and decay_epochs are both 0: there is nothing to train")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr is {self.lr}, but must be positive")
+        kind, _, number = self.device.partition(":")
+        known = kind in ("auto", "cpu", "cuda")
+        if not known or (":" in self.device and (kind != "cuda" or not number.isdigit())):
+            raise ValueError(f"device is {self.device!r}, but must be auto, cpu, cuda or cuda:N")
+        if self.processes > 1 and number:
+            raise ValueError(f"device {self.device} is one GPU, but there are to be processes")
+        if self.imbalance is not None and self.count_b is not None:
+            raise ValueError("imbalance and count_b both say how many images of Y are used")
+        if self.imbalance is not None and not 0 <= self.imbalance < 100:
+            raise ValueError(f"imbalance is {self.imbalance} %, but must be in [0, 100)")
+        try:
+            transform = self.transform()
+            if self.balance != "auto":
+                self._weights(self.balance)
+        except ParameterError as error:
+            raise ValueError(str(error)) from None
+        if not transform.crops and self.batch > 1:
+            raise ValueError(f"mode {self.mode} leaves images of many sizes, so batch must be 1")
+        small = min(transform.crop)
+        if transform.crops and self.discriminator().output_size(small) < 1:
+            raise ValueError(
+                f"crop_size {small} is too small for discriminators of {self.d_layers} layers "
+                f"(fewer d_layers see smaller images)"
+            )
+
+    def generator(self) -> GeneratorShape:
+        """The generators' shape."""
+        return GeneratorShape(self.width, self.blocks)
+
+    def discriminator(self) -> DiscriminatorShape:
+        """The discriminators' shape."""
+        return DiscriminatorShape(self.d_width, self.d_layers)
+
+    def transform(self) -> Transform:
+        """How pictures come to size."""
+        return Transform(self.mode, _sides(self.load_size), _sides(self.crop_size), self.flip)
+
+    def domains(self) -> Domains:
+        """The images of both domains.
+
+        Raises:
+            ParameterError: the folders are missing, empty, or have too few images.
+        """
+        folders = folders_of(self.data, self.data_a, self.data_b)
+        return find_domains(
+            folders, imbalance=self.imbalance, count_b=self.count_b, seed=self.subset_seed
+        )
+
+    def weights(self, domains: Domains) -> LossWeights:
+        """The weights of all losses; with `balance: auto` from how many images there are."""
+        if self.balance == "auto":
+            return self._weights(imbalance_degree(len(domains.a), len(domains.b)))
+        return self._weights(self.balance)
+
+    def decisive(self) -> dict[str, Any]:
+        """The options that decide the result, as plain data."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values |= {"load_size": list(_sides(self.load_size))}
+        values |= {"crop_size": list(_sides(self.crop_size))}
+        return {name: value for name, value in values.items() if name not in _INDIFFERENT}
+
+    def _weights(self, balance: float | None) -> LossWeights:
+        gan, cycle, identity = PRESETS[self.loss]
+        return loss_weights(
+            gan if self.lambda_gan is None else self.lambda_gan,
+            cycle if self.lambda_cycle is None else self.lambda_cycle,
+            identity if self.lambda_identity is None else self.lambda_identity,
+            balance=balance, invert=self.balance_invert, grouping=self.balance_identity,
+            discriminators=self.balance_discriminators, doubled=self.balance_doubled,
+        )  # fmt: skip
+
+
+class CycleGAN:
+    """Trains four networks on two folders of unpaired images (Zhu et al. 2017)."""
+
+    name = "cyclegan"
+    options = CycleGANOptions
+    version = "1"
+    multiple = MULTIPLE  # of which the generators want heights and widths
+
+    def groups(self, options: CycleGANOptions) -> dict[str, list[str]]:
+        """Layer groups for rules."""
+        return layer_groups(options.generator(), options.discriminator())
+
+    def tensors(self, options: CycleGANOptions) -> dict[str, tuple[str, Shape]]:
+        """What is written."""
+        return model_tensors(options.generator(), options.discriminator())
+
+    def identity(self, options: CycleGANOptions) -> dict[str, Any]:
+        """What decides the result, beside the images' content."""
+        domains = options.domains()
+        return {**options.decisive(), "images": [len(domains.a), len(domains.b)]}
+
+    def files(self, options: CycleGANOptions) -> list[Path]:
+        """The images that are used, whose content is part of a result's key."""
+        domains = options.domains()
+        return [*domains.a, *domains.b]
+
+    def session(
+        self, options: CycleGANOptions, start: Path | None, *, seed: int,
+        frozen: Sequence[str] = (), work: Path | None = None,
+    ) -> Session:  # fmt: skip
+        """A training that has not begun, for those who make its steps themselves."""
+        return _session()(options, start, seed=seed, frozen=frozen, work=work)
+
+    def inputs(
+        self, options: CycleGANOptions, network: str, part: str = "train"
+    ) -> Iterator[torch.Tensor]:
+        """What a generator sees in use: images of `train` or `test`, 1 × 3 × H × W in [−1, 1]."""
+        from .deployment import inputs
+
+        return inputs(options, network, part)
+
+    def options_of(self, checkpoint: Path) -> dict[str, Any]:
+        """The options that a checkpoint decides, such as width and blocks."""
+        from .deployment import options_of
+
+        return options_of(checkpoint)
+
+    def train(self, job: Job) -> None:
+        """Train to the end, or go on from what a crash left in the work folder."""
+        options: CycleGANOptions = job.options
+        make = _session()
+        if options.processes == 1:
+            session = make(options, job.start, seed=job.seed, frozen=job.frozen, work=job.work)
+            session.run(job.report, job.log)
+        else:
+            from .processes import together
+
+            arguments = (options, job.start, job.seed, job.frozen)
+            with together(options.processes, options.device, job.work, arguments) as place:
+                session = make(
+                    options, job.start, seed=job.seed, frozen=job.frozen, work=job.work,
+                    place=place,
+                )  # fmt: skip
+                session.run(job.report, job.log)
+        session.save(job.output)
+
+
+def _session() -> type[Session]:
+    try:
+        from .session import Session
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "PIL"):
+            raise
+        raise SoupError(
+            f"training needs {error.name}, which is not installed: pip install 'modelsoup[i2i]'"
+        ) from None
+    return Session
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -1,0 +1,141 @@
+"""Several processes, usually one a GPU, that train one model: gradients are averaged over them."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from modelsoup import TrainerError
+
+PATIENCE = timedelta(minutes=30)  # for a process that decodes a large set before its first step
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of how many processes this is; rank 0 reports and writes."""
+
+    rank: int = 0
+    world: int = 1
+
+    def average(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace tensors by their means over all processes."""
+        if self.world == 1:
+            return
+        waits = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
+        for wait in waits:
+            wait.wait()
+        for tensor in tensors:
+            tensor.div_(self.world)
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Each process's value, in the order of ranks; on rank 0, elsewhere only its own."""
+        if self.world == 1:
+            return [value]
+        every = [None] * self.world if self.rank == 0 else None
+        dist.gather_object(value, every)
+        return [value] if every is None else every
+
+
+ALONE = Place()
+_JOIN = (
+    "import pickle, sys; from modelsoup_i2i.processes import joined; "
+    "joined(*pickle.loads(sys.stdin.buffer.read()))"
+)
+
+
+@contextlib.contextmanager
+def together(world: int, device: str, work: Path, arguments: tuple[Any, ...]) -> Iterator[Place]:
+    """Start the other processes of a training, each of which runs the same session.
+
+    Args:
+        world: how many there are together.
+        device: where they train; a GPU each, unless it is `cpu`.
+        work: a folder, for the file by which they meet.
+        arguments: (options, start, seed, frozen), which can be pickled.
+
+    Raises:
+        TrainerError: one of the others failed; its last line is told.
+    """
+    meeting = work / f"meeting-{uuid.uuid4().hex}"
+    others = []
+    try:
+        for rank in range(1, world):
+            log = (work / f"process-{rank}.log").open("wb")
+            with log:
+                process = subprocess.Popen(  # noqa: S603  # this interpreter, and a text of ours
+                    [sys.executable, "-c", _JOIN], stdin=subprocess.PIPE,
+                    stdout=log, stderr=subprocess.STDOUT,
+                )  # fmt: skip
+            others.append(process)
+            assert process.stdin is not None
+            process.stdin.write(pickle.dumps((rank, world, device, str(meeting), arguments)))
+            process.stdin.close()
+        try:
+            with _group(0, world, device, meeting):
+                yield Place(0, world)
+        except RuntimeError as error:
+            raise _failure(others, work) or error from error
+        for rank, process in enumerate(others, 1):
+            if process.wait():
+                raise _failed(work, rank)
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
+        meeting.unlink(missing_ok=True)
+
+
+def joined(rank: int, world: int, device: str, meeting: str, arguments: tuple[Any, ...]) -> None:
+    """What another process does: the same training, with nothing told or written."""
+    from .session import Session
+
+    options, start, seed, frozen = arguments
+    with _group(rank, world, device, Path(meeting)):
+        session = Session(
+            options, start, seed=seed, frozen=frozen, work=Path(meeting).parent,
+            place=Place(rank, world),
+        )  # fmt: skip
+        session.run(lambda _done, _metrics: None, lambda _line: None)
+
+
+@contextlib.contextmanager
+def _group(rank: int, world: int, device: str, meeting: Path) -> Iterator[None]:
+    gpus = device != "cpu" and torch.cuda.is_available()
+    if gpus:
+        torch.cuda.set_device(rank)
+    dist.init_process_group(
+        "nccl" if gpus else "gloo", init_method=f"file://{meeting.absolute()}",
+        rank=rank, world_size=world, timeout=PATIENCE,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _failure(others: Sequence[subprocess.Popen[bytes]], work: Path) -> TrainerError | None:
+    """The error of the first process that ended with one."""
+    for rank, process in enumerate(others, 1):
+        try:
+            if process.wait(5):
+                return _failed(work, rank)
+        except subprocess.TimeoutExpired:
+            continue
+    return None
+
+
+def _failed(work: Path, rank: int) -> TrainerError:
+    lines = (work / f"process-{rank}.log").read_text("utf-8", "replace").strip().splitlines()
+    said = lines[-1] if lines else "it printed nothing"
+    return TrainerError(f"process {rank} of the training failed: {said}")

@@ -1,0 +1,613 @@
+"""One training in progress: networks, their updates, pools, the step, its exact state, the loop.
+
+Plain torch: the loop is a page long, and a framework's checkpoints hold neither image pools nor
+what an exact resume needs of them; what Lightning Fabric would bring (device, bf16, several GPUs)
+is three short functions here.
+
+The step is Zhu et al.'s, with the same results but for rounding, and less work:
+
+- each generator translates the images of both domains in one pass: its fakes and its identity
+  images (InstanceNorm treats each image alone); a discriminator likewise sees real and fake images;
+- no gradients are computed for parameters that the step does not update, and frozen ones never;
+- in the generators, what follows a convolution (norm, ReLU, padding) is computed again in the
+  backward pass instead of being kept: see `ResnetGenerator`;
+- on a CPU, Adam is applied within the backward pass: see `updates.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from modelsoup import TrainerError, open_checkpoint
+from modelsoup.torch_bridge import freeze, load_into, save_from
+
+from .data import Domains, Pictures, Sampler, batches
+from .images import read_image, save_png, to_image, to_tensor
+from .losses import LossWeights, deceive, distance, judge
+from .networks import PatchDiscriminator, ResnetGenerator, at_any_size
+from .pool import ImagePool
+from .processes import ALONE, Place
+from .shapes import DISCRIMINATORS, GENERATORS, must_fit
+from .updates import NonfiniteGradientError, Updates
+
+if TYPE_CHECKING:
+    from .cyclegan import CycleGANOptions
+
+STATE = "state.pt"
+FORMAT = 1
+_REPORT_EVERY = 0.5  # seconds
+_SHOWN = 4  # images of each domain on a sheet
+
+Report = Callable[[float | None, Mapping[str, float]], None]
+Log = Callable[[str], None]
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class DivergedError(ArithmeticError):
+    """A loss or gradient is not finite any more; the weights are still."""
+
+
+class Session:
+    """A training of four networks, at some step.
+
+    Attributes:
+        networks: `G_A`, `G_B`, `D_A` and `D_B`.
+        deployed: those that are used after the training.
+        missing: names that the start lacked, and that were initialised.
+        steps: how many were made.
+        pictures: the training images; decoded when they are first asked for.
+    """
+
+    deployed: tuple[str, ...] = GENERATORS
+
+    def __init__(
+        self, options: CycleGANOptions, start: Path | None, *, seed: int,
+        frozen: Sequence[str] = (), work: Path | None = None, place: Place = ALONE,
+    ) -> None:  # fmt: skip
+        """Build the networks and load the start.
+
+        Args:
+            options: of the training.
+            start: a checkpoint, or a part of one; None initialises everything.
+            seed: of the order of images, crops, flips and pools, in [0, 2⁶³).
+            frozen: names that are not trained.
+            work: the folder for state and sheets; None keeps nothing.
+            place: which of several processes this is.
+
+        Raises:
+            MismatchError: the start has networks of another width, block count or kind.
+            TrainerError: the device is not there, or a frozen name is unknown.
+            ParameterError: the data are not there, or do not fit the options.
+        """
+        generator, discriminator = options.generator(), options.discriminator()
+        if start is not None:
+            shapes = {name: info.shape for name, info in open_checkpoint(start).tensors.items()}
+            must_fit(shapes, generator, discriminator, str(start))
+        self.options, self.start, self.seed = options, start, seed
+        self.frozen, self.work, self.place = tuple(frozen), work, place
+        self.device = chosen_device(options.device, place)
+        self._module = nn.ModuleDict(
+            {name: ResnetGenerator(generator) for name in GENERATORS}
+            | {name: PatchDiscriminator(discriminator) for name in DISCRIMINATORS}
+        )
+        self.missing = load_into(self._module, start, seed=options.init)
+        freeze(self._module, self.frozen)
+        for name in GENERATORS:
+            self._module[name].recompute = self.device.type == "cpu"
+        self.domains: Domains = options.domains()
+        self.weights: LossWeights = options.weights(self.domains)
+        self._pictures: Pictures | None = None
+        self.steps = 0
+        self.waited = 0.0  # seconds that the loop waited for images
+        self._updates: dict[str, Updates] = {}
+        self._calls: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self.pools = {
+            domain: ImagePool(options.pool_size, (2 * seed + n + 977 * place.rank) % 2**63)
+            for n, domain in enumerate("AB")
+        }
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The four networks by name."""
+        return dict(self._module.items())
+
+    @property
+    def pictures(self) -> Pictures:
+        """The training images; damaged ones are told when this is first asked for."""
+        if self._pictures is None:
+            options = self.options
+            self._pictures = Pictures(
+                self.domains, options.transform(), cache_bytes=options.cache_mb << 20,
+                threads=max(options.threads, 1), on_bad_image=options.on_bad_image,
+            )  # fmt: skip
+        return self._pictures
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which each image of the larger domain is seen once."""
+        options = self.options
+        seen = options.batch * options.accumulate * self.place.world
+        return -(-self.pictures.length // seen)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.steps_per_epoch * (self.options.epochs + self.options.decay_epochs)
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put another module in a network's place, such as a quantised one.
+
+        Raises:
+            TrainerError: there is no such network, or steps were made.
+        """
+        if name not in self._module:
+            raise TrainerError(
+                f"no network is called {name!r} (there are {', '.join(self._module)})"
+            )
+        if self._updates:
+            raise TrainerError(f"{name} can be replaced before the first step only")
+        if isinstance(module, ResnetGenerator):
+            module.recompute = False  # what traces or wraps it wants one plain pass
+        self._module[name] = module
+
+    # The step.
+
+    def step(self, a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
+        """One optimisation step on images of X and Y: N × 3 × H × W in [−1, 1].
+
+        Returns:
+            each loss without its weight: `gan_a`, `gan_b`, `cycle_a`, `cycle_b`, `identity_a`,
+            `identity_b`, `judge_a`, `judge_b`; and `generator`, the weighted sum that the
+            generators minimise.
+
+        Raises:
+            DivergedError: a loss or gradient is not finite; all weights still are.
+        """
+        return self.optimise([(a, b)])
+
+    def optimise(self, group: Sequence[Batch]) -> dict[str, float]:
+        """One step whose gradients are the mean over several batches."""
+        self._prepare()
+        updates = self._updates
+        share, single = 1 / len(group), updates["G"].early
+        seen: list[dict[str, torch.Tensor]] = []
+        kept = []
+        for images in group:
+            a, b = (self._placed(side) for side in images)
+            with self._autocast():
+                losses, fake_a, fake_b = self._generate(a, b)
+            seen.append({name: loss.detach() for name, loss in losses.items()})
+            # Early updates cannot be taken back: the loss is looked at before.
+            if single and not losses["generator"].isfinite():
+                raise DivergedError
+            self._backward("G", losses.pop("generator") * share)
+            kept.append((a, b, fake_a.detach(), fake_b.detach()))
+            del losses, fake_a, fake_b
+        self._apply("G", seen)
+        for index, (a, b, fake_a, fake_b) in enumerate(kept):
+            # D_A judges images of B, and D_B those of A.
+            for name, letter, real, fake in (("D_A", "B", b, fake_b), ("D_B", "A", a, fake_a)):
+                with self._autocast():
+                    loss = self._judge(name, real, self.pools[letter].query(fake))
+                term = f"judge_{name[-1].lower()}"
+                seen[index][term] = loss.detach()
+                if single and not loss.isfinite():
+                    raise DivergedError
+                self._backward(name, loss * (share * getattr(self.weights, term)))
+        for name in DISCRIMINATORS:
+            self._apply(name, seen)
+        self.steps += 1
+        names = list(seen[0])
+        means = torch.stack([torch.stack([s[name] for s in seen]).mean() for name in names])
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def _generate(
+        self, a: torch.Tensor, b: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """The generators' losses, and their images of A and of B."""
+        weights, losses = self.weights, {}
+        if weights.identity_a or weights.identity_b:
+            fake_b, same_b = self._both("G_A", a, b)
+            fake_a, same_a = self._both("G_B", b, a)
+            losses["identity_a"] = distance(same_b, b)
+            losses["identity_b"] = distance(same_a, a)
+        else:
+            fake_b, fake_a = self._call("G_A", a), self._call("G_B", b)
+        losses["cycle_a"] = distance(self._call("G_B", fake_b), a)
+        losses["cycle_b"] = distance(self._call("G_A", fake_a), b)
+        losses["gan_a"] = deceive(self._call("D_A", fake_b))
+        losses["gan_b"] = deceive(self._call("D_B", fake_a))
+        terms = [getattr(weights, name) * loss for name, loss in losses.items()]
+        losses["generator"] = torch.stack(terms).sum()
+        return losses, fake_a, fake_b
+
+    def _judge(self, name: str, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        return judge(*self._both(name, real, fake))
+
+    def _both(
+        self, name: str, first: torch.Tensor, second: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A network's results for two sets of images, in one pass if they have one size."""
+        if first.shape[1:] != second.shape[1:]:
+            return self._call(name, first), self._call(name, second)
+        made = self._call(name, torch.cat([first, second.to(first.dtype)]))
+        return made[: len(first)], made[len(first) :]
+
+    def _call(self, name: str, images: torch.Tensor) -> torch.Tensor:
+        call = self._calls[name]
+        return at_any_size(call, images) if name in GENERATORS else call(images)
+
+    def _backward(self, name: str, loss: torch.Tensor) -> None:
+        try:
+            self._updates[name].backward(loss)
+        except NonfiniteGradientError:
+            raise DivergedError from None
+
+    def _apply(self, name: str, seen: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        updates = self._updates[name]
+        if updates.early:
+            return
+        # All processes decide alike: one that stopped alone would leave the others waiting.
+        worst = torch.stack([loss for losses in seen for loss in losses.values()]).sum()
+        gradients = [p.grad for p in updates.parameters.values() if p.grad is not None]
+        self.place.average([worst, *gradients])
+        if not worst.isfinite():
+            updates.forget()
+            raise DivergedError
+        try:
+            updates.apply()
+        except NonfiniteGradientError:
+            raise DivergedError from None
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        wanted = self.options.precision == "bf16"
+        manager: AbstractContextManager[Any] = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=wanted
+        )
+        return manager
+
+    def _placed(self, images: torch.Tensor) -> torch.Tensor:
+        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
+        return images.to(self.device, non_blocking=True, memory_format=layout)
+
+    def _prepare(self) -> None:
+        """Before the first step: the device, and who updates what."""
+        if self._updates:
+            return
+        options = self.options
+        layout = torch.channels_last if options.channels_last else torch.contiguous_format
+        self._module.to(self.device, memory_format=layout).train()
+        for name, network in self._module.items():
+            self._calls[name] = torch.compile(network) if options.compile else network
+        early = self.device.type == "cpu" and options.accumulate == 1 and self.place.world == 1
+        for name, prefixes in (("G", GENERATORS), ("D_A", ("D_A",)), ("D_B", ("D_B",))):
+            own = {
+                n: p for n, p in self._module.named_parameters()
+                if p.requires_grad and n.partition(".")[0] in prefixes
+            }  # fmt: skip
+            self._updates[name] = Updates(own, early=early)
+
+    # State.
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides the steps to come, on the CPU or not; `load_state_dict` takes it."""
+        self._prepare()
+        return {
+            "format": FORMAT,
+            "steps": self.steps,
+            "networks": {name: net.state_dict() for name, net in self._module.items()},
+            "adam": {name: updates.state_dict() for name, updates in self._updates.items()},
+            "pools": self.place.gathered(
+                {name: pool.state_dict() for name, pool in self.pools.items()}
+            ),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self._prepare()
+        for name, network in self._module.items():
+            network.load_state_dict(state["networks"][name])
+        for name, updates in self._updates.items():
+            updates.load_state_dict(state["adam"][name])
+        for name, pool in self.pools.items():
+            pool.load_state_dict(state["pools"][self.place.rank][name], self.device)
+        self.steps = state["steps"]
+
+    def keep(self) -> None:
+        """Write the state into the work folder, all or nothing, in the place of the last one."""
+        state = self.state_dict()
+        if self.work is None or self.place.rank:
+            return
+        partial = self.work / f".{STATE}.partial"
+        with partial.open("wb") as file:
+            torch.save({**state, "training": self._training()}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.work / STATE)
+
+    def resume(self) -> bool:
+        """Go on from the state in the work folder, if there is one.
+
+        Raises:
+            TrainerError: it is damaged, or is of a training with other options; the message lists
+                those.
+        """
+        path = None if self.work is None else self.work / STATE
+        if path is None or not path.exists():
+            return False
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            kept, own = state.pop("training"), self._training()
+            if state["format"] != FORMAT:
+                raise TrainerError(f"{path} is of another version: remove it to begin again")
+        except TrainerError:
+            raise
+        except Exception as error:  # whatever torch's unpickler meets in a damaged file
+            raise TrainerError(f"{path} is damaged: remove it to begin again ({error})") from error
+        changed = [
+            f"{name} {kept.get(name)!r} → {own.get(name)!r}"
+            for name in sorted({*kept, *own}) if kept.get(name) != own.get(name)
+        ]  # fmt: skip
+        if changed:
+            raise TrainerError(
+                f"{path} is of a training with other options, which cannot be gone on with: "
+                f"{', '.join(changed)}"
+            )
+        self.load_state_dict(state)
+        return True
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, one safetensors file with the four networks."""
+        save_from(self._module, path, like=self.start, frozen=self.frozen)
+
+    def _training(self) -> dict[str, Any]:
+        """What a state must agree with to be gone on with."""
+        return {
+            **self.options.decisive(), "seed": self.seed, "frozen": list(self.frozen),
+            "images": [[path.name for path in side] for side in (self.domains.a, self.domains.b)],
+        }  # fmt: skip
+
+    # The loop.
+
+    def batches(self) -> Generator[list[Batch], None, None]:
+        """The batches of each step that is still to come."""
+        options, world = self.options, self.place.world
+        per_epoch, group = self.steps_per_epoch, options.accumulate
+
+        def places() -> Iterator[tuple[int, int]]:
+            for step in range(self.steps, self.total_steps):
+                epoch, within = divmod(step, per_epoch)
+                for n in range(group):
+                    yield epoch, ((within * group + n) * world + self.place.rank) * options.batch
+
+        sampler = Sampler(self.pictures, self.seed, options.batch)
+        single = batches(sampler, places(), options.threads)
+        try:
+            for first in single:
+                yield [first, *(next(single) for _ in range(group - 1))]
+        finally:
+            single.close()
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate during an epoch, counted from 0."""
+        options = self.options
+        beyond = max(0, epoch + 1 - options.epochs)
+        return options.lr * (1 - beyond / (options.decay_epochs + 1))
+
+    def run(
+        self, report: Report, log: Log, after_epoch: Callable[[int], None] | None = None
+    ) -> dict[str, float]:
+        """Train to the end, from where the work folder's state is.
+
+        `after_epoch` is called with the number of an epoch, from 1, when it ends, before its state
+        is kept: after a crash in between it is called again.
+
+        A loss that is not finite ends the training: the weights are those before, and the result
+        has `diverged` 1.
+
+        Returns:
+            the last epoch's mean losses and other figures, also reported.
+        """
+        resumed = self.resume()
+        self._prepare()
+        for line in self._opening(resumed):
+            log(line)
+        watch = _Watch(self)
+        figures: dict[str, float] = {"diverged": 0.0}
+        steps = self.batches()
+        try:
+            for group in watch.waiting(steps):
+                epoch = self.steps // self.steps_per_epoch
+                for updates in self._updates.values():
+                    updates.set_rate(self.rate(epoch))
+                losses = self.optimise(group)
+                watch.add(losses, self.rate(epoch))
+                if self.steps % self.steps_per_epoch == 0:
+                    log(watch.line(epoch))
+                    figures |= watch.means()
+                    if after_epoch is not None:
+                        after_epoch(epoch + 1)
+                if self._due(self.options.checkpoint_every or self.steps_per_epoch):
+                    self.keep()
+                if self.options.sheet_every and self._due(self.options.sheet_every):
+                    self.sheet()
+                watch.tell(report)
+        except DivergedError:
+            figures = {**watch.means(), "diverged": 1.0, "diverged_at": float(self.steps)}
+            log(
+                f"diverged: a loss or gradient was not finite at step {self.steps + 1} of "
+                f"{self.total_steps}; the last finite weights are kept"
+            )
+        finally:
+            steps.close()
+            watch.close()
+        figures |= {"steps": float(self.steps), "seconds_left": 0.0}
+        report(1.0, figures)
+        return figures
+
+    def sheet(self) -> None:
+        """Write a page of translations into `samples/` of the work folder."""
+        if self.work is None or self.place.rank:
+            return
+        pictures = self.pictures
+        rows = []
+        for name, back, files in (("G_A", "G_B", pictures.a), ("G_B", "G_A", pictures.b)):
+            for file in files[:_SHOWN]:
+                rows.append(self._translated(name, back, file))
+        folder = self.work / "samples"
+        folder.mkdir(exist_ok=True)
+        save_png(_page(rows), folder / f"step-{self.steps:07d}.png")
+
+    def _opening(self, resumed: bool) -> Iterator[str]:
+        pictures, options = self.pictures, self.options
+        if resumed:
+            yield f"goes on after step {self.steps} of {self.total_steps}"
+            return
+        total = len(self._module.state_dict())
+        if self.start is None:
+            yield f"initialised all {total} tensors (init {options.init})"
+        elif self.missing:
+            whole = [
+                name for name in self._module
+                if all(f"{name}.{n}" in self.missing for n in self._module[name].state_dict())
+            ]  # fmt: skip
+            of_these = f", among them all of {', '.join(whole)}" if whole else ""
+            yield (
+                f"initialised {len(self.missing)} of {total} tensors, which {self.start.name} "
+                f"lacks{of_these} (init {options.init})"
+            )
+        if self.frozen:
+            yield f"{len(self.frozen)} tensors are frozen"
+        yield from (f"left out: {fault}" for fault in pictures.bad)
+        yield (
+            f"{len(pictures.a)} images of X and {len(pictures.b)} of Y, "
+            f"{self.steps_per_epoch} steps an epoch, on {self.device}"
+        )
+        if options.imbalance is not None or options.count_b is not None:
+            yield "images of Y: " + ", ".join(path.name for path in pictures.b)
+
+    def _due(self, every: int) -> bool:
+        return self.steps % every == 0 or self.steps == self.total_steps
+
+    def _translated(self, name: str, back: str, file: Path) -> list[np.ndarray]:
+        image = self.pictures.transform.for_test(read_image(file))
+        with torch.no_grad(), self._autocast():
+            made = at_any_size(self._module[name], self._placed(to_tensor(image)[None]))
+            again = at_any_size(self._module[back], made)
+        return [image, to_image(made[0].float()), to_image(again[0].float())]
+
+
+class _Watch:
+    """Means of losses, speed, time left, and where they are told."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._begun = self._told = time.monotonic()
+        self._first = session.steps
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._means: dict[str, float] = {}
+        self._waited = 0.0
+        self._writer = None
+        options, work = session.options, session.work
+        if options.tensorboard and work is not None and not session.place.rank:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(work / "tensorboard"), purge_step=session.steps)
+
+    def waiting(self, steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """The same, with the time that they were waited for."""
+        while True:
+            begun = time.perf_counter()
+            group = next(steps, None)
+            self._waited += time.perf_counter() - begun
+            if group is None:
+                return
+            yield group
+
+    def add(self, losses: Mapping[str, float], rate: float) -> None:
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        if self._writer is not None:
+            for name, value in (*losses.items(), ("rate", rate)):
+                self._writer.add_scalar(name, value, self._session.steps)
+
+    def means(self) -> dict[str, float]:
+        """Since the last line of the log, or that line's."""
+        if self._count:
+            return {name: total / self._count for name, total in self._sums.items()}
+        return dict(self._means)
+
+    def line(self, epoch: int) -> str:
+        self._means = self.means()
+        self._sums, self._count = {}, 0
+        options = self._session.options
+        losses = " ".join(f"{name} {value:.4f}" for name, value in self._means.items())
+        share = self._waited / max(time.monotonic() - self._begun, 1e-9)
+        return (
+            f"epoch {epoch + 1} of {options.epochs + options.decay_epochs}: {losses}; "
+            f"{self.speed():.2f} steps a second, {share:.1%} of the time waiting for images"
+        )
+
+    def speed(self) -> float:
+        """Steps a second."""
+        return (self._session.steps - self._first) / max(time.monotonic() - self._begun, 1e-9)
+
+    def tell(self, report: Report) -> None:
+        now = time.monotonic()
+        if now - self._told < _REPORT_EVERY:
+            return
+        self._told = now
+        session = self._session
+        left = (session.total_steps - session.steps) / max(self.speed(), 1e-9)
+        report(
+            session.steps / session.total_steps, {**self.means(), "seconds_left": round(left, 1)}
+        )
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def chosen_device(name: str, place: Place = ALONE) -> torch.device:
+    """The device that an option names; `auto` is a GPU where there is one.
+
+    Raises:
+        TrainerError: it is none, or not there.
+    """
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not there):
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cuda", "auto") or (number and not number.isdigit()):
+        raise TrainerError(f"the device is {name!r}, but must be auto, cpu, cuda or cuda:N")
+    index = int(number or place.rank)
+    if index >= there:
+        raise TrainerError(f"the device {name} is asked for, but there are {there} GPUs here")
+    return torch.device("cuda", index)
+
+
+def _page(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Pictures in rows, an image, its translation, and that translated back, on white."""
+    gap = 2
+    high = [max(image.shape[0] for image in row) for row in rows]
+    wide = [max(row[n].shape[1] for row in rows) for n in range(len(rows[0]))]
+    page = np.full((sum(high) + gap * len(high), sum(wide) + gap * len(wide), 3), 255, np.uint8)
+    top = 0
+    for row, height in zip(rows, high, strict=True):
+        left = 0
+        for image, width in zip(row, wide, strict=True):
+            page[top : top + image.shape[0], left : left + image.shape[1]] = image
+            left += width + gap
+        top += height + gap
+    return page
