@@ -121,6 +121,12 @@ class Session:
         return dict(self._module.items())
 
     @property
+    def updates(self) -> dict[str, Updates]:
+        """Who updates the generators (`G`), `D_A` and `D_B`; made when first asked for."""
+        self._prepare()
+        return self._updates
+
+    @property
     def pictures(self) -> Pictures:
         """The training images; damaged ones are told when this is first asked for."""
         if self._pictures is None:
@@ -176,8 +182,7 @@ class Session:
 
     def optimise(self, group: Sequence[Batch]) -> dict[str, float]:
         """One step whose gradients are the mean over several batches."""
-        self._prepare()
-        updates = self._updates
+        updates = self.updates
         share, single = 1 / len(group), updates["G"].early
         seen: list[dict[str, torch.Tensor]] = []
         kept = []
@@ -300,12 +305,11 @@ class Session:
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the steps to come, on the CPU or not; `load_state_dict` takes it."""
-        self._prepare()
         return {
             "format": FORMAT,
             "steps": self.steps,
             "networks": {name: net.state_dict() for name, net in self._module.items()},
-            "adam": {name: updates.state_dict() for name, updates in self._updates.items()},
+            "adam": {name: updates.state_dict() for name, updates in self.updates.items()},
             "pools": self.place.gathered(
                 {name: pool.state_dict() for name, pool in self.pools.items()}
             ),
@@ -313,11 +317,10 @@ class Session:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
-        self._prepare()
+        for name, updates in self.updates.items():
+            updates.load_state_dict(state["adam"][name])
         for name, network in self._module.items():
             network.load_state_dict(state["networks"][name])
-        for name, updates in self._updates.items():
-            updates.load_state_dict(state["adam"][name])
         for name, pool in self.pools.items():
             pool.load_state_dict(state["pools"][self.place.rank][name], self.device)
         self.steps = state["steps"]
@@ -427,7 +430,7 @@ class Session:
         try:
             for group in watch.waiting(steps):
                 epoch = self.steps // self.steps_per_epoch
-                for updates in self._updates.values():
+                for updates in self.updates.values():
                     updates.set_rate(self.rate(epoch))
                 losses = self.optimise(group)
                 watch.add(losses, self.rate(epoch))

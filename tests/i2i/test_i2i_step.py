@@ -1,0 +1,301 @@
+"""One step of training: the same as the original's, and what frozen, balanced or broken ones do."""
+
+import importlib.util
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from i2i_domains import TINY, make_domains
+from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
+
+import modelsoup
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("PIL")
+
+from modelsoup_i2i.processes import Place  # noqa: E402
+from modelsoup_i2i.session import DivergedError, Session  # noqa: E402
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = TINY | {"d_layers": 2, "blocks": 2}
+
+
+def reference():
+    path = ROOT / "benchmarks" / "cyclegan_reference.py"
+    spec = importlib.util.spec_from_file_location("cyclegan_reference", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_domains(tmp_path_factory.mktemp("domains")))
+
+
+def images(count: int, size: int = 16, batch: int = 1):
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(count):
+        yield [torch.rand(batch, 3, size, size, generator=generator) * 2 - 1 for _ in range(2)]
+
+
+def session(data: str, start: Path | None = None, **options) -> Session:
+    frozen = options.pop("frozen", ())
+    return CycleGAN().session(
+        CycleGANOptions(data=data, **(SMALL | options)), start, seed=0, frozen=frozen
+    )
+
+
+def beside(data: str, pool: int = 1000, **options):
+    """The original and ours, from the same weights; no pool gets full, so that none draws."""
+    own = session(data, pool_size=pool, **options)
+    original = reference().Original(4, 2, 4, 2, pool=pool)
+    original.networks().load_state_dict(
+        {f"{k}.{n}": t for k, net in own.networks.items() for n, t in net.state_dict().items()}
+    )
+    return own, original
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"channels_last": True}, {"accumulate": 2}], ids=["plain", "layout", "late"]
+)
+def test_a_step_is_the_originals(data: str, options: dict):
+    own, original = beside(data, **options)
+    for updates in own.updates.values():
+        updates.set_rate(2e-4)
+    for a, b in images(3):
+        made = own.optimise([(a, b)])  # with accumulate, updates come after the backward pass
+        wanted = {name: loss.item() for name, loss in original.step(a, b).items()}
+        assert made["gan_a"] == pytest.approx(wanted["G_A"], rel=1e-4)
+        assert made["gan_b"] == pytest.approx(wanted["G_B"], rel=1e-4)
+        assert made["cycle_a"] == pytest.approx(wanted["cycle_A"] / 10, rel=1e-4)
+        assert made["cycle_b"] == pytest.approx(wanted["cycle_B"] / 10, rel=1e-4)
+        assert made["identity_a"] == pytest.approx(wanted["idt_A"] / 5, rel=1e-4)
+        assert made["identity_b"] == pytest.approx(wanted["idt_B"] / 5, rel=1e-4)
+        assert made["judge_a"] == pytest.approx(wanted["D_A"], rel=1e-4)
+        assert made["judge_b"] == pytest.approx(wanted["D_B"], rel=1e-4)
+        total = sum(wanted[name] for name in wanted if not name.startswith("D_"))
+        assert made["generator"] == pytest.approx(total, rel=1e-4)
+
+
+def gradients(networks) -> dict[str, torch.Tensor]:
+    return {
+        f"{k}.{n}": p.grad.clone()
+        for k, net in networks.items() for n, p in net.named_parameters() if p.grad is not None
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradients_are_the_originals(data: str, channels_last: bool):
+    """Adam divides by a gradient's size, so that weights would hide a factor: gradients do not."""
+    own, original = beside(data, channels_last=channels_last)
+    caught: dict[str, torch.Tensor] = {}
+    for updates in own.updates.values():
+        updates.set_rate(0.0)
+        for name, parameter in updates.parameters.items():
+            parameter.register_hook(lambda g, name=name: caught.__setitem__(name, g.clone()))
+    ((a, b),) = images(1)
+    own.step(a, b)
+    for optimizer in (original.optimizer_G, original.optimizer_D):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+    original.step(a, b)
+    wanted = gradients(original.networks())
+    assert caught.keys() == wanted.keys() and len(wanted) == 2 * (20 + 8)
+    for name, gradient in wanted.items():
+        largest = gradient.abs().max()
+        if largest > 1e-6:  # a bias before a norm has none but noise
+            assert (caught[name] - gradient).abs().max() < 1e-3 * largest, name
+
+
+def test_after_some_steps_the_images_are_the_originals(data: str):
+    own, original = beside(data)
+    for updates in own.updates.values():
+        updates.set_rate(2e-4)
+    for a, b in images(5):
+        own.step(a, b)
+        original.step(a, b)
+    with torch.no_grad():
+        for a, b in images(2):
+            assert (own.networks["G_A"](a) - original.G_A(a)).abs().max() < 1e-3
+            assert (own.networks["D_B"](b) - original.D_B(b)).abs().max() < 1e-3
+
+
+def test_recomputing_gives_the_same_bits(data: str):
+    first, second = session(data), session(data)
+    for name in ("G_A", "G_B"):
+        assert second.networks[name].recompute
+        second.networks[name].recompute = False
+    for a, b in images(3):
+        assert first.step(a, b) == second.step(a, b)
+    for (name, one), two in zip(flat(first).items(), flat(second).values(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def flat(own: Session) -> dict[str, torch.Tensor]:
+    return {
+        f"{k}.{n}": t.clone()
+        for k, net in own.networks.items()
+        for n, t in net.state_dict().items()
+    }
+
+
+def test_a_half_balance_is_half_the_plain_loss(data: str):
+    plain, half = session(data), session(data, balance=0.5)
+    ((a, b),) = images(1)
+    assert half.step(a, b)["generator"] == plain.step(a, b)["generator"] / 2
+
+
+def test_an_automatic_balance_is_that_of_the_data(data: str):
+    own = session(data, balance="auto", loss="tree-paper")
+    assert own.weights.gan_a == pytest.approx(2 / 6)  # of 6 and 4 images
+    assert own.weights.cycle_b == pytest.approx(5 * 4 / 6)
+
+
+def test_frozen_tensors_keep_every_bit_and_the_others_move(data: str, tmp_path: Path):
+    start = tmp_path / "start.safetensors"
+    session(data).save(start)
+    groups = CycleGAN().groups(CycleGANOptions(data=data, **SMALL))
+    from fnmatch import fnmatchcase
+
+    before = flat(session(data, start))
+    frozen = [n for n in before if any(fnmatchcase(n, p) for p in groups["low-level"])]
+    assert any(n.startswith("D_") for n in frozen) and any(n.startswith("G_") for n in frozen)
+    own = session(data, start, frozen=frozen)
+    for updates in own.updates.values():
+        updates.set_rate(1e-2)
+        assert not set(updates.parameters) & set(frozen)
+    for a, b in images(3):
+        own.step(a, b)
+    for name, tensor in flat(own).items():
+        assert torch.equal(tensor, before[name]) == (name in frozen), name
+
+
+def test_a_training_with_all_generators_frozen_trains_discriminators(data: str, tmp_path: Path):
+    start = tmp_path / "start.safetensors"
+    session(data).save(start)
+    before = flat(session(data, start))
+    own = session(data, start, frozen=[n for n in before if n.startswith("G_")])
+    for updates in own.updates.values():
+        updates.set_rate(1e-2)
+    ((a, b),) = images(1)
+    own.step(a, b)
+    for name, tensor in flat(own).items():
+        assert torch.equal(tensor, before[name]) == name.startswith("G_"), name
+
+
+def test_leaves_share_their_initial_weights_whatever_else_they_load(data: str, tmp_path: Path):
+    whole = flat(session(data))
+    assert all(torch.equal(t, flat(session(data))[n]) for n, t in whole.items())
+    other = flat(session(data, init=1))
+    assert all(not torch.equal(t, other[n]) for n, t in whole.items() if n.endswith("weight"))
+    from safetensors.torch import save_file
+
+    part = tmp_path / "part.safetensors"
+    save_file({n: t + 1 for n, t in whole.items() if n.startswith("D_")}, part)
+    mixed = session(data, part)
+    for name, tensor in flat(mixed).items():
+        assert torch.equal(tensor, whole[name] + 1 if name.startswith("D_") else whole[name])
+    assert all(name.startswith("G_") for name in mixed.missing)
+
+
+def test_batches_of_two_and_accumulation_agree(data: str):
+    whole, parts = session(data, pool_size=0), session(data, pool_size=0, accumulate=2)
+    for own in (whole, parts):
+        for updates in own.updates.values():
+            updates.set_rate(1e-3)
+    for a, b in images(2, batch=2):
+        first = whole.step(a, b)
+        second = parts.optimise([(a[:1], b[:1]), (a[1:], b[1:])])
+        for name, value in first.items():
+            assert second[name] == pytest.approx(value, rel=1e-3), name
+
+
+@pytest.mark.parametrize(
+    "sizes", [((16, 20), (16, 20)), ((18, 21), (18, 21)), ((16, 16), (20, 24))]
+)
+def test_images_of_any_size_are_trained_on(data: str, sizes):
+    own = session(data, mode="none", d_layers=1)
+    a, b = (torch.rand(1, 3, *size) * 2 - 1 for size in sizes)
+    for _ in range(5):  # the pool is full after 3
+        losses = own.step(a, b)
+        a, b = a.flip(2), b.flip(2)
+    assert all(math.isfinite(value) for value in losses.values())
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("where", ["image", "gradient"])
+def test_what_is_not_finite_stops_before_any_weight_breaks(data: str, late: bool, where: str):
+    own = session(data, accumulate=2 if late else 1)
+    for updates in own.updates.values():
+        updates.set_rate(1e-3)
+    ((a, b),) = images(1)
+    own.step(a, b)
+    if where == "image":
+        a = a * float("nan")
+    else:
+        own.networks["G_A"].model[1].weight.register_hook(lambda g: g * float("inf"))
+    with pytest.raises(DivergedError):
+        own.step(a, b)
+    assert own.steps == 1
+    assert all(tensor.isfinite().all() for tensor in flat(own).values())
+
+
+def test_bf16_trains_in_float32_weights(data: str):
+    own = session(data, precision="bf16")
+    for a, b in images(2):
+        losses = own.step(a, b)
+    assert all(math.isfinite(value) for value in losses.values())
+    assert all(tensor.dtype == torch.float32 for tensor in flat(own).values())
+
+
+def test_another_module_may_stand_in_before_the_first_step(data: str):
+    own = session(data)
+    import copy
+
+    other = copy.deepcopy(own.networks["G_A"])
+    own.replace("G_A", other)
+    ((a, b),) = images(1)
+    own.step(a, b)
+    assert own.networks["G_A"] is other and not other.recompute
+    with pytest.raises(modelsoup.TrainerError, match="before the first step only"):
+        own.replace("G_A", other)
+    with pytest.raises(modelsoup.TrainerError, match="no network is called 'G_C'"):
+        own.replace("G_C", other)
+
+
+@pytest.mark.parametrize("different", [{"width": 8}, {"blocks": 1}, {"blocks": 3}, {"d_width": 8}])
+def test_a_start_of_another_shape_is_named(data: str, tmp_path: Path, different: dict):
+    start = tmp_path / "start.safetensors"
+    session(data).save(start)
+    with pytest.raises(modelsoup.MismatchError, match=r"tensor '[GD]_A\.model.*has the shape \["):
+        session(data, start, **different)
+
+
+def test_a_device_that_is_not_there_is_told(data: str):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(modelsoup.TrainerError, match="there are 0 GPUs"):
+        session(data, device="cuda:3")
+
+
+def test_rates_are_those_of_the_linear_schedule(data: str):
+    own = session(data, lr=1.0, epochs=100, decay_epochs=100)
+    rates = [own.rate(epoch - 1) for epoch in (1, 100, 101, 200)]
+    assert rates == pytest.approx([1, 1, 100 / 101, 1 / 101], rel=1e-12)
+    constant = session(data, lr=0.5, epochs=50)
+    assert {constant.rate(epoch) for epoch in range(50)} == {0.5}
+
+
+def test_places_of_several_processes_cover_the_epoch(data: str):
+    """Two processes see together what one with twice the batch sees."""
+    options = CycleGANOptions(data=data, **SMALL)
+    single = Session(replace(options, batch=2), None, seed=4)
+    both = [Session(options, None, seed=4, place=Place(rank, 2)) for rank in range(2)]
+    assert single.steps_per_epoch == both[0].steps_per_epoch == 3
+    for one, first, second in zip(
+        single.batches(), both[0].batches(), both[1].batches(), strict=True
+    ):
+        (a, b), ((a0, b0),), ((a1, b1),) = one[0], first, second
+        assert torch.equal(a, torch.cat([a0, a1])) and torch.equal(b, torch.cat([b0, b1]))
