@@ -243,11 +243,19 @@ def _is_quantised(source: Any) -> bool:
     node = source.get_node()
     while node.get_type_name() in _MOVES:
         node = node.input_value(0).get_node()
-    return node.get_type_name() == "FakeQuantize" and 1 < node.get_levels() <= 256
+    return bool(node.get_type_name() == "FakeQuantize" and 1 < node.get_levels() <= 256)
 
 
 def _stored_as_integers(source: Any) -> bool:
     node = source.get_node()
     while node.get_type_name() in ("Multiply", "Subtract", "Convert", "Reshape"):
         node = node.input_value(0).get_node()
-    return node.get_type_name() == "Constant" and node.get_element_type().size == 1
+    return bool(node.get_type_name() == "Constant" and node.get_element_type().size == 1)
+
+
+def digest_of(checkpoint: Path) -> str:
+    """XXH3-128 of a checkpoint's bytes, as `soup inspect` tells; of a folder, of all its shards."""
+    from modelsoup import digest_file, open_checkpoint
+
+    files = sorted({info.file for info in open_checkpoint(checkpoint).tensors.values()})
+    return " ".join(digest_file(file).xxh3_128 for file in files)

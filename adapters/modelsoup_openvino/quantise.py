@@ -152,15 +152,16 @@ def _ignored(nncf: Any, network: nn.Module, example: torch.Tensor, how: Quantisa
 
 
 def _advanced(nncf: Any, how: Quantisation) -> Any:
-    from nncf.common.quantization.structs import QuantizationScheme as mode
+    from nncf.common.quantization.structs import QuantizationScheme
     from nncf.quantization.advanced_parameters import QuantizationParameters
 
     return nncf.AdvancedQuantizationParameters(
         weights_quantization_params=QuantizationParameters(
-            mode=None if how.weights is None else mode(how.weights), per_channel=how.per_channel
+            mode=None if how.weights is None else QuantizationScheme(how.weights),
+            per_channel=how.per_channel,
         ),
         activations_quantization_params=QuantizationParameters(
-            mode=None if how.activations is None else mode(how.activations)
+            mode=None if how.activations is None else QuantizationScheme(how.activations)
         ),
     )
 

@@ -184,8 +184,12 @@ def extension(say: Say) -> Iterator[None]:
             "operations, which is slower and gives the same results"
         )
     else:
-        shared = _cache() / "nncf-extension" / "-".join(
-            [f"python{sys.version_info[0]}.{sys.version_info[1]}", *installed().values()]
+        shared = (
+            _cache()
+            / "nncf-extension"
+            / "-".join(
+                [f"python{sys.version_info[0]}.{sys.version_info[1]}", *installed().values()]
+            )
         )
         if shared.is_dir():
             # Times are kept: ninja compiles again what is newer than its result.
@@ -232,7 +236,9 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 def _runs(path: str) -> bool:
     try:
         command = [path, "--version"]
-        done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+        done = subprocess.run(  # noqa: S603  # the user's own compiler
+            command, capture_output=True, check=False, timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0

@@ -1,0 +1,76 @@
+"""What `modelsoup_openvino` asks of a trainer: the images that a generator sees, and its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelsoup import open_checkpoint
+
+from .data import folders_of
+from .images import list_images, read_image, to_tensor
+from .shapes import (
+    DISCRIMINATORS,
+    GENERATORS,
+    discriminator_shape_of,
+    generator_shape_of,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from .cyclegan import CycleGANOptions
+
+
+def inputs(options: CycleGANOptions, network: str, part: str) -> Iterator[torch.Tensor]:
+    """The images that a generator translates in use, as it sees them, in order.
+
+    Args:
+        options: of the training, with its data and sizes.
+        network: `G_A`, which sees X, or `G_B`, which sees Y.
+        part: `train`; or `test`, of which there is none where data are two single folders, or the
+            folder has no `testA` and `testB`.
+
+    Yields:
+        float32, 1 × 3 × height × width in [−1, 1].
+
+    Raises:
+        ParameterError: the training folders are missing or do not fit.
+        ImageError: a picture is damaged.
+    """
+    side = GENERATORS.index(network)
+    transform = options.transform()
+    for file in _files(options, side, part):
+        yield to_tensor(transform.for_test(read_image(file)))[None]
+
+
+def options_of(checkpoint: Path) -> dict[str, Any]:
+    """The options that a checkpoint decides: widths, blocks and layers of its networks.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+        MismatchError: it holds no such networks.
+    """
+    shapes = {name: info.shape for name, info in open_checkpoint(checkpoint).tensors.items()}
+    present = {name.partition(".")[0] for name in shapes}
+    generator = next((name for name in GENERATORS if name in present), GENERATORS[0])
+    own = generator_shape_of(shapes, f"{generator}.")
+    found = {"width": own.width, "blocks": own.blocks}
+    judges = [name for name in DISCRIMINATORS if name in present]
+    if judges:
+        judge = discriminator_shape_of(shapes, f"{judges[0]}.")
+        found |= {"d_width": judge.width, "d_layers": judge.layers}
+    return found
+
+
+def _files(options: CycleGANOptions, side: int, part: str) -> tuple[Path, ...]:
+    if part == "train":
+        domains = options.domains()
+        return (domains.a, domains.b)[side]
+    if options.data is None:
+        return ()
+    if not all((Path(options.data) / f"test{letter}").is_dir() for letter in "AB"):
+        return ()
+    folders = folders_of(options.data, None, None, "test")
+    return tuple(list_images(folders[side]))

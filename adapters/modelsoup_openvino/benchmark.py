@@ -1,0 +1,73 @@
+"""`soup openvino bench`: what an exported model takes on this machine, alone or beside another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelsoup import ParameterError
+
+from . import export, measure
+
+
+def measured(paths: Sequence[Path], rounds: int, size: int | None) -> dict[str, Any]:
+    """Speed, bytes, memory and INT8 operations of models that take turns on one image.
+
+    Args:
+        paths: of IRs; all get images of one size.
+        rounds: that count.
+        size: the image's side; None is that of the first model.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        ParameterError: a model cannot be had for that size, or they are one file.
+    """
+    if len(set(paths)) < len(paths):
+        raise ParameterError(f"{paths[0]} is given twice: name another model to compare with")
+    models = {str(path): export.read(path) for path in paths}
+    shape = list(next(iter(models.values())).input(0).get_partial_shape().to_shape())
+    if size is not None:
+        shape[2:] = [size, size]
+    for name, model in models.items():
+        try:
+            model.reshape(shape)
+        except RuntimeError as error:
+            said = " ".join(str(error).split())[-200:]
+            raise ParameterError(f"{name} cannot be reshaped to {shape}: {said}") from error
+    example = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    return {
+        "image": shape,
+        "rounds": rounds,
+        "machine": measure.machine(),
+        "models": measure.as_json(measure.speeds(models, example, rounds=rounds)),
+        "bytes": {str(path): measure.size_on_disk(path) for path in paths},
+        "memory_mib": {str(path): measure.peak_memory(path) for path in paths},
+        "operations": {
+            name: {kind: list(n) for kind, n in export.integer_operations(model).items()}
+            for name, model in models.items()
+        },
+    }
+
+
+def table(told: Mapping[str, Any]) -> str:
+    """The same for people."""
+    machine, (height, width) = told["machine"], told["image"][-2:]
+    lines = [
+        f"{height} × {width} pixels, medians of {told['rounds']} rounds, {machine['cores']} cores "
+        f"of {machine['processor']}, load {machine['load']}",
+        "",
+        "| model | ms | one thread, ms | images a second | MB | memory, MiB | INT8 operations |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, own in told["models"].items():
+        counts = told["operations"][name].values()
+        integer, whole = sum(n[0] for n in counts), sum(n[1] for n in counts)
+        lines.append(
+            f"| {name} | {own['latency']:.1f} | {own['one_thread']:.1f} | {own['throughput']:.1f} "
+            f"| {told['bytes'][name] / 1e6:.2f} | {told['memory_mib'][name]['peak']} "
+            f"| {integer} of {whole} |"
+        )
+    return "\n".join(lines)

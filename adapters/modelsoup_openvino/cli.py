@@ -1,0 +1,163 @@
+"""`soup openvino …`: each command is a few lines over the API."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelsoup import ParameterError
+
+if TYPE_CHECKING:
+    from .trainer import OpenVinoOptions
+
+
+@click.group()
+def openvino() -> None:
+    """INT8 models for a CPU: quantise with NNCF, train on, export to OpenVINO, run, measure."""
+
+
+@openvino.command(no_args_is_help=True)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--trainer", "of", required=True, metavar="NAME", help="Which trainer made MODEL.")
+@click.option("--data", metavar="DIR", help="The trainer's data: calibration, training and test.")
+@click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path),
+              help="The folder to write.")  # fmt: skip
+@click.option("--epochs", default=2, show_default=True, help="After calibration; 0 is none.")
+@click.option("--rate", type=float, metavar="η", help="Learning rate of those.  [default: 1e-6]")
+@click.option("--network", metavar="NAME", help="Which network, such as G_B.  [default: first]")
+@click.option("--set", "training", multiple=True, metavar="NAME=VALUE",
+              help="Another option of the trainer, as in a plan; repeat it.")  # fmt: skip
+@click.option("--preset", type=click.Choice(["performance", "mixed"]), default="performance",
+              show_default=True, help="NNCF's: symmetric or asymmetric activations.")  # fmt: skip
+@click.option("--subset-size", default=300, show_default=True, help="Calibration images, ≤ 300.")
+@click.option("--weights", type=click.Choice(["symmetric", "asymmetric"]), help="Their mode.")
+@click.option("--activations", type=click.Choice(["symmetric", "asymmetric"]), help="Their mode.")
+@click.option("--per-channel/--per-tensor", default=True, show_default=True,
+              help="Scales of weights.")  # fmt: skip
+@click.option("--accurate-bias-correction", is_flag=True, help="NNCF's slower way.")
+@click.option("--ignore", multiple=True, metavar="NAME",
+              help="A layer (model.26) or operation that stays float; repeat it.")  # fmt: skip
+@click.option("--ignore-pattern", multiple=True, metavar="REGEX", help="NNCF's names by pattern.")
+@click.option("--ignore-type", multiple=True, metavar="TYPE", help="Types of operations.")
+@click.option("--held-out", default=64, show_default=True, help="Images to compare on, at most.")
+@click.option("--rounds", default=20, show_default=True, help="Of measuring speed; 0 is none.")
+@click.option("--seed", default=0, show_default=True, help="Of the training.")
+@click.option("--force", is_flag=True, help="Replace OUT.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report.")
+def quantize(
+    model: Path, of: str, data: str | None, output: Path, epochs: int, rate: float | None,
+    network: str | None, training: tuple[str, ...], preset: str, subset_size: int,
+    weights: str | None, activations: str | None, per_channel: bool,
+    accurate_bias_correction: bool, ignore: tuple[str, ...], ignore_pattern: tuple[str, ...],
+    ignore_type: tuple[str, ...], held_out: int, rounds: int, seed: int, force: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Quantise a deployed network of MODEL to INT8, train on, and write a folder for a device.
+
+    A run that was interrupted is gone on with by the same command.
+    """
+    from .deliver import PAGE, must_be_free
+    from .trainer import quantise_to
+
+    given: dict[str, Any] = {
+        "of": of, "out": str(output), "epochs": epochs, "network": network,
+        "training": _training(data, training), "held_out": held_out, "rounds": rounds,
+        "quantisation": {
+            "preset": preset, "subset_size": subset_size, "weights": weights,
+            "activations": activations, "per_channel": per_channel,
+            "fast_bias_correction": not accurate_bias_correction, "ignored_names": ignore,
+            "ignored_patterns": ignore_pattern, "ignored_types": ignore_type,
+        },
+    }  # fmt: skip
+    if rate is not None:
+        given["rate"] = rate
+    options = _options(given)
+    if not model.exists():
+        raise ParameterError(f"there is no checkpoint {model}")
+    output = output.absolute()
+    must_be_free(output, force=force)
+    work = output.with_name(f".{output.name}.unfinished")
+    work.mkdir(exist_ok=True)
+    told = quantise_to(
+        options, model, output, seed=seed, frozen=(), work=work, report=_progress, log=_say
+    )
+    shutil.rmtree(work)
+    if as_json:
+        click.echo(json.dumps(told))
+    else:
+        click.echo((output / PAGE).read_text("utf-8"))
+
+
+@openvino.command(no_args_is_help=True)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--precision", type=click.Choice(["f32", "bf16"]), default="f32", show_default=True,
+              help="Of what is not INT8.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace what is there.")
+def run(model: Path, source: Path, target: Path, precision: str, force: bool) -> None:
+    """Translate an image, or a folder of them, with an exported MODEL.xml; torch is not needed."""
+    from .infer import translate
+
+    for written in translate(model, source, target, force=force, precision=precision):
+        click.echo(written)
+
+
+@openvino.command(no_args_is_help=True)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--against", type=click.Path(path_type=Path), metavar="XML",
+              help="Another model that takes turns with it.")  # fmt: skip
+@click.option("--rounds", default=20, show_default=True, help="That count.")
+@click.option(
+    "--size", type=int, metavar="PIXELS", help="Side of the image.  [default: as exported]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print figures for programs.")
+def bench(model: Path, against: Path | None, rounds: int, size: int | None, as_json: bool) -> None:
+    """Latency, throughput, one thread and memory of an exported MODEL.xml on this machine."""
+    from .benchmark import measured, table
+
+    if rounds < 1 or (size is not None and size < 1):
+        raise ParameterError("rounds and size must be at least 1")
+    told = measured([model] if against is None else [model, against], rounds, size)
+    click.echo(json.dumps(told) if as_json else table(told))
+
+
+def _options(given: Mapping[str, Any]) -> OpenVinoOptions:
+    from modelsoup import build_options
+
+    from .trainer import OpenVinoQat
+
+    options: OpenVinoOptions = build_options(OpenVinoQat(), given)
+    return options
+
+
+def _training(data: str | None, pairs: tuple[str, ...]) -> dict[str, Any]:
+    """`--set`: JSON where the value is JSON (numbers, true, null, lists), else a text."""
+    found: dict[str, Any] = {} if data is None else {"data": data}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise ParameterError(f"--set {pair} must be NAME=VALUE")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _progress(done: float | None, figures: Mapping[str, float]) -> None:
+    if done is None or not os.isatty(2):
+        return
+    left = figures.get("seconds_left")
+    rest = "" if left is None else f", {left:.0f} s left"
+    click.echo(f"\r{done:6.1%}{rest}   ", err=True, nl=done >= 1)

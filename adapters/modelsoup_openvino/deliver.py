@@ -1,0 +1,215 @@
+"""The folder that a device gets: models, quantised checkpoint, report and pictures; whole or not.
+
+int8.xml  int8.bin       the quantised network for OpenVINO
+fp32.xml  fp32.bin       the float network that it was made from, to compare; also as fp16
+quantised.safetensors    NNCF's quantised network, to be trained on
+float.safetensors        the checkpoint in the tree's names
+report.json  report.md   sizes, speed, likeness, and where it came from
+sheet.png                input, float, INT8 by epoch
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelsoup import OutputError
+
+from . import export, measure
+from .deploy import Deployable, Log
+from .qat import Outcome
+from .quantise import Quantisation
+from .report import as_pixels, page, sheet
+from .versions import installed
+
+INT8, FP32, FP16 = "int8.xml", "fp32.xml", "fp16.xml"
+QUANTISED, FLOAT = "quantised.safetensors", "float.safetensors"
+REPORT, PAGE, SHEET = "report.json", "report.md", "sheet.png"
+
+
+def must_be_free(out: Path, *, force: bool) -> None:
+    """Check that a folder may be written, before hours of work.
+
+    Raises:
+        OutputError: there is something already, or no folder to put it into.
+    """
+    if not out.absolute().parent.is_dir():
+        raise OutputError(f"there is no folder {out.absolute().parent} to put {out.name} into")
+    if out.exists() and not force and not (out.is_dir() and not any(out.iterdir())):
+        raise OutputError(f"{out} exists already (--force replaces it)")
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file, where a folder is to be written")
+
+
+def deliver(
+    outcome: Outcome, out: Path, *, trainer: Deployable, options: Mapping[str, Any],
+    how: Quantisation, start: Path, rounds: int, quality: Mapping[str, Any] | None, log: Log,
+) -> dict[str, Any]:  # fmt: skip
+    """Export, measure, and write the folder in the place of what is there.
+
+    Args:
+        outcome: what was quantised and trained.
+        out: the folder.
+        trainer: whose network it is.
+        options: its options as plain data, for the report.
+        how: how it was quantised.
+        start: the checkpoint that it came from.
+        rounds: in which speed is measured; 0 leaves it out.
+        quality: further metrics, as `report.quality` gives them.
+        log: is told lines.
+
+    Returns:
+        the report.
+
+    Raises:
+        SoupError: the export does not compute what the network does, or cannot be written.
+    """
+    out = out.absolute()
+    example = outcome.held_out[0]
+    log("converts and compares")
+    models = {
+        INT8: export.converted(outcome.best, example),
+        FP32: export.converted(outcome.reference, example),
+    }
+    agreed = {
+        "int8": export.agreement(outcome.best, models[INT8], example),
+        "fp32": export.agreement(outcome.reference, models[FP32], example),
+    }
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error.strerror or error}") from error
+    try:
+        folder.chmod(0o755)  # mkdtemp's own are for nobody else
+        shutil.copyfile(outcome.quantised, folder / QUANTISED)
+        shutil.copyfile(outcome.checkpoint, folder / FLOAT)
+        origin = _origin(outcome, trainer, start, folder / FLOAT)
+        for name, model in models.items():
+            export.write(model, folder / name, {**origin, "precision": name.partition(".")[0]})
+        export.write(models[FP32], folder / FP16, {**origin, "precision": "fp16"}, half=True)
+        outputs = _measured_outputs(models, outcome)
+        told = {
+            "origin": origin,
+            "options": dict(options),
+            "quantisation": asdict(how),
+            "candidates": [asdict(one) for one in outcome.candidates],
+            "kept": outcome.kept.epoch,
+            "losses": {name: round(value, 6) for name, value in outcome.figures.items()},
+            "held_out": {"images": len(outcome.held_out), "from_test": outcome.from_test},
+            "likeness": {**outputs, "agreement": {k: round(v, 2) for k, v in agreed.items()}},
+            "quality": dict(quality or {}),
+            "operations": _operations(models[INT8]),
+            "bytes": {n: measure.size_on_disk(folder / n) for n in (INT8, FP32, FP16)},
+            "speed": _speed(models, outcome, rounds, folder) if rounds else {},
+            "machine": measure.machine(),
+            "versions": installed(),
+        }
+        (folder / REPORT).write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+        (folder / PAGE).write_text(page(told), "utf-8")
+        _save_sheet(outcome, folder / SHEET)
+        _take_the_place(folder, out)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return told
+
+
+def _origin(outcome: Outcome, trainer: Deployable, start: Path, plain: Path) -> dict[str, str]:
+    """The texts of `rt_info`: what it came from, and what `infer` must know."""
+    return {
+        "source": start.name,
+        "source_xxh3_128": export.digest_of(start),
+        "float_xxh3_128": export.digest_of(plain),
+        "trainer": trainer.name,
+        "network": outcome.network,
+        "qat_epochs": str(outcome.kept.epoch),
+        "multiple": str(trainer.multiple),
+        "images": "RGB, 1 x 3 x height x width, float32 in [-1, 1]",
+    }
+
+
+def _measured_outputs(models: Mapping[str, Any], outcome: Outcome) -> dict[str, float | None]:
+    """INT8 against float32, both by OpenVINO, as they will be used."""
+    compiled = {name: measure.compiled_for(model, "LATENCY") for name, model in models.items()}
+    pairs: dict[str, list[np.ndarray]] = {name: [] for name in compiled}
+    size = tuple(outcome.held_out[0].shape)
+    for image in outcome.held_out:
+        if tuple(image.shape) != size:  # an image of another size would compile both anew
+            continue
+        for name, call in compiled.items():
+            pairs[name].append(np.array(call(image.numpy())[0]))
+    alike = measure.ssim(pairs[INT8], pairs[FP32])
+    each = [measure.psnr(a, b) for a, b in zip(pairs[INT8], pairs[FP32], strict=True)]
+    return {
+        "psnr": round(statistics.fmean(min(value, 100.0) for value in each), 3),
+        "psnr_worst": round(min([*each, 100.0]), 3),
+        "ssim": None if alike is None else round(alike, 5),
+        "images": float(len(each)),
+    }
+
+
+def _operations(model: Any) -> dict[str, Any]:
+    executed = export.executed_operations(measure.compiled_for(model, "LATENCY"))
+    return {
+        "graph": {k: list(counts) for k, counts in export.integer_operations(model).items()},
+        "executed": {kind: dict(found) for kind, found in sorted(executed.items())},
+    }
+
+
+def _speed(
+    models: Mapping[str, Any], outcome: Outcome, rounds: int, folder: Path
+) -> dict[str, Any]:
+    import torch
+
+    example = outcome.held_out[0]
+
+    def eager() -> object:
+        with torch.inference_mode():
+            return outcome.reference(example)
+
+    found = measure.as_json(
+        measure.speeds(models, example.numpy(), rounds=rounds, others={"torch": eager})
+    )
+    return {
+        "image": list(example.shape),
+        "rounds": rounds,
+        "torch_threads": torch.get_num_threads(),
+        "models": found,
+        "memory_mib": {name: measure.peak_memory(folder / name) for name in models},
+    }
+
+
+def _save_sheet(outcome: Outcome, path: Path) -> None:
+    from modelsoup_i2i.images import save_png
+
+    inputs = [as_pixels(image.numpy()) for image in outcome.held_out]
+    expected = [as_pixels(image) for image in outcome.expected]
+    save_png(sheet(inputs, expected, outcome.pictures, outcome.kept.epoch), path)
+
+
+def _take_the_place(folder: Path, out: Path) -> None:
+    """Rename the finished folder; what was there goes only when it stands."""
+    old: Path | None = None
+    if out.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent)) / out.name
+        out.rename(old)
+    try:
+        folder.rename(out)
+    except OSError:
+        if old is not None:
+            with suppress(OSError):
+                old.rename(out)
+        raise
+    finally:
+        if old is not None and out.exists():
+            shutil.rmtree(old.parent, ignore_errors=True)

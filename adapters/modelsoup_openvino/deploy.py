@@ -1,0 +1,131 @@
+"""What a trainer must tell so that one of its networks can be quantised; and asking it.
+
+Any trainer of a plan can, with four things beside `train`; nothing here knows one by name.
+`session` gives a training that has not begun: its networks by name, which of them are used
+afterwards (`deployed`), and `run`, the trainer's own loop with its own losses, in which a network
+may be replaced. `inputs` gives the images that a network sees in use; `options_of` what a
+checkpoint says of the options; `multiple`, of which heights and widths must be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from modelsoup import Trainer, TrainerError, build_options, get_trainer, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Report = Callable[[float | None, Mapping[str, float]], None]
+Log = Callable[[str], None]
+
+ASKED = ("session", "inputs", "options_of", "multiple")
+
+
+class Session(Protocol):
+    """A training in progress.
+
+    Attributes:
+        networks: the trained networks; a checkpoint's names are `network.tensor`.
+        deployed: names of those that are used after the training, the first one by default.
+    """
+
+    deployed: tuple[str, ...]
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """By name, in the checkpoint's order."""
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put a module in a network's place, before the first step."""
+
+    def run(
+        self, report: Report, log: Log, after_epoch: Callable[[int], None] | None = None
+    ) -> dict[str, float]:
+        """Train to the end, from where the work folder's state is; the last figures.
+
+        `after_epoch(n)` is called when epoch n, from 1, has ended, before its state is kept.
+        """
+
+
+class Deployable(Protocol):
+    """A trainer one of whose networks can be quantised."""
+
+    name: str
+    options: Any
+    multiple: int
+
+    def session(
+        self, options: Any, start: Path | None, *, seed: int, frozen: Sequence[str] = (),
+        work: Path | None = None,
+    ) -> Session:  # fmt: skip
+        """A training that has not begun. Its options have `epochs` and `lr`."""
+
+    def inputs(self, options: Any, network: str, part: str = "train") -> Iterator[torch.Tensor]:
+        """Images of `train` or `test` as a network sees them in use, 1 × C × H × W in [−1, 1]."""
+
+    def options_of(self, checkpoint: Path) -> dict[str, Any]:
+        """The options that a checkpoint decides."""
+
+
+def deployable(name: str) -> Deployable:
+    """A trainer by its name, one of whose networks can be quantised.
+
+    Raises:
+        TrainerError: there is none of that name, or it does not tell what is needed.
+    """
+    trainer = get_trainer(name)
+    lacking = [asked for asked in ASKED if not hasattr(trainer, asked)]
+    if lacking:
+        raise TrainerError(
+            f"the trainer {name!r} cannot be quantised: it does not tell {', '.join(lacking)}"
+        )
+    return cast(Deployable, trainer)
+
+
+def options_for(
+    trainer: Deployable, start: Path | None, given: Mapping[str, Any], *, epochs: int, rate: float
+) -> Any:
+    """A trainer's options for the epochs after quantisation.
+
+    What the start decides (its width, say) need not be given; what is given counts.
+
+    Args:
+        trainer: whose options they are.
+        start: the checkpoint that is quantised; None where it is not there yet.
+        given: names and values, as in a plan.
+        epochs: of the training; 0 leaves the trainer's default, for none will be made.
+        rate: the learning rate.
+
+    Raises:
+        TrainerError: an unknown option, or a value of the wrong type.
+        SoupError: the start is no checkpoint of this trainer.
+    """
+    for name, instead in (("epochs", "epochs"), ("lr", "rate")):
+        if name in given:
+            raise TrainerError(
+                f"{name!r} of the trainer {trainer.name!r} is what openvino-qat calls {instead!r}: "
+                f"give that"
+            )
+    known = {} if start is None else trainer.options_of(start)
+    of_training = {"lr": rate, **({"epochs": epochs} if epochs else {})}
+    return build_options(cast(Trainer, trainer), {**known, **given, **of_training})
+
+
+def chosen_network(session: Session, wanted: str | None) -> str:
+    """Which network is quantised: the one that is wanted, or the first that is deployed.
+
+    Raises:
+        TrainerError: it is none of those that are deployed.
+    """
+    if wanted is None:
+        return session.deployed[0]
+    if wanted not in session.deployed:
+        raise TrainerError(
+            f"no deployed network is called {wanted!r}{nearest(wanted, session.deployed)} (there "
+            f"are {', '.join(session.deployed)})"
+        )
+    return wanted

@@ -1,0 +1,138 @@
+"""Using an exported model: OpenVINO, NumPy and Pillow, and never torch.
+
+A model is reshaped to the size of an image, so that nothing is scaled. Sides that are no multiple
+of what the network wants are continued by reflection, and the result is cut back.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelsoup import OutputError, ParameterError, SoupError
+
+from . import export
+from .measure import compiled_for
+from .report import as_pixels
+
+_KEPT = 4  # sizes for which the compiled model is kept
+
+
+class Translator:
+    """A model for images of any size.
+
+    Args:
+        model: the path of an IR's `.xml`.
+        precision: of what is not INT8: `f32`, or `bf16` where the CPU has it.
+
+    Raises:
+        VersionError: OpenVINO is missing or of another version.
+        CheckpointError: a file is missing or damaged.
+        ParameterError: it is no model from images to images.
+    """
+
+    def __init__(self, model: Path, *, precision: str = "f32") -> None:
+        self._model, self._precision = export.read(model), precision
+        inputs, outputs = self._model.inputs, self._model.outputs
+        four = [p.get_partial_shape().rank.get_length() == 4 for p in (*inputs, *outputs)
+                if p.get_partial_shape().rank.is_static]  # fmt: skip
+        if len(inputs) != 1 or len(outputs) != 1 or four != [True, True]:
+            raise ParameterError(
+                f"{model} has {len(inputs)} inputs and {len(outputs)} outputs, where one image in "
+                f"and one out are expected"
+            )
+        told = export.about(self._model)
+        self.multiple = int(told.get("multiple", "1"))
+        self._compiled: OrderedDict[tuple[int, int], Callable[[Any], Any]] = OrderedDict()
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Translate uint8, H × W × 3, RGB, to the same shape and type."""
+        height, width = image.shape[:2]
+        below, right = -height % self.multiple, -width % self.multiple
+        kind = "reflect" if below < height and right < width else "edge"
+        padded = np.pad(image, ((0, below), (0, right), (0, 0)), mode=kind)  # type: ignore[call-overload]
+        values = padded.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1
+        made = self._for(padded.shape[0], padded.shape[1])(np.ascontiguousarray(values))[0]
+        return as_pixels(np.asarray(made)[:, :, :height, :width])
+
+    def _for(self, height: int, width: int) -> Callable[[Any], Any]:
+        found = self._compiled.get((height, width))
+        if found is None:
+            try:
+                self._model.reshape([1, 3, height, width])
+                found = compiled_for(self._model, "LATENCY", precision=self._precision)
+            except RuntimeError as error:
+                said = " ".join(str(error).split())[-200:]
+                raise ParameterError(
+                    f"the model cannot be reshaped to images of {height} × {width}: {said}"
+                ) from error
+            self._compiled[height, width] = found
+            if len(self._compiled) > _KEPT:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end((height, width))
+        return found
+
+
+def pairs(source: Path, target: Path, *, force: bool) -> list[tuple[Path, Path]]:
+    """Which image becomes which file: one, or those of a folder under their names as `.png`.
+
+    Raises:
+        ParameterError: the source is not there or holds no image.
+        OutputError: a target exists already, or two images would become one file.
+    """
+    from modelsoup_i2i.images import list_images
+
+    if source.is_file():
+        into = target / f"{source.stem}.png" if target.is_dir() else target
+        found = [(source, into)]
+    elif source.is_dir():
+        images = list_images(source)
+        found = [(file, target / file.relative_to(source).with_suffix(".png")) for file in images]
+        if not found:
+            raise ParameterError(f"{source} holds no image")
+    else:
+        raise ParameterError(f"there is no image or folder {source}")
+    taken: dict[Path, Path] = {}
+    for file, into in found:
+        if into in taken:
+            raise OutputError(f"{taken[into]} and {file} would both become {into}")
+        taken[into] = file
+        if into.suffix.lower() != ".png":
+            raise OutputError(f"the image {into} must end in .png")
+        if into.exists() and not force:
+            raise OutputError(f"{into} exists already (--force replaces it)")
+    return found
+
+
+def translate(
+    model: Path, source: Path, target: Path, *, force: bool = False, precision: str = "f32"
+) -> Iterator[Path]:
+    """Translate a file, or all images of a folder; yields what was written, each as it is done.
+
+    Args:
+        model: the path of an IR's `.xml`.
+        source: an image, or a folder of them.
+        target: a `.png` file, or a folder, which is made.
+        force: replace what is there.
+        precision: as in `Translator`.
+
+    Raises:
+        SoupError: as `Translator` and `pairs`, or an image is damaged.
+    """
+    from modelsoup_i2i.images import read_image, save_png
+
+    work = pairs(source, target, force=force)
+    network = Translator(model, precision=precision)
+    for file, into in work:
+        into.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_png(network(read_image(file)), into)
+        except SoupError as error:
+            if str(file) in str(error):
+                raise
+            raise type(error)(f"{file}: {error}") from error
+        yield into

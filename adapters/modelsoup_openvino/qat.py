@@ -1,0 +1,301 @@
+"""Quantisation-aware training: quantise, train on with the trainer's own losses, keep the best.
+
+Post-training quantisation is where it starts, and a candidate like the network after each epoch:
+training on is not always better. Which one is kept is decided by held-out images: how near, in
+PSNR, the quantised network's outputs are to those of the float network that it was made from.
+
+Everything lies in a work folder, so that a killed run goes on: the quantised network as it began,
+the training's own state, and of each candidate its figures and its pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+
+from modelsoup import CheckpointError, ParameterError, TrainerError
+
+from .deploy import Deployable, Log, Report, Session, chosen_network
+from .measure import mean_psnr, ssim
+from .quantise import (
+    Quantisation,
+    float_tensors,
+    load_quantised,
+    quantised,
+    read_quantised,
+    save_quantised,
+)
+from .report import as_pixels
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+BEGUN = "begun.safetensors"
+CANDIDATES = "candidates.json"
+TRAINING = "training"
+ORIGIN = "modelsoup.origin"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A quantised network at some point of its training.
+
+    Attributes:
+        epoch: 0 is post-training quantisation alone.
+        psnr: dB, the mean over held-out images, between its outputs and the float network's.
+        ssim: the same by structural similarity; None for images that are too small for it.
+    """
+
+    epoch: int
+    psnr: float
+    ssim: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out.
+
+    Attributes:
+        network: the name of the quantised network.
+        reference: the float network that it was made from.
+        best: the kept quantised network, in eval mode on the CPU.
+        quantised: its checkpoint in the work folder.
+        checkpoint: the float checkpoint in the tree's names: of epoch 0 the start's values, else
+            those of all networks after that epoch, the quantised one's without its quantisers.
+        kept: which candidate it is.
+        candidates: all of them, by epoch.
+        held_out: the images that they were compared on.
+        from_test: whether those are test images, and not some of the training's.
+        expected: the float network's outputs for them.
+        pictures: outputs for them, uint8, H × W × 3, by epoch.
+        figures: the last epoch's losses.
+    """
+
+    network: str
+    reference: nn.Module
+    best: nn.Module
+    quantised: Path
+    checkpoint: Path
+    kept: Candidate
+    candidates: tuple[Candidate, ...]
+    held_out: tuple[torch.Tensor, ...]
+    from_test: bool
+    expected: tuple[np.ndarray, ...]
+    pictures: Mapping[int, tuple[np.ndarray, ...]]
+    figures: Mapping[str, float]
+
+
+def quantisation_aware(
+    trainer: Deployable, options: Any, start: Path, how: Quantisation, *, epochs: int,
+    network: str | None, held_out: int, seed: int, frozen: Sequence[str], work: Path,
+    report: Report, log: Log,
+) -> Outcome:  # fmt: skip
+    """Quantise a trainer's deployed network, train it for some epochs, and keep the best.
+
+    Args:
+        trainer: whose networks the start holds, and whose losses are used.
+        options: its options, with the epochs and the rate.
+        start: the float checkpoint.
+        how: what `quantise.quantised` is told.
+        epochs: 0 quantises only.
+        network: which; None is the first that the trainer deploys. The others stay float.
+        held_out: most images for comparing candidates.
+        seed: of the training.
+        frozen: tensors of the start that keep every bit.
+        work: a folder that survives a crash.
+        report: is told progress and figures.
+        log: is told lines.
+
+    Raises:
+        TrainerError: the work folder belongs to another run.
+        ParameterError: there are no images.
+        SoupError: what the trainer or `quantise` raise.
+    """
+    training = work / TRAINING
+    training.mkdir(parents=True, exist_ok=True)
+    session = trainer.session(options, start, seed=seed, frozen=frozen, work=training)
+    name = chosen_network(session, network)
+    own = session.networks[name].eval()
+    reference = deepcopy(own)
+    origin = {
+        "start": _digest(start), "network": name, "seed": seed, "epochs": epochs,
+        "frozen": sorted(frozen), "how": asdict(how),
+    }  # fmt: skip
+    images, from_test = _held_out(trainer, options, name, held_out, how.subset_size)
+    if not from_test:
+        log(f"there are no test images: {len(images)} training images are held out to compare")
+    expected = _outputs(reference, images)
+    begun = work / BEGUN
+    if begun.exists():
+        _must_be_same(begun, origin)
+        log("the quantised network is in the work folder: this run goes on")
+    else:
+        log(f"calibrates {name} on up to {how.subset_size} images")
+        ours = [tensor[len(name) + 1 :] for tensor in frozen if tensor.startswith(f"{name}.")]
+        calibration = trainer.inputs(options, name, "train")
+        made = quantised(own, calibration, how, frozen=ours, say=log)
+        save_quantised(made, begun, {ORIGIN: json.dumps(origin)})
+    # From the file in a run that goes on and in one that does not: both do the same from here on.
+    trained = load_quantised(own, begun, say=log)
+    twin = load_quantised(own, begun, say=log).eval()
+    bench = _Bench(work, session, name, start, tuple(frozen), reference, twin, images, expected)
+    if not bench.candidates():
+        bench.add(0, reference)
+    figures: Mapping[str, float] = {}
+    if epochs:
+        session.replace(name, trained)
+
+        def after_epoch(epoch: int) -> None:
+            twin.load_state_dict(trained.state_dict())
+            after = deepcopy(reference)
+            after.load_state_dict(float_tensors(twin))
+            found = bench.add(epoch, after)
+            log(_line(found))
+
+        log(_line(bench.candidates()[0]))
+        figures = session.run(report, log, after_epoch)
+    best = bench.best()
+    path = work / f"quantised-{best.epoch}.safetensors"
+    report(1.0, {"psnr": best.psnr, "kept_epoch": float(best.epoch)})
+    return Outcome(
+        name, reference, load_quantised(reference, path, say=log).eval(), path,
+        work / f"float-{best.epoch}.safetensors", best, bench.candidates(), images, from_test,
+        expected, bench.pictures(), figures,
+    )  # fmt: skip
+
+
+class _Bench:
+    """Where candidates are compared and kept; files first, the list that names them last."""
+
+    def __init__(
+        self, work: Path, session: Session, name: str, start: Path, frozen: tuple[str, ...],
+        reference: nn.Module, twin: nn.Module, images: Sequence[torch.Tensor],
+        expected: Sequence[np.ndarray],
+    ) -> None:  # fmt: skip
+        self._work, self._session, self._name = work, session, name
+        self._start, self._frozen, self._twin = start, frozen, twin
+        self._reference, self._images, self._expected = reference, images, expected
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Those that were compared, by epoch."""
+        path = self._work / CANDIDATES
+        if not path.exists():
+            return ()
+        try:
+            return tuple(Candidate(**told) for told in json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            raise TrainerError(f"{path} is damaged: remove the folder to begin again") from error
+
+    def best(self) -> Candidate:
+        """The one with the highest PSNR; of equals the earliest."""
+        return max(self.candidates(), key=lambda one: (one.psnr, -one.epoch))
+
+    def add(self, epoch: int, plain: nn.Module) -> Candidate:
+        """Compare the twin as it is now; keep its files if it is the best so far."""
+        outputs = _outputs(self._twin, self._images)
+        found = Candidate(epoch, mean_psnr(outputs, self._expected), ssim(outputs, self._expected))
+        pictures = self._work / f"pictures-{epoch}.npz"
+        with pictures.open("wb") as file:
+            np.savez_compressed(file, *map(as_pixels, outputs))
+        # A run that goes on may add an epoch for a second time.
+        others = [one for one in self.candidates() if one.epoch < epoch]
+        if all(found.psnr > one.psnr for one in others):
+            origin = {ORIGIN: json.dumps({"epoch": epoch, "psnr": found.psnr})}
+            save_quantised(self._twin, self._work / f"quantised-{epoch}.safetensors", origin)
+            self._save_float(epoch, plain)
+        _write(self._work / CANDIDATES, json.dumps([asdict(one) for one in [*others, found]]))
+        kept = self.best().epoch
+        for one in self.candidates():
+            if one.epoch != kept:
+                for kind in ("quantised", "float"):
+                    (self._work / f"{kind}-{one.epoch}.safetensors").unlink(missing_ok=True)
+        return found
+
+    def pictures(self) -> dict[int, tuple[np.ndarray, ...]]:
+        """Outputs for the held-out images, uint8, H × W × 3, by epoch."""
+        found = {}
+        for one in self.candidates():
+            with np.load(self._work / f"pictures-{one.epoch}.npz") as file:
+                found[one.epoch] = tuple(file[name] for name in file.files)
+        return found
+
+    def _save_float(self, epoch: int, plain: nn.Module) -> None:
+        from torch import nn
+
+        from modelsoup.torch_bridge import save_from
+
+        networks = {**self._session.networks, self._name: plain}
+        save_from(
+            nn.ModuleDict(networks), self._work / f"float-{epoch}.safetensors", like=self._start,
+            frozen=self._frozen,
+        )  # fmt: skip
+
+
+def _held_out(
+    trainer: Deployable, options: Any, name: str, most: int, calibrated: int
+) -> tuple[tuple[torch.Tensor, ...], bool]:
+    """Test images; without any, training images beyond those of the calibration, or the last."""
+    images = tuple(islice(trainer.inputs(options, name, "test"), most))
+    if images:
+        return images, True
+    own = trainer.inputs(options, name, "train")
+    first = list(islice(own, calibrated))
+    images = tuple(islice(own, most)) or tuple(first[-most:])
+    if not images:
+        raise ParameterError(f"there is no image for {name}, to calibrate or to compare")
+    return images, False
+
+
+def _outputs(network: nn.Module, images: Sequence[torch.Tensor]) -> tuple[np.ndarray, ...]:
+    import torch
+
+    from .versions import silence
+
+    with torch.no_grad(), silence():
+        return tuple(network(image).float().numpy() for image in images)
+
+
+def _digest(start: Path) -> str:
+    from .export import digest_of
+
+    return digest_of(start)
+
+
+def _must_be_same(begun: Path, origin: Mapping[str, Any]) -> None:
+    try:
+        kept = json.loads(read_quantised(begun)[1][ORIGIN])
+    except (CheckpointError, KeyError, ValueError) as error:
+        raise TrainerError(f"{begun} is damaged: remove its folder to begin again") from error
+    now = json.loads(json.dumps(origin))
+    changed = [
+        f"{key} {kept.get(key)!r} → {now.get(key)!r}"
+        for key in sorted({*kept, *now}) if kept.get(key) != now.get(key)
+    ]  # fmt: skip
+    if changed:
+        raise TrainerError(
+            f"{begun.parent} is of another run, which cannot be gone on with: {', '.join(changed)}"
+        )
+
+
+def _line(one: Candidate) -> str:
+    alike = "" if one.ssim is None else f", SSIM {one.ssim:.4f}"
+    when = "after calibration" if one.epoch == 0 else f"after epoch {one.epoch}"
+    return f"INT8 {when}: PSNR {one.psnr:.2f} dB{alike} to the float network"
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{uuid4().hex}.tmp")
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,171 @@
+"""The trainer `openvino-qat`: a node of a tree that ends in a device. Importable without torch.
+
+    finetune:
+      trainer: openvino-qat
+      of: cyclegan
+      out: edge
+      epochs: 2
+      training: {data: data/apple2orange, loss: tree-paper}
+
+The node's result is a float checkpoint in the tree's names, so that it can be merged, tuned and
+quantised again. Models, quantised checkpoint, report and pictures go to `out`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modelsoup import Job, TrainerError, options_as_json
+
+from .deploy import Deployable, Log, Report, deployable, options_for
+from .quantise import Quantisation
+
+RATE = 1e-6
+"""A float network's rate, 2e-4, undoes in steps what calibration found; the paper does not tell
+its own, and OpenVINO advises 1e-5 and less."""
+
+
+@dataclass(frozen=True)
+class OpenVinoOptions:
+    """What a plan may say to the trainer.
+
+    Attributes:
+        of: the trainer that made the start, and whose losses are used.
+        out: the folder for models, report and pictures; what is there is replaced.
+        epochs: epochs after calibration; 0 calibrates only.
+        rate: the learning rate of those.
+        network: which one is quantised; None is the first that the trainer deploys.
+        training: the trainer's own options, as a plan gives them to it, without epochs and rate;
+            what the start tells, such as widths, can be left out.
+        quantisation: presets and exceptions.
+        held_out: most images on which float and quantised network are compared.
+        rounds: in which speed is measured; 0 leaves it out.
+        quality: names of extractors for FID and LPIPS, before and after.
+    """
+
+    of: str
+    out: str
+    epochs: int = 2
+    rate: float = RATE
+    network: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    quantisation: Quantisation = field(default_factory=Quantisation)
+    held_out: int = 64
+    rounds: int = 20
+    quality: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 0), ("held_out", 1), ("rounds", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {low}")
+        if not 0 < self.rate < float("inf"):
+            raise ValueError(f"rate is {self.rate}, but must be positive")
+
+
+class OpenVinoQat:
+    """Quantises a network of another trainer's checkpoint, and trains on with its losses."""
+
+    name = "openvino-qat"
+    options = OpenVinoOptions
+    version = "1"
+
+    def groups(self, options: OpenVinoOptions) -> dict[str, Sequence[str]]:
+        """The layer groups of the trainer whose networks they are."""
+        trainer, own = self._of(options)
+        tell = getattr(trainer, "groups", None)
+        return {} if tell is None else dict(tell(own))
+
+    def identity(self, options: OpenVinoOptions) -> dict[str, Any]:
+        """What decides the result; `out` too, for a result from the store would not fill it."""
+        trainer, own = self._of(options)
+        tell = getattr(trainer, "identity", None)
+        told = options_as_json(own) if tell is None else tell(own)
+        return {**options_as_json(options), "training": told}
+
+    def files(self, options: OpenVinoOptions) -> list[Path]:
+        """What the training depends on."""
+        trainer, own = self._of(options)
+        tell = getattr(trainer, "files", None)
+        return [] if tell is None else list(tell(own))
+
+    def train(self, job: Job) -> None:
+        """Calibrate, train, export and report; or go on from what a crash left."""
+        options: OpenVinoOptions = job.options
+        if job.start is None:
+            raise TrainerError(
+                "openvino-qat quantises a checkpoint: a leaf that is trained from nothing has none"
+            )
+        out = Path(options.out)
+        told = quantise_to(
+            options, job.start, out, seed=job.seed, frozen=job.frozen, work=job.work,
+            report=job.report, log=job.log,
+        )  # fmt: skip
+        from .deliver import FLOAT
+
+        job.report(1.0, summary(told))
+        shutil.copyfile(out / FLOAT, job.output)
+
+    def _of(self, options: OpenVinoOptions) -> tuple[Deployable, Any]:
+        trainer = deployable(options.of)
+        own = options_for(trainer, None, options.training, epochs=options.epochs, rate=options.rate)
+        return trainer, own
+
+
+def quantise_to(
+    options: OpenVinoOptions, start: Path, out: Path, *, seed: int, frozen: Sequence[str],
+    work: Path, report: Report, log: Log,
+) -> dict[str, Any]:  # fmt: skip
+    """Calibrate, train, keep the best, export, measure and write `out`: the report.
+
+    Args:
+        options: all but `out`, which counts as given.
+        start: the float checkpoint.
+        out: the folder; what is there is replaced when the new one is whole.
+        seed: of the training.
+        frozen: tensors that keep every bit.
+        work: a folder that survives a crash.
+        report: is told progress and figures.
+        log: is told lines.
+
+    Raises:
+        VersionError: NNCF or OpenVINO is missing or of another version.
+        SoupError: the start, the data or the options do not fit.
+    """
+    from .versions import need
+
+    need("torch", "nncf", "openvino")
+    trainer = deployable(options.of)
+    own = options_for(trainer, start, options.training, epochs=options.epochs, rate=options.rate)
+    from .deliver import deliver, must_be_free
+    from .qat import quantisation_aware
+
+    must_be_free(out, force=True)
+    outcome = quantisation_aware(
+        trainer, own, start, options.quantisation, epochs=options.epochs, network=options.network,
+        held_out=options.held_out, seed=seed, frozen=frozen, work=work, report=report, log=log,
+    )  # fmt: skip
+    return deliver(
+        outcome, out, trainer=trainer, options=options_as_json(own), how=options.quantisation,
+        start=start, rounds=options.rounds, quality=None, log=log,
+    )  # fmt: skip
+
+
+def summary(told: Mapping[str, Any]) -> dict[str, float]:
+    """A report's figures for a node's record."""
+    candidates = {one["epoch"]: one for one in told["candidates"]}
+    kept = candidates[told["kept"]]
+    found = {
+        "psnr": kept["psnr"],
+        "psnr_calibrated": candidates[0]["psnr"],
+        "kept_epoch": float(told["kept"]),
+        "size_ratio": told["bytes"]["int8.xml"] / told["bytes"]["fp32.xml"],
+    }
+    if told["speed"]:
+        models = told["speed"]["models"]
+        for name, other in (("faster_than_torch", "torch"), ("faster_than_float", "fp32.xml")):
+            found[name] = models[other]["latency"] / models["int8.xml"]["latency"]
+    return found
