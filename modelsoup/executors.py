@@ -41,19 +41,19 @@ class ProcessExecutor(Executor):
     environment as they are when it begins.
 
     Args:
-        workers: how many run at the same time. As many more processes may wait, started ahead,
+        workers: how many run at the same time. As many processes and one more wait, started ahead,
             because an interpreter with numpy takes a third of a second to start.
     """
 
     def __init__(self, workers: int) -> None:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="soup-process")
-        self._ahead = workers
+        self._ahead = workers + 1  # merges of small models are done before the next has started
         self._running: set[subprocess.Popen[bytes]] = set()
         self._waiting: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
         self._ending = False
         weakref.finalize(self, _end_all, self._waiting)  # who forgets `shutdown` leaves none behind
-        for _ in range(workers):
+        for _ in range(self._ahead):
             self._threads.submit(self._start_ahead)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -65,7 +65,7 @@ class ProcessExecutor(Executor):
         with self._lock:
             if self._ending:
                 raise WorkerLostError("the run is ending")
-            process = self._waiting.pop() if self._waiting else _start()
+            process = self._waiting.pop(0) if self._waiting else _start()  # the oldest
             self._running.add(process)
         self._start_ahead()
         try:
@@ -163,7 +163,8 @@ def _child() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     answer_to = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed must not get into the answer
-    importlib.import_module("modelsoup.node")  # while it waits
+    for module in ("modelsoup.node", "pydantic"):  # while it waits
+        importlib.import_module(module)
     (path, folder, environment), call = pickle.load(sys.stdin.buffer)  # noqa: S301  # our parent's
     sys.path[:] = path
     os.chdir(folder)
