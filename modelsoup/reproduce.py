@@ -9,7 +9,7 @@ import yaml
 
 from .checkpoint import Checkpoint
 from .errors import PlanError
-from .lineage import parents, read_lineage
+from .lineage import identity, parents, read_lineage
 from .rules import BASE
 
 _MERGE_KEYS = (
@@ -68,11 +68,12 @@ class _Writer:
         return {**content, "merge": merge, "finetune": False}
 
     def _input(self, entry: Mapping[str, Any]) -> Any:
-        made = self.ancestors.get(entry["xxh3_128"])
+        content = identity(entry)
+        made = self.ancestors.get(content)
         if made is None:
-            return self._name(entry["xxh3_128"], self._leaf(entry))
+            return self._name(content, self._leaf(entry))
         if made.get("operation") == "train":
-            return self._name(entry["xxh3_128"], self._train(made))
+            return self._name(content, self._train(made))
         return self.node(made)
 
     def _train(self, made: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class _Writer:
         return model
 
     def _leaf(self, entry: Mapping[str, Any]) -> str:
-        self.leaves[entry["xxh3_128"]] = entry["name"]
+        self.leaves[identity(entry)] = entry["name"]
         return str(entry["name"])
 
     def _name(self, digest: str, model: Any) -> str:

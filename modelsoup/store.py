@@ -18,14 +18,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import SUFFIX, StrPath, open_checkpoint
-from .digest import combined, digest_checkpoint
+from .digest import FileDigest, combined, digest_checkpoint
 from .errors import CheckpointError, StoreError, nearest
 from .writer import PARTIAL_SUFFIX
 
@@ -328,9 +328,12 @@ def content_digest(path: Path) -> str:
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    checkpoint = open_checkpoint(path)
-    digests = digest_checkpoint(checkpoint)
-    return digests[0].xxh3_128 if len(digests) == 1 else combined(digests, "xxh3_128")
+    return digest_of(digest_checkpoint(open_checkpoint(path)))
+
+
+def digest_of(digests: Sequence[FileDigest]) -> str:
+    """The XXH3-128 digest of a checkpoint from those of its files."""
+    return digests[0].xxh3_128 if len(digests) == 1 else combined(list(digests), "xxh3_128")
 
 
 def remove_strays(folder: Path) -> None:

@@ -298,7 +298,10 @@ class _Expander:
         layers = given.get("layers")
         if isinstance(layers, dict) and "rest" in layers:
             given["layers"] = {k: v for k, v in layers.items() if k != "rest"}
-            given["rest"] = layers["rest"]
+            if layers["rest"] == "merge":
+                given["layers"].setdefault("*", "merge")
+            else:
+                given["rest"] = layers["rest"]
         if layers == "subnetwork" and "subnetwork" in given:
             given["layers"] = {"subnetwork": given.pop("subnetwork")}
         own_groups = given.get("groups", {})
