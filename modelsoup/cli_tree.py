@@ -233,11 +233,17 @@ def store_show(key: str, folder: str) -> None:
     metavar="trees|roots|none",
     help="Keep what the trees need that were run here, only their final results, or nothing.",
 )
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help="Forget the trees that were not run for so many days.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @_store_option
-def store_gc(keep: str, dry_run: bool, folder: str) -> None:
+def store_gc(keep: str, older_than: float | None, dry_run: bool, folder: str) -> None:
     """Remove results that nothing needs."""
-    cleaned = _open(folder).gc(keep=keep, dry_run=dry_run)
+    cleaned = _open(folder).gc(keep=keep, older_than=older_than, dry_run=dry_run)
     would = "would be " if dry_run else ""
     click.echo(f"{len(cleaned.keys)} results, {cleaned.nbytes:,} bytes {would}removed")
 

@@ -28,6 +28,7 @@ from .trainer import (
     get_trainer,
     named_files,
     options_as_json,
+    trainer_notices,
     trainer_tensors,
 )
 from .tree import FineTune, Load, Merge, Operation, Train, Training, Tree
@@ -379,7 +380,8 @@ class _Checker:
                 return self._merge(made, operation, inputs)
             return self._training(made, operation, inputs)
         except SoupError as error:
-            self.problems.append(f"{node}: {error}")
+            place = self.tree.graph.nodes[node].get("place")
+            self.problems.append(f"{place}: {node}: {error}" if place else f"{node}: {error}")
             return NodePlan(node, operation, None)
 
     def _digest(self, path: Path) -> str | None:
@@ -429,6 +431,7 @@ class _Checker:
         self, made: NodePlan, operation: Train | FineTune, inputs: Sequence[NodePlan]
     ) -> NodePlan:
         trainer, options = trainer_of(operation.training)
+        made = replace(made, notices=tuple(trainer_notices(trainer, options)))
         start: Signature | None = None
         if isinstance(operation, FineTune):
             start, below = inputs[0].signature, inputs[0]

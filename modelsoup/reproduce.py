@@ -36,6 +36,11 @@ def plan_text(checkpoint: Checkpoint) -> str:
     content = {"soup": 1, "models": writer.models, "tree": tree}
     lines = [f"# What {checkpoint.name} was made by. Its leaves, by XXH3-128:"]
     lines += [f"#   {digest}  {name}" for digest, name in writer.leaves.items()]
+    names = list(writer.leaves.values())
+    twice = sorted({name for name in names if names.count(name) > 1})
+    lines += [
+        f"# Different files are called {name}: give each a path of its own." for name in twice
+    ]
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
     return "\n".join(lines) + "\n" + text
 

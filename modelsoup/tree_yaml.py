@@ -242,6 +242,7 @@ class _Expander:
             self._item(inner, (*path, key, index), f"{name}.{index + 1}")
             for index, inner in enumerate(inside)
         ]
+        self.builder.place = self.text.at(*path)
         try:
             if isinstance(item, _OfNode):
                 return self.builder.join(name, names, merge, finetune)
@@ -267,6 +268,7 @@ class _Expander:
         self.used.add(name)
         free = self.builder.free_name(name)
         at = ("models", name)
+        self.builder.place = self.text.at(*at)
         if isinstance(model, str | _FileLeaf):
             file = model if isinstance(model, str) else model.path
             return self.builder.add(free, Load(self.folder / file))
