@@ -6,7 +6,8 @@ A tree of 8 leaves: every leaf is trained, every pair is merged and fine-tuned, 
 sleeps for --sleep seconds, so that W workers need no W cores. The critical path is the shortest
 schedule that W workers have (Hu, Operations Research 9, 1961); wall seconds are those of one `soup
 run --executor processes:W` with a new store, the start of the interpreter included. The plan is
-that of a tree over 64 leaves of 10,000 tensors, with nothing known of them.
+that of a tree over 64 leaves of 10,000 tensors, with nothing known of them. The last table has a
+tree of merges alone, over 8 leaves of 256 MB, one merge after the other and with `--fuse`.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def main() -> None:
         print(f"load before: {os.getloadavg()[0]:.2f}\n")
         missed = trees(Path(folder), arguments.workers, arguments.sleep, arguments.repeat)
         missed |= plans(Path(folder), arguments.repeat)
+        fusing(Path(folder), arguments.repeat)
     sys.exit(missed)
 
 
@@ -127,6 +129,29 @@ def plans(folder: Path, repeat: int) -> bool:
     print(f"\nPlan over {PLANNED} leaves of {TENSORS:,} tensors\n| wall, s | target |\n|--:|---|")
     print(f"| {wall:.2f} | ≤ {PLAN_TARGET} {verdict(wall <= PLAN_TARGET)} |")
     return wall > PLAN_TARGET
+
+
+def fusing(folder: Path, repeat: int) -> None:
+    """A row without `--fuse` and one with it."""
+    names = [f"big{n}" for n in range(LEAVES)]
+    for seed, name in enumerate(names):
+        rng = np.random.default_rng(seed)
+        save_file({"w": rng.standard_normal(1 << 26, np.float32)}, folder / f"{name}.safetensors")
+    models = "".join(f"  {name}: {name}.safetensors\n" for name in names)
+    text = f"soup: 1\nmodels:\n{models}tree: {{pair: [{', '.join(names)}]}}\n"
+    (folder / "merges.yaml").write_text(text)
+    print(f"\n{LEAVES - 1} merges over {LEAVES} leaves of {1 << 28:,} bytes, digests known")
+    print("| | wall, s | written to the store, MB |\n|---|--:|--:|")
+    for label, options in (("one after the other", []), ("`--fuse`", ["--fuse"])):
+        walls = []
+        for _ in range(repeat + 1):  # the first finds the digests of the leaves
+            shutil.rmtree(folder / ".soup-store" / "objects", ignore_errors=True)
+            command = [*SOUP, "run", "merges.yaml", "-q", "--force", *options]
+            walls.append(seconds(command, folder))
+        written = sum(
+            file.stat().st_size for file in folder.glob(".soup-store/objects/*/*.safetensors")
+        )
+        print(f"| {label} | {statistics.median(walls[1:]):.2f} | {written / 1e6:.0f} |", flush=True)
 
 
 def seconds(command: list[str], folder: Path) -> float:

@@ -83,7 +83,13 @@ class Checkpoint(Mapping[str, np.ndarray]):
         tensors: name → `TensorInfo`, in file order.
         metadata: the `__metadata__` of the first file.
         is_folder: whether a model folder (or its index) was opened, not a single file.
+        key: what stands for its content in lineages, in place of its digest; for merges of a tree,
+            which have the same lineage whether or not what they merge was ever written.
+        digest: the XXH3-128 digest that lineages will have, where it is known beforehand.
     """
+
+    key: str | None = None
+    digest: str | None = None
 
     def __init__(
         self, path: Path, files: tuple[Path, ...], tensors: dict[str, TensorInfo],
@@ -99,6 +105,15 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def name(self) -> str:
         """The file's or folder's name, without its path."""
         return self.path.resolve().name if self.path.name in ("", "..") else self.path.name
+
+    @property
+    def companions(self) -> Path | None:
+        """The folder whose config and other files go along with the weights, if there is one."""
+        return self.path if self.path.is_dir() else None
+
+    def bytes_to_read(self, info: TensorInfo) -> int:
+        """How many bytes are read to have one of its tensors."""
+        return info.nbytes
 
     @property
     def nbytes(self) -> int:

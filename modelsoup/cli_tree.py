@@ -28,6 +28,12 @@ def _store_option(command: Any) -> Any:
     )(command)
 
 
+def _fuse_option(command: Any) -> Any:
+    return click.option(
+        "--fuse", is_flag=True, help="Merge merges of merges in one pass, with no files in between."
+    )(command)
+
+
 def _read(path: str) -> tuple[Any, list[str]]:
     """The tree of a file; a trainer that the plan gives as `module:Class` may lie beside it."""
     from .tree_yaml import read_tree
@@ -41,6 +47,7 @@ def _read(path: str) -> tuple[Any, list[str]]:
 @click.command(no_args_is_help=True)
 @click.argument("path", required=False, metavar="TREE.yaml", type=click.Path())
 @_store_option
+@_fuse_option
 @json_option
 @click.option("--dot", is_flag=True, help="Print the operations for Graphviz.")
 @click.option("--mermaid", is_flag=True, help="Print the operations as a Mermaid flowchart.")
@@ -78,9 +85,11 @@ def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags:
     tree, warnings = _read(path)
     known = Store(folder, create=False) if (Path(folder) / "objects").is_dir() else None
     if known is None:
-        checked = check(tree, warnings=warnings)
+        checked = check(tree, fuse=flags["fuse"], warnings=warnings)
     else:
-        checked = check(tree, done=known.has, digest=known.digest, warnings=warnings)
+        checked = check(
+            tree, done=known.has, digest=known.digest, fuse=flags["fuse"], warnings=warnings
+        )  # fmt: skip
     wanted = [kind for kind in _PICTURES if flags[kind]]
     if svg:
         from .picture import svg as picture
@@ -137,6 +146,7 @@ def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags:
     metavar="all|root",
     help="Which results stay in the store.",
 )
+@_fuse_option
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -163,7 +173,7 @@ def run(path: str, output: str, folder: str, executor: str, **options: Any) -> N
         ):
             report = runner.run(
                 tree, output, store=folder, executor=where, workers=workers or 1,
-                keep=options["keep"], force=options["force"], watch=watch,
+                keep=options["keep"], fuse=options["fuse"], force=options["force"], watch=watch,
             )  # fmt: skip
     except KeyboardInterrupt:
         from .store import Store
@@ -223,11 +233,17 @@ def store_show(key: str, folder: str) -> None:
     metavar="trees|roots|none",
     help="Keep what the trees need that were run here, only their final results, or nothing.",
 )
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help="Forget the trees that were not run for so many days.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @_store_option
-def store_gc(keep: str, dry_run: bool, folder: str) -> None:
+def store_gc(keep: str, older_than: float | None, dry_run: bool, folder: str) -> None:
     """Remove results that nothing needs."""
-    cleaned = _open(folder).gc(keep=keep, dry_run=dry_run)
+    cleaned = _open(folder).gc(keep=keep, older_than=older_than, dry_run=dry_run)
     would = "would be " if dry_run else ""
     click.echo(f"{len(cleaned.keys)} results, {cleaned.nbytes:,} bytes {would}removed")
 

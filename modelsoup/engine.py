@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from .checkpoint import SUFFIX, Checkpoint, StrPath, open_checkpoint
-from .digest import FileDigest
 from .dtypes import numpy_dtype
 from .errors import MismatchError, NonfiniteError, OutputError, ParameterError, listed, nearest
-from .lineage import record
+from .lineage import Digests, record
 from .recipe import MergePlan, Notice, Recipe, RecipeFields, plan_merge
 from .stream import SLICE, Inputs, Nonfinite, Progress, Stream, default_workers
+from .unmade import Unmade
 from .writer import (
     LINEAGE_KEY,
     CheckpointWriter,
@@ -42,7 +42,8 @@ class MergeReport:
         notices: what the user should know: the plan's, and what only values could tell.
         bytes_read: from the inputs, extra passes and digests included.
         bytes_written: headers included.
-        digests: of each model's files, by model index (`rules.BASE` for the base).
+        digests: of each model's files, by model index (`rules.BASE` for the base); of a model that
+            was merged in the same pass, those of its own models.
         sha256: whether SHA-256 digests are among them.
     """
 
@@ -51,7 +52,7 @@ class MergeReport:
     notices: tuple[Notice, ...]
     bytes_read: int = 0
     bytes_written: int = 0
-    digests: dict[int, list[FileDigest]] = field(default_factory=dict)
+    digests: Digests = field(default_factory=dict)
     sha256: bool = False
 
     def as_json(self) -> dict[str, Any]:
@@ -176,6 +177,8 @@ def _weights_name(output: Path, first: Checkpoint) -> str:
     """A file's own name; in a folder, the name that the first model's weights have there."""
     if output.suffix == SUFFIX:
         return output.name
+    while isinstance(first, Unmade):
+        first = first.plan.models[0]
     diffusion = any(file.name.startswith(_DIFFUSION) for file in first.files)
     return f"{_DIFFUSION if diffusion else 'model'}{SUFFIX}"
 
@@ -195,7 +198,7 @@ def _execute(
     metadata = {k: v for k, v in plan.models[0].metadata.items() if k != LINEAGE_KEY}
     first = plan.models[0]
 
-    def with_lineage(digests: dict[int, list[FileDigest]] | None) -> dict[str, str]:
+    def with_lineage(digests: Digests | None) -> dict[str, str]:
         content = record(plan, digests, sha256=sha256)
         return {**metadata, LINEAGE_KEY: json.dumps(content, separators=(",", ":"))}
 
@@ -203,7 +206,7 @@ def _execute(
     try:
         stream = Stream(plan, inputs, workers, slice_elements, progress)
         stream.compare_integers()
-        copy_from = first.path if first.path.is_dir() and output.suffix != SUFFIX else None
+        copy_from = first.companions if output.suffix != SUFFIX else None
         with CheckpointWriter(
             output, files, with_lineage(None), force=force, fsync=fsync, copy_from=copy_from
         ) as writer:
@@ -212,8 +215,9 @@ def _execute(
                 raise NonfiniteError(_nonfinite_sentence(stream.nonfinite))
             digests = inputs.digests()
             writer.update_metadata(with_lineage(digests))
-            if copy_from is not None and plan.recipe.dtype is not None:
-                _update_config(writer.path("config.json"), plan.recipe.dtype)
+            dtype = plan.recipe.dtype or (first.dtype if isinstance(first, Unmade) else None)
+            if copy_from is not None and dtype is not None:
+                _update_config(writer.path("config.json"), dtype)
             writer.commit()
     finally:
         inputs.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import importlib
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
@@ -35,40 +37,55 @@ class ProcessExecutor(Executor):
     """A new process for each call; `terminate` ends them all at once.
 
     Unlike `concurrent.futures.ProcessPoolExecutor`, one that is killed takes only its own call
-    along, and calls that run can be ended.
+    along, and calls that run can be ended. Each finds `sys.path`, the working folder and the
+    environment as they are when it begins.
 
     Args:
-        workers: how many run at the same time.
+        workers: how many run at the same time. As many processes and one more wait, started ahead,
+            because an interpreter with numpy takes a third of a second to start.
     """
 
     def __init__(self, workers: int) -> None:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="soup-process")
+        self._ahead = workers + 1  # merges of small models are done before the next has started
         self._running: set[subprocess.Popen[bytes]] = set()
+        self._waiting: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
         self._ending = False
+        weakref.finalize(self, _end_all, self._waiting)  # who forgets `shutdown` leaves none behind
+        for _ in range(self._ahead):
+            self._threads.submit(self._start_ahead)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call `fn` in a process of its own; all must be picklable."""
-        call = pickle.dumps((fn, args, kwargs))
+        call = _placed(pickle.dumps((fn, args, kwargs)))
         return self._threads.submit(self._call, call)
 
     def _call(self, call: bytes) -> Any:
         with self._lock:
             if self._ending:
                 raise WorkerLostError("the run is ending")
-            process = _start(())
+            process = self._waiting.pop(0) if self._waiting else _start()  # the oldest
             self._running.add(process)
+        self._start_ahead()
         try:
             return _answer(process, call)
         finally:
             with self._lock:
                 self._running.discard(process)
 
+    def _start_ahead(self) -> None:
+        """Start a process for the next call. By a thread of ours: the kernel ends it with that."""
+        with self._lock:
+            if len(self._waiting) < self._ahead:
+                self._waiting.append(_start())
+
     def terminate(self) -> None:
         """End every call that runs, and start none."""
         with self._lock:
             self._ending = True
             running = list(self._running)
+        self._end_waiting()
         for sign in (signal.SIGTERM, signal.SIGKILL):
             for process in running:
                 with contextlib.suppress(ProcessLookupError):
@@ -80,19 +97,38 @@ class ProcessExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As in `concurrent.futures.Executor`."""
         self._threads.shutdown(wait, cancel_futures=cancel_futures)
+        self._end_waiting()
+
+    def _end_waiting(self) -> None:
+        with self._lock:
+            self._ahead = 0
+            _end_all(self._waiting)
 
 
-def _start(more: Sequence[str]) -> subprocess.Popen[bytes]:
-    """A child that waits for a call; it imports from where this process does, then from `more`."""
-    path = dict.fromkeys(filter(None, (*sys.path, *more)))
+def _end_all(processes: list[subprocess.Popen[bytes]]) -> None:
+    """End processes that wait for a call, and take them off the list."""
+    for process in processes:
+        process.kill()
+    while processes:
+        processes.pop().communicate()
+
+
+def _start() -> subprocess.Popen[bytes]:
+    """A child that imports what every node needs, and waits for its call."""
     # Not by PYTHONPATH, which a trainer's command, perhaps in another Python, would inherit.
     code = (
         "import sys; sys.path[:] = sys.argv[1:]; from modelsoup.executors import _child; _child()"
     )
     return subprocess.Popen(  # noqa: S603  # this very interpreter
-        [sys.executable, "-c", code, *path],
+        [sys.executable, "-c", code, *filter(None, sys.path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
+
+
+def _placed(call: bytes, path: Sequence[str] = ()) -> bytes:
+    """A call with what its process goes by: it imports as this one does, then from `path`."""
+    place = list(dict.fromkeys(filter(None, (*sys.path, *path)))), os.getcwd(), dict(os.environ)
+    return pickle.dumps((place, call))
 
 
 def _answer(process: subprocess.Popen[bytes], call: bytes) -> Any:
@@ -127,7 +163,14 @@ def _child() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     answer_to = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed must not get into the answer
-    answer = _plainly(*pickle.load(sys.stdin.buffer))  # noqa: S301  # from our own parent
+    for module in ("modelsoup.node", "pydantic"):  # while it waits
+        importlib.import_module(module)
+    (path, folder, environment), call = pickle.load(sys.stdin.buffer)  # noqa: S301  # our parent's
+    sys.path[:] = path
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    answer = _plainly(*pickle.loads(call))  # noqa: S301
     with answer_to:
         answer_to.write(pickle.dumps(answer))
 
@@ -177,7 +220,7 @@ class DaskExecutor(Executor):
 
 def _in_a_process(call: bytes, path: Sequence[str]) -> Any:
     """On a Dask worker: a call in a process of its own."""
-    return _answer(_start(path), call)
+    return _answer(_start(), _placed(call, path))
 
 
 class RayExecutor(Executor):

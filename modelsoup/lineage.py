@@ -13,6 +13,7 @@ from .digest import FileDigest, combined, digest_checkpoint, digest_file
 from .errors import CheckpointError
 from .recipe import MergePlan, Recipe
 from .rules import BASE, Rule
+from .unmade import Unmade
 from .version import __version__
 from .writer import LINEAGE_KEY
 
@@ -23,21 +24,24 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 
+Digests = Mapping[int, "Sequence[FileDigest] | Digests"]
+"""Model index → its files' digests, or those of the models that it is merged from on the way."""
 
-def record(
-    plan: MergePlan, digests: Mapping[int, Sequence[FileDigest]] | None, *, sha256: bool
-) -> dict[str, Any]:
+
+def record(plan: MergePlan, digests: Digests | None, *, sha256: bool) -> dict[str, Any]:
     """The lineage of a merge, as it is stored.
 
     Inputs that have a lineage bring it along, each ancestor once, under its digest in `ancestors`:
     nested, a running average would nest without end, and what came in twice would double.
 
-    It holds no time and no path, so that the same merge gives the same bytes.
+    It holds no time and no path, so that the same merge gives the same bytes. A merge's result
+    within a tree has a key in place of a digest, which would not be known before the result is.
 
     Args:
         plan: what was merged.
         digests: the digests of each model's files, by model index, `BASE` for the base; None puts
-            something in their place that takes at least as much room.
+            something in their place that takes at least as much room, and as much if the models
+            know their digests.
         sha256: whether SHA-256 digests are among them.
     """
     recipe = plan.recipe
@@ -47,21 +51,26 @@ def record(
         "operation": "merge",
         **recipe_as_json(recipe),
         "inputs": [
-            _input(model, digests[index] if digests else None, index, sha256=sha256)
+            _input(model, _of_files(digests, index), index, sha256=sha256)
             for index, model in enumerate(plan.models)
         ],
     }
     if plan.base is not None:
-        based = digests[BASE] if digests else None
-        content["base"] = _input(plan.base, based, BASE, sha256=sha256)
+        content["base"] = _input(plan.base, _of_files(digests, BASE), BASE, sha256=sha256)
     ancestors: dict[str, Any] = {}
     entries = [*content["inputs"], *([content["base"]] if plan.base is not None else [])]
-    models = [*plan.models, *([plan.base] if plan.base is not None else [])]
-    for model, entry in zip(models, entries, strict=True):
-        earlier = read_lineage(model)
+    models = [*range(len(plan.models)), *([BASE] if plan.base is not None else [])]
+    for index, entry in zip(models, entries, strict=True):
+        model = plan.model(index)
+        if isinstance(model, Unmade):
+            below = digests[index] if digests else None
+            assert below is None or isinstance(below, Mapping)
+            earlier: dict[str, Any] | None = record(model.plan, below, sha256=sha256)
+        else:
+            earlier = read_lineage(model)
         if earlier is not None:
             ancestors |= earlier.pop("ancestors", {})
-            ancestors[entry["xxh3_128"]] = earlier
+            ancestors[identity(entry)] = earlier
     if ancestors:
         content["ancestors"] = ancestors
     return content
@@ -127,12 +136,26 @@ def _rule(rule: Rule) -> dict[str, Any]:
     return content
 
 
+def _of_files(digests: Digests | None, index: int) -> Sequence[FileDigest] | None:
+    """A model's own digests; None where they are not known, or where it has no files."""
+    found = None if digests is None else digests[index]
+    return None if isinstance(found, Mapping) else found
+
+
+def identity(entry: Mapping[str, Any]) -> str:
+    """What stands for an input's content: its XXH3-128 digest, or a result's key."""
+    return str(entry["key"] if "key" in entry else entry["xxh3_128"])
+
+
 def _input(
     model: Checkpoint, digests: Sequence[FileDigest] | None, index: int, *, sha256: bool
 ) -> dict[str, Any]:
+    if model.key is not None:
+        return {"name": model.name, "key": model.key}
     if digests is None:
         # Different for each model, as digests may be: equal ones would be one ancestor.
-        blank = FileDigest("", 0, f"{index + 1:032x}", "0" * 64 if sha256 else None)
+        known = model.digest or f"{index + 1:032x}"
+        blank = FileDigest("", 0, known, "0" * 64 if sha256 else None)
         digests = [
             FileDigest(file.name, file.stat().st_size, blank.xxh3_128, blank.sha256)
             for file in model.files
@@ -196,6 +219,8 @@ def _is_made(content: object) -> bool:
 
 
 def _is_input(entry: object) -> bool:
+    if isinstance(entry, dict) and "key" in entry:
+        return isinstance(entry.get("name"), str) and isinstance(entry["key"], str)
     return (
         isinstance(entry, dict)
         and isinstance(entry.get("name"), str)
@@ -214,7 +239,8 @@ def parents(made: Mapping[str, Any]) -> list[dict[str, Any]]:
 def lineage_graph(checkpoint: Checkpoint) -> networkx.DiGraph[str]:
     """All ancestors of a checkpoint, with an edge from each to what was made of it.
 
-    Nodes are XXH3-128 digests, the checkpoint itself is `"output"`; each has a `name`, the merges
+    Nodes are XXH3-128 digests, or keys of merges within a tree; the checkpoint itself is
+    `"output"`. Each has a `name`, the merges
     among them a `method`, and what was trained a `trainer`. An ancestor that
     came in by several ways is one node.
 
@@ -232,8 +258,8 @@ def lineage_graph(checkpoint: Checkpoint) -> networkx.DiGraph[str]:
         kind = "method" if "method" in step else "trainer"
         graph.add_node(node, **{kind: step[kind]})
         for parent in parents(step):
-            graph.add_node(parent["xxh3_128"], name=parent["name"])
-            graph.add_edge(parent["xxh3_128"], node)
+            graph.add_node(identity(parent), name=parent["name"])
+            graph.add_edge(identity(parent), node)
     return graph
 
 
@@ -264,6 +290,8 @@ def check_inputs(checkpoint: Checkpoint, folders: Sequence[Path]) -> list[InputC
         return []
     checks = []
     for entry in parents(made):
+        if "key" in entry:  # of a merge within a tree, whose file may never have been
+            continue
         candidates = [folder / entry["name"] for folder in folders]
         paths = [path for path in candidates if path.exists()]
         verdicts = [_intact(path, entry) for path in paths]

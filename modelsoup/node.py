@@ -15,7 +15,7 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,11 +26,14 @@ from .checkpoint import SUFFIX, Checkpoint, open_checkpoint, read_into
 from .dtypes import DTYPES, has_nonfinite, numpy_dtype
 from .engine import merge
 from .errors import CheckpointError, RunError, StoreError, TrainerError, listed
-from .lineage import record_training
+from .lineage import Digests, record_training
 from .plan import described, trainer_of
-from .store import Store, content_digest, output_name, remove_strays
+from .recipe import plan_merge
+from .rules import BASE
+from .store import Store, content_digest, digest_of, output_name, remove_strays
 from .trainer import carry_out, end_orphans
 from .tree import FineTune, Merge, Operation, Train
+from .unmade import Unmade
 from .version import __version__
 from .writer import LINEAGE_KEY, CheckpointWriter, OutputTensor, layout
 
@@ -79,12 +82,33 @@ class Source:
         path: its checkpoint.
         digest: the digest that it must have.
         key: in the store; None for a file of the user's.
+        merged: whether a merge made it, so that lineages name it by its key.
     """
 
     node: str
     path: Path
     digest: str
     key: str | None
+    merged: bool = False
+
+
+@dataclass(frozen=True)
+class OnTheWay:
+    """An input of a merge that is merged in the same pass, and never written.
+
+    Attributes:
+        node: its name.
+        key: what its result would be named by.
+        operation: how it is merged.
+        sources: its own inputs.
+        base: its base model.
+    """
+
+    node: str
+    key: str
+    operation: Merge
+    sources: tuple[Source | OnTheWay, ...]
+    base: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +120,8 @@ class Task:
         key: what the result is named by.
         node: its name in the tree.
         operation: what to do.
-        sources: its inputs, in order; for `Train` its start, if it has one.
+        sources: its inputs, in order; for `Train` its start, if it has one. Only a merge has
+            some that are `OnTheWay`.
         base: the base model of a merge.
         frozen: names that a trainer must not change.
         seed: for the trainer.
@@ -108,7 +133,7 @@ class Task:
     key: str
     node: str
     operation: Operation
-    sources: tuple[Source, ...] = ()
+    sources: tuple[Source | OnTheWay, ...] = ()
     base: Source | None = None
     frozen: tuple[str, ...] = ()
     seed: int = 0
@@ -147,9 +172,7 @@ def _perform(task: Task, store: Store) -> dict[str, Any]:
         "node": task.node,
         "operation": type(task.operation).__name__.lower(),
         **described(task.operation),
-        "inputs": [
-            {"node": s.node, "key": s.key, "digest": s.digest} for s in task.sources
-        ],
+        "inputs": [_input(source) for source in task.sources],
         "seed": task.seed,
         "started": started,
         "seconds": round(time.monotonic() - clock, 3),
@@ -163,29 +186,47 @@ def _perform(task: Task, store: Store) -> dict[str, Any]:
     return store.put(task.key, output, record)
 
 
+def _input(source: Source | OnTheWay) -> dict[str, Any]:
+    """An input, for records."""
+    if isinstance(source, Source):
+        return {"node": source.node, "key": source.key, "digest": source.digest}
+    inputs = [_input(inner) for inner in source.sources]
+    return {"node": source.node, "key": source.key, **described(source.operation), "inputs": inputs}
+
+
+def _read(sources: Sequence[Source | OnTheWay]) -> list[Source]:
+    """The checkpoints that are read, base models aside."""
+    return [
+        found for source in sources
+        for found in ([source] if isinstance(source, Source) else _read(source.sources))
+    ]  # fmt: skip
+
+
 def _carry_out(task: Task, store: Store, folder: Path, log: IO[str]) -> tuple[Path, dict[str, Any]]:
     """The checkpoint, and what its record says of it."""
-    for source in task.sources:
+    files = _read(task.sources)
+    for source in files:
         _must_open(source)
-    is_folder = bool(task.sources) and open_checkpoint(task.sources[0].path).is_folder
+    is_folder = bool(files) and open_checkpoint(files[0].path).is_folder
     output = folder / output_name(is_folder=is_folder)
     if isinstance(task.operation, Merge):
         return output, _merge(task, task.operation, output)
     assert isinstance(task.operation, Train | FineTune)
-    start = task.sources[0] if task.sources else None
+    start = files[0] if files else None
     if start is not None and content_digest(start.path) != start.digest:
         raise _damaged(start)
     trained = folder / f"trained{SUFFIX}"
     try:
-        return output, _trained(task, store, trained, output, log)
+        return output, _trained(task, store, trained, output, log, start)
     finally:
         trained.unlink(missing_ok=True)
 
 
-def _trained(task: Task, store: Store, trained: Path, output: Path, log: IO[str]) -> dict[str, Any]:
+def _trained(
+    task: Task, store: Store, trained: Path, output: Path, log: IO[str], start: Source | None
+) -> dict[str, Any]:  # fmt: skip
     """Have the trainer write `trained`, and make the result of it."""
     assert isinstance(task.operation, Train | FineTune)
-    start = task.sources[0] if task.sources else None
     trainer, options = trainer_of(task.operation.training)
     note = _Note(store.progress(task.key))
     carry_out(
@@ -206,22 +247,61 @@ def _trained(task: Task, store: Store, trained: Path, output: Path, log: IO[str]
 
 def _merge(task: Task, operation: Merge, output: Path) -> dict[str, Any]:
     report = merge(
-        [source.path for source in task.sources], output, operation.recipe,
-        base=None if task.base is None else task.base.path, workers=task.workers, force=True,
+        [_model(source) for source in task.sources], output, operation.recipe,
+        base=None if task.base is None else _model(task.base), workers=task.workers, force=True,
     )  # fmt: skip
     # The inputs' digests were computed while they were merged; what does not agree made nothing.
-    for entry, source in zip(report.as_json()["lineage"]["inputs"], task.sources, strict=True):
-        if entry["xxh3_128"] != source.digest:
-            raise _damaged(source)
+    _must_agree(report.digests, task.sources, task.base)
     plan = report.plan
     there = {step.name for step in plan.steps}
     return {
         "frozen": [name for name in plan.frozen if name in there],
-        "notices": [notice.message for notice in report.notices],
+        "notices": [
+            *_notices_on_the_way(plan.models),
+            *(notice.message for notice in report.notices),
+        ],
         "digest": content_digest(output),
         "bytes_read": plan.bytes_streamed - plan.bytes_written,
         "bytes_written": plan.bytes_written,
     }
+
+
+def _model(source: Source | OnTheWay) -> Checkpoint:
+    if isinstance(source, OnTheWay):
+        models = [_model(inner) for inner in source.sources]
+        base = None if source.base is None else _model(source.base)
+        plan = plan_merge(models, source.operation.recipe, base=base)
+        name = output_name(is_folder=models[0].is_folder)
+        return Unmade(plan, name=name, node=source.node, key=source.key)
+    checkpoint = open_checkpoint(source.path)
+    checkpoint.digest = source.digest
+    checkpoint.key = source.key if source.merged else None
+    return checkpoint
+
+
+def _must_agree(
+    digests: Digests, sources: Sequence[Source | OnTheWay], base: Source | None
+) -> None:  # fmt: skip
+    """Whether everything that was read is what it was when it was made."""
+    every = dict(enumerate(sources)) | ({} if base is None else {BASE: base})
+    for index, source in every.items():
+        found = digests[index]
+        if isinstance(source, OnTheWay):
+            assert isinstance(found, Mapping)
+            _must_agree(found, source.sources, source.base)
+            continue
+        assert not isinstance(found, Mapping)
+        if digest_of(found) != source.digest:
+            raise _damaged(source)
+
+
+def _notices_on_the_way(models: Sequence[Checkpoint]) -> list[str]:
+    found = []
+    for model in models:
+        if isinstance(model, Unmade):
+            found += _notices_on_the_way(model.plan.models)
+            found += [notice.message for notice in model.plan.notices]
+    return found
 
 
 def _must_open(source: Source) -> None:

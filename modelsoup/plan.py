@@ -28,12 +28,14 @@ from .trainer import (
     get_trainer,
     named_files,
     options_as_json,
+    trainer_notices,
     trainer_tensors,
 )
 from .tree import FineTune, Load, Merge, Operation, Train, Training, Tree
+from .unmade import Unmade, can_be_unmade, takes_unmade
 from .writer import companions
 
-KEY_FORMAT = 1
+KEY_FORMAT = 2
 """Changes when the same operation on the same inputs would give other bytes."""
 
 _BUFFERS = 110 << 20  # what a merge takes, however large the models are
@@ -52,6 +54,7 @@ class NodePlan:
         key: what its result is named by; None where a leaf's content was not read yet.
         done: whether its result is in the store.
         skipped: whether nothing of it is needed, because something above it is done.
+        fused: whether it is merged on the way, in the pass of the merge above it.
         signature: the tensors of its result; None where only the trainer knows them.
         merged, kept, dropped, frozen: names of tensors, for merges.
         bytes_read: tensor bytes that it reads, over all passes.
@@ -65,6 +68,7 @@ class NodePlan:
     key: str | None
     done: bool = False
     skipped: bool = False
+    fused: bool = False
     signature: Signature | None = None
     merged: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
@@ -109,7 +113,7 @@ class Plan:
         """What will be carried out, in order: neither leaves that exist nor what is done."""
         return [
             node for node in self.nodes.values()
-            if node.kind != "load" and not node.done and not node.skipped
+            if not (node.kind == "load" or node.done or node.skipped or node.fused)
         ]  # fmt: skip
 
     @property
@@ -154,6 +158,7 @@ class Plan:
                     "level": self.tree.graph.nodes[node.node]["level"],
                     "inputs": self.tree.inputs(node.node), **described(node.operation),
                     "key": node.key, "done": node.done, "skipped": node.skipped,
+                    "fused": node.fused,
                     "tensors": None if node.signature is None else len(node.signature),
                     "parameters": node.parameters,
                     "merged": len(node.merged), "kept": len(node.kept),
@@ -260,7 +265,8 @@ def _folder(path: Path) -> list[list[str]] | None:
 
 def check(
     tree: Tree, *, done: Callable[[str], bool] | None = None,
-    digest: Callable[[Path], str | None] | None = None, warnings: Sequence[str] = (),
+    digest: Callable[[Path], str | None] | None = None, fuse: bool = False,
+    warnings: Sequence[str] = (),
 ) -> Plan:  # fmt: skip
     """Check and price a tree, reading headers only.
 
@@ -268,18 +274,21 @@ def check(
         tree: what to check.
         done: whether the result of a key is in the store; None has none.
         digest: the digest of a checkpoint, where it is known without reading it all.
+        fuse: let merges of merges be made in one pass where they can, with nothing in between.
         warnings: what was noticed before, when the tree was read.
 
     Returns:
         the plan, with every problem that was found.
     """
-    return _Checker(tree, done or (lambda _: False), digest or (lambda _: None)).plan(warnings)
+    checker = _Checker(tree, done or (lambda _: False), digest or (lambda _: None), fuse)
+    return checker.plan(warnings)
 
 
 @dataclass(frozen=True)
 class _Merged:
     """What a merge does, whichever models of these signatures it is given."""
 
+    plan: MergePlan
     signature: Signature
     merged: tuple[str, ...]
     kept: tuple[str, ...]
@@ -296,11 +305,13 @@ class _Checker:
     tree: Tree
     done: Callable[[str], bool]
     digest: Callable[[Path], str | None]
+    fuse: bool
     problems: list[str] = field(default_factory=list)
     signatures: dict[str, Signature] = field(default_factory=dict)
     interned: dict[Any, Signature] = field(default_factory=dict)
     headers: dict[int, tuple[list[HeaderRow], Signature]] = field(default_factory=dict)
     merges: dict[Any, _Merged | SoupError] = field(default_factory=dict)
+    merge_plans: dict[str, MergePlan] = field(default_factory=dict)  # node → what it does
 
     def plan(self, warnings: Sequence[str]) -> Plan:
         nodes: dict[str, NodePlan] = {}
@@ -310,6 +321,8 @@ class _Checker:
             if made.signature is not None:
                 self.signatures[node] = made.signature
         nodes = self._skip(nodes)
+        if self.fuse:
+            nodes = self._fused(nodes)
         said = [
             f"{node.node}: {notice}" for node in nodes.values() for notice in node.notices
             if not node.done and not node.skipped
@@ -329,6 +342,34 @@ class _Checker:
             for name, node in nodes.items()
         }
 
+    def _fused(self, nodes: dict[str, NodePlan]) -> dict[str, NodePlan]:
+        """Mark the merges that are made on the way, and price what takes them anew."""
+        found: dict[str, NodePlan] = {}
+        plans = self.merge_plans
+        for name, node in nodes.items():
+            inputs = self.tree.inputs(name)
+            if name in plans and any(found[i].fused for i in inputs):
+                models = [
+                    Unmade(plans[i], name=i, node=i, key="") if found[i].fused else model
+                    for i, model in zip(inputs, plans[name].models, strict=True)
+                ]
+                plan = plan_merge(models, plans[name].recipe, base=plans[name].base)
+                plans[name] = plan
+                node = replace(node, bytes_read=plan.bytes_streamed - plan.bytes_written)  # noqa: PLW2901
+            above = list(self.tree.graph.successors(name))
+            wanted = [n for n in (name, *above) if not (nodes[n].done or nodes[n].skipped)]
+            fused = (
+                len(wanted) == 2
+                and name in plans
+                and above[0] in plans
+                and can_be_unmade(plans[name])
+                and takes_unmade(plans[above[0]])
+            )
+            if fused:
+                node = replace(node, fused=True, bytes_read=0, bytes_written=0)  # noqa: PLW2901
+            found[name] = node
+        return found
+
     def _node(self, node: str, operation: Operation, inputs: Sequence[NodePlan]) -> NodePlan:
         try:
             key = node_key(self.tree, node, [i.key for i in inputs], self._digest)
@@ -339,7 +380,8 @@ class _Checker:
                 return self._merge(made, operation, inputs)
             return self._training(made, operation, inputs)
         except SoupError as error:
-            self.problems.append(f"{node}: {error}")
+            place = self.tree.graph.nodes[node].get("place")
+            self.problems.append(f"{place}: {node}: {error}" if place else f"{node}: {error}")
             return NodePlan(node, operation, None)
 
     def _digest(self, path: Path) -> str | None:
@@ -378,6 +420,7 @@ class _Checker:
         found = self.merges[key]
         if isinstance(found, SoupError):
             raise found
+        self.merge_plans[made.node] = found.plan
         return replace(
             made, signature=found.signature, merged=found.merged, kept=found.kept,
             dropped=found.dropped, frozen=found.frozen, bytes_read=found.bytes_read,
@@ -388,6 +431,7 @@ class _Checker:
         self, made: NodePlan, operation: Train | FineTune, inputs: Sequence[NodePlan]
     ) -> NodePlan:
         trainer, options = trainer_of(operation.training)
+        made = replace(made, notices=tuple(trainer_notices(trainer, options)))
         start: Signature | None = None
         if isinstance(operation, FineTune):
             start, below = inputs[0].signature, inputs[0]
@@ -456,7 +500,7 @@ def _merged(
     merged = [step.name for step in plan.steps if step.kind == "merge"]
     taken = set(merged)
     return _Merged(
-        {step.name: (step.dtype, step.shape) for step in plan.steps}, tuple(merged),
+        plan, {step.name: (step.dtype, step.shape) for step in plan.steps}, tuple(merged),
         tuple(step.name for step in plan.steps if step.name not in taken), plan.dropped,
         plan.frozen, plan.bytes_streamed - plan.bytes_written, plan.bytes_written,
         _memory(plan), tuple(notice.message for notice in plan.notices),

@@ -270,12 +270,22 @@ class MergePlan:
     @property
     def bytes_read(self) -> int:
         """Tensor bytes that are read at least once."""
-        return sum(info.nbytes for step in self.steps for _, info in step.sources)
+        return sum(map(self.bytes_to_read, self.steps))
+
+    def bytes_to_read(self, step: Step) -> int:
+        """Bytes that one pass over a step's sources reads."""
+        return sum(self.model(index).bytes_to_read(info) for index, info in step.sources)
+
+    def model(self, index: int) -> Checkpoint:
+        """A model by its index, `rules.BASE` for the base."""
+        model = self.base if index == BASE else self.models[index]
+        assert model is not None
+        return model
 
     @property
     def bytes_streamed(self) -> int:
         """Tensor bytes read, over all passes, and written."""
-        read = sum(step.passes * info.nbytes for step in self.steps for _, info in step.sources)
+        read = sum(step.passes * self.bytes_to_read(step) for step in self.steps)
         return read + self.bytes_written
 
     def rule_counts(self) -> list[RuleCount]:

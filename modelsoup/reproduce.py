@@ -9,7 +9,7 @@ import yaml
 
 from .checkpoint import Checkpoint
 from .errors import PlanError
-from .lineage import parents, read_lineage
+from .lineage import identity, parents, read_lineage
 from .rules import BASE
 
 _MERGE_KEYS = (
@@ -36,6 +36,11 @@ def plan_text(checkpoint: Checkpoint) -> str:
     content = {"soup": 1, "models": writer.models, "tree": tree}
     lines = [f"# What {checkpoint.name} was made by. Its leaves, by XXH3-128:"]
     lines += [f"#   {digest}  {name}" for digest, name in writer.leaves.items()]
+    names = list(writer.leaves.values())
+    twice = sorted({name for name in names if names.count(name) > 1})
+    lines += [
+        f"# Different files are called {name}: give each a path of its own." for name in twice
+    ]
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
     return "\n".join(lines) + "\n" + text
 
@@ -68,11 +73,12 @@ class _Writer:
         return {**content, "merge": merge, "finetune": False}
 
     def _input(self, entry: Mapping[str, Any]) -> Any:
-        made = self.ancestors.get(entry["xxh3_128"])
+        content = identity(entry)
+        made = self.ancestors.get(content)
         if made is None:
-            return self._name(entry["xxh3_128"], self._leaf(entry))
+            return self._name(content, self._leaf(entry))
         if made.get("operation") == "train":
-            return self._name(entry["xxh3_128"], self._train(made))
+            return self._name(content, self._train(made))
         return self.node(made)
 
     def _train(self, made: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +88,7 @@ class _Writer:
         return model
 
     def _leaf(self, entry: Mapping[str, Any]) -> str:
-        self.leaves[entry["xxh3_128"]] = entry["name"]
+        self.leaves[identity(entry)] = entry["name"]
         return str(entry["name"])
 
     def _name(self, digest: str, model: Any) -> str:

@@ -28,14 +28,14 @@ from .errors import (
     StoreError,
     nearest,
 )
-from .node import DamagedError, LeafChangedError, Source, Task, perform
+from .node import DamagedError, LeafChangedError, OnTheWay, Source, Task, perform
 from .plan import NodePlan, Plan, check, node_seed
 from .store import DEFAULT_STORE, Store, content_digest
 from .stream import default_workers
-from .tree import FineTune, Load, Merge, Train, Tree
+from .tree import FineTune, Load, Merge, Operation, Train, Tree
 from .writer import PARTIAL_SUFFIX, check_output, remove_stale, replace_folder
 
-State = Literal["waiting", "running", "done", "kept", "failed", "skipped"]
+State = Literal["waiting", "running", "done", "kept", "failed", "skipped", "fused"]
 KEEPS = ("all", "root")
 _ATTEMPTS = 3  # for a node whose worker was lost
 _POLL = 0.25  # seconds between two looks at how far trainers are
@@ -48,7 +48,8 @@ class Event:
 
     Attributes:
         node: which node.
-        state: what it is now; `kept` was done before this run.
+        state: what it is now; `kept` was done before this run, `fused` is merged on the way, in the
+            merge above it.
         done: the share of a training that is done, where it is told.
         metrics: a trainer's last figures.
         message: why, where it failed or is tried again.
@@ -103,8 +104,8 @@ class RunReport:
 
 def run(
     tree: Tree, output: StrPath | None = DEFAULT_OUTPUT, *, store: StrPath = DEFAULT_STORE,
-    executor: Executor | None = None, workers: int = 1, keep: str = "all", force: bool = False,
-    watch: Watch | None = None,
+    executor: Executor | None = None, workers: int = 1, keep: str = "all", fuse: bool = False,
+    force: bool = False, watch: Watch | None = None,
 ) -> RunReport:  # fmt: skip
     """Carry out a tree, and put the root's checkpoint in its place.
 
@@ -118,6 +119,8 @@ def run(
         executor: where nodes run; None runs them in threads of this process.
         workers: how many nodes run at the same time, where there is no executor.
         keep: `all` results stay in the store, or only the `root`'s.
+        fuse: make merges of merges in one pass, where every tensor is merged element by element:
+            the same bytes, and nothing in between is written or kept.
         force: replace an existing output.
         watch: called, from this thread, when a node's state changes.
 
@@ -135,13 +138,13 @@ def run(
     check(tree).raise_problems()
     own = Store(store)
     target = None if output is None else _target(tree, Path(output), force=force)
-    _digest_leaves(tree, own)
-    plan = check(tree, done=own.has, digest=own.digest)
+    digests = _digest_leaves(tree, own)
+    plan = check(tree, done=own.has, digest=digests.get, fuse=fuse)
     plan.raise_problems()
     threads = None if executor is not None else ThreadPoolExecutor(workers)
     try:
         walk = _Walk(
-            plan, own, executor or threads, watch or (lambda _: None), keep,  # type: ignore[arg-type]
+            plan, own, digests, executor or threads, watch or (lambda _: None), keep, fuse,  # type: ignore[arg-type]
             merge_workers=max(1, default_workers() // workers), capture=threads is None,
         )  # fmt: skip
         while True:
@@ -160,7 +163,7 @@ def run(
     return RunReport(written, walk.plan, walk.records(), tuple(walk.computed))
 
 
-def _digest_leaves(tree: Tree, store: Store) -> None:
+def _digest_leaves(tree: Tree, store: Store) -> dict[Path, str]:
     """Read every file of the user's once, unless it did not change since it was read."""
     paths: list[Path] = []
     for _, operation in tree.operations():
@@ -172,7 +175,7 @@ def _digest_leaves(tree: Tree, store: Store) -> None:
             paths.append(operation.start)
     unique = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(default_workers()) as pool:
-        list(pool.map(store.digest_now, unique))
+        return dict(zip(unique, pool.map(store.digest_now, unique), strict=True))
 
 
 def _target(tree: Tree, output: Path, *, force: bool) -> Path:
@@ -199,17 +202,20 @@ class _Walk:
     """One walk over a plan: what runs, what is done, what failed."""
 
     def __init__(
-        self, plan: Plan, store: Store, executor: Executor, watch: Watch, keep: str, *,
-        merge_workers: int, capture: bool,
+        self, plan: Plan, store: Store, digests: Mapping[Path, str], executor: Executor,
+        watch: Watch, keep: str, fuse: bool, *, merge_workers: int, capture: bool,
     ) -> None:  # fmt: skip
         self.plan = plan
         self.tree = plan.tree
         self.store = store
+        self.digests = digests  # of the leaves when keys were made of them, whatever they are now
         self.executor = executor
         self.watch = watch
         self.keep = keep
+        self.fuse = fuse
         self.merge_workers = merge_workers
         self.capture = capture
+        self.there: set[str] = set()  # nodes whose checkpoints were there when last asked
         self.running: dict[Future[dict[str, Any]], str] = {}
         self.failed: dict[str, Exception] = {}
         self.attempts: dict[str, int] = {}
@@ -223,6 +229,8 @@ class _Walk:
                 self._tell(Event(name, "kept"))
             elif node.skipped:
                 self._tell(Event(name, "skipped"))
+            elif node.fused:
+                self._tell(Event(name, "fused"))
 
     def key(self, node: str) -> str:
         key = self.plan.nodes[node].key
@@ -244,8 +252,10 @@ class _Walk:
 
     def again(self, damaged: str) -> None:
         """Forget a result that turned out to be damaged, and plan once more."""
-        self.store.drop(damaged)
-        self.plan = check(self.tree, done=self.store.has, digest=self.store.digest)
+        self._drop(damaged)
+        self.plan = check(
+            self.tree, done=self.store.has, digest=self.digests.get, fuse=self.fuse
+        )  # fmt: skip
         self.plan.raise_problems()
 
     def go(self) -> None:
@@ -272,9 +282,10 @@ class _Walk:
         wanted, pending = set(), [self.tree.root]
         while pending:
             node = pending.pop()
-            if isinstance(self.tree.operation(node), Load) or self.store.has(self.key(node)):
+            if self._is_there(node):
                 continue
-            wanted.add(node)
+            if not self.plan.nodes[node].fused:
+                wanted.add(node)
             pending += self.tree.inputs(node)
         return [plan for name, plan in self.plan.nodes.items() if name in wanted]
 
@@ -283,30 +294,48 @@ class _Walk:
             busy = {self.key(name) for name in self.running.values()}
             if self.key(node.node) in busy or node.node in self.failed:
                 continue  # what occurs twice in a tree is made once
-            if all(self._is_there(name) for name in self.tree.inputs(node.node)):
+            if all(self._is_there(name) for name in self._read_by(node.node)):
                 try:
                     self._submit(node)
-                except StoreError:  # another run, which keeps less, has just removed an input
-                    continue
+                except StoreError:
+                    # Another run, which keeps less, has just removed an input: it is made again. If
+                    # it is still there, the store itself has failed.
+                    self.there.clear()
+                    if all(self._is_there(name) for name in self._read_by(node.node)):
+                        raise
 
     def _is_there(self, node: str) -> bool:
-        return isinstance(self.tree.operation(node), Load) or self.store.has(self.key(node))
+        """Whether a node's checkpoint can be read; asked often, so what was there is believed."""
+        if node not in self.there and (
+            isinstance(self.tree.operation(node), Load) or self.store.has(self.key(node))
+        ):
+            self.there.add(node)
+        return node in self.there
+
+    def _read_by(self, node: str) -> list[str]:
+        """The nodes whose checkpoints a node reads: through inputs that are merged on the way."""
+        found = []
+        for name in self.tree.inputs(node):
+            on_the_way = self.plan.nodes[name].fused and not self._is_there(name)
+            found += self._read_by(name) if on_the_way else [name]
+        return found
+
+    def _drop(self, key: str) -> None:
+        self.there.clear()
+        self.store.drop(key)
 
     def _submit(self, node: NodePlan) -> None:
         operation = node.operation
-        sources = [self._source(name) for name in self.tree.inputs(node.node)]
+        sources = [self._input(name) for name in self.tree.inputs(node.node)]
         frozen: tuple[str, ...] = ()
-        base = None
         if isinstance(operation, Train) and operation.start is not None:
             sources = [self._file(operation.start)]
-        if isinstance(operation, Merge) and operation.base is not None:
-            base = self._file(operation.base)
         if isinstance(operation, FineTune):
             frozen = self._frozen(node.node)
         task = Task(
             self.store.folder.absolute(), self.key(node.node), node.node, operation,
-            tuple(sources), base, frozen, node_seed(self.tree, node.node), self.merge_workers,
-            self.capture,
+            tuple(sources), self._base(operation), frozen, node_seed(self.tree, node.node),
+            self.merge_workers, self.capture,
         )  # fmt: skip
         with contextlib.suppress(OSError):
             self.store.progress(task.key).unlink()
@@ -326,22 +355,37 @@ class _Walk:
             return ()
         return tuple(self._record(below)["frozen"])
 
+    def _input(self, node: str) -> Source | OnTheWay:
+        operation = self.tree.operation(node)
+        if not self.plan.nodes[node].fused or self._is_there(node):
+            return self._source(node)
+        assert isinstance(operation, Merge)
+        sources = tuple(self._input(name) for name in self.tree.inputs(node))
+        return OnTheWay(node, self.key(node), operation, sources, self._base(operation))
+
+    def _base(self, operation: Operation) -> Source | None:
+        merges = isinstance(operation, Merge) and operation.base is not None
+        return self._file(operation.base) if merges else None  # type: ignore[union-attr, arg-type]
+
     def _source(self, node: str) -> Source:
         operation = self.tree.operation(node)
         if isinstance(operation, Load):
             return self._file(operation.path, node)
         entry = self.store.entry(self.key(node))
         self.found.setdefault(node, entry.record)
-        return Source(node, entry.path.absolute(), str(entry.record.get("digest")), entry.key)
+        return Source(
+            node, entry.path.absolute(), str(entry.record.get("digest")), entry.key,
+            merged=isinstance(operation, Merge),
+        )  # fmt: skip
 
     def _file(self, path: Path, node: str = "") -> Source:
-        return Source(node or path.name, path.absolute(), self.store.digest_now(path), None)
+        return Source(node or path.name, path.absolute(), self.digests[path], None)
 
     def _finish(self, node: str, future: Future[dict[str, Any]]) -> None:
         try:
             record = future.result()
         except DamagedError as error:
-            self.store.drop(error.key)
+            self._drop(error.key)
             self._tell(Event(node, "waiting", message=f"{error}: it is made again"))
             return
         except SoupError as error:
@@ -351,10 +395,11 @@ class _Walk:
             return
         except Exception as error:  # noqa: BLE001  # the worker or the way to it broke, not the node
             self.attempts[node] = self.attempts.get(node, 0) + 1
+            why = str(error) or type(error).__name__
             if self.attempts[node] >= _ATTEMPTS:
-                self._fail(node, RunError(f"its worker was lost {_ATTEMPTS} times: {error}"))
+                self._fail(node, RunError(f"its worker was lost {_ATTEMPTS} times: {why}"))
             else:
-                self._tell(Event(node, "waiting", message=f"its worker was lost: {error}"))
+                self._tell(Event(node, "waiting", message=f"its worker was lost: {why}"))
             return
         self.computed.append(node)
         self.found[node] = record
@@ -364,14 +409,14 @@ class _Walk:
 
     def _drop_inputs(self, node: str) -> None:
         """Remove what this run made for a node, unless another node or another tree wants it."""
-        wanted = {self.key(name) for plan in self._wanted() for name in self.tree.inputs(plan.node)}
+        wanted = {self.key(name) for plan in self._wanted() for name in self._read_by(plan.node)}
         root = self.key(self.tree.root)
         pins = self.store.pinned()
         elsewhere = set().union(*(keys for key, keys in pins.items() if key != root))
         made = {self.key(name) for name in self.computed} - wanted - elsewhere - {root}
-        for name in self.tree.inputs(node):
+        for name in self._read_by(node):
             if self.key(name) in made:
-                self.store.drop(self.key(name))
+                self._drop(self.key(name))
 
     def _fail(self, node: str, error: Exception) -> None:
         self.failed[node] = error

@@ -28,7 +28,7 @@ from .compare import DiffReport, DiffRow
 from .engine import MergeReport
 from .errors import printable
 from .inspection import Node
-from .lineage import parents
+from .lineage import identity, parents
 from .recipe import MergePlan
 from .stream import Progress as Callback
 from .verification import VerifyReport
@@ -164,14 +164,15 @@ def show_lineage(checkpoint: Checkpoint, made: Mapping[str, Any] | None) -> None
     while branches:
         branch, merge = branches.pop()
         for entry in parents(merge):
-            digest = entry["xxh3_128"]
+            digest = identity(entry)
             origin = ancestors.get(digest)
             again = digest in shown
             label = Text(entry["name"])
             label.append(" (base)" if entry is merge.get("base") else "")
             label.append(f" ← {printable(described(origin))}" if origin else "")
             label.append(" (its inputs are shown elsewhere)" if origin and again else "")
-            label.append(f"  {size(entry['size'])}, xxh3-128 {digest}", style="dim")
+            known = "key" if "key" in entry else f"{size(entry['size'])}, xxh3-128"
+            label.append(f"  {known} {digest}", style="dim")
             inner = branch.add(label)
             if origin and not again:
                 branches.append((inner, origin))

@@ -23,6 +23,7 @@ from .tree import Tree
 _SIGNS = {
     "waiting": ("·", "dim"), "running": ("▶", "cyan"), "done": ("✓", "green"),
     "kept": ("✓", "dim green"), "failed": ("✗", "red"), "skipped": ("–", "dim"),
+    "fused": ("∘", "dim"),
 }  # fmt: skip
 
 
@@ -72,6 +73,8 @@ def _planned(plan: Plan, node: NodePlan) -> str:
         parts.append("done")
     elif node.skipped:
         parts.append("not needed")
+    elif node.fused:
+        parts.append("merged on the way")
     return " · ".join(parts)
 
 
@@ -127,7 +130,7 @@ class _PlainView:
     def __call__(self, event: Event) -> None:
         changed = self._states.get(event.node) != event.state
         self._states[event.node] = event.state
-        if not changed or event.state == "skipped":
+        if not changed or event.state in ("skipped", "fused"):
             return
         seconds = time.monotonic() - self._start
         figures = _figures(event)

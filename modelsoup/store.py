@@ -18,14 +18,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import SUFFIX, StrPath, open_checkpoint
-from .digest import combined, digest_checkpoint
+from .digest import FileDigest, combined, digest_checkpoint
 from .errors import CheckpointError, StoreError, nearest
 from .writer import PARTIAL_SUFFIX
 
@@ -266,10 +267,12 @@ class Store:
         except OSError as error:
             raise _store_error(self.folder, error) from error
 
-    def pinned(self) -> dict[str, set[str]]:
-        """Root key → keys of its tree."""
+    def pinned(self, *, since: float = 0.0) -> dict[str, set[str]]:
+        """Root key → keys of its tree, for trees that were run since then (seconds since 1970)."""
         pins = {}
         for file in sorted((self.folder / "roots").glob("*.json")):
+            if file.stat().st_mtime < since:
+                continue
             try:
                 pins[file.stem] = set(json.loads(file.read_bytes())["nodes"].values())
             except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -278,12 +281,15 @@ class Store:
                 ) from error
         return pins
 
-    def gc(self, *, keep: str = "trees", dry_run: bool = False) -> Cleaned:
+    def gc(
+        self, *, keep: str = "trees", older_than: float | None = None, dry_run: bool = False
+    ) -> Cleaned:  # fmt: skip
         """Remove what no tree needs.
 
         Args:
             keep: `trees` keeps every result of the trees that were run here; `roots` only their
                 final results; `none` nothing.
+            older_than: days; trees that were not run for longer do not count, and are forgotten.
             dry_run: remove nothing, only say what would be.
 
         What a run works on at the moment is left alone.
@@ -296,7 +302,8 @@ class Store:
             raise StoreError(
                 f"keep is {keep!r}{nearest(keep, known)} (expected {', '.join(known)})"
             )
-        pins = self.pinned()
+        since = 0.0 if older_than is None else time.time() - older_than * 86400
+        pins = self.pinned(since=since)
         kept: set[str] = set()
         if keep == "trees":
             kept = set().union(*pins.values()) if pins else set()
@@ -319,6 +326,9 @@ class Store:
                 shutil.rmtree(self.work(key), ignore_errors=True)
                 self.log(key).unlink(missing_ok=True)
                 self.progress(key).unlink(missing_ok=True)
+        for file in (self.folder / "roots").glob("*.json"):
+            if file.stat().st_mtime < since and not dry_run:
+                file.unlink()
         return Cleaned(tuple(removed), freed)
 
 
@@ -328,9 +338,12 @@ def content_digest(path: Path) -> str:
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    checkpoint = open_checkpoint(path)
-    digests = digest_checkpoint(checkpoint)
-    return digests[0].xxh3_128 if len(digests) == 1 else combined(digests, "xxh3_128")
+    return digest_of(digest_checkpoint(open_checkpoint(path)))
+
+
+def digest_of(digests: Sequence[FileDigest]) -> str:
+    """The XXH3-128 digest of a checkpoint from those of its files."""
+    return digests[0].xxh3_128 if len(digests) == 1 else combined(list(digests), "xxh3_128")
 
 
 def remove_strays(folder: Path) -> None:

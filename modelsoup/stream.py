@@ -24,11 +24,13 @@ from .checkpoint import TensorInfo
 from .digest import FileDigest, FileReader
 from .dtypes import DTYPES, count_nonfinite, has_nonfinite, narrow, numpy_dtype, widen
 from .errors import MismatchError, ParameterError, SoupError, listed
+from .lineage import Digests
 from .methods import get_method
 from .methods.registry import number_type, numbers
 from .recipe import MergePlan, Step
 from .rules import BASE, source_name
 from .statistics import BLOCK, Gram, Statistic, TaskVectors, task_vectors
+from .unmade import Unmade, is_undecided
 from .writer import CheckpointWriter, OutputFile
 
 if TYPE_CHECKING:
@@ -82,52 +84,73 @@ class Nonfinite:
 
 
 class Inputs:
-    """The open input files, each model's for itself: two models may be the same file."""
+    """The open input files, each model's for itself: two models may be the same file.
+
+    A model that is merged on the way has no file, but inputs of its own.
+    """
 
     def __init__(self, plan: MergePlan, *, sha256: bool) -> None:
         models = dict(enumerate(plan.models))
         if plan.base is not None:
             models[BASE] = plan.base
         self.models = models
+        self.below: dict[int, Inputs] = {}
         self._readers: dict[tuple[int, Path], FileReader] = {}
         try:
             for index, model in models.items():
+                if isinstance(model, Unmade):
+                    self.below[index] = Inputs(model.plan, sha256=sha256)
                 for file in model.files:
                     self._readers[index, file] = FileReader(file, sha256=sha256)
-        except OSError as error:
+        except BaseException as error:
             self.close()
-            raise SoupError(f"cannot read {error.filename}: {error.strerror}") from error
+            if isinstance(error, OSError):
+                raise SoupError(f"cannot read {error.filename}: {error.strerror}") from error
+            raise
 
     def reader(self, model: int, info: TensorInfo) -> FileReader:
         return self._readers[model, info.file]
 
     @property
     def extra_bytes(self) -> int:
-        return sum(reader.extra_bytes for reader in self._readers.values())
+        own = sum(reader.extra_bytes for reader in self._readers.values())
+        return own + sum(inputs.extra_bytes for inputs in self.below.values())
 
-    def digests(self) -> dict[int, list[FileDigest]]:
+    def digests(self) -> Digests:
         """Finish the digests; what the merge had no use for is read now."""
         readers = list(self._readers.values())
         with ThreadPoolExecutor(default_workers()) as pool:
             finished = list(pool.map(FileReader.finish, readers))
-        by_model: dict[int, list[FileDigest]] = {index: [] for index in self.models}
+        by_model: dict[int, list[FileDigest]] = {
+            index: [] for index in self.models if index not in self.below
+        }
         for (index, _), digest in zip(self._readers, finished, strict=True):
             by_model[index].append(digest)
-        return by_model
+        below = {index: inputs.digests() for index, inputs in self.below.items()}
+        return {**by_model, **below}
 
     def close(self) -> None:
         for reader in self._readers.values():
             reader.close()
+        for inputs in self.below.values():
+            inputs.close()
 
 
 @dataclass
 class _Job:
-    """One step with all that is needed to carry it out."""
+    """One step with all that is needed to carry it out.
+
+    `readers` has what is read from files, in the order of the sources; a source that is merged on
+    the way has its own job in `below`, and its readers in the place of a reader.
+    """
 
     step: Step
     readers: list[tuple[FileReader, TensorInfo]]
-    file_name: str
-    offset: int
+    inputs: Inputs
+    file_name: str = ""
+    offset: int = 0
+    below: tuple[_Job | None, ...] = ()  # one for each source, or none at all
+    result: str = "the result"  # what errors call it
     parts: tuple[Step, ...] = ()  # the steps that were joined into `step`, if any were
     statistic: Statistic | None = None
     function: Callable[[Any, Any], Any] | None = None  # elementwise, over `numbers`
@@ -156,6 +179,7 @@ class _Buffers:
     def __init__(self) -> None:
         self._raw: list[np.ndarray] = []
         self._wide: list[np.ndarray] = []
+        self._below: list[_Buffers] = []
 
     def raw(self, index: int, nbytes: int) -> np.ndarray:
         """Bytes for slice `index`; 0 is the output."""
@@ -164,6 +188,12 @@ class _Buffers:
     def wide(self, index: int, elements: int, dtype: np.dtype[Any]) -> np.ndarray:
         """A block of float32 or float64 for input `index`."""
         return self._take(self._wide, index, elements, dtype)
+
+    def below(self, index: int) -> _Buffers:
+        """Buffers for source `index`, which is merged on the way."""
+        while len(self._below) <= index:
+            self._below.append(_Buffers())
+        return self._below[index]
 
     @staticmethod
     def _take(arrays: list[np.ndarray], index: int, size: int, dtype: np.dtype[Any]) -> np.ndarray:
@@ -185,7 +215,7 @@ class Stream:
         self.progress = progress
         self.nonfinite: list[Nonfinite] = []
         self.bytes_read = 0
-        most = 1 + max(len(step.sources) for step in plan.steps)
+        most = _most_buffers(plan)
         affordable = _BUFFERS // (workers * most * 4) // BLOCK * BLOCK
         self.slice_elements = max(BLOCK, min(slice_elements, affordable))
         self._total = plan.bytes_streamed
@@ -221,12 +251,19 @@ class Stream:
             offset = 0
             for tensor in file.tensors:
                 step = steps[tensor.name]
-                readers = [(self.inputs.reader(m, info), info) for m, info in step.sources]
-                job = _Job(step, readers, file.name, offset)
+                job = _job_of(step, self.inputs, file.name, offset)
                 offset += tensor.nbytes
                 if step.elements:
                     self._add_statistic(job)
+                    self._prepare_below(job)
                     yield job
+
+    def _prepare_below(self, job: _Job) -> None:
+        """What is merged on the way waits for no statistic, and is wanted for those above it."""
+        for below in job.below:
+            if below is not None:
+                self._prepare_below(below)
+                self._prepare(below)
 
     def _add_statistic(self, job: _Job) -> None:
         step, method = job.step, job.step.method
@@ -311,7 +348,10 @@ class Stream:
     ) -> None:  # fmt: skip
         try:
             while (fetched := self._fetch(units, buffers)) is not None:
-                work(*fetched, buffers)
+                unit, stored = fetched
+                if unit.job.below:
+                    stored = self._merged_on_the_way(unit, iter(stored), buffers)
+                work(unit, stored, buffers)
         except BaseException:
             self._stop.set()
             raise
@@ -345,6 +385,23 @@ class Stream:
             held.release()
         self._report(total, read=True)
         return unit, stored
+
+    def _merged_on_the_way(
+        self, unit: _Unit, stored: Iterator[np.ndarray], buffers: _Buffers
+    ) -> list[np.ndarray]:
+        """A unit's sources, as they would be stored, from what was read of their own sources."""
+        sources = []
+        for index, job in enumerate(unit.job.below):
+            if job is None:
+                sources.append(next(stored))
+                continue
+            inner, own = _Unit(job, unit.start, unit.stop), buffers.below(index)
+            if job.below:
+                parts = self._merged_on_the_way(inner, stored, own)
+            else:
+                parts = [next(stored) for _ in job.readers]
+            sources.append(self._made(inner, parts, own))
+        return sources
 
     def _report(self, nbytes: int, *, read: bool) -> None:
         if read:
@@ -383,21 +440,23 @@ class Stream:
                 statistic.add(block, x)
 
     def _write(self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers) -> None:
-        """Compute one slice of the output, look for NaN and infinity, and write it."""
-        job, step = unit.job, unit.job.step
-        if step.kind == "integer":
-            result = _resolve_integers(step, stored, buffers)
-        elif _is_copy(step):
-            result = stored[0]
-            if DTYPES[step.dtype].kind == "float":
-                self._look(unit, _typed(job, stored), None)
-        else:
-            result = self._compute(unit, stored, buffers)
-        bits = DTYPES[step.dtype].bits
+        """Compute one slice of the output, and write it."""
+        job, result = unit.job, self._made(unit, stored, buffers)
+        offset = job.offset + unit.start * DTYPES[job.step.dtype].bits // 8
         assert self._writer is not None
-        offset = job.offset + unit.start * bits // 8
         self._writer.write(job.file_name, result.data, offset)
         self._report(result.nbytes, read=False)
+
+    def _made(self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers) -> np.ndarray:
+        """The bytes of a slice of a result, which was searched for NaN and infinity."""
+        step = unit.job.step
+        if step.kind == "integer":
+            return _resolve_integers(step, stored, buffers)
+        if _is_copy(step):
+            if DTYPES[step.dtype].kind == "float":
+                self._look(unit, _typed(unit.job, stored), None)
+            return stored[0]
+        return self._compute(unit, stored, buffers)
 
     def _compute(self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers) -> np.ndarray:
         job, elements = unit.job, unit.stop - unit.start
@@ -414,7 +473,7 @@ class Stream:
             if job.is_whole:
                 self._whole(job, stored, out)
             elif job.into is not None:
-                own = [numpy_dtype(info.dtype) != dtype for _, info in job.readers]
+                own = [numpy_dtype(info.dtype) != dtype for _, info in job.step.sources]
                 for _, place, x in self._blocks(unit, stored, buffers, dtype):
                     if kind == dtype:
                         job.into(x, job.numbers, out[place], own)
@@ -461,11 +520,16 @@ class Stream:
         """Note where there is NaN or infinity."""
         step = unit.job.step
         arrays = [
-            (f"{self.inputs.models[model].name}, the {source_name(model)} model", info.dtype, array)
+            (
+                f"{unit.job.inputs.models[model].name}, the {source_name(model)} model",
+                info.dtype,
+                array,
+            )
             for (model, info), array in zip(step.sources, inputs, strict=True)
+            if model not in unit.job.inputs.below  # looked at when it was made
         ]
         if result is not None:
-            arrays.append(("the result", step.dtype, result))
+            arrays.append((unit.job.result, step.dtype, result))
         faults = [
             Nonfinite(name, where, count)
             for where, dtype, array in arrays
@@ -485,10 +549,7 @@ class Stream:
         """
         differing = []
         for step in self.plan.steps:
-            if step.kind != "integer" or not step.elements:
-                continue
-            undecided = step.policy == "error" or (step.policy == "max" and _is_opaque(step))
-            if undecided and self._differs(step):
+            if step.elements and is_undecided(step) and self._differs(step):
                 differing.append(f"{step.name} ({step.dtype})")
         if differing:
             raise MismatchError(
@@ -509,6 +570,30 @@ class Stream:
             if any(not np.array_equal(stored[0], other) for other in stored[1:]):
                 return True
         return False
+
+
+def _job_of(step: Step, inputs: Inputs, file_name: str = "", offset: int = 0) -> _Job:
+    readers: list[tuple[FileReader, TensorInfo]] = []
+    below: list[_Job | None] = []
+    for model, info in step.sources:
+        inner = inputs.models[model]
+        if isinstance(inner, Unmade):
+            job = _job_of(inner.steps[info.name], inputs.below[model])
+            job.result = f"the result of {inner.node}"
+            readers += job.readers
+            below.append(job)
+        else:
+            readers.append((inputs.reader(model, info), info))
+            below.append(None)
+    found = tuple(below) if any(below) else ()
+    return _Job(step, readers, inputs, file_name, offset, found)
+
+
+def _most_buffers(plan: MergePlan) -> int:
+    """How many slices a worker holds at most: results, and what they are made of."""
+    most = max(len(step.sources) for step in plan.steps)
+    models = [*plan.models, *([] if plan.base is None else [plan.base])]
+    return 1 + most + sum(_most_buffers(m.plan) for m in models if isinstance(m, Unmade))
 
 
 def _by_tensor(unit: _Unit, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -538,7 +623,7 @@ def _is_opaque(step: Step) -> bool:
 def _typed(job: _Job, stored: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [
         array.view(numpy_dtype(info.dtype))
-        for (_, info), array in zip(job.readers, stored, strict=True)
+        for (_, info), array in zip(job.step.sources, stored, strict=True)
     ]
 
 
@@ -574,7 +659,9 @@ def _joined(jobs: Iterable[_Job]) -> list[_Job]:
 def _continues(job: _Job, following: _Job) -> bool:
     step, other = job.step, following.step
     return (
-        job.statistic is None
+        not job.below
+        and not following.below
+        and job.statistic is None
         and following.statistic is None
         and not job.is_whole
         and step.kind != "integer"
@@ -599,7 +686,7 @@ def _one_of(run: list[_Job]) -> _Job:
     )
     step = first.step._replace(shape=(sum(s.elements for s in steps),), sources=sources)
     readers = [(r, info) for (r, _), (_, info) in zip(first.readers, sources, strict=True)]
-    return _Job(step, readers, first.file_name, first.offset, parts=steps)
+    return _Job(step, readers, first.inputs, first.file_name, first.offset, parts=steps)
 
 
 def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:

@@ -17,9 +17,13 @@ A trainer is any object with a name, a dataclass of options, and `train`:
             save_file(weights, job.output)
 
 It may also have `groups(options)`, the layer groups of its architecture by name, for rules such as
-`group:low-level`; and `tensors(options)`, the dtype and shape of every tensor that it writes, so
-that a plan can be checked without training. A name that the start checkpoint lacks is initialised
-by the trainer; names in `job.frozen` must come out as they went in, byte by byte.
+`group:low-level`; `tensors(options)`, the dtype and shape of every tensor that it writes, so that a
+plan can be checked without training; `files(options)`, the paths of files whose content is part of
+the result's key, `identity(options)`, what of the options is, and `version`; and
+`notices(options)`, sentences that a plan shows as warnings.
+
+A name that the start checkpoint lacks is initialised by the trainer; names in `job.frozen` must
+come out as they went in, byte by byte.
 """
 
 from __future__ import annotations
@@ -165,7 +169,11 @@ def get_trainer(name: str) -> Trainer:
             loaded = loaded()
     except (Exception, SystemExit) as error:  # a stranger's module may raise anything
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{_kind(error)}: "
-        raise TrainerError(f"the trainer {name!r} could not be imported: {kind}{error}") from error
+        missing = isinstance(error, ImportError) and name in _EXTRAS
+        hint = f" (pip install 'modelsoup[{_EXTRAS[name]}]' brings it)" if missing else ""
+        raise TrainerError(
+            f"the trainer {name!r} could not be imported: {kind}{error}{hint}"
+        ) from error
     return _checked(loaded, f"{name!r}")
 
 
@@ -260,6 +268,12 @@ def trainer_tensors(
     return signature
 
 
+def trainer_notices(trainer: Trainer, options: Any) -> list[str]:
+    """What a trainer wants the user to know before anything runs."""
+    notices = getattr(trainer, "notices", None)
+    return [] if notices is None else list(notices(options))
+
+
 def named_files(trainer: Trainer, options: Any) -> list[Path]:
     """Files whose content a training depends on, and with it its key: a command's scripts."""
     files = getattr(trainer, "files", None)
@@ -317,6 +331,15 @@ class CommandTrainer:
             if not path.is_file():
                 raise TrainerError(f"the command's file {path} does not exist")
         return [path for path in dict.fromkeys(named) if path.is_file()]
+
+    def notices(self, options: CommandOptions) -> list[str]:
+        """That the program is not here; it may be where the node will run."""
+        program = str(options.command[0]).replace("{python}", sys.executable)
+        path = options.env.get("PATH", os.environ.get("PATH"))
+        beside = Path(options.folder or ".", program)
+        if "{" in program or beside.is_file() or shutil.which(program, path=str(path)):
+            return []
+        return [f"the program {program!r} of the command is not on this machine"]
 
     def train(self, job: Job) -> None:
         """Run the command to its end."""

@@ -162,6 +162,7 @@ class Builder:
 
         self.graph: networkx.DiGraph[str] = networkx.DiGraph()
         self._seed = seed
+        self.place = ""  # where the nodes to come are written, file:line:column, for problems
 
     def add(self, name: str, operation: Operation, inputs: Sequence[str] = ()) -> str:
         """Add a node.
@@ -173,7 +174,7 @@ class Builder:
             raise PlanError(f"two nodes are called {name!r}")
         if len(self.graph) >= MAX_NODES:
             raise PlanError(f"the tree has more than {MAX_NODES:,} nodes")
-        self.graph.add_node(name, operation=operation, level=1)
+        self.graph.add_node(name, operation=operation, level=1, place=self.place)
         for position, source in enumerate(inputs):
             self.graph.add_edge(source, name, position=position)
         return name

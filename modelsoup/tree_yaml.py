@@ -242,6 +242,7 @@ class _Expander:
             self._item(inner, (*path, key, index), f"{name}.{index + 1}")
             for index, inner in enumerate(inside)
         ]
+        self.builder.place = self.text.at(*path)
         try:
             if isinstance(item, _OfNode):
                 return self.builder.join(name, names, merge, finetune)
@@ -267,6 +268,7 @@ class _Expander:
         self.used.add(name)
         free = self.builder.free_name(name)
         at = ("models", name)
+        self.builder.place = self.text.at(*at)
         if isinstance(model, str | _FileLeaf):
             file = model if isinstance(model, str) else model.path
             return self.builder.add(free, Load(self.folder / file))
@@ -298,7 +300,10 @@ class _Expander:
         layers = given.get("layers")
         if isinstance(layers, dict) and "rest" in layers:
             given["layers"] = {k: v for k, v in layers.items() if k != "rest"}
-            given["rest"] = layers["rest"]
+            if layers["rest"] == "merge":
+                given["layers"].setdefault("*", "merge")
+            else:
+                given["rest"] = layers["rest"]
         if layers == "subnetwork" and "subnetwork" in given:
             given["layers"] = {"subnetwork": given.pop("subnetwork")}
         own_groups = given.get("groups", {})

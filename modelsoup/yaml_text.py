@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from .errors import PlanError
+from .errors import PlanError, nearest
 
 MAX_BYTES = 10_000_000
 MAX_VALUES = 200_000
@@ -80,7 +80,10 @@ def read_yaml(path: Path) -> YamlText:
     """
     try:
         if not path.is_file():
-            raise PlanError(f"{path} {'is no file' if path.exists() else 'does not exist'}")
+            if path.exists():
+                raise PlanError(f"{path} is no file")
+            beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise PlanError(f"{path} does not exist{nearest(path.name, beside)}")
         if path.stat().st_size > MAX_BYTES:
             raise PlanError(f"{path} has more than {MAX_BYTES:,} bytes")
         text = path.read_text("utf-8")

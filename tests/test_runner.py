@@ -317,6 +317,8 @@ def test_problems_are_told_all_at_once_and_nothing_is_started(folder: Path) -> N
     tree, _ = parse_tree(TUNED, folder=folder)
     problems = check(tree).problems
     assert len(problems) == 2
+    assert problems[0].startswith("the plan:2:28: b: ")
+    assert problems[1].startswith("the plan:2:46: c: ")
     with pytest.raises(modelsoup.PlanError) as caught:
         run(folder)
     assert str(caught.value).splitlines() == list(problems)
@@ -330,7 +332,9 @@ tree: {of: [{of: [a, b], merge: {layers: {"D.*": merge, rest: drop}}}, c]}
 """
     tree, _ = parse_tree(text, folder=folder)
     (problem,) = check(tree).problems
-    assert problem.startswith("root: the models do not fit together: 2 tensors are missing from")
+    assert problem.startswith(
+        "the plan:3:1: root: the models do not fit together: 2 tensors are missing from"
+    )
 
 
 def test_an_output_that_exists_or_is_an_input_is_refused_first(folder: Path) -> None:
@@ -571,11 +575,15 @@ def test_gc_keeps_what_the_trees_need(folder: Path) -> None:
     store = Store(folder / "store")
     assert len(list(store.entries())) == 6 + 4  # the lower merges are shared
     assert store.gc().keys == ()
-    (store.folder / "roots").joinpath(
-        f"{run(folder, other, 'other').records['root']['key']}.json"
-    ).unlink()
-    assert len(store.gc(dry_run=True).keys) == 4
-    assert len(store.gc().keys) == 4
+    assert store.gc(older_than=1).keys == ()
+    root = run(folder, other, "other").records["root"]["key"]
+    os.utime(store.folder / "roots" / f"{root}.json", (0, 0))
+    assert len(store.gc(older_than=1, dry_run=True).keys) == 4
+    assert store.gc().keys == ()  # it was not forgotten yet
+    assert (
+        "4 results" in soup(folder, "store", "gc", "--older-than", "1", "--store", "store").stdout
+    )
+    assert len(store.pinned()) == 1
     assert run(folder).computed == ()
     assert len(store.gc(keep="roots").keys) == 5
     assert [entry.record["node"] for entry in store.entries()] == ["root"]
@@ -710,7 +718,20 @@ def test_a_mistake_is_one_sentence(folder: Path, arguments: tuple[str, ...], sai
 def test_a_plan_with_problems_shows_them_and_ends_with_1(folder: Path) -> None:
     (folder / "a.safetensors").unlink()
     (folder / "tree.yaml").write_text(TUNED)
-    assert "a: " in soup(folder, "plan", "tree.yaml", code=1).stderr
+    assert "tree.yaml:2:10: a: " in soup(folder, "plan", "tree.yaml", code=1).stderr
+    said = soup(folder, "plan", "tre.yaml", code=1).stderr
+    assert "tre.yaml does not exist; did you mean 'tree.yaml'" in said
+
+
+def test_a_program_that_is_not_here_is_a_warning_of_the_plan(folder: Path) -> None:
+    commands = ("no-such-program", "{python}", str(Path(sys.executable)))
+    for command, wanted in zip(commands, (1, 0, 0), strict=True):
+        text = TUNED.replace(
+            '{trainer: "trainers:Add", add: 1}', f"{{command: ['{command}', '{{output}}']}}"
+        )
+        warnings = check(parse_tree(text, folder=folder)[0]).warnings
+        assert len(warnings) == 3 * wanted
+        assert all("program 'no-such-program' of the command is not on" in w for w in warnings)
 
 
 def test_a_library_tree_runs_as_a_written_one(folder: Path) -> None:

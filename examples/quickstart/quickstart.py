@@ -35,10 +35,11 @@ def main() -> None:
             figures = " ".join(f"{name} {value:.3f}" for name, value in event.metrics.items())
             print(f"{event.state:>5}  {event.node}  {figures}")
 
-    report = modelsoup.run(
-        tree, folder / "root.safetensors", store=folder / "store", force=True, watch=say,
-        executor=ProcessExecutor(WORKERS),
-    )  # fmt: skip
+    with ProcessExecutor(WORKERS) as executor:
+        report = modelsoup.run(
+            tree, folder / "root.safetensors", store=folder / "store", force=True, watch=say,
+            executor=executor,
+        )  # fmt: skip
 
     store = modelsoup.Store(folder / "store")
     networks = {node: store.entry(record["key"]).path for node, record in report.records.items()}

@@ -1,0 +1,207 @@
+"""Merges of merges in one pass: the same bytes, fewer of them moved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import modelsoup
+from modelsoup import NonfiniteError, RunError, Store, check, parse_tree, run
+
+MODELS = "abcdef"
+NESTED = """
+soup: 1
+models: {MODELS}
+defaults: {merge: {beta: 0.3}}
+tree:
+  of:
+    - {of: [{of: [a, b]}, {of: [c, d], merge: {beta: 0.9}}]}
+    - {of: [e, {of: [f, a], merge: {layers: {"*weight": merge, rest: first}}}]}
+""".replace("MODELS", ", ".join(f"{name}: {name}.safetensors" for name in MODELS))
+
+
+@pytest.fixture(params=["bfloat16", "float16", "float32", "mixed"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Six models, in which rounding between two merges changes the result."""
+    write(tmp_path, request.param)
+    return tmp_path
+
+
+def write(folder: Path, dtype: str = "float32") -> None:
+    for seed, name in enumerate(MODELS):
+        rng = np.random.default_rng(seed)
+        kind = np.dtype(ml_dtypes.bfloat16 if dtype in ("bfloat16", "mixed") else dtype)
+        other = np.dtype(np.float32) if dtype == "mixed" and seed % 2 else kind
+        tensors = {
+            "body.weight": rng.normal(size=(1100, 1000)).astype(kind),  # more than one slice
+            "body.bias": rng.normal(size=1000).astype(other),
+            "head.weight": rng.normal(size=(3, 5)).astype(kind),
+            "norm.num_batches_tracked": np.array(seed * 7 % 5),
+            "empty": np.zeros((0, 4), kind),
+        }
+        save_file(tensors, folder / f"{name}.safetensors", {"format": "np", "from": name})
+
+
+def both(folder: Path, text: str, **options: object) -> tuple[bytes, bytes, modelsoup.RunReport]:
+    """The result made one merge after the other, that of one pass, and the latter's report."""
+    tree, _ = parse_tree(text, folder=folder)
+    one_by_one = run(tree, folder / "plain.safetensors", store=folder / "plain", **options)
+    fused = run(tree, folder / "fused.safetensors", store=folder / "fused", fuse=True, **options)
+    assert len(one_by_one.computed) > len(fused.computed)
+    plain = (folder / "plain.safetensors").read_bytes()
+    return plain, (folder / "fused.safetensors").read_bytes(), fused
+
+
+@pytest.mark.parametrize(("workers", "loops"), [(1, "0"), (3, "0"), (3, "1")])
+def test_fused_merges_give_the_same_bytes_as_one_after_the_other(
+    folder: Path, workers: int, loops: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MODELSOUP_FAST", loops)
+    plain, fused, report = both(folder, NESTED, workers=workers)
+    assert fused == plain
+    assert report.computed == ("root",)
+    assert [entry.record["node"] for entry in Store(folder / "fused").entries()] == ["root"]
+
+
+@pytest.mark.parametrize("method", ["slerp", "ties", "dare_linear", "task_arithmetic"])
+def test_a_merge_that_sees_whole_tensors_may_be_the_last_of_a_pass(tmp_path: Path, method: str):
+    write(tmp_path, "bfloat16")
+    base = ", t: 0.4" if method == "slerp" else ", base: f.safetensors, weight: 0.7"
+    base += ", density: 0.4" if method in ("ties", "dare_linear") else ""
+    merge = f"{{method: {method}{base}, layers: {{norm*: first, rest: merge}}}}"
+    text = f"""
+soup: 1
+models: {{a: a.safetensors, b: b.safetensors, c: c.safetensors, d: d.safetensors}}
+tree: {{of: [{{of: [a, b], finetune: false}}, {{of: [c, d], finetune: false}}], finetune: false,
+  merge: {merge}}}
+"""
+    plain, fused, report = both(tmp_path, text)
+    assert fused == plain
+    assert report.computed == ("root",)
+    # Below the last, such a merge is written: what is above it needs its elements at once.
+    outer = text.replace("of: [c, d],", f"of: [c, d], merge: {merge},")
+    tree, _ = parse_tree(outer, folder=tmp_path)
+    plan = check(tree, fuse=True)
+    assert [node.fused for node in plan.nodes.values() if node.kind == "merge"].count(True) == (
+        2 if method == "task_arithmetic" else 1
+    )
+
+
+def test_the_plan_predicts_the_bytes_of_a_fused_run(folder: Path):
+    tree, _ = parse_tree(NESTED, folder=folder)
+    plan = check(tree, fuse=True)
+    report = run(tree, None, store=folder / "store", fuse=True)
+    assert (plan.bytes_read, plan.bytes_written) == (report.bytes_read, report.bytes_written)
+    assert [step.node for step in plan.steps] == list(report.computed)
+    assert plan.bytes_read < check(tree).bytes_read
+    assert plan.bytes_written < check(tree).bytes_written
+
+
+def test_what_is_in_the_store_is_read_and_not_made_again(tmp_path: Path):
+    write(tmp_path)
+    inner = NESTED.rpartition("tree:")[0] + "tree: {of: [c, d], merge: {beta: 0.9}}"
+    tree, _ = parse_tree(inner, folder=tmp_path)
+    run(tree, None, store=tmp_path / "fused")
+    plain, fused, report = both(tmp_path, NESTED)
+    assert fused == plain
+    root = report.records["root"]
+    read = root["inputs"][0]["inputs"][1]
+    assert read["digest"] and read["key"] and "inputs" not in read
+    store = Store(tmp_path / "fused")
+    again, _ = parse_tree(NESTED, folder=tmp_path)
+    before = [entry.key for entry in store.entries() if entry.key != root["key"]]
+    plan = check(again, done=before.__contains__, digest=store.digest, fuse=True)
+    assert plan.bytes_read == report.bytes_read
+
+
+def test_a_trainer_gets_a_file(tmp_path: Path):
+    """Only merges are made on the way; what is fine-tuned is written first."""
+    write(tmp_path)
+    text = NESTED.replace(
+        "{of: [a, b]}", "{of: [a, b], finetune: {trainer: 'trainers:Plain', add: 1}}"
+    )
+    tree, _ = parse_tree(text, folder=tmp_path)
+    kinds = check(tree, fuse=True).nodes
+    (tuned,) = [name for name, node in kinds.items() if node.kind == "finetune"]
+    assert not kinds[tree.inputs(tuned)[0]].fused
+    assert sum(node.fused for node in kinds.values()) == 4
+
+
+def test_a_folder_and_its_config_come_along(tmp_path: Path):
+    write(tmp_path, "float16")
+    for name in MODELS:
+        model = tmp_path / name
+        model.mkdir()
+        (tmp_path / f"{name}.safetensors").rename(model / "model.safetensors")
+        (model / "config.json").write_text(json.dumps({"torch_dtype": "float16", "of": name}))
+    text = NESTED.replace(".safetensors", "").replace("{beta: 0.9}", "{beta: 0.9, dtype: bf16}")
+    text = text.replace("- {of: [{of: [a, b]}", "- {of: [{of: [a, b], merge: {dtype: bf16}}")
+    tree, _ = parse_tree(text, folder=tmp_path)
+    run(tree, tmp_path / "plain", store=tmp_path / "one")
+    run(tree, tmp_path / "fused", store=tmp_path / "two", fuse=True)
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "fused" / name).read_bytes()
+    assert (
+        json.loads((tmp_path / "fused" / "config.json").read_bytes())["torch_dtype"] == "bfloat16"
+    )
+
+
+def test_the_lineage_of_a_fused_result_gives_back_its_plan(tmp_path: Path):
+    write(tmp_path)
+    tree, _ = parse_tree(NESTED, folder=tmp_path)
+    run(tree, tmp_path / "out.safetensors", store=tmp_path / "store", fuse=True)
+    text = modelsoup.plan_text(modelsoup.open_checkpoint(tmp_path / "out.safetensors"))
+    again, _ = parse_tree(text, folder=tmp_path)
+    run(again, tmp_path / "again.safetensors", store=tmp_path / "other", fuse=True)
+    first, second = (tmp_path / f"{name}.safetensors" for name in ("out", "again"))
+    assert first.read_bytes() == second.read_bytes()
+    graph = modelsoup.lineage_graph(modelsoup.open_checkpoint(first))
+    assert sum("method" in data for _, data in graph.nodes(data=True)) == 6  # the output among them
+    assert modelsoup.verify(first).has_lineage
+
+
+def test_infinity_in_between_is_found_where_it_arises(tmp_path: Path):
+    write(tmp_path, "float16")
+    for name in "ab":
+        tensors = modelsoup.open_checkpoint(tmp_path / f"{name}.safetensors")
+        large = {key: tensors[key] for key in tensors}
+        large["head.weight"] = np.full((3, 5), 60000, np.float16)
+        save_file(large, tmp_path / f"{name}.safetensors")
+    text = NESTED.replace(
+        "{of: [a, b]}", "{of: [a, b], merge: {weights: [1, 1], normalize: false}}"
+    )
+    tree, _ = parse_tree(text.replace("defaults: {merge: {beta: 0.3}}\n", ""), folder=tmp_path)
+    with pytest.raises((NonfiniteError, RunError), match=r"\(15 in the result of root\.1\.1\)"):
+        run(tree, None, store=tmp_path / "store", fuse=True)
+
+
+def test_integers_that_must_be_compared_first_are_not_fused(tmp_path: Path):
+    write(tmp_path)
+    for name in MODELS:
+        tensors = modelsoup.open_checkpoint(tmp_path / f"{name}.safetensors")
+        same = {key: tensors[key] for key in tensors} | {"steps": np.arange(3)}
+        save_file(same, tmp_path / f"{name}.safetensors")
+    tree, _ = parse_tree(NESTED, folder=tmp_path)
+    assert not any(node.fused for node in check(tree, fuse=True).nodes.values())
+    said = NESTED.replace("{merge: {beta: 0.3}", "{merge: {beta: 0.3, on_integer: first}")
+    tree, _ = parse_tree(said, folder=tmp_path)
+    assert sum(node.fused for node in check(tree, fuse=True).nodes.values()) == 5
+
+
+def test_a_leaf_that_changed_meanwhile_is_an_error(tmp_path: Path):
+    write(tmp_path)
+    tree, _ = parse_tree(NESTED, folder=tmp_path)
+
+    def change(event: modelsoup.Event) -> None:
+        if event.state == "fused" and event.node == "root.1":
+            data = bytearray((tmp_path / "d.safetensors").read_bytes())
+            data[-1] ^= 1
+            (tmp_path / "d.safetensors").write_bytes(data)
+
+    with pytest.raises((RunError, modelsoup.SoupError), match=r"d\.safetensors changed while"):
+        run(tree, None, store=tmp_path / "store", fuse=True, watch=change)
