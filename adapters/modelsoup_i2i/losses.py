@@ -80,9 +80,7 @@ def loss_weights(
     forth = back = 1.0
     if balance is not None:
         if not 0 <= balance <= 1:
-            raise ParameterError(
-                f"λ of the imbalance-aware loss is {balance}, not in [0, 1]"
-            )
+            raise ParameterError(f"λ of the imbalance-aware loss is {balance}, not in [0, 1]")
         forth, back = (1 - balance, balance) if invert else (balance, 1 - balance)
         if doubled:
             forth, back = 2 * forth, 2 * back
@@ -111,16 +109,21 @@ def imbalance_degree(rich: int, poor: int) -> float:
 
 def deceive(verdicts: torch.Tensor) -> torch.Tensor:
     """A generator's GAN loss: the mean of (verdict − 1)² over its own images' patches."""
-    return (verdicts.float() - 1).square().mean()
+    return (_wide(verdicts) - 1).square().mean()
 
 
 def judge(of_real: torch.Tensor, of_fake: torch.Tensor) -> torch.Tensor:
     """A discriminator's loss: half of mean (verdict − 1)² of real, plus mean verdict² of fake."""
-    return 0.5 * (deceive(of_real) + of_fake.float().square().mean())
+    return 0.5 * (deceive(of_real) + _wide(of_fake).square().mean())
 
 
 def distance(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """The mean absolute difference over all elements: cycle and identity losses."""
     import torch
 
-    return torch.nn.functional.l1_loss(made.float(), wanted)
+    return torch.nn.functional.l1_loss(_wide(made), wanted)
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    """In float32 where autocast gave less: a sum over many patches needs the digits."""
+    return values.float() if values.element_size() < 4 else values
