@@ -201,13 +201,13 @@ def training_of(operation: Operation) -> Training | None:
 
 
 def trainer_of(training: Training) -> tuple[Trainer, Any]:
-    """The trainer and its checked options.
+    """The trainer and its checked options, with paths that lead somewhere.
 
     Raises:
         TrainerError: it is not there, or the options do not fit.
     """
     trainer = get_trainer(training.trainer)
-    return trainer, build_options(trainer, training.options)
+    return trainer, build_options(trainer, training.options, training.folder)
 
 
 def node_key(
@@ -242,7 +242,11 @@ def node_key(
         identity = getattr(trainer, "identity", None)
         content["trainer"] = operation.training.trainer
         content["version"] = str(getattr(trainer, "version", ""))
-        content["options"] = options_as_json(options) if identity is None else identity(options)
+        if identity is None:  # paths as they are written: a plan may be moved
+            as_written = build_options(trainer, operation.training.options)
+            content["options"] = options_as_json(as_written)
+        else:
+            content["options"] = identity(options)
         content["files"] = content_of(named_files(trainer, options))
         content["seed"] = node_seed(tree, node)
         if isinstance(operation, Train) and operation.start is not None:

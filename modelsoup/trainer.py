@@ -189,8 +189,13 @@ def _checked(trainer: object, said: str) -> Trainer:
     return trainer
 
 
-def build_options(trainer: Trainer, given: Mapping[str, Any]) -> Any:
+def build_options(trainer: Trainer, given: Mapping[str, Any], folder: Path | None = None) -> Any:
     """A trainer's options, checked and with defaults filled in.
+
+    Args:
+        trainer: whose.
+        given: what a plan says.
+        folder: what options that are a `Path` are relative to; None leaves them as they are.
 
     Raises:
         TrainerError: an unknown option, a missing one, or a value of the wrong type; the message
@@ -206,7 +211,14 @@ def build_options(trainer: Trainer, given: Mapping[str, Any]) -> Any:
                 f"the trainer {trainer.name!r} has no option {name!r}{nearest(name, fields) or has}"
             )
     try:
-        return TypeAdapter(trainer.options).validate_python(dict(given))
+        options = TypeAdapter(trainer.options).validate_python(dict(given))
+        if folder is None:
+            return options
+        paths = {
+            name: folder / value for name in fields
+            if isinstance(value := getattr(options, name), Path)
+        }  # fmt: skip
+        return dataclasses.replace(options, **paths)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "options"

@@ -47,12 +47,15 @@ class Training:
         options: the trainer's own options, not yet checked.
         resources: what a cluster must have free for it, such as `{"gpus": 1}`.
         seed: for the trainer; None derives one from the tree's seed and the node's name.
+        folder: what options that are paths are relative to, the plan's folder; None is the current
+            one.
     """
 
     trainer: str
     options: Mapping[str, Any] = field(default_factory=dict)
     resources: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
+    folder: Path | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

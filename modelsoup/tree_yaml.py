@@ -362,9 +362,9 @@ class _Expander:
                 raise PlanError(f"{where}: the command's folder {folder!r} is no folder")
             # Absolute: a worker may be elsewhere.
             options["folder"] = str((self.folder / folder).absolute())
-        training = Training(name, options, resources, seed)
+        training = Training(name, options, resources, seed, self.folder.absolute())
         try:
-            build_options(get_trainer(name), options)
+            build_options(get_trainer(name), options, training.folder)
         except SoupError as error:
             raise PlanError(f"{where}: {error}") from None
         return training
@@ -376,7 +376,7 @@ class _Expander:
         try:
             trainer = get_trainer(given["trainer"])
             options = {k: v for k, v in given.items() if k not in _RESERVED}
-            built = build_options(trainer, options)
+            built = build_options(trainer, options, self.folder.absolute())
         except SoupError:
             return {}  # `_training` says it, with its place
         return trainer_groups(trainer, built)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 from trainers import Add, Plain, network
 
 import modelsoup
-from modelsoup import TrainerError, register_trainer
+from modelsoup import TrainerError, check, parse_tree, register_trainer
+from modelsoup.plan import trainer_of
 from modelsoup.trainer import (
     CommandTrainer,
     build_options,
@@ -87,6 +89,35 @@ def test_options_are_checked_against_the_trainers_own(given, said) -> None:
 def test_options_have_their_defaults_and_types() -> None:
     options = build_options(Add(), {"add": 2, "note": "n"})
     assert (options.add, options.steps, options.note) == (2.0, 1, "n")
+
+
+@dataclass(frozen=True)
+class Located:
+    data: Path
+    other: Path | None = None
+    name: str = "data"
+
+
+class Reads(Plain):
+    """Has options that are paths."""
+
+    name = "reads"
+    options = Located  # type: ignore[assignment]
+
+
+def test_paths_are_relative_to_the_plan_and_count_as_they_are_written(tmp_path: Path) -> None:
+    options = build_options(Reads(), {"data": "images", "other": "/else"}, tmp_path)
+    assert options == Located(tmp_path / "images", Path("/else"), "data")
+    register_trainer(Reads())
+    text = "soup: 1\nmodels: {m: {train: {trainer: reads, data: images}}}\ntree: {of: [m]}\n"
+    keys = set()
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        tree, _ = parse_tree(text, folder=tmp_path / name)
+        training = tree.operation("m").training
+        assert trainer_of(training)[1].data == tmp_path / name / "images"
+        keys.add(check(tree).nodes["m"].key)
+    assert len(keys) == 1
 
 
 def test_a_required_option_is_asked_for() -> None:
