@@ -52,7 +52,11 @@ class Translator:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Translate uint8, H × W × 3, RGB, to the same shape and type."""
         height, width = image.shape[:2]
-        below, right = -height % self.multiple, -width % self.multiple
+        # Where a network has halved the sides as often as it does, its padding by reflection
+        # needs two pixels.
+        high, wide = (max(side, 2 * self.multiple) for side in (height, width))
+        below = high + -high % self.multiple - height
+        right = wide + -wide % self.multiple - width
         kind = "reflect" if below < height and right < width else "edge"
         padded = np.pad(image, ((0, below), (0, right), (0, 0)), mode=kind)  # type: ignore[call-overload]
         values = padded.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1

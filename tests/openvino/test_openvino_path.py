@@ -1,0 +1,231 @@
+"""A tiny generator all the way: quantise, train, save, reload, export, run."""
+
+# ruff: noqa: E402  # what is imported needs what is looked for first
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("nncf")
+pytest.importorskip("openvino")
+
+from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
+from modelsoup_i2i.networks import load_generator
+from modelsoup_openvino import export, measure
+from modelsoup_openvino.quantise import load_quantised
+from safetensors.numpy import load_file
+
+import modelsoup
+
+from conftest import SHAPE, SIZES  # isort: skip
+
+LEVEL = 2 / 255
+"""One of the 256 levels that a picture's values have."""
+
+
+def held_out(data, part="test"):
+    options = CycleGANOptions(data=str(data), **SIZES, **SHAPE)
+    return list(CycleGAN().inputs(options, "G_A", part))
+
+
+def test_a_run_leaves_models_checkpoints_report_and_pictures(made):
+    from PIL import Image
+
+    names = {path.name for path in made.out.iterdir()}
+    assert names == {
+        "int8.xml", "int8.bin", "fp32.xml", "fp32.bin", "fp16.xml", "fp16.bin",
+        "quantised.safetensors", "float.safetensors", "report.json", "report.md", "sheet.png",
+    }  # fmt: skip
+    told = json.loads((made.out / "report.json").read_text())
+    assert told == json.loads(json.dumps(made.told))
+    assert [one["epoch"] for one in told["candidates"]] == [0, 1, 2]
+    page = (made.out / "report.md").read_text()
+    assert "| 2 |" in page
+    assert "8 | 8 |" in page
+    with Image.open(made.out / "sheet.png") as sheet:
+        # Two held-out pictures under a heading; input, float32, and epochs 0, kept and last.
+        shown = len({0, 2, told["kept"]})
+        assert sheet.size == ((2 + shown) * 100 + 4, 2 * 36 + 16)
+    models = told["speed"]["models"]
+    assert set(models) == {"torch", "fp32.xml", "int8.xml"}
+    assert all(one["latency"] > 0 for one in models.values())
+    assert told["speed"]["memory_mib"]["int8.xml"]["peak"] > 0
+
+
+def test_the_nearest_candidate_is_kept_and_all_are_reported(made):
+    told = {one["epoch"]: one["psnr"] for one in made.told["candidates"]}
+    assert told[made.told["kept"]] == max(told.values())
+    assert len(set(told.values())) == 3  # the training did change the network
+
+
+def test_all_convolutions_of_the_export_are_int8_and_of_the_float_model_none(made):
+    integer = export.integer_operations(export.read(made.out / "int8.xml"))
+    assert integer == {"Convolution": (8, 8), "ConvolutionBackpropData": (2, 2)}
+    plain = export.integer_operations(export.read(made.out / "fp32.xml"))
+    assert plain == {"Convolution": (0, 8), "ConvolutionBackpropData": (0, 2)}
+
+
+def test_openvino_carries_them_out_in_int8(made):
+    compiled = measure.compiled_for(made.out / "int8.xml", "LATENCY")
+    found = export.executed_operations(compiled)
+    assert set(found["Convolution"]) <= {"i8", "u8"}
+    assert set(found["Deconvolution"]) <= {"i8", "u8"}
+    assert found["Convolution"].total() == 8
+
+
+def test_the_export_computes_what_the_fake_quantised_network_does(made, start, data):
+    network = load_quantised(
+        load_generator(start, "x2y"), made.out / "quantised.safetensors", say=print
+    ).eval()
+    call = measure.compiled_for(made.out / "int8.xml", "LATENCY")
+    for image in held_out(data):
+        with torch.no_grad():
+            expected = network(image).numpy()
+        got = call(image.numpy())[0]
+        # A value between two integers may be rounded to the other one; the norms spread that.
+        assert np.abs(got - expected).mean() < LEVEL
+        assert measure.psnr(got, expected) > 40
+    assert made.told["likeness"]["agreement"]["int8"] > 40
+    assert made.told["likeness"]["agreement"]["fp32"] > 90
+
+
+def test_int8_is_near_to_float_and_smaller(made):
+    assert made.told["likeness"]["psnr"] > 30
+    sizes = {name: (made.out / name).stat().st_size for name in ("int8.bin", "fp32.bin")}
+    assert sizes["int8.bin"] < 0.3 * sizes["fp32.bin"]
+
+
+def test_the_float_result_has_the_names_of_the_tree(made, start):
+    before, after = load_file(start), load_file(made.out / "float.safetensors")
+    assert list(after) == list(before)
+    assert all(after[name].shape == value.shape for name, value in before.items())
+    assert {name.partition(".")[0] for name in after} == {"G_A", "G_B", "D_A", "D_B"}
+
+
+def test_only_the_deployed_generator_has_quantisers(made):
+    names = load_file(made.out / "quantised.safetensors")
+    own = {name for name in names if not name.startswith("__nncf_hooks.")}
+    assert own == set(load_generator(made.out / "float.safetensors", "x2y").state_dict())
+    weights = [n for n in names if n.startswith("__nncf_hooks.pre_hooks.") and n.endswith(".scale")]
+    assert len(weights) == 10
+
+
+def test_the_models_tell_the_digest_of_the_checkpoint_they_came_from(made, start):
+    for name in ("int8.xml", "fp32.xml", "fp16.xml"):
+        told = export.about(export.read(made.out / name))
+        assert told["source_xxh3_128"] == modelsoup.digest_file(start).xxh3_128
+        own = modelsoup.digest_file(made.out / "float.safetensors").xxh3_128
+        assert told["float_xxh3_128"] == own
+        assert told["network"] == "G_A"
+
+
+def test_a_quantised_checkpoint_is_reloaded_to_the_bit_and_can_be_trained_on(made, start, data):
+    plain = load_generator(start, "x2y")
+    first, second = (
+        load_quantised(plain, made.out / "quantised.safetensors", say=print) for _ in range(2)
+    )
+    image = held_out(data)[0]
+    with torch.no_grad():
+        assert torch.equal(first.eval()(image), second.eval()(image))
+    optimizer = torch.optim.SGD([p for p in first.parameters() if p.requires_grad], 0.1)
+    first.train()(image).square().mean().backward()
+    scales = [p for n, p in first.named_parameters() if "scale" in n and p.grad is not None]
+    assert scales
+    optimizer.step()
+    with torch.no_grad():
+        assert not torch.equal(first.eval()(image), second.eval()(image))
+
+
+def test_four_pixels_in_the_channels_give_the_same_values(made, start, data, monkeypatch):
+    plain = load_generator(start, "x2y")
+    images = held_out(data)
+    network = load_quantised(plain, made.out / "quantised.safetensors", say=print).eval()
+    for module in (network, plain):
+        folded = export.converted(module, images[0])
+        monkeypatch.setattr(export, "NARROW", 0)
+        usual = export.converted(module, images[0])
+        monkeypatch.undo()
+        kinds = [node.get_type_name() for node in folded.get_ordered_ops()]
+        assert kinds.count("DepthToSpace") == 1
+        assert "DepthToSpace" not in [node.get_type_name() for node in usual.get_ordered_ops()]
+        got, expected = (
+            measure.compiled_for(model, "LATENCY")(images[1].numpy())[0]
+            for model in (folded, usual)
+        )
+        assert np.abs(got - expected).max() <= (0 if module is network else 1e-5)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(quantise, made, tmp_path):
+    def kill(line):
+        if line.startswith("INT8 after epoch 2"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        quantise(tmp_path, epochs=2, rate=1e-3, say=kill)
+    assert not (tmp_path / "out").exists()
+    again = quantise(tmp_path, epochs=2, rate=1e-3)
+    assert any("goes on" in line for line in again.lines)
+    assert again.told["candidates"] == made.told["candidates"]
+    for name in ("float.safetensors", "quantised.safetensors"):
+        own, other = load_file(again.out / name), load_file(made.out / name)
+        assert all(np.array_equal(own[key], other[key]) for key in other)
+    assert (again.out / "int8.bin").read_bytes() == (made.out / "int8.bin").read_bytes()
+
+
+def test_a_killed_run_does_not_go_on_with_other_options(quantise, tmp_path):
+    def kill(line):
+        if line.startswith("INT8 after calibration"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        quantise(tmp_path, epochs=1, say=kill)
+    with pytest.raises(modelsoup.TrainerError, match=r"another run.*how.*performance.*mixed"):
+        quantise(tmp_path, epochs=1, quantisation={"preset": "mixed"})
+
+
+def test_frozen_tensors_keep_every_bit_while_others_are_trained(quantise, start, tmp_path):
+    frozen = ("G_A.model.1.weight", "G_A.model.1.bias", "G_A.model.19.bias", "D_A.model.0.weight")
+    run = quantise(tmp_path, epochs=1, rate=1e-3, frozen=frozen)
+    before, after = load_file(start), load_file(run.out / "float.safetensors")
+    inside = load_file(run.out / "quantised.safetensors")
+    for name in frozen:
+        assert np.array_equal(after[name], before[name])
+        network, _, own = name.partition(".")
+        if network == "G_A":
+            assert np.array_equal(inside[own], before[name])
+
+
+def test_a_tree_may_end_in_a_device(data, start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    training = {"data": str(data), **SIZES, "width": 8, "blocks": 2, "d_width": 4, "d_layers": 2}
+    tree, _ = modelsoup.parse_tree(f"""
+soup: 1
+models: {{start: {start}}}
+tree:
+  of: [start]
+  finetune:
+    trainer: openvino-qat
+    of: cyclegan
+    out: edge
+    epochs: 0
+    rounds: 0
+    quantisation: {{subset_size: 2}}
+    training: {json.dumps(training)}
+""")
+    report = modelsoup.run(tree, "device.safetensors", store="store")
+    assert Path("edge/int8.xml").is_file()
+    # Calibrated and not trained: the float weights are those of the start.
+    before, after = load_file(start), load_file("device.safetensors")
+    assert all(np.array_equal(after[name], value) for name, value in before.items())
+    (record,) = (one for one in report.records.values() if one.get("metrics"))
+    assert record["metrics"]["kept_epoch"] == 0
+    assert record["metrics"]["psnr"] > 30
+    assert modelsoup.run(tree, "device.safetensors", store="store", force=True).computed == ()

@@ -1,0 +1,163 @@
+"""Using what was exported: `soup openvino run` and `bench`, and what may be wrong with files."""
+
+# what is imported needs what is looked for first
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("nncf")
+pytest.importorskip("openvino")
+
+from click.testing import CliRunner
+from modelsoup_i2i.images import ImageError, read_image, save_png
+from modelsoup_openvino.infer import Translator, translate
+
+import modelsoup
+from modelsoup.cli import main
+
+
+def soup(*arguments):
+    return CliRunner().invoke(main, ["openvino", *map(str, arguments)])
+
+
+def picture(height, width):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def test_a_model_runs_without_torch(made, data, tmp_path):
+    out = tmp_path / "translated"
+    script = (
+        "import sys\n"
+        "from modelsoup.cli import main\n"
+        f"main(['openvino', 'run', {str(made.out / 'int8.xml')!r}, {str(data / 'testA')!r}, "
+        f"{str(out)!r}], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules and 'nncf' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["0.png", "1.png"]
+    assert done.stdout.split() == [str(out / "0.png"), str(out / "1.png")]
+
+
+def test_a_translation_is_that_of_torch_but_for_rounding(made, start, data):
+    import torch
+    from modelsoup_i2i.images import to_image, to_tensor
+    from modelsoup_i2i.networks import load_generator
+
+    image = read_image(data / "testA" / "0.png")
+    with torch.no_grad():
+        expected = to_image(load_generator(start, "x2y")(to_tensor(image)[None])[0])
+    got = Translator(made.out / "fp32.xml")(image)
+    assert np.abs(got.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (37, 51), (64, 20), (3, 9)])
+def test_an_image_of_any_size_keeps_its_size(made, height, width):
+    got = Translator(made.out / "int8.xml")(picture(height, width))
+    assert got.shape == (height, width, 3)
+    assert got.dtype == np.uint8
+    assert got.std() > 0
+
+
+def test_padding_leaves_the_middle_of_an_image_as_it_is(made):
+    network = Translator(made.out / "fp32.xml")
+    whole = picture(40, 40)
+    assert np.array_equal(network(whole), network(whole.copy()))
+    assert network(whole[:39, :38]).shape == (39, 38, 3)
+
+
+def test_one_image_becomes_one_file(made, tmp_path):
+    save_png(picture(20, 24), tmp_path / "in.png")
+    done = soup("run", made.out / "int8.xml", tmp_path / "in.png", tmp_path / "out.png")
+    assert done.exit_code == 0, done.output
+    assert read_image(tmp_path / "out.png").shape == (20, 24, 3)
+    again = soup("run", made.out / "int8.xml", tmp_path / "in.png", tmp_path / "out.png")
+    assert again.exit_code == 1
+    assert "exists already (--force replaces it)" in again.output
+    forced = soup(
+        "run", made.out / "int8.xml", tmp_path / "in.png", tmp_path / "out.png", "--force"
+    )
+    assert forced.exit_code == 0
+
+
+def test_two_images_never_become_one_file(made, tmp_path):
+    save_png(picture(8, 8), tmp_path / "a.png")
+    shutil.copyfile(tmp_path / "a.png", tmp_path / "a.jpg")
+    with pytest.raises(modelsoup.OutputError, match=r"would both become .*a\.png"):
+        list(translate(made.out / "int8.xml", tmp_path, tmp_path / "out"))
+
+
+def test_a_damaged_image_is_named_and_nothing_is_left_of_it(made, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        list(translate(made.out / "int8.xml", tmp_path / "bad.png", tmp_path / "out.png"))
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_an_empty_folder_and_a_missing_one_are_told(made, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(modelsoup.ParameterError, match="empty holds no image"):
+        list(translate(made.out / "int8.xml", tmp_path / "empty", tmp_path / "out"))
+    with pytest.raises(modelsoup.ParameterError, match="there is no image or folder"):
+        list(translate(made.out / "int8.xml", tmp_path / "nowhere", tmp_path / "out"))
+
+
+def test_a_model_without_its_weights_is_told(made, tmp_path):
+    shutil.copyfile(made.out / "int8.xml", tmp_path / "alone.xml")
+    with pytest.raises(modelsoup.CheckpointError, match=r"no file .*alone\.bin .*alone\.xml"):
+        Translator(tmp_path / "alone.xml")
+    done = soup("bench", tmp_path / "alone.xml")
+    assert done.exit_code == 1
+    assert "alone.bin" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_damaged_models_are_told(made, tmp_path):
+    for name in ("int8.xml", "int8.bin"):
+        shutil.copyfile(made.out / name, tmp_path / name)
+    text = (tmp_path / "int8.xml").read_text()
+    (tmp_path / "int8.xml").write_text(text[: len(text) // 2])
+    with pytest.raises(modelsoup.CheckpointError, match=r"int8\.xml is damaged"):
+        Translator(tmp_path / "int8.xml")
+    (tmp_path / "int8.xml").write_text(text)
+    (tmp_path / "int8.bin").write_bytes(b"\0" * 100)
+    with pytest.raises(modelsoup.CheckpointError, match=r"int8\.xml is damaged"):
+        Translator(tmp_path / "int8.xml")
+    with pytest.raises(modelsoup.CheckpointError, match=r"its \.xml file is expected"):
+        Translator(tmp_path / "int8.bin")
+
+
+def test_a_model_of_something_else_is_refused(tmp_path):
+    import openvino as ov
+    from openvino import opset13 as op
+
+    flat = op.parameter([1, 5], ov.Type.f32)
+    ov.save_model(ov.Model([op.relu(flat)], [flat]), tmp_path / "flat.xml")
+    with pytest.raises(modelsoup.ParameterError, match="one image in and one out"):
+        Translator(tmp_path / "flat.xml")
+
+
+def test_bench_lets_two_models_take_turns(made):
+    xml, other = made.out / "int8.xml", made.out / "fp32.xml"
+    done = soup("bench", xml, "--against", other, "--rounds", 2, "--size", 16, "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.output)
+    assert told["image"] == [1, 3, 16, 16]
+    assert told["operations"][str(xml)]["Convolution"] == [8, 8]
+    assert told["operations"][str(other)]["Convolution"] == [0, 8]
+    for name in (str(xml), str(other)):
+        speed = told["models"][name]
+        assert min(speed["latency"], speed["one_thread"], speed["throughput"]) > 0
+        assert speed["fastest"] <= speed["latency"]
+        assert 0 < told["memory_mib"][name]["loaded"] <= told["memory_mib"][name]["peak"]
+    assert soup("bench", xml, "--against", xml).exit_code == 1
+    assert "at least 1" in soup("bench", xml, "--rounds", 0).output
