@@ -113,35 +113,33 @@ class Original:
         self.optimizer_D = torch.optim.Adam(d, lr=lr, betas=(0.5, 0.999))
 
     def networks(self) -> nn.ModuleDict:
-        return nn.ModuleDict(
-            {"G_A": self.G_A, "G_B": self.G_B, "D_A": self.D_A, "D_B": self.D_B}
-        )
+        return nn.ModuleDict({"G_A": self.G_A, "G_B": self.G_B, "D_A": self.D_A, "D_B": self.D_B})
 
-    def step(self, real_A: torch.Tensor, real_B: torch.Tensor) -> dict[str, torch.Tensor]:
-        fake_B = self.G_A(real_A)
-        rec_A = self.G_B(fake_B)
-        fake_A = self.G_B(real_B)
-        rec_B = self.G_A(fake_A)
+    def step(self, real_a: torch.Tensor, real_b: torch.Tensor) -> dict[str, torch.Tensor]:
+        fake_b = self.G_A(real_a)
+        rec_a = self.G_B(fake_b)
+        fake_a = self.G_B(real_b)
+        rec_b = self.G_A(fake_a)
 
         self._require([self.D_A, self.D_B], False)
         self.optimizer_G.zero_grad()
         losses = {
-            "idt_A": l1(self.G_A(real_B), real_B) * self.identity,
-            "idt_B": l1(self.G_B(real_A), real_A) * self.identity,
-            "G_A": to_constant(self.D_A(fake_B), 1.0),
-            "G_B": to_constant(self.D_B(fake_A), 1.0),
-            "cycle_A": l1(rec_A, real_A) * self.cycle,
-            "cycle_B": l1(rec_B, real_B) * self.cycle,
+            "idt_A": l1(self.G_A(real_b), real_b) * self.identity,
+            "idt_B": l1(self.G_B(real_a), real_a) * self.identity,
+            "G_A": to_constant(self.D_A(fake_b), 1.0),
+            "G_B": to_constant(self.D_B(fake_a), 1.0),
+            "cycle_A": l1(rec_a, real_a) * self.cycle,
+            "cycle_B": l1(rec_b, real_b) * self.cycle,
         }
         sum(losses.values()).backward()
         self.optimizer_G.step()
 
         self._require([self.D_A, self.D_B], True)
         self.optimizer_D.zero_grad()
-        pooled_B = self.pool_B.query(fake_B)
-        losses["D_A"] = self._judge(self.D_A, real_B, pooled_B)
-        pooled_A = self.pool_A.query(fake_A)
-        losses["D_B"] = self._judge(self.D_B, real_A, pooled_A)
+        pooled_b = self.pool_B.query(fake_b)
+        losses["D_A"] = self._judge(self.D_A, real_b, pooled_b)
+        pooled_a = self.pool_A.query(fake_a)
+        losses["D_B"] = self._judge(self.D_B, real_a, pooled_a)
         self.optimizer_D.step()
         return losses
 

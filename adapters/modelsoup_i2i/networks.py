@@ -78,7 +78,12 @@ class InstanceNorm(nn.InstanceNorm2d):
         if images.is_contiguous():
             result = super().forward(images)
         else:
-            result = nn.functional.group_norm(images, self.num_features, eps=self.eps)
+            result = self.as_groups(images)
+        return result
+
+    def as_groups(self, images: torch.Tensor) -> torch.Tensor:
+        """The same by torch's group norm, which on a CPU is also the faster one."""
+        result: torch.Tensor = nn.functional.group_norm(images, self.num_features, eps=self.eps)
         return result
 
 
@@ -110,7 +115,7 @@ class ResnetGenerator(nn.Module):
 
     With `recompute`, a training keeps of each layer only what its convolution made: norm, ReLU and
     padding are computed again in the backward pass, which costs little beside a convolution and
-    saves two thirds of the memory. The results are the same bits.
+    saves half of the memory. The results are the same but for rounding.
     """
 
     recompute = False
@@ -168,7 +173,7 @@ def _lean(layers: Iterable[nn.Module], images: torch.Tensor) -> torch.Tensor:
 
 def _in_turn(layers: Iterable[nn.Module], images: torch.Tensor) -> torch.Tensor:
     for layer in layers:
-        images = layer(images)
+        images = layer.as_groups(images) if isinstance(layer, InstanceNorm) else layer(images)
     return images
 
 

@@ -1,0 +1,387 @@
+"""The trainer: whole trainings, resume after kill -9, trees, options, and what the core is told."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from i2i_domains import TINY, make_domains
+from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
+
+import modelsoup
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("PIL")
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_domains(tmp_path_factory.mktemp("domains"))
+
+
+class Told:
+    """What a trainer reports and logs."""
+
+    def __init__(self) -> None:
+        self.done: list[float | None] = []
+        self.metrics: dict[str, float] = {}
+        self.lines: list[str] = []
+
+    def report(self, done, metrics) -> None:
+        self.done.append(done)
+        self.metrics |= metrics
+
+
+def train(folder: Path, data: Path, *, start=None, seed=5, frozen=(), **options) -> Told:
+    """Train in a folder; `out.safetensors` is the result."""
+    told = Told()
+    work = folder / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    CycleGAN().train(
+        modelsoup.Job(
+            start, folder / "out.safetensors", work, tuple(frozen), seed,
+            CycleGANOptions(data=str(data), **(TINY | options)), told.report, told.lines.append,
+        )
+    )  # fmt: skip
+    return told
+
+
+def result(folder: Path) -> dict[str, np.ndarray]:
+    opened = modelsoup.open_checkpoint(folder / "out.safetensors")
+    return {name: opened[name] for name in opened}
+
+
+def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+    return first.keys() == second.keys() and all(
+        np.array_equal(values, second[name]) for name, values in first.items()
+    )
+
+
+def test_a_training_writes_all_four_networks_and_tells_how_it_goes(data: Path, tmp_path: Path):
+    told = train(tmp_path, data, sheet_every=5, tensorboard=True)
+    options = CycleGANOptions(data=str(data), **TINY)
+    told_of = CycleGAN().tensors(options)
+    made = modelsoup.open_checkpoint(tmp_path / "out.safetensors")
+    assert {n: (i.dtype, i.shape) for n, i in made.tensors.items()} == told_of
+    assert told.done[-1] == 1 and told.metrics["diverged"] == 0 and told.metrics["steps"] == 12
+    assert told.metrics["cycle_a"] > 0 and told.metrics["seconds_left"] == 0
+    assert "initialised all" in told.lines[0]
+    assert any(line.startswith("epoch 2 of 2: ") for line in told.lines)
+    sheets = sorted(path.name for path in (tmp_path / "work" / "samples").iterdir())
+    assert sheets == ["step-0000005.png", "step-0000010.png", "step-0000012.png"]
+    assert list((tmp_path / "work" / "tensorboard").glob("events.*"))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_others(data: Path, tmp_path: Path):
+    for name, options in (("a", {}), ("b", {"threads": 3, "cache_mb": 0}), ("c", {"seed": 6})):
+        train(tmp_path / name, data, **options)
+    first = result(tmp_path / "a")
+    assert same(first, result(tmp_path / "b"))
+    assert not same(first, result(tmp_path / "c"))
+
+
+STEPS = 40  # in 2 epochs of 20
+
+KILLED = """
+import os, sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from modelsoup_i2i import session
+from test_i2i_cyclegan import train
+if {at}:
+    whole = session.Session.optimise
+    def optimise(self, group):
+        if self.steps == {at}:
+            os.kill(os.getpid(), 9)
+        return whole(self, group)
+    session.Session.optimise = optimise
+train(Path({folder!r}), Path({data!r}), **{options!r})
+"""
+
+
+def in_a_process(folder: Path, data: Path, at: int, options: dict) -> int:
+    script = KILLED.format(
+        here=str(HERE), at=at, folder=str(folder), data=str(data), options=options
+    )
+    return subprocess.run([sys.executable, "-c", script], check=False).returncode
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path):
+    """Killed before a first state, between two, right after one; resumed, and killed again."""
+    data = make_domains(tmp_path / "domains", count_a=STEPS // 2)
+    options = {"checkpoint_every": 7, "decay_epochs": 1, "epochs": 1}
+    assert in_a_process(tmp_path / "whole", data, 0, options) == 0
+    for at in (3, 17, 28):
+        assert in_a_process(tmp_path / "killed", data, at, options) == -signal.SIGKILL
+        assert not (tmp_path / "killed" / "out.safetensors").exists()
+        assert (tmp_path / "killed" / "work" / "state.pt").exists() == (at > 7)
+    torch.set_num_threads(1)
+    told = train(tmp_path / "killed", data, **options)
+    assert told.lines[0] == f"goes on after step 28 of {STEPS}"
+    assert same(result(tmp_path / "whole"), result(tmp_path / "killed"))
+
+
+def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(data: Path, tmp_path: Path):
+    """By the clock, so that it may be hit while it writes its state."""
+    options = {"checkpoint_every": 1, "epochs": 8}
+    assert in_a_process(tmp_path / "whole", data, 0, options) == 0
+    script = KILLED.format(
+        here=str(HERE), at=0, folder=str(tmp_path / "hit"), data=str(data), options=options
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    state = tmp_path / "hit" / "work" / "state.pt"
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(0.05)
+    process.kill()
+    process.wait()
+    torch.set_num_threads(1)
+    told = train(tmp_path / "hit", data, **options)
+    assert told.lines[0].startswith("goes on after step")
+    assert same(result(tmp_path / "whole"), result(tmp_path / "hit"))
+
+
+def test_going_on_with_other_options_is_refused_by_name(data: Path, tmp_path: Path):
+    train(tmp_path, data)
+    with pytest.raises(modelsoup.TrainerError, match=r"other options.*: blocks 1 → 2, lr 0.0002 →"):
+        train(tmp_path, data, lr=1e-3, blocks=2)
+    with pytest.raises(modelsoup.TrainerError, match="seed 5 → 6"):
+        train(tmp_path, data, seed=6)
+    train(tmp_path, data, threads=0, checkpoint_every=3)  # these change nothing
+    other = make_domains(tmp_path / "others", count_a=5)
+    with pytest.raises(modelsoup.TrainerError, match="images"):
+        train(tmp_path, other)
+
+
+def test_a_damaged_state_is_told(data: Path, tmp_path: Path):
+    train(tmp_path, data)
+    state = tmp_path / "work" / "state.pt"
+    state.write_bytes(state.read_bytes()[:-500])
+    with pytest.raises(modelsoup.TrainerError, match=r"state\.pt is damaged"):
+        train(tmp_path, data)
+
+
+def test_a_training_that_diverges_keeps_finite_weights_and_is_marked(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from modelsoup_i2i import session
+
+    plain = session.deceive
+    calls = iter(range(1000))
+
+    def broken(verdicts):
+        return plain(verdicts) * (float("inf") if next(calls) >= 20 else 1.0)
+
+    monkeypatch.setattr(session, "deceive", broken)
+    told = train(tmp_path, data)
+    assert told.metrics["diverged"] == 1 and told.metrics["diverged_at"] == 10
+    assert any("diverged: " in line and "step 11 of 12" in line for line in told.lines)
+    assert all(np.isfinite(values).all() for values in result(tmp_path).values())
+
+
+def test_a_start_without_discriminators_is_completed_and_that_is_said(data: Path, tmp_path: Path):
+    from safetensors.numpy import save_file
+
+    train(tmp_path / "first", data)
+    start = tmp_path / "generators.safetensors"
+    save_file({n: v for n, v in result(tmp_path / "first").items() if n[0] == "G"}, start)
+    told = train(tmp_path / "second", data, start=start)
+    assert "initialised 12 of 36 tensors, which generators.safetensors lacks" in told.lines[0]
+    assert "all of D_A, D_B" in told.lines[0]
+    with pytest.raises(modelsoup.MismatchError, match=r"tensor 'G_A.model.1.weight'.*\[8, 3, 7, 7"):
+        train(tmp_path / "third", data, start=start, width=8)
+
+
+def test_bad_images_are_named_in_the_log(tmp_path: Path):
+    data = make_domains(tmp_path / "domains")
+    (data / "trainA" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(modelsoup.SoupError, match=r"trainA/1\.png"):
+        train(tmp_path / "refused", data)
+    told = train(tmp_path / "skipped", data, on_bad_image="skip")
+    assert any(line.startswith("left out: ") and "1.png" in line for line in told.lines)
+
+
+def test_the_subset_is_recorded(data: Path, tmp_path: Path):
+    told = train(tmp_path, data, count_b=2, subset_seed=1)
+    (line,) = [line for line in told.lines if line.startswith("images of Y: ")]
+    options = CycleGANOptions(data=str(data), count_b=2, subset_seed=1, **TINY)
+    assert line == "images of Y: " + ", ".join(path.name for path in options.domains().b)
+
+
+def test_two_processes_train_what_one_with_twice_the_batch_does(data: Path, tmp_path: Path):
+    torch.set_num_threads(1)
+    once = {"pool_size": 0, "epochs": 1}
+    train(tmp_path / "one", data, batch=2, **once)
+    train(tmp_path / "two", data, processes=2, **once)
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    from modelsoup_i2i.networks import load_generator
+
+    with torch.no_grad():
+        made = [
+            load_generator(tmp_path / name / "out.safetensors")(image) for name in ("one", "two")
+        ]
+    assert (made[0] - made[1]).abs().max() < 0.02 * made[0].abs().max()
+
+
+def test_a_process_that_fails_is_told(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from modelsoup_i2i import processes
+
+    monkeypatch.setattr(processes, "_JOIN", "raise SystemExit('no more memory')")
+    monkeypatch.setattr(processes, "PATIENCE", processes.timedelta(seconds=3))
+    with pytest.raises(modelsoup.TrainerError, match="process 1 of the training failed: no more"):
+        train(tmp_path, data, processes=2)
+
+
+def test_a_tiny_training_learns_to_come_back(tmp_path: Path):
+    """The cycle losses fall clearly, and the translations are no constant."""
+    torch.set_num_threads(2)
+    data = make_domains(tmp_path / "domains", 24, 24, size=16)
+    told = train(
+        tmp_path, data, width=8, blocks=1, d_width=8, load_size=16, epochs=8, lr=2e-3, seed=1,
+        balance=None,
+    )  # fmt: skip
+    lines = [line for line in told.lines if line.startswith("epoch ")]
+
+    def cycle(line: str) -> float:
+        words = line.replace(";", " ").split()
+        return sum(float(words[words.index(f"cycle_{side}") + 1]) for side in "ab")
+
+    assert cycle(lines[-1]) < 0.6 * cycle(lines[0])
+    from modelsoup_i2i.images import list_images, read_image, to_tensor
+    from modelsoup_i2i.networks import load_generator
+
+    generator = load_generator(tmp_path / "out.safetensors")
+    with torch.no_grad():
+        made = torch.stack(
+            [generator(to_tensor(read_image(f))[None])[0] for f in list_images(data / "testA")]
+        )
+    assert made.std(dim=(2, 3)).mean() > 0.1  # within an image
+    assert made.std(dim=0).mean() > 0.02  # between images
+
+
+PLAN = """
+soup: 1
+seed: 3
+models:
+  slow: {{train: {{lr: 5.0e-5}}}}
+  fast: {{train: {{lr: 1.5e-3}}}}
+defaults:
+  train: {common}
+  finetune: {common}
+  merge: {{layers: {layers}}}
+tree: {{of: [slow, fast]}}
+"""
+STRATEGIES = {
+    "S1": "all",
+    "S2-A": "{low-level: merge, rest: drop}",
+    "S2-B": "{frozen: merge, rest: drop}",
+    "S3": '{"group:discriminator": all, "group:generator": drop}',
+}
+
+
+def plan(data: Path, layers: str, **options) -> str:
+    common = {"trainer": "cyclegan", "data": str(data), **(TINY | {"epochs": 1} | options)}
+    text = ", ".join(f"{name}: {str(value).lower() if isinstance(value, bool) else value}"
+                     for name, value in common.items())  # fmt: skip
+    return PLAN.format(common="{" + text + "}", layers=layers)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_tree_of_each_strategy_runs(strategy: str, data: Path, tmp_path: Path):
+    tree, _ = modelsoup.parse_tree(plan(data, STRATEGIES[strategy]))
+    report = modelsoup.run(tree, tmp_path / "root.safetensors", store=tmp_path / "store")
+    assert len(report.records) == 4  # two leaves, a merge and a fine-tuning
+    trained = [r for r in report.records.values() if r["operation"] in ("train", "finetune")]
+    assert len(trained) == 3 and all(r["metrics"]["diverged"] == 0 for r in trained)
+    (root,) = [r for r in trained if r["operation"] == "finetune"]
+    frozen = set(root["frozen"])
+    assert bool(frozen) == (strategy == "S2-B")
+    if frozen:
+        groups = CycleGAN().groups(CycleGANOptions(data=str(data), **TINY))
+        from fnmatch import fnmatchcase
+
+        names = modelsoup.open_checkpoint(tmp_path / "root.safetensors").tensors
+        assert frozen == {n for n in names if any(fnmatchcase(n, p) for p in groups["low-level"])}
+
+
+def test_the_key_depends_on_the_images_content_and_on_nothing_beside(tmp_path: Path):
+    data = make_domains(tmp_path / "domains")
+
+    def keys(text: str) -> list[str]:
+        tree, _ = modelsoup.parse_tree(text)
+        return [node.key for node in modelsoup.check(tree).steps if node.key]
+
+    first = keys(plan(data, "all"))
+    assert first
+    assert keys(plan(data, "all", threads=2, device="auto", sheet_every=9)) == first
+    moved = data.rename(tmp_path / "moved")
+    assert keys(plan(moved, "all")) == first
+    assert keys(plan(moved, "all", init=1)) != first
+    image = moved / "trainA" / "0.png"
+    image.write_bytes((moved / "trainA" / "1.png").read_bytes())
+    assert keys(plan(moved, "all")) != first
+
+
+def test_a_plan_is_checked_without_torch(data: Path, tmp_path: Path):
+    (tmp_path / "tree.yaml").write_text(plan(data, "{low-level: merge, rest: drop}"))
+    script = (
+        "import sys, modelsoup; tree, _ = modelsoup.read_tree('tree.yaml'); "
+        "plan = modelsoup.check(tree); assert len(plan.steps) == 4, plan.steps; "
+        "assert not {'torch', 'PIL', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+
+
+def test_without_torch_a_training_says_what_to_install(data: Path, tmp_path: Path):
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import modelsoup\n"
+        "from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions\n"
+        f"options = CycleGANOptions(data={str(data)!r}, load_size=16, crop_size=16, d_layers=1)\n"
+        "try: CycleGAN().session(options, None, seed=0)\n"
+        "except modelsoup.SoupError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert "pip install 'modelsoup[i2i]'" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"balance": 1.5}, r"not in \[0, 1\]"),
+        ({"balance": "some"}, "balance"),
+        ({"lr": 0}, "lr is 0.0, but must be positive"),
+        ({"batch": 0}, "batch is 0, but must be at least 1"),
+        ({"epochs": 0}, "nothing to train"),
+        ({"loss": "pix2pix"}, "loss"),
+        ({"imbalance": 100}, r"must be in \[0, 100\)"),
+        ({"imbalance": 50, "count_b": 2}, "both say how many"),
+        ({"load_size": 10}, "smaller than crop_size"),
+        ({"d_layers": 5}, "crop_size 16 is too small for discriminators of 5 layers"),
+        ({"mode": "none", "batch": 2}, "batch must be 1"),
+        ({"device": "gpu"}, "device is 'gpu', but must be auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:1", "processes": 2}, "one GPU"),
+        ({"precision": 16}, "precision"),
+        ({"lambda_cycle": -1}, "weight of the cycle loss"),
+        ({"epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
+    ],
+)
+def test_an_option_out_of_range_is_named(data: Path, options: dict, said: str):
+    with pytest.raises(modelsoup.SoupError, match=said):
+        tree, _ = modelsoup.parse_tree(plan(data, "all", **options))
+        modelsoup.check(tree)
+
+
+def test_data_that_are_not_there_are_told_before_anything_runs(tmp_path: Path):
+    with pytest.raises(modelsoup.SoupError, match="there is no folder"):
+        tree, _ = modelsoup.parse_tree(plan(tmp_path / "nowhere", "all"))
+        modelsoup.check(tree)
