@@ -87,8 +87,9 @@ def deployable(name: str) -> Deployable:
 
 
 def options_for(
-    trainer: Deployable, start: Path | None, given: Mapping[str, Any], *, epochs: int, rate: float
-) -> Any:
+    trainer: Deployable, start: Path | None, given: Mapping[str, Any], *, epochs: int, rate: float,
+    folder: Path | None = None,
+) -> Any:  # fmt: skip
     """A trainer's options for the epochs after quantisation.
 
     What the start decides (its width, say) need not be given; what is given counts.
@@ -99,6 +100,7 @@ def options_for(
         given: names and values, as in a plan.
         epochs: of the training; 0 leaves the trainer's default, for none will be made.
         rate: the learning rate.
+        folder: what its paths are relative to; None is the current folder.
 
     Raises:
         TrainerError: an unknown option, or a value of the wrong type.
@@ -112,7 +114,7 @@ def options_for(
             )
     known = {} if start is None else trainer.options_of(start)
     of_training = {"lr": rate, **({"epochs": epochs} if epochs else {})}
-    return build_options(cast(Trainer, trainer), {**known, **given, **of_training})
+    return build_options(cast(Trainer, trainer), {**known, **given, **of_training}, folder)
 
 
 def chosen_network(session: Session, wanted: str | None) -> str:

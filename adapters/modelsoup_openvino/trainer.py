@@ -13,6 +13,7 @@ quantised again. Models, quantised checkpoint, report and pictures go to `out`.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class OpenVinoOptions:
     Attributes:
         of: the trainer that made the start, and whose losses are used.
         out: the folder for models, report and pictures; what is there is replaced.
+        folder: what paths in `training` are relative to; a plan's own folder.
         epochs: epochs after calibration; 0 calibrates only.
         rate: the learning rate of those.
         network: which one is quantised; None is the first that the trainer deploys.
@@ -48,7 +50,8 @@ class OpenVinoOptions:
     """
 
     of: str
-    out: str
+    out: Path
+    folder: Path = Path()
     epochs: int = 2
     rate: float = RATE
     network: str | None = None
@@ -80,11 +83,17 @@ class OpenVinoQat:
         return {} if tell is None else dict(tell(own))
 
     def identity(self, options: OpenVinoOptions) -> dict[str, Any]:
-        """What decides the result; `out` too, for a result from the store would not fill it."""
+        """What decides the result; `out` too, for a result from the store would not fill it.
+
+        Both are as a plan writes them, so that it may be moved.
+        """
         trainer, own = self._of(options)
         tell = getattr(trainer, "identity", None)
         told = options_as_json(own) if tell is None else tell(own)
-        return {**options_as_json(options), "training": told}
+        out = Path(os.path.relpath(options.out, options.folder)).as_posix()
+        values = {**options_as_json(options), "out": out, "training": told}
+        del values["folder"]
+        return values
 
     def files(self, options: OpenVinoOptions) -> list[Path]:
         """What the training depends on."""
@@ -99,19 +108,25 @@ class OpenVinoQat:
             raise TrainerError(
                 "openvino-qat quantises a checkpoint: a leaf that is trained from nothing has none"
             )
-        out = Path(options.out)
         told = quantise_to(
-            options, job.start, out, seed=job.seed, frozen=job.frozen, work=job.work,
+            options, job.start, options.out, seed=job.seed, frozen=job.frozen, work=job.work,
             report=job.report, log=job.log,
         )  # fmt: skip
         from .deliver import FLOAT
 
         job.report(1.0, summary(told))
-        shutil.copyfile(out / FLOAT, job.output)
+        shutil.copyfile(options.out / FLOAT, job.output)
 
     def _of(self, options: OpenVinoOptions) -> tuple[Deployable, Any]:
         trainer = deployable(options.of)
-        own = options_for(trainer, None, options.training, epochs=options.epochs, rate=options.rate)
+        own = options_for(
+            trainer,
+            None,
+            options.training,
+            epochs=options.epochs,
+            rate=options.rate,
+            folder=options.folder,
+        )
         return trainer, own
 
 
@@ -139,7 +154,14 @@ def quantise_to(
 
     need("torch", "nncf", "openvino")
     trainer = deployable(options.of)
-    own = options_for(trainer, start, options.training, epochs=options.epochs, rate=options.rate)
+    own = options_for(
+        trainer,
+        start,
+        options.training,
+        epochs=options.epochs,
+        rate=options.rate,
+        folder=options.folder,
+    )
     from .deliver import deliver, must_be_free
     from .qat import quantisation_aware
 

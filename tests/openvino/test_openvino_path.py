@@ -206,7 +206,9 @@ def test_frozen_tensors_keep_every_bit_while_others_are_trained(quantise, start,
 def test_a_tree_may_end_in_a_device(data, start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     training = {"data": str(data), **SIZES, "width": 8, "blocks": 2, "d_width": 4, "d_layers": 2}
-    tree, _ = modelsoup.parse_tree(f"""
+    plan = tmp_path / "plans" / "tree.yaml"
+    plan.parent.mkdir()
+    plan.write_text(f"""
 soup: 1
 models: {{start: {start}}}
 tree:
@@ -220,8 +222,9 @@ tree:
     quantisation: {{subset_size: 2}}
     training: {json.dumps(training)}
 """)
+    tree, _ = modelsoup.read_tree(plan)
     report = modelsoup.run(tree, "device.safetensors", store="store")
-    assert Path("edge/int8.xml").is_file()
+    assert Path("plans/edge/int8.xml").is_file()  # beside the plan
     # Calibrated and not trained: the float weights are those of the start.
     before, after = load_file(start), load_file("device.safetensors")
     assert all(np.array_equal(after[name], value) for name, value in before.items())

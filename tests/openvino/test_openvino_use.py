@@ -1,6 +1,5 @@
 """Using what was exported: `soup openvino run` and `bench`, and what may be wrong with files."""
 
-# what is imported needs what is looked for first
 from __future__ import annotations
 
 import json
