@@ -36,12 +36,13 @@ LEAST_AGREEMENT = 30.0
 """dB between a network's outputs and those of its export, below which the export is refused."""
 
 
-def converted(network: nn.Module, example: torch.Tensor) -> Any:
+def converted(network: nn.Module, example: torch.Tensor, *, fold: bool = True) -> Any:
     """An `openvino.Model` that computes what a network does, on images of one size.
 
     Args:
         network: fake-quantised or float, in eval mode, on the CPU.
         example: 1 × channels × height × width, float32.
+        fold: put pixels into the channels of narrow convolutions.
 
     Raises:
         VersionError: OpenVINO is missing or of another version.
@@ -56,7 +57,7 @@ def converted(network: nn.Module, example: torch.Tensor) -> Any:
         raise SoupError(f"OpenVINO cannot convert the network: {said}") from error
     # Folded by copying constants, which are what conversion made of the fake-quantised weights.
     for node in model.get_ordered_ops():
-        if node.get_type_name() == "Convolution":
+        if fold and node.get_type_name() == "Convolution":
             _fold(ov, model, node)
     model.validate_nodes_and_infer_types()
     return model
