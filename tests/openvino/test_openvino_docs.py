@@ -1,0 +1,50 @@
+"""What docs/openvino.md shows is understood as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("torch")
+pytest.importorskip("nncf")
+
+from modelsoup_openvino.cli import openvino
+from modelsoup_openvino.trainer import OpenVinoQat
+
+import modelsoup
+
+PAGE = (Path(__file__).parents[2] / "docs" / "openvino.md").read_text("utf-8")
+
+
+def test_the_commands_of_the_page_have_the_options_that_they_show():
+    lines = [line for line in PAGE.splitlines() if line.startswith("soup openvino ")]
+    assert len(lines) == 3
+    for line in lines:
+        name, *arguments = shlex.split(line)[2:]
+        command = openvino.commands[name]
+        command.make_context(name, arguments)  # raises for what it does not know
+
+
+def test_the_options_of_the_page_are_the_commands():
+    own = {option for p in openvino.commands["quantize"].params for option in p.opts}
+    own |= {option for p in openvino.commands["quantize"].params for option in p.secondary_opts}
+    own |= {option for name in ("run", "bench") for p in openvino.commands[name].params
+            for option in p.opts}  # fmt: skip
+    shown = set(re.findall(r"`(?:run )?(--[a-z-]+)", PAGE))
+    assert shown
+    assert shown <= own
+
+
+def test_the_plan_of_the_page_has_options_that_there_are():
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S)
+    given = yaml.safe_load(block)["tree"]["finetune"]
+    assert given.pop("trainer") == "openvino-qat"
+    given["rate"] = float(given["rate"])
+    options = modelsoup.build_options(OpenVinoQat(), given)
+    assert options.quantisation.ignored_names == ("model.1",)
+    assert modelsoup.get_trainer(options.of).name == "cyclegan"
+    modelsoup.build_options(modelsoup.get_trainer(options.of), options.training)
