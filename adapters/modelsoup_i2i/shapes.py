@@ -235,7 +235,10 @@ def must_fit(
         "G": f"width {generator.width} and {generator.blocks} blocks",
         "D": f"d_width {discriminator.width} and {discriminator.layers} d_layers",
     }
-    for name, shape in start.items():
+    # In the order of layers, so that the first that is told is the one that tells most.
+    order = {name: place for place, name in enumerate(expected)}
+    for name in sorted(start, key=lambda name: order.get(name, len(order))):
+        shape = start[name]
         network, _, rest = name.partition(".")
         if network not in NETWORKS:
             raise MismatchError(

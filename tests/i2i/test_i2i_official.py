@@ -172,7 +172,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path):
             return (Path.touch, (tmp_path / "ran",))
 
     file = tmp_path / "latest_net_G.pth"
-    file.write_bytes(pickle.dumps({"model.1.weight": Bad()}))
+    file.write_bytes(pickle.dumps({"model.1.weight": Bad()}, protocol=2))
     with pytest.raises(modelsoup.CheckpointError):
         import_folder(file, tmp_path / "out.safetensors")
     assert not (tmp_path / "ran").exists()

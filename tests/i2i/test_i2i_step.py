@@ -17,6 +17,7 @@ pytest.importorskip("PIL")
 from modelsoup_i2i.processes import Place  # noqa: E402
 from modelsoup_i2i.session import DivergedError, Session  # noqa: E402
 
+torch.set_num_threads(1)  # tiny networks have nothing for a second one
 ROOT = Path(__file__).parent.parent.parent
 SMALL = TINY | {"d_layers": 2, "blocks": 2}
 
