@@ -13,6 +13,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -31,7 +32,7 @@ MAX_PIXELS = 1 << 26
 
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError,
            struct.error, zlib.error)  # fmt: skip
-"""What Pillow's decoders raise for damaged files; `OSError` covers files that cannot be read."""
+"""What Pillow's decoders raise for damaged files."""
 
 
 class ImageError(SoupError):
@@ -64,24 +65,32 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         ImageError: the file is missing, empty, truncated, damaged, no such picture, or claims more
             than `MAX_PIXELS`.
     """
-    pillow = _pillow()
     path = Path(path)
     try:
-        with path.open("rb") as file, pillow.Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise _too_large(path, f"{image.width} × {image.height} pixels")
-            image.load()
-            array = _as_rgb(pillow.ImageOps.exif_transpose(image))
-    except (pillow.Image.DecompressionBombError, pillow.Image.DecompressionBombWarning):
-        raise _too_large(path, "twice as many pixels as any decoder takes") from None
+        data = path.read_bytes()
     except FileNotFoundError:
         raise ImageError(f"there is no image {path}") from None
+    except OSError as error:
+        raise ImageError(f"the image {path} cannot be read: {error.strerror}") from error
+    return decode(data, str(path))
+
+
+def decode(data: bytes, name: str) -> np.ndarray:
+    """The picture in a file's bytes, as `read_image` gives it; `name` is for its errors."""
+    pillow = _pillow()
+    try:
+        with pillow.Image.open(BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(name, f"{image.width} × {image.height} pixels")
+            image.load()
+            return _as_rgb(pillow.ImageOps.exif_transpose(image))
+    except (pillow.Image.DecompressionBombError, pillow.Image.DecompressionBombWarning):
+        raise _too_large(name, "twice as many pixels as any decoder takes") from None
     except pillow.UnidentifiedImageError:
-        what = "is empty" if not path.stat().st_size else "is not a PNG, JPEG, WebP or BMP image"
-        raise ImageError(f"{path} {what}") from None
+        what = "is not a PNG, JPEG, WebP or BMP image" if data else "is empty"
+        raise ImageError(f"{name} {what}") from None
     except _BROKEN as error:
-        raise ImageError(f"{path} cannot be read as an image: {error}") from error
-    return array
+        raise ImageError(f"{name} cannot be read as an image: {error}") from error
 
 
 def save_png(array: np.ndarray, path: str | os.PathLike[str]) -> None:
@@ -191,8 +200,8 @@ def _natural(path: Path) -> tuple[Any, ...]:
     return keys, text
 
 
-def _too_large(path: Path, claim: str) -> ImageError:
-    return ImageError(f"{path} claims {claim}, where at most {MAX_PIXELS} are decoded")
+def _too_large(name: str, claim: str) -> ImageError:
+    return ImageError(f"{name} claims {claim}, where at most {MAX_PIXELS} are decoded")
 
 
 def _pillow() -> Any:
