@@ -83,7 +83,7 @@ def images(folder: Path) -> None:
 
 def session(size: int, folder: str, *, channels_last: bool) -> Session:
     options = CycleGANOptions(
-        data=folder, load_size=size * 286 // 256, crop_size=size, device="cpu", sheet_every=0,
+        data=Path(folder), load_size=size * 286 // 256, crop_size=size, device="cpu", sheet_every=0,
         epochs=2, channels_last=channels_last,
     )  # fmt: skip
     return Session(options, None, seed=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _INDIFFERENT = frozenset({
     "data", "data_a", "data_b", "device", "channels_last", "compile", "threads", "cache_mb",
-    "checkpoint_every", "sheet_every", "tensorboard", "evaluate",
+    "checkpoint_every", "sheet_every", "tensorboard",
 })  # fmt: skip
 """Options that do not decide the result, but for the rounding of another device or layout. The
 data do by their content, wherever they lie."""
@@ -32,7 +32,7 @@ class CycleGANOptions:
     """What a plan may say to the trainer.
 
     Attributes:
-        data: a folder with `trainA` (X) and `trainB` (Y) in it, from the current folder.
+        data: a folder with `trainA` (X) and `trainB` (Y), relative to the plan as all folders are.
         data_a: in its place, the folder of X …
         data_b: … and that of Y.
         imbalance: percent by which Y is to be smaller than X: a subset is drawn.
@@ -75,12 +75,11 @@ class CycleGANOptions:
         on_bad_image: `error`, or `skip` to leave damaged ones out.
         threads: that prepare images; 0 is none beside the training.
         cache_mb: MiB of decoded images that are kept in memory.
-        evaluate: names of metrics to be computed at the end, for the node's record.
     """
 
-    data: str | None = None
-    data_a: str | None = None
-    data_b: str | None = None
+    data: Path | None = None
+    data_a: Path | None = None
+    data_b: Path | None = None
     imbalance: float | None = None
     count_b: int | None = None
     subset_seed: int = 0
@@ -119,7 +118,6 @@ class CycleGANOptions:
     on_bad_image: Literal["error", "skip"] = "error"
     threads: int = 2
     cache_mb: int = 2048
-    evaluate: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         least = {

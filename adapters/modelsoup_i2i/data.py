@@ -51,7 +51,7 @@ class Domains:
 
 
 def folders_of(
-    data: str | None, data_a: str | None, data_b: str | None, part: str = "train"
+    data: Path | None, data_a: Path | None, data_b: Path | None, part: str = "train"
 ) -> tuple[Path, Path]:
     """The folders of both domains: `trainA` and `trainB` of one folder, or any two.
 
@@ -67,10 +67,10 @@ def folders_of(
         )
     if data is None:
         assert data_a is not None and data_b is not None
-        return Path(data_a), Path(data_b)
-    root = Path(data)
+        return data_a, data_b
+    root = data
     if not root.is_dir():
-        raise ParameterError(f"there is no folder {root} (looked for from {Path.cwd()})")
+        raise ParameterError(f"there is no folder {root.absolute()}")
     places = root / f"{part}A", root / f"{part}B"
     for place in places:
         if not place.is_dir():

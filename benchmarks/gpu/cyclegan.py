@@ -84,7 +84,7 @@ def images(folder: Path) -> None:
 
 def session(size: int, folder: str, more: dict[str, object]) -> Session:
     options = CycleGANOptions(
-        data=folder, load_size=size, crop_size=size, device="cuda", sheet_every=0, **more
+        data=Path(folder), load_size=size, crop_size=size, device="cuda", sheet_every=0, **more
     )
     return Session(options, None, seed=0)
 

@@ -46,7 +46,7 @@ def train(folder: Path, data: Path, *, start=None, seed=5, frozen=(), **options)
     CycleGAN().train(
         modelsoup.Job(
             start, folder / "out.safetensors", work, tuple(frozen), seed,
-            CycleGANOptions(data=str(data), **(TINY | options)), told.report, told.lines.append,
+            CycleGANOptions(data=data, **(TINY | options)), told.report, told.lines.append,
         )
     )  # fmt: skip
     return told
@@ -65,7 +65,7 @@ def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
 
 def test_a_training_writes_all_four_networks_and_tells_how_it_goes(data: Path, tmp_path: Path):
     told = train(tmp_path, data, sheet_every=5, tensorboard=True)
-    options = CycleGANOptions(data=str(data), **TINY)
+    options = CycleGANOptions(data=data, **TINY)
     told_of = CycleGAN().tensors(options)
     made = modelsoup.open_checkpoint(tmp_path / "out.safetensors")
     assert {n: (i.dtype, i.shape) for n, i in made.tensors.items()} == told_of
@@ -210,7 +210,7 @@ def test_bad_images_are_named_in_the_log(tmp_path: Path):
 def test_the_subset_is_recorded(data: Path, tmp_path: Path):
     told = train(tmp_path, data, count_b=2, subset_seed=1)
     (line,) = [line for line in told.lines if line.startswith("images of Y: ")]
-    options = CycleGANOptions(data=str(data), count_b=2, subset_seed=1, **TINY)
+    options = CycleGANOptions(data=data, count_b=2, subset_seed=1, **TINY)
     assert line == "images of Y: " + ", ".join(path.name for path in options.domains().b)
 
 
@@ -301,7 +301,7 @@ def test_a_tree_of_each_strategy_runs(strategy: str, data: Path, tmp_path: Path)
     frozen = set(root["frozen"])
     assert bool(frozen) == (strategy == "S2-B")
     if frozen:
-        groups = CycleGAN().groups(CycleGANOptions(data=str(data), **TINY))
+        groups = CycleGAN().groups(CycleGANOptions(data=data, **TINY))
         from fnmatch import fnmatchcase
 
         names = modelsoup.open_checkpoint(tmp_path / "root.safetensors").tensors
@@ -339,9 +339,11 @@ def test_a_plan_is_checked_without_torch(data: Path, tmp_path: Path):
 def test_without_torch_a_training_says_what_to_install(data: Path, tmp_path: Path):
     script = (
         "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path\n"
         "import modelsoup\n"
         "from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions\n"
-        f"options = CycleGANOptions(data={str(data)!r}, load_size=16, crop_size=16, d_layers=1)\n"
+        f"data = Path({str(data)!r})\n"
+        "options = CycleGANOptions(data=data, load_size=16, crop_size=16, d_layers=1)\n"
         "try: CycleGAN().session(options, None, seed=0)\n"
         "except modelsoup.SoupError as error: print(error)\n"
     )

@@ -60,10 +60,11 @@ def test_a_subset_is_the_same_on_every_machine():
 
 def test_folders_are_one_or_two(tmp_path: Path):
     root = make_domains(tmp_path / "set")
-    assert folders_of(str(root), None, None) == (root / "trainA", root / "trainB")
-    assert folders_of(str(root), None, None, "test") == (root / "testA", root / "testB")
-    assert folders_of(None, "x", "y") == (Path("x"), Path("y"))
-    for wrong in ((None, None, None), ("x", "y", None), (None, "x", None), ("x", "y", "z")):
+    assert folders_of(root, None, None) == (root / "trainA", root / "trainB")
+    assert folders_of(root, None, None, "test") == (root / "testA", root / "testB")
+    assert folders_of(None, Path("x"), Path("y")) == (Path("x"), Path("y"))
+    x = Path("x")
+    for wrong in ((None, None, None), (x, x, None), (None, x, None), (x, x, x)):
         with pytest.raises(modelsoup.ParameterError, match="one folder"):
             folders_of(*wrong)
 
@@ -71,9 +72,9 @@ def test_folders_are_one_or_two(tmp_path: Path):
 def test_bad_folders_are_named(tmp_path: Path):
     root = make_domains(tmp_path / "set", count_a=3, count_b=1)
     with pytest.raises(modelsoup.ParameterError, match=r"no folder .*nowhere"):
-        folders_of(str(tmp_path / "nowhere"), None, None)
+        folders_of(tmp_path / "nowhere", None, None)
     with pytest.raises(modelsoup.ParameterError, match="no folder trainA"):
-        folders_of(str(tmp_path), None, None)
+        folders_of(tmp_path, None, None)
     with pytest.raises(modelsoup.ParameterError, match="trainB has one image"):
         find_domains((root / "trainA", root / "trainB"))
     (tmp_path / "empty").mkdir()

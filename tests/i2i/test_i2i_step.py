@@ -31,8 +31,8 @@ def reference():
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_domains(tmp_path_factory.mktemp("domains")))
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_domains(tmp_path_factory.mktemp("domains"))
 
 
 def images(count: int, size: int = 16, batch: int = 1):
@@ -41,14 +41,14 @@ def images(count: int, size: int = 16, batch: int = 1):
         yield [torch.rand(batch, 3, size, size, generator=generator) * 2 - 1 for _ in range(2)]
 
 
-def session(data: str, start: Path | None = None, **options) -> Session:
+def session(data: Path, start: Path | None = None, **options) -> Session:
     frozen = options.pop("frozen", ())
     return CycleGAN().session(
         CycleGANOptions(data=data, **(SMALL | options)), start, seed=0, frozen=frozen
     )
 
 
-def beside(data: str, pool: int = 1000, **options):
+def beside(data: Path, pool: int = 1000, **options):
     """The original and ours, from the same weights, in float64, where rounding hides nothing.
 
     No pool gets full, so that none draws.
@@ -67,7 +67,7 @@ def beside(data: str, pool: int = 1000, **options):
 @pytest.mark.parametrize(
     "options", [{}, {"channels_last": True}, {"accumulate": 2}], ids=["plain", "layout", "late"]
 )
-def test_a_step_is_the_originals(data: str, options: dict):
+def test_a_step_is_the_originals(data: Path, options: dict):
     own, original = beside(data, **options)
     for updates in own.updates.values():
         updates.set_rate(2e-4)
@@ -94,7 +94,7 @@ def gradients(networks) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_gradients_are_the_originals(data: str, channels_last: bool):
+def test_gradients_are_the_originals(data: Path, channels_last: bool):
     """Adam divides by a gradient's size, so that weights would hide a factor: gradients do not."""
     own, original = beside(data, channels_last=channels_last)
     caught: dict[str, torch.Tensor] = {}
@@ -115,7 +115,7 @@ def test_gradients_are_the_originals(data: str, channels_last: bool):
         assert torch.allclose(caught[name], gradient, rtol=1e-6, atol=1e-9), name
 
 
-def test_after_some_steps_the_images_are_the_originals(data: str):
+def test_after_some_steps_the_images_are_the_originals(data: Path):
     own, original = beside(data)
     for updates in own.updates.values():
         updates.set_rate(2e-4)
@@ -128,7 +128,7 @@ def test_after_some_steps_the_images_are_the_originals(data: str):
             assert (own.networks["D_B"](b) - original.D_B(b)).abs().max() < 1e-6
 
 
-def test_recomputing_changes_nothing_but_rounding(data: str):
+def test_recomputing_changes_nothing_but_rounding(data: Path):
     first, second = (beside(data)[0] for _ in range(2))
     for name in ("G_A", "G_B"):
         assert second.networks[name].recompute
@@ -146,19 +146,19 @@ def flat(own: Session) -> dict[str, torch.Tensor]:
     }
 
 
-def test_a_half_balance_is_half_the_plain_loss(data: str):
+def test_a_half_balance_is_half_the_plain_loss(data: Path):
     plain, half = session(data), session(data, balance=0.5)
     ((a, b),) = images(1)
     assert half.step(a, b)["generator"] == plain.step(a, b)["generator"] / 2
 
 
-def test_an_automatic_balance_is_that_of_the_data(data: str):
+def test_an_automatic_balance_is_that_of_the_data(data: Path):
     own = session(data, balance="auto", loss="tree-paper")
     assert own.weights.gan_a == pytest.approx(2 / 6)  # of 6 and 4 images
     assert own.weights.cycle_b == pytest.approx(5 * 4 / 6)
 
 
-def test_frozen_tensors_keep_every_bit_and_the_others_move(data: str, tmp_path: Path):
+def test_frozen_tensors_keep_every_bit_and_the_others_move(data: Path, tmp_path: Path):
     start = tmp_path / "start.safetensors"
     session(data).save(start)
     groups = CycleGAN().groups(CycleGANOptions(data=data, **SMALL))
@@ -177,7 +177,7 @@ def test_frozen_tensors_keep_every_bit_and_the_others_move(data: str, tmp_path: 
         assert torch.equal(tensor, before[name]) == (name in frozen), name
 
 
-def test_a_training_with_all_generators_frozen_trains_discriminators(data: str, tmp_path: Path):
+def test_a_training_with_all_generators_frozen_trains_discriminators(data: Path, tmp_path: Path):
     start = tmp_path / "start.safetensors"
     session(data).save(start)
     before = flat(session(data, start))
@@ -190,7 +190,7 @@ def test_a_training_with_all_generators_frozen_trains_discriminators(data: str, 
         assert torch.equal(tensor, before[name]) == name.startswith("G_"), name
 
 
-def test_leaves_share_their_initial_weights_whatever_else_they_load(data: str, tmp_path: Path):
+def test_leaves_share_their_initial_weights_whatever_else_they_load(data: Path, tmp_path: Path):
     whole = flat(session(data))
     assert all(torch.equal(t, flat(session(data))[n]) for n, t in whole.items())
     other = flat(session(data, init=1))
@@ -205,7 +205,7 @@ def test_leaves_share_their_initial_weights_whatever_else_they_load(data: str, t
     assert all(name.startswith("G_") for name in mixed.missing)
 
 
-def test_batches_of_two_and_accumulation_agree(data: str):
+def test_batches_of_two_and_accumulation_agree(data: Path):
     whole, parts = session(data, pool_size=0), session(data, pool_size=0, accumulate=2)
     for own in (whole, parts):
         for updates in own.updates.values():
@@ -220,7 +220,7 @@ def test_batches_of_two_and_accumulation_agree(data: str):
 @pytest.mark.parametrize(
     "sizes", [((16, 20), (16, 20)), ((18, 21), (18, 21)), ((16, 16), (20, 24))]
 )
-def test_images_of_any_size_are_trained_on(data: str, sizes):
+def test_images_of_any_size_are_trained_on(data: Path, sizes):
     own = session(data, mode="none", d_layers=1)
     a, b = (torch.rand(1, 3, *size) * 2 - 1 for size in sizes)
     for _ in range(5):  # the pool is full after 3
@@ -231,7 +231,7 @@ def test_images_of_any_size_are_trained_on(data: str, sizes):
 
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("where", ["image", "gradient"])
-def test_what_is_not_finite_stops_before_any_weight_breaks(data: str, late: bool, where: str):
+def test_what_is_not_finite_stops_before_any_weight_breaks(data: Path, late: bool, where: str):
     own = session(data, accumulate=2 if late else 1)
     for updates in own.updates.values():
         updates.set_rate(1e-3)
@@ -247,7 +247,7 @@ def test_what_is_not_finite_stops_before_any_weight_breaks(data: str, late: bool
     assert all(tensor.isfinite().all() for tensor in flat(own).values())
 
 
-def test_bf16_trains_in_float32_weights(data: str):
+def test_bf16_trains_in_float32_weights(data: Path):
     own = session(data, precision="bf16")
     for a, b in images(2):
         losses = own.step(a, b)
@@ -255,7 +255,7 @@ def test_bf16_trains_in_float32_weights(data: str):
     assert all(tensor.dtype == torch.float32 for tensor in flat(own).values())
 
 
-def test_another_module_may_stand_in_before_the_first_step(data: str):
+def test_another_module_may_stand_in_before_the_first_step(data: Path):
     own = session(data)
     import copy
 
@@ -271,21 +271,21 @@ def test_another_module_may_stand_in_before_the_first_step(data: str):
 
 
 @pytest.mark.parametrize("different", [{"width": 8}, {"blocks": 1}, {"blocks": 3}, {"d_width": 8}])
-def test_a_start_of_another_shape_is_named(data: str, tmp_path: Path, different: dict):
+def test_a_start_of_another_shape_is_named(data: Path, tmp_path: Path, different: dict):
     start = tmp_path / "start.safetensors"
     session(data).save(start)
     with pytest.raises(modelsoup.MismatchError, match=r"tensor '[GD]_A\.model.*has the shape \["):
         session(data, start, **different)
 
 
-def test_a_device_that_is_not_there_is_told(data: str):
+def test_a_device_that_is_not_there_is_told(data: Path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(modelsoup.TrainerError, match="there are 0 GPUs"):
         session(data, device="cuda:3")
 
 
-def test_rates_are_those_of_the_linear_schedule(data: str):
+def test_rates_are_those_of_the_linear_schedule(data: Path):
     own = session(data, lr=1.0, epochs=100, decay_epochs=100)
     rates = [own.rate(epoch - 1) for epoch in (1, 100, 101, 200)]
     assert rates == pytest.approx([1, 1, 100 / 101, 1 / 101], rel=1e-12)
@@ -293,7 +293,7 @@ def test_rates_are_those_of_the_linear_schedule(data: str):
     assert {constant.rate(epoch) for epoch in range(50)} == {0.5}
 
 
-def test_places_of_several_processes_cover_the_epoch(data: str):
+def test_places_of_several_processes_cover_the_epoch(data: Path):
     """Two processes see together what one with twice the batch sees."""
     options = CycleGANOptions(data=data, **SMALL)
     single = Session(replace(options, batch=2), None, seed=4)
