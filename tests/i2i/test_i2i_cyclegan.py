@@ -386,3 +386,14 @@ def test_data_that_are_not_there_are_told_before_anything_runs(tmp_path: Path):
     assert any("there is no folder" in fault for fault in checked.problems)
     with pytest.raises(modelsoup.SoupError, match="there is no folder"):
         modelsoup.run(tree, tmp_path / "root.safetensors", store=tmp_path / "store")
+
+
+def test_the_plan_of_the_docs_is_a_plan(tmp_path: Path):
+    import re
+
+    make_domains(tmp_path / "apple2orange", count_a=40, count_b=4)
+    page = (HERE.parent.parent / "docs" / "i2i_training.md").read_text("utf-8")
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    tree, _ = modelsoup.parse_tree(block, folder=tmp_path)
+    checked = modelsoup.check(tree)
+    assert checked.problems == () and len(checked.steps) == 4
