@@ -6,6 +6,7 @@ quantised.safetensors    NNCF's quantised network, to be trained on
 float.safetensors        the checkpoint in the tree's names
 report.json  report.md   sizes, speed, likeness, and where it came from
 sheet.png                input, float, INT8 by epoch
+pictures/                if asked for: all of them, for metrics over folders
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import shutil
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +34,7 @@ from .versions import installed
 
 INT8, FP32, FP16 = "int8.xml", "fp32.xml", "fp16.xml"
 QUANTISED, FLOAT = "quantised.safetensors", "float.safetensors"
-REPORT, PAGE, SHEET = "report.json", "report.md", "sheet.png"
+REPORT, PAGE, SHEET, PICTURES = "report.json", "report.md", "sheet.png", "pictures"
 
 
 def must_be_free(out: Path, *, force: bool) -> None:
@@ -52,7 +53,7 @@ def must_be_free(out: Path, *, force: bool) -> None:
 
 def deliver(
     outcome: Outcome, out: Path, *, trainer: Deployable, options: Mapping[str, Any],
-    how: Quantisation, start: Path, rounds: int, quality: Mapping[str, Any] | None, log: Log,
+    how: Quantisation, start: Path, rounds: int, pictures: bool, log: Log,
 ) -> dict[str, Any]:  # fmt: skip
     """Export, measure, and write the folder in the place of what is there.
 
@@ -64,7 +65,7 @@ def deliver(
         how: how it was quantised.
         start: the checkpoint that it came from.
         rounds: in which speed is measured; 0 leaves it out.
-        quality: further metrics, as `report.quality` gives them.
+        pictures: write all outputs for the held-out images too.
         log: is told lines.
 
     Returns:
@@ -106,7 +107,6 @@ def deliver(
             "losses": {name: round(value, 6) for name, value in outcome.figures.items()},
             "held_out": {"images": len(outcome.held_out), "from_test": outcome.from_test},
             "likeness": {**outputs, "agreement": {k: round(v, 2) for k, v in agreed.items()}},
-            "quality": dict(quality or {}),
             "operations": _operations(models[INT8]),
             "bytes": {n: measure.size_on_disk(folder / n) for n in (INT8, FP32, FP16)},
             "speed": _speed(models, outcome, rounds, folder) if rounds else {},
@@ -116,6 +116,8 @@ def deliver(
         (folder / REPORT).write_text(json.dumps(told, indent=2) + "\n", "utf-8")
         (folder / PAGE).write_text(page(told), "utf-8")
         _save_sheet(outcome, folder / SHEET)
+        if pictures:
+            _save_pictures(outcome, folder / PICTURES)
         _take_the_place(folder, out)
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error.strerror or error}") from error
@@ -195,6 +197,22 @@ def _save_sheet(outcome: Outcome, path: Path) -> None:
     inputs = [as_pixels(image.numpy()) for image in outcome.held_out]
     expected = [as_pixels(image) for image in outcome.expected]
     save_png(sheet(inputs, expected, outcome.pictures, outcome.kept.epoch), path)
+
+
+def _save_pictures(outcome: Outcome, folder: Path) -> None:
+    """`input`, `float32`, `int8-0` (calibrated), … and `int8` (kept); one name for one image."""
+    from modelsoup_i2i.images import save_png
+
+    sets: dict[str, Sequence[np.ndarray]] = {
+        "input": [as_pixels(image.numpy()) for image in outcome.held_out],
+        "float32": [as_pixels(image) for image in outcome.expected],
+        "int8": outcome.pictures[outcome.kept.epoch],
+        **{f"int8-{epoch}": images for epoch, images in outcome.pictures.items()},
+    }
+    for name, images in sets.items():
+        (folder / name).mkdir(parents=True)
+        for number, image in enumerate(images):
+            save_png(image, folder / name / f"{number:04d}.png")
 
 
 def _take_the_place(folder: Path, out: Path) -> None:

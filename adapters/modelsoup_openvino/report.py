@@ -39,8 +39,6 @@ def page(told: Mapping[str, Any]) -> str:
     if told["speed"]:
         lines += [*_speed(told["speed"], told["machine"]), ""]
     lines += [*_operations(told["operations"]), ""]
-    if told["quality"]:
-        lines += [*_quality(told["quality"]), ""]
     return "\n".join(lines)
 
 
@@ -152,14 +150,6 @@ def _speed(told: Mapping[str, Any], machine: Mapping[str, str]) -> list[str]:
 def _operations(told: Mapping[str, Any]) -> list[str]:
     lines = ["| operations | INT8 | of |", "|---|--:|--:|"]
     lines += [f"| {kind} | {own} | {whole} |" for kind, (own, whole) in told["graph"].items()]
-    return lines
-
-
-def _quality(told: Mapping[str, Any]) -> list[str]:
-    lines = ["| metric | float32 | INT8 after calibration | INT8 kept |", "|---|--:|--:|--:|"]
-    for name, values in told.items():
-        cells = " | ".join(_number(values.get(k), 4) for k in ("float", "calibrated", "kept"))
-        lines.append(f"| {name} | {cells} |")
     return lines
 
 

@@ -46,7 +46,7 @@ class OpenVinoOptions:
         quantisation: presets and exceptions.
         held_out: most images on which float and quantised network are compared.
         rounds: in which speed is measured; 0 leaves it out.
-        quality: names of extractors for FID and LPIPS, before and after.
+        pictures: write all outputs for the held-out images too, for `soup i2i evaluate`.
     """
 
     of: str
@@ -59,7 +59,7 @@ class OpenVinoOptions:
     quantisation: Quantisation = field(default_factory=Quantisation)
     held_out: int = 64
     rounds: int = 20
-    quality: tuple[str, ...] = ()
+    pictures: bool = False
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 0), ("held_out", 1), ("rounds", 0)):
@@ -172,7 +172,7 @@ def quantise_to(
     )  # fmt: skip
     return deliver(
         outcome, out, trainer=trainer, options=options_as_json(own), how=options.quantisation,
-        start=start, rounds=options.rounds, quality=None, log=log,
+        start=start, rounds=options.rounds, pictures=options.pictures, log=log,
     )  # fmt: skip
 
 

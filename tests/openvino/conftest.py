@@ -66,7 +66,7 @@ def start(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of all four networks, with weights large enough for pictures with contrast."""
     from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
 
-    options = CycleGANOptions(data=str(data), **SIZES, **SHAPE)
+    options = CycleGANOptions(data=data, **SIZES, **SHAPE)
     session = CycleGAN().session(options, None, seed=0)
     path = tmp_path_factory.mktemp("start") / "start.safetensors"
     session.save(path)

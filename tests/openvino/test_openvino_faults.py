@@ -46,12 +46,14 @@ def refused(done, *words):
 def test_the_command_writes_the_folder_and_prints_the_page(start, data, tmp_path):
     out = tmp_path / "out"
     # Widths and blocks come from the checkpoint.
-    done = quantize(start, data, out, "--network", "G_B", "--ignore", "model.1")
+    done = quantize(start, data, out, "--network", "G_B", "--ignore", "model.1", "--pictures")
     assert done.exit_code == 0, done.output
     assert "# G_B of start.safetensors in INT8" in done.output
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     integer = export.integer_operations(export.read(out / "int8.xml"))
     assert integer["Convolution"] == (7, 8)
+    folders = {path.name: len(list(path.iterdir())) for path in (out / "pictures").iterdir()}
+    assert folders == {"input": 2, "float32": 2, "int8": 2, "int8-0": 2}
     assert refused(quantize(start, data, out), "exists already (--force replaces it)")
 
 

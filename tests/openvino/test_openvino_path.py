@@ -28,7 +28,7 @@ LEVEL = 2 / 255
 
 
 def held_out(data, part="test"):
-    options = CycleGANOptions(data=str(data), **SIZES, **SHAPE)
+    options = CycleGANOptions(data=data, **SIZES, **SHAPE)
     return list(CycleGAN().inputs(options, "G_A", part))
 
 
