@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from .shapes import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from .cyclegan import CycleGANOptions
@@ -43,6 +44,42 @@ def inputs(options: CycleGANOptions, network: str, part: str) -> Iterator[torch.
     transform = options.transform()
     for file in _files(options, side, part):
         yield to_tensor(transform.for_test(read_image(file)))[None]
+
+
+def quality(
+    options: CycleGANOptions, network: str, images: Sequence[np.ndarray], names: Sequence[str]
+) -> dict[str, float]:
+    """Metrics of what a generator made of the first test images (or else training images).
+
+    Where each of these has a picture of its name in the other domain, that is its truth.
+
+    Args:
+        options: of the training.
+        network: `G_A` or `G_B`.
+        images: uint8, height × width × 3, in the order of `inputs`.
+        names: of `metrics.METRICS`.
+
+    Raises:
+        ParameterError: an unknown metric, or one that needs a truth where there is none.
+        SoupError: an extractor's weights are not there.
+    """
+    from .evaluation import paired
+    from .metrics import evaluate
+
+    side, transform = GENERATORS.index(network), options.transform()
+    part = "test" if _files(options, side, "test") else "train"
+    own, other = (_files(options, s, part) for s in (side, 1 - side))
+    read = [transform.for_test(read_image(file)) for file in own[: len(images)]]
+    real = [transform.for_test(read_image(file)) for file in other]
+    truth = paired(own[: len(images)], own[0].parent, other[0].parent)
+    results = evaluate(
+        list(images),
+        real,
+        inputs=read,
+        truth=None if truth is None else [transform.for_test(read_image(f)) for f in truth],
+        metrics=names,
+    )
+    return {result.name: result.value for result in results}
 
 
 def options_of(checkpoint: Path) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def openvino() -> None:
 @click.option("--ignore-type", multiple=True, metavar="TYPE", help="Types of operations.")
 @click.option("--held-out", default=64, show_default=True, help="Images to compare on, at most.")
 @click.option("--rounds", default=20, show_default=True, help="Of measuring speed; 0 is none.")
+@click.option("--quality", multiple=True, metavar="METRIC",
+              help="A metric of the trainer's, before and after; repeat it.")  # fmt: skip
 @click.option("--pictures", is_flag=True, help="Write all held-out images, for metrics.")
 @click.option("--seed", default=0, show_default=True, help="Of the training.")
 @click.option("--force", is_flag=True, help="Replace OUT.")
@@ -56,8 +58,8 @@ def quantize(
     network: str | None, training: tuple[str, ...], preset: str, subset_size: int,
     weights: str | None, activations: str | None, per_channel: bool,
     accurate_bias_correction: bool, ignore: tuple[str, ...], ignore_pattern: tuple[str, ...],
-    ignore_type: tuple[str, ...], held_out: int, rounds: int, pictures: bool, seed: int,
-    force: bool, as_json: bool,
+    ignore_type: tuple[str, ...], held_out: int, rounds: int, pictures: bool,
+    quality: tuple[str, ...], seed: int, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Quantise a deployed network of MODEL to INT8, train on, and write a folder for a device.
 
@@ -69,7 +71,7 @@ def quantize(
     given: dict[str, Any] = {
         "of": of, "out": str(output), "epochs": epochs, "network": network,
         "training": _training(data, training), "held_out": held_out, "rounds": rounds,
-        "pictures": pictures,
+        "pictures": pictures, "quality": quality,
         "quantisation": {
             "preset": preset, "subset_size": subset_size, "weights": weights,
             "activations": activations, "per_channel": per_channel,

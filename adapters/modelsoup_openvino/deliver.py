@@ -53,7 +53,8 @@ def must_be_free(out: Path, *, force: bool) -> None:
 
 def deliver(
     outcome: Outcome, out: Path, *, trainer: Deployable, options: Mapping[str, Any],
-    how: Quantisation, start: Path, rounds: int, pictures: bool, log: Log,
+    how: Quantisation, start: Path, rounds: int, pictures: bool,
+    quality: Mapping[str, Mapping[str, float]], log: Log,
 ) -> dict[str, Any]:  # fmt: skip
     """Export, measure, and write the folder in the place of what is there.
 
@@ -66,6 +67,7 @@ def deliver(
         start: the checkpoint that it came from.
         rounds: in which speed is measured; 0 leaves it out.
         pictures: write all outputs for the held-out images too.
+        quality: metric → `float`, `calibrated`, `kept` → value, for the report.
         log: is told lines.
 
     Returns:
@@ -107,6 +109,7 @@ def deliver(
             "losses": {name: round(value, 6) for name, value in outcome.figures.items()},
             "held_out": {"images": len(outcome.held_out), "from_test": outcome.from_test},
             "likeness": {**outputs, "agreement": {k: round(v, 2) for k, v in agreed.items()}},
+            "quality": {name: dict(values) for name, values in quality.items()},
             "operations": _operations(models[INT8]),
             "bytes": {n: measure.size_on_disk(folder / n) for n in (INT8, FP32, FP16)},
             "speed": _speed(models, outcome, rounds, folder) if rounds else {},

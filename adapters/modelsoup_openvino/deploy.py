@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from modelsoup import Trainer, TrainerError, build_options, get_trainer, nearest
+from modelsoup import ParameterError, Trainer, TrainerError, build_options, get_trainer, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +84,29 @@ def deployable(name: str) -> Deployable:
             f"the trainer {name!r} cannot be quantised: it does not tell {', '.join(lacking)}"
         )
     return cast(Deployable, trainer)
+
+
+def must_measure(trainer: Deployable, names: Sequence[str]) -> None:
+    """Check that a trainer knows some metrics of its translations; it need not know any.
+
+    A trainer that does has `metric_names()` and `quality(options, network, images, names)`: values
+    by name, of outputs (uint8, H × W × 3) for the first test images.
+
+    Raises:
+        TrainerError: it knows none.
+        ParameterError: it does not know one of these.
+    """
+    if not names:
+        return
+    if not hasattr(trainer, "quality") or not hasattr(trainer, "metric_names"):
+        raise TrainerError(f"the trainer {trainer.name!r} knows no metrics of its networks")
+    known = trainer.metric_names()
+    for name in names:
+        if name not in known:
+            raise ParameterError(
+                f"the trainer {trainer.name!r} knows no metric {name!r}{nearest(name, known)} "
+                f"(it knows {', '.join(known)})"
+            )
 
 
 def options_for(

@@ -38,6 +38,8 @@ def page(told: Mapping[str, Any]) -> str:
     ]
     if told["speed"]:
         lines += [*_speed(told["speed"], told["machine"]), ""]
+    if told["quality"]:
+        lines += [*_quality(told["quality"]), ""]
     lines += [*_operations(told["operations"]), ""]
     return "\n".join(lines)
 
@@ -150,6 +152,14 @@ def _speed(told: Mapping[str, Any], machine: Mapping[str, str]) -> list[str]:
 def _operations(told: Mapping[str, Any]) -> list[str]:
     lines = ["| operations | INT8 | of |", "|---|--:|--:|"]
     lines += [f"| {kind} | {own} | {whole} |" for kind, (own, whole) in told["graph"].items()]
+    return lines
+
+
+def _quality(told: Mapping[str, Any]) -> list[str]:
+    lines = ["| metric | float32 | INT8 after calibration | INT8 kept |", "|---|--:|--:|--:|"]
+    for name, values in told.items():
+        cells = " | ".join(f"{values[which]:.4f}" for which in ("float", "calibrated", "kept"))
+        lines.append(f"| {name} | {cells} |")
     return lines
 
 

@@ -18,12 +18,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelsoup import Job, TrainerError, options_as_json
 
-from .deploy import Deployable, Log, Report, deployable, options_for
+from .deploy import Deployable, Log, Report, deployable, must_measure, options_for
 from .quantise import Quantisation
+
+if TYPE_CHECKING:
+    from .qat import Outcome
 
 RATE = 1e-6
 """A float network's rate, 2e-4, undoes in steps what calibration found; the paper does not tell
@@ -47,6 +50,8 @@ class OpenVinoOptions:
         held_out: most images on which float and quantised network are compared.
         rounds: in which speed is measured; 0 leaves it out.
         pictures: write all outputs for the held-out images too, for `soup i2i evaluate`.
+        quality: metrics that the trainer knows, before and after; the paper's are `fid-64` and
+            `lpips_pairs`, `fd-st-alex` and `st-lpips_pairs` need no weights but a package's.
     """
 
     of: str
@@ -60,6 +65,7 @@ class OpenVinoOptions:
     held_out: int = 64
     rounds: int = 20
     pictures: bool = False
+    quality: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 0), ("held_out", 1), ("rounds", 0)):
@@ -154,6 +160,7 @@ def quantise_to(
 
     need("torch", "nncf", "openvino")
     trainer = deployable(options.of)
+    must_measure(trainer, options.quality)
     own = options_for(
         trainer,
         start,
@@ -172,8 +179,29 @@ def quantise_to(
     )  # fmt: skip
     return deliver(
         outcome, out, trainer=trainer, options=options_as_json(own), how=options.quantisation,
-        start=start, rounds=options.rounds, pictures=options.pictures, log=log,
+        start=start, rounds=options.rounds, pictures=options.pictures,
+        quality=_quality(trainer, own, outcome, options.quality), log=log,
     )  # fmt: skip
+
+
+def _quality(
+    trainer: Any, options: Any, outcome: Outcome, names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Metric → `float`, `calibrated` and `kept` → value."""
+    from .report import as_pixels
+
+    if not names:
+        return {}
+    kept = outcome.pictures[outcome.kept.epoch]
+    sets = {
+        "float": [as_pixels(image) for image in outcome.expected],
+        "calibrated": outcome.pictures[0], "kept": kept,
+    }  # fmt: skip
+    values = {
+        which: trainer.quality(options, outcome.network, images, names)
+        for which, images in sets.items()
+    }
+    return {name: {which: own[name] for which, own in values.items()} for name in names}
 
 
 def summary(told: Mapping[str, Any]) -> dict[str, float]:

