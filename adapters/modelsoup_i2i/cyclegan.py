@@ -15,6 +15,7 @@ from .losses import PRESETS, Grouping, LossWeights, Preset, imbalance_degree, lo
 from .shapes import MULTIPLE, DiscriminatorShape, GeneratorShape, Shape, layer_groups, model_tensors
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from .session import Session
@@ -244,6 +245,21 @@ class CycleGAN:
         from .deployment import inputs
 
         return inputs(options, network, part)
+
+    def quality(
+        self, options: CycleGANOptions, network: str, images: Sequence[np.ndarray],
+        names: Sequence[str],
+    ) -> dict[str, float]:  # fmt: skip
+        """Metrics of a generator's translations of the first test images, by their names."""
+        from .deployment import quality
+
+        return quality(options, network, images, names)
+
+    def metric_names(self) -> tuple[str, ...]:
+        """The names that `quality` knows."""
+        from .metrics import METRICS
+
+        return METRICS
 
     def options_of(self, checkpoint: Path) -> dict[str, Any]:
         """The options that a checkpoint decides, such as width and blocks."""
