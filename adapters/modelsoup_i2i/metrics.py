@@ -1,0 +1,358 @@
+"""How good translations are: distances of sets and of pictures, each with its provenance.
+
+| names | what | needs |
+|---|---|---|
+| `fid-64` `fid-192` `fid-768` `fid-2048`, `kid` | Fréchet, kernel distance on the FID Inception | real |
+| `fd-st-alex`, `kd-st-alex` | the same distances on ST-LPIPS' AlexNet | real |
+| `lpips_pairs`, `st-lpips_pairs` | mean distance of random pairs of translations | |
+| `lpips_to_real`, `st-lpips_to_real` | of translations and random real pictures | real |
+| `lpips_to_input`, `st-lpips_to_input` | of each translation and its own input | inputs |
+| `lpips_to_truth`, `st-lpips_to_truth`, `psnr`, `ssim` | of each and its truth | truth |
+
+Definitions and choices are those of docs/i2i_metrics.md. The Fréchet and kernel distances, PSNR and
+SSIM are torchmetrics' own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import metadata
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from modelsoup import ParameterError, SoupError
+
+from .extractors import DIMENSIONS, Extractor, inception, lpips_alexnet, shift_tolerant
+from .images import list_images, read_image
+
+PAIRS = 1000
+"""How many random pairs `_pairs` and `_to_real` average over."""
+_READINGS = ("pairs", "to_real", "to_input", "to_truth")
+METRICS = (
+    *(f"fid-{dimension}" for dimension in DIMENSIONS), "kid", "fd-st-alex", "kd-st-alex",
+    *(f"{family}_{reading}" for family in ("lpips", "st-lpips") for reading in _READINGS),
+    "psnr", "ssim",
+)  # fmt: skip
+OFFLINE = (
+    "fd-st-alex", "kd-st-alex", "st-lpips_pairs", "st-lpips_to_real", "st-lpips_to_input",
+    "st-lpips_to_truth", "psnr", "ssim",
+)  # fmt: skip
+"""Those that need no weights but a package's."""
+
+Pictures: TypeAlias = str | os.PathLike[str] | Sequence[np.ndarray] | torch.Tensor
+
+
+@dataclass(frozen=True)
+class Result:
+    """A value and what it was computed with; `note` warns, or is empty."""
+
+    name: str
+    value: float
+    extractor: str
+    sha256: str
+    dimension: int
+    resize: str
+    n_fake: int
+    n_real: int
+    versions: dict[str, str]
+    note: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def evaluate(
+    fake: Pictures,
+    real: Pictures | None = None,
+    *,
+    inputs: Pictures | None = None,
+    truth: Pictures | None = None,
+    metrics: Sequence[str] = ("fd-st-alex",),
+    inception_weights: str | os.PathLike[str] | None = None,
+    lpips_backbone: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    batch: int = 16,
+) -> list[Result]:
+    """Measure a set of translations.
+
+    Args:
+        fake: translations: a folder, uint8 arrays height × width × 3, or a float tensor
+            N × 3 × height × width in [−1, 1], which is rounded to uint8 as a saved picture is.
+        real: pictures of the target domain.
+        inputs: what was translated, in the order of `fake`.
+        truth: what the translations should be, in the order of `fake`.
+        metrics: names of `METRICS`.
+        inception_weights: a file; None looks in torch's cache.
+        lpips_backbone: likewise.
+        seed: of the random pairs and subsets.
+        batch: pictures at a time.
+
+    Raises:
+        ParameterError: an unknown metric, or one that needs pictures that were not given.
+        MissingWeightsError: an extractor's weights are not there.
+        ImageError: a picture or folder cannot be read.
+    """
+    must_be_known(metrics)
+    sets = {
+        role: None if given is None else _pictures(given, role)
+        for role, given in (("fake", fake), ("real", real), ("inputs", inputs), ("truth", truth))
+    }
+    n_fake = len(sets["fake"] or [])
+    for role in ("inputs", "truth"):
+        there = sets[role]
+        if there is not None and len(there) != n_fake:
+            raise ParameterError(f"there are {n_fake} translations, but {len(there)} {role}")
+    for name in metrics:
+        if sets[_needs(name)] is None:
+            raise ParameterError(f"the metric {name} needs {_needs(name)}, and none were given")
+    measure = _Measure(sets, inception_weights, lpips_backbone, seed, batch)
+    with torch.no_grad():
+        return [measure.of(name) for name in metrics]
+
+
+def evaluate_tensors(
+    fake: torch.Tensor,
+    real: torch.Tensor,
+    metrics: Sequence[str],
+    *,
+    inputs: torch.Tensor | None = None,
+    truth: torch.Tensor | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """`evaluate` on float tensors N × 3 × height × width in [−1, 1], values alone, for a record."""
+    results = evaluate(fake, real, inputs=inputs, truth=truth, metrics=metrics, seed=seed)
+    return {result.name: result.value for result in results}
+
+
+def must_be_known(names: Sequence[str]) -> None:
+    """Raise a ParameterError for a name that is no metric."""
+    from difflib import get_close_matches
+
+    for name in names:
+        if name not in METRICS:
+            close = get_close_matches(name, METRICS, n=1, cutoff=0.3)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ParameterError(f"there is no metric {name!r}{hint} (of {', '.join(METRICS)})")
+
+
+def frechet(fake: torch.Tensor, real: torch.Tensor) -> float:
+    """Fréchet distance of two sets of features, N × d (metrics.md §2), by torchmetrics."""
+    metric = _torchmetrics("image.fid", "FrechetInceptionDistance")(feature=_Features(fake))
+    return _distance(metric, fake, real)
+
+
+def kernel(fake: torch.Tensor, real: torch.Tensor, seed: int = 0) -> float:
+    """Unbiased squared MMD with the cubic kernel (metrics.md §3), by torchmetrics.
+
+    The mean over 100 random subsets of min(1000, n_real, n_fake); of sets that are no larger than
+    that, one estimate of all. It may be negative.
+    """
+    size = min(1000, len(fake), len(real))
+    metric = _torchmetrics("image.kid", "KernelInceptionDistance")(
+        feature=_Features(fake), subset_size=size,
+        subsets=1 if len(fake) == len(real) == size else 100,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _distance(metric, fake, real)
+
+
+class _Features(nn.Module):
+    """Hands precomputed features to torchmetrics' distances."""
+
+    def __init__(self, features: torch.Tensor) -> None:
+        super().__init__()
+        self.num_features = features.shape[1]
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+class _Measure:
+    """One evaluation: networks are loaded, and features computed, once."""
+
+    def __init__(
+        self,
+        sets: dict[str, list[np.ndarray] | None],
+        inception_weights: str | os.PathLike[str] | None,
+        lpips_backbone: str | os.PathLike[str] | None,
+        seed: int,
+        batch: int,
+    ) -> None:
+        self.sets, self.seed, self.batch = sets, seed, batch
+        self.extractor = cache(
+            lambda name: (
+                shift_tolerant() if name == "st-alex"
+                else lpips_alexnet(lpips_backbone) if name == "lpips-alex"
+                else inception(int(name.removeprefix("inception-")), inception_weights)
+            )
+        )  # fmt: skip
+        self.features = cache(self._features)
+
+    def of(self, name: str) -> Result:
+        family, _, rest = name.partition("_")
+        if name in ("psnr", "ssim"):
+            return self._fidelity(name)
+        if family == "lpips":
+            return self._perceptual(name, self.extractor("lpips-alex"), rest)
+        if family == "st-lpips":
+            return self._perceptual(name, self.extractor("st-alex"), rest)
+        return self._of_sets(name)
+
+    def _of_sets(self, name: str) -> Result:
+        dimension = name.removeprefix("fid-") if name.startswith("fid-") else "2048"
+        extractor = self.extractor(
+            "st-alex" if name.endswith("st-alex") else f"inception-{dimension}"
+        )
+        fake, real = (self.features(extractor.name, role) for role in ("fake", "real"))
+        few = min(len(fake), len(real))
+        if few < 2:
+            raise ParameterError(f"{name} needs at least 2 pictures of each set, not {few}")
+        if name.startswith("k"):
+            return self._result(name, kernel(fake, real, self.seed), extractor)
+        note = ""
+        if few < extractor.dimension:
+            note = (
+                f"{name} of {few} pictures with {extractor.dimension} features is biased upwards: "
+                f"compare it only with values of as many pictures"
+            )
+        return self._result(name, frechet(fake, real), extractor, note)
+
+    def _features(self, name: str, role: str) -> torch.Tensor:
+        extractor = self.extractor(name)  # by name, since it is a cache's key
+        pictures = self._all(role)
+        found: list[torch.Tensor] = []
+        for start in range(0, len(pictures), self.batch):
+            stacked = _stack(self._alike(pictures[start : start + self.batch]))
+            found.append(extractor.features(stacked))
+        return torch.cat(found)
+
+    def _perceptual(self, name: str, extractor: Extractor, reading: str) -> Result:
+        fake = self._all("fake")
+        random = np.random.default_rng(self.seed)
+        if reading == "pairs":
+            if len(fake) < 2:
+                raise ParameterError(f"{name} needs at least 2 translations")
+            first = random.integers(0, len(fake), PAIRS)
+            other = (first + random.integers(1, len(fake), PAIRS)) % len(fake)
+            pairs = [(fake[a], fake[b]) for a, b in zip(first, other, strict=True)]
+        elif reading == "to_real":
+            real = self._all("real")
+            first, other = (random.integers(0, len(of), PAIRS) for of in (fake, real))
+            pairs = [(fake[a], real[b]) for a, b in zip(first, other, strict=True)]
+        else:
+            there = self._all({"to_input": "inputs", "to_truth": "truth"}[reading])
+            pairs = list(zip(fake, there, strict=True))
+        total = 0.0
+        for start in range(0, len(pairs), self.batch):
+            part = pairs[start : start + self.batch]
+            one, two = (
+                _stack(self._alike([pair[side] for pair in part])).float().div(127.5).sub(1)
+                for side in (0, 1)
+            )
+            total += float(extractor.distance(one, two).double().sum())
+        return self._result(name, total / len(pairs), extractor)
+
+    def _fidelity(self, name: str) -> Result:
+        made = {
+            "psnr": lambda: _torchmetrics("image", "PeakSignalNoiseRatio")(
+                data_range=255.0, reduction="elementwise_mean", dim=(1, 2, 3)
+            ),
+            "ssim": lambda: _torchmetrics("image", "StructuralSimilarityIndexMeasure")(
+                data_range=255.0
+            ),
+        }
+        metric = made[name]()
+        for fake, truth in zip(self._all("fake"), self._all("truth"), strict=True):
+            metric.update(*(_stack([x]).float() for x in (fake, self._sized(truth, fake))))
+        return self._result(name, float(metric.compute()), None)
+
+    def _result(
+        self, name: str, value: float, extractor: Extractor | None, note: str = ""
+    ) -> Result:
+        need = _needs(name)
+        versions = {"torchmetrics": metadata.version("torchmetrics")}
+        if extractor is not None:
+            versions |= extractor.versions
+        sized = {picture.shape for there in self.sets.values() for picture in there or []}
+        resize = "none" if len(sized) == 1 else "to the first translation's size, antialiased"
+        if extractor is not None and extractor.resize != "none":
+            resize = extractor.resize if resize == "none" else f"{resize}; {extractor.resize}"
+        return Result(
+            name, value, "" if extractor is None else extractor.name,
+            "" if extractor is None else extractor.sha256,
+            0 if extractor is None else extractor.dimension, resize,
+            len(self._all("fake")), 0 if need == "fake" else len(self._all(need)), versions, note,
+        )  # fmt: skip
+
+    def _all(self, role: str) -> list[np.ndarray]:
+        there = self.sets[role]
+        assert there is not None
+        return there
+
+    def _alike(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """All at the size of the first translation: a distance of sizes is none of styles."""
+        return [self._sized(picture, self._all("fake")[0]) for picture in pictures]
+
+    def _sized(self, picture: np.ndarray, like: np.ndarray) -> np.ndarray:
+        if picture.shape == like.shape:
+            return picture
+        from PIL import Image
+
+        size = like.shape[1], like.shape[0]
+        scaled = Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)
+        return np.array(scaled, np.uint8)
+
+
+def _needs(name: str) -> str:
+    if name in ("psnr", "ssim") or name.endswith("_to_truth"):
+        return "truth"
+    if name.endswith("_to_input"):
+        return "inputs"
+    return "fake" if name.endswith("_pairs") else "real"
+
+
+def _pictures(given: Pictures, role: str) -> list[np.ndarray]:
+    if isinstance(given, (str, os.PathLike)):
+        found = [read_image(file) for file in list_images(given)]
+        what = f"the folder {given}"
+    elif isinstance(given, torch.Tensor):
+        from .images import to_image
+
+        found, what = [to_image(image) for image in given], role
+    else:
+        found, what = list(given), role
+    if not found:
+        raise ParameterError(f"{what} holds no images")
+    return found
+
+
+def _stack(pictures: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+def _distance(metric: Any, fake: torch.Tensor, real: torch.Tensor) -> float:
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    value = metric.compute()
+    return float(value[0] if isinstance(value, tuple) else value)
+
+
+def _torchmetrics(module: str, name: str) -> Callable[..., Any]:
+    from importlib import import_module
+
+    try:
+        found: Callable[..., Any] = getattr(import_module(f"torchmetrics.{module}"), name)
+    except (ImportError, RuntimeError) as error:
+        raise SoupError(
+            f"torchmetrics cannot be imported ({error}): pip install 'modelsoup[i2i]', and take "
+            f"away a torchvision that does not fit torch"
+        ) from error
+    return found

@@ -1,0 +1,191 @@
+"""Use a model: translate a picture, a folder, or a list of arrays; export a generator to ONNX."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+from torch import nn
+
+from modelsoup import OutputError, ParameterError, SoupError
+
+from .images import list_images, read_image, save_png, to_image, to_tensor
+from .networks import at_any_size, load_generator
+
+Progress = Callable[[int, int], None]
+
+
+def translate(
+    model: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    direction: str = "x2y",
+    batch: int = 1,
+    device: str = "cpu",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Translate a picture, or all of a folder and its sub-folders, to PNG files.
+
+    Any size: the sides are padded to multiples of four by reflection and cut back. Names are kept,
+    their suffix becomes `.png`. Only one batch is in memory.
+
+    Args:
+        model: a checkpoint with `G_A.*` or `G_B.*`.
+        source: a picture, or a folder.
+        output: for a picture a `.png` file, for a folder a folder.
+        direction: `x2y` or `y2x`.
+        batch: how many neighbours of one size are translated at a time.
+        device: where, as torch names it.
+        force: replace pictures that exist.
+        progress: is told how many are done, and of how many.
+
+    Returns:
+        the files that were written.
+
+    Raises:
+        ParameterError: a batch below 1, a device that is not there, or a folder without images.
+        OutputError: an output exists, or two pictures would have one name.
+        ImageError: a picture cannot be read.
+    """
+    source, output = Path(source), Path(output)
+    if batch < 1:
+        raise ParameterError(f"batch is {batch}, where at least 1 is expected")
+    pairs = _pairs(source, output, force)
+    generator = _on(load_generator(str(model), direction), device)
+    done = 0
+    for group in _groups([file for file, _ in pairs], batch):
+        results = _translated(generator, [picture for _, picture in group], device)
+        for (at, _), result in zip(group, results, strict=True):
+            place = pairs[at][1]
+            if source.is_dir():
+                place.parent.mkdir(parents=True, exist_ok=True)
+            save_png(result, place)
+            done += 1
+            if progress is not None:
+                progress(done, len(pairs))
+    return [place for _, place in pairs]
+
+
+def translate_arrays(
+    model: str | os.PathLike[str],
+    pictures: Sequence[np.ndarray],
+    *,
+    direction: str = "x2y",
+    device: str = "cpu",
+) -> list[np.ndarray]:
+    """uint8 height × width × 3 in and out, one after another; nothing is saved between."""
+    generator = _on(load_generator(str(model), direction), device)
+    return [_translated(generator, [picture], device)[0] for picture in pictures]
+
+
+def export_onnx(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    direction: str = "x2y",
+    size: int = 256,
+    force: bool = False,
+) -> None:
+    """Write one generator as ONNX: input `image`, output `translation`, N × 3 × H × W in [−1, 1].
+
+    N, H and W are free; H and W must be multiples of four.
+
+    Raises:
+        ParameterError: the size is no multiple of four, or below 16.
+        OutputError: the output exists, does not end in `.onnx`, or cannot be written.
+        SoupError: onnx or onnxscript is not installed.
+    """
+    output = Path(output)
+    if size < 16 or size % 4:
+        raise ParameterError(f"size is {size}, where a multiple of 4 from 16 on is expected")
+    if output.suffix != ".onnx":
+        raise OutputError(f"the output {output} must end in .onnx")
+    _must_be_free(output, force)
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise SoupError(f"exporting needs pip install 'modelsoup[onnx]' ({error})") from error
+    generator = load_generator(str(model), direction)
+    # Of batch 2: the exporter would take a size of 1 for a constant.
+    example = torch.zeros(2, 3, size, size)
+    height, width = (4 * torch.export.Dim(name, min=4, max=2048) for name in ("rows", "columns"))
+    temporary = output.with_name(f".{uuid4().hex}.onnx")
+    try:
+        program: Any = torch.onnx.export(
+            generator, (example,), input_names=["image"], output_names=["translation"],
+            dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch"), 2: height, 3: width},),
+            verbose=False,
+        )  # fmt: skip
+        program.save(str(temporary), external_data=False)
+        temporary.replace(output)
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _pairs(source: Path, output: Path, force: bool) -> list[tuple[Path, Path]]:
+    """Each input with its output; checked before anything is written."""
+    if source.is_dir():
+        if output.exists() and not output.is_dir():
+            raise OutputError(f"{output} is a file, where a folder is expected for {source}")
+        files = list_images(source)
+        pairs = [(file, output / file.relative_to(source).with_suffix(".png")) for file in files]
+        if not files:
+            raise ParameterError(f"the folder {source} holds no images")
+    else:
+        if output.suffix.lower() != ".png":
+            raise OutputError(f"the image {output} must end in .png")
+        pairs = [(source, output)]
+    taken: dict[Path, Path] = {}
+    for file, place in pairs:
+        if place in taken:
+            raise OutputError(f"{taken[place]} and {file} would both become {place}")
+        taken[place] = file
+        if place.resolve() == file.resolve():
+            raise OutputError(f"{place} would replace its own input")
+        _must_be_free(place, force)
+    return pairs
+
+
+def _must_be_free(output: Path, force: bool) -> None:
+    if output.exists() and not force:
+        raise OutputError(f"{output} exists; --force replaces it")
+
+
+def _groups(files: Sequence[Path], batch: int) -> Iterator[list[tuple[int, np.ndarray]]]:
+    """Neighbours of one size, at most `batch`: indices and pictures."""
+    group: list[tuple[int, np.ndarray]] = []
+    for at, file in enumerate(files):
+        picture = read_image(file)
+        if group and (len(group) == batch or group[0][1].shape != picture.shape):
+            yield group
+            group = []
+        group.append((at, picture))
+    if group:
+        yield group
+
+
+def _on(generator: nn.Module, device: str) -> nn.Module:
+    try:
+        return generator.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ParameterError(
+            f"the device {device!r} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _translated(
+    generator: nn.Module, pictures: Sequence[np.ndarray], device: str
+) -> list[np.ndarray]:
+    with torch.inference_mode():
+        images = torch.stack([to_tensor(picture) for picture in pictures]).to(device)
+        return [to_image(image) for image in at_any_size(generator, images)]
