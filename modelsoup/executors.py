@@ -23,9 +23,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import ParameterError, RunError, nearest
+from .stream import usable_cores
 
 _KINDS = ("local", "processes:N", "dask://HOST:PORT", "ray", "ray://HOST:PORT")
 _GRACE = 2.0  # seconds between asking a process to end and ending it
+_OMP = "OMP_NUM_THREADS"  # read when a library is loaded, and numpy is loaded ahead of the call
 _PATIENCE = 10.0  # seconds for a cluster to answer
 
 
@@ -40,6 +42,9 @@ class ProcessExecutor(Executor):
     along, and calls that run can be ended. Each finds `sys.path`, the working folder and the
     environment as they are when it begins.
 
+    The cores are divided among them: `OMP_NUM_THREADS`, by which torch, OpenBLAS and others go, is
+    set unless it was. Several programs that each use all cores are slower than one after the other.
+
     Args:
         workers: how many run at the same time. As many processes and one more wait, started ahead,
             because an interpreter with numpy takes a third of a second to start.
@@ -47,6 +52,7 @@ class ProcessExecutor(Executor):
 
     def __init__(self, workers: int) -> None:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="soup-process")
+        self._threads_each = max(1, usable_cores() // workers)
         self._ahead = workers + 1  # merges of small models are done before the next has started
         self._running: set[subprocess.Popen[bytes]] = set()
         self._waiting: list[subprocess.Popen[bytes]] = []
@@ -58,14 +64,15 @@ class ProcessExecutor(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call `fn` in a process of its own; all must be picklable."""
-        call = _placed(pickle.dumps((fn, args, kwargs)))
+        environment = {_OMP: str(self._threads_each), **os.environ}
+        call = _placed(pickle.dumps((fn, args, kwargs)), environment)
         return self._threads.submit(self._call, call)
 
     def _call(self, call: bytes) -> Any:
         with self._lock:
             if self._ending:
                 raise WorkerLostError("the run is ending")
-            process = self._waiting.pop(0) if self._waiting else _start()  # the oldest
+            process = self._waiting.pop(0) if self._waiting else _start(self._threads_each)
             self._running.add(process)
         self._start_ahead()
         try:
@@ -78,7 +85,7 @@ class ProcessExecutor(Executor):
         """Start a process for the next call. By a thread of ours: the kernel ends it with that."""
         with self._lock:
             if len(self._waiting) < self._ahead:
-                self._waiting.append(_start())
+                self._waiting.append(_start(self._threads_each))
 
     def terminate(self) -> None:
         """End every call that runs, and start none."""
@@ -113,21 +120,22 @@ def _end_all(processes: list[subprocess.Popen[bytes]]) -> None:
         processes.pop().communicate()
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(threads: int | None = None) -> subprocess.Popen[bytes]:
     """A child that imports what every node needs, and waits for its call."""
+    environment = {**({} if threads is None else {_OMP: str(threads)}), **os.environ}
     # Not by PYTHONPATH, which a trainer's command, perhaps in another Python, would inherit.
     code = (
         "import sys; sys.path[:] = sys.argv[1:]; from modelsoup.executors import _child; _child()"
     )
     return subprocess.Popen(  # noqa: S603  # this very interpreter
         [sys.executable, "-c", code, *filter(None, sys.path)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=environment,
     )  # fmt: skip
 
 
-def _placed(call: bytes, path: Sequence[str] = ()) -> bytes:
+def _placed(call: bytes, environment: Mapping[str, str], path: Sequence[str] = ()) -> bytes:
     """A call with what its process goes by: it imports as this one does, then from `path`."""
-    place = list(dict.fromkeys(filter(None, (*sys.path, *path)))), os.getcwd(), dict(os.environ)
+    place = list(dict.fromkeys(filter(None, (*sys.path, *path)))), os.getcwd(), dict(environment)
     return pickle.dumps((place, call))
 
 
@@ -220,7 +228,7 @@ class DaskExecutor(Executor):
 
 def _in_a_process(call: bytes, path: Sequence[str]) -> Any:
     """On a Dask worker: a call in a process of its own."""
-    return _answer(_start(), _placed(call, path))
+    return _answer(_start(), _placed(call, os.environ, path))
 
 
 class RayExecutor(Executor):

@@ -64,8 +64,13 @@ def _keep_freed_memory() -> None:
 
 def default_workers() -> int:
     """As many as there are cores for this process, at least 2 (to read while computing)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(2, min(_MAX_WORKERS, cores or 1))
+    return max(2, min(_MAX_WORKERS, usable_cores()))
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,7 @@ class Builder:
 
         self.graph: networkx.DiGraph[str] = networkx.DiGraph()
         self._seed = seed
+        self._last: dict[str, int] = {}  # name → the last number that it got
         self.place = ""  # where the nodes to come are written, file:line:column, for problems
 
     def add(self, name: str, operation: Operation, inputs: Sequence[str] = ()) -> str:
@@ -186,9 +187,10 @@ class Builder:
         """The name, or with a number behind it if it is taken: a model may be used twice."""
         if name not in self.graph:
             return name
-        number = 2
+        number = self._last.get(name, 1) + 1  # counting from 2 each time would be quadratic
         while f"{name}#{number}" in self.graph:
             number += 1
+        self._last[name] = number
         return f"{name}#{number}"
 
     def join(

@@ -723,6 +723,19 @@ def test_a_plan_with_problems_shows_them_and_ends_with_1(folder: Path) -> None:
     assert "tre.yaml does not exist; did you mean 'tree.yaml'" in said
 
 
+def _omp() -> str | None:
+    return os.environ.get("OMP_NUM_THREADS")
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with ProcessExecutor(max(2, os.cpu_count() or 2)) as executor:
+        assert executor.submit(_omp).result() == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    with ProcessExecutor(1) as executor:
+        assert executor.submit(_omp).result() == "5"
+
+
 def test_a_program_that_is_not_here_is_a_warning_of_the_plan(folder: Path) -> None:
     commands = ("no-such-program", "{python}", str(Path(sys.executable)))
     for command, wanted in zip(commands, (1, 0, 0), strict=True):
