@@ -1,0 +1,382 @@
+"""The tree paper's Tables III to VI, as plans of modelsoup, and what goes beyond them.
+
+    python examples/edge_tree/paper.py --table 3 --size small
+    python examples/edge_tree/paper.py --beyond
+    python examples/edge_tree/paper.py --table 6 --print-plans
+    python examples/edge_tree/paper.py --table 3 --size paper --data DIR
+
+The third prints plans for `soup plan` and `soup run`; the last wants a GPU, and the official image
+sets as `DIR/apple2orange` and `DIR/horse2zebra`.
+
+Coscia et al., "Tree-based Optimization for Image-to-Image Translation with Imbalanced Datasets on
+the Edge". A row is one plan, run with several seeds; whatever rows have in common, such as leaves,
+is trained once, because it is in the store. The table has our mean and standard deviation beside
+the paper's single figure, which is of other images, of another size: only `--size paper` with the
+canonical Inception compares with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+import modelsoup
+from modelsoup.executors import ProcessExecutor
+
+HERE = Path(__file__).resolve().parent
+LEAVES = {"very-slow": 5e-5, "slow": 1.5e-4, "fast": 1.5e-3, "very-fast": 3e-2}  # Table I
+RATE = 2e-4  # of fine-tuning, and of the model without a tree
+CHOSEN = {2: ("very-slow", "fast"), 3: tuple(LEAVES)}  # levels → leaves
+PICTURES = 6  # in a row of a page
+OTHER = "other"  # the leaf of Table VI that was trained on another pair
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large everything is.
+
+    Attributes:
+        options: of the trainer `cyclegan`.
+        metrics: names of `soup i2i evaluate`.
+    """
+
+    options: dict[str, Any]
+    metrics: tuple[str, ...]
+
+
+SIZES = {
+    # Section IV of the paper, and CycleGAN's defaults where it says nothing.
+    "paper": Size(
+        {"load_size": 286, "crop_size": 256, "width": 64, "blocks": 9, "d_width": 64, "epochs": 50},
+        ("fid-64", "lpips_pairs"),
+    ),
+    # Minutes a seed on two cores.
+    "small": Size(
+        {
+            "load_size": 36, "crop_size": 32, "width": 16, "blocks": 3, "d_width": 16,
+            "d_layers": 2, "epochs": 5, "threads": 0, "sheet_every": 0,
+        },
+        ("fd-st-alex", "st-lpips_pairs", "st-lpips_to_truth", "psnr"),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        table: 3 to 6.
+        pair: from X to Y, such as `apple_to_orange`.
+        imbalance: percent by which Y is smaller than X.
+        levels: of the tree; 1 is a model without a tree.
+        strategy: S1, all layers merged; S2-A, discriminators merged, generators from scratch.
+        aware: whether the loss is the imbalance-aware one (eq. 3).
+        asymmetric: three leaves, one of them trained on another pair.
+        fid64: the paper's FID.
+        lpips: the paper's LPIPS.
+    """
+
+    table: int
+    pair: str
+    imbalance: int
+    levels: int
+    strategy: str
+    aware: bool
+    asymmetric: bool
+    fid64: float
+    lpips: float
+
+    @property
+    def name(self) -> str:
+        """A file's name."""
+        words = [f"table{self.table}", self.pair, f"{self.imbalance}", f"{self.levels}-levels"]
+        words += ["S2-A"] * (self.strategy == "S2-A") + ["aware"] * self.aware
+        return "-".join(words + ["asymmetric"] * self.asymmetric)
+
+
+def paper_rows() -> list[Row]:
+    """The rows of Tables III to VI with the paper's figures, from `tables.csv`."""
+    with (HERE / "tables.csv").open(encoding="utf-8") as file:
+        return [
+            Row(
+                int(r["table"]), r["pair"], int(r["imbalance"]), int(r["levels"]), r["strategy"],
+                r["aware"] == "yes", r["asymmetric"] == "yes", float(r["fid64"]),
+                float(r["lpips"]),
+            )
+            for r in csv.DictReader(file)
+        ]  # fmt: skip
+
+
+def small_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows that the small set can have: one pair, Noto to Twemoji, in place of all four."""
+    first = {"apple_to_orange": "noto_to_twemoji", "orange_to_apple": "twemoji_to_noto"}
+    return [Row(**(asdict(row) | {"pair": first[row.pair]})) for row in rows if row.pair in first]
+
+
+def domains(pair: str, data: Path | None) -> dict[str, str]:
+    """Where a pair's images are: options of the trainer."""
+    x, _, y = pair.partition("_to_")
+    if data is None:
+        folder, first = HERE.parent / "emoji", "noto"
+    else:
+        name = next((n for n in (f"{x}2{y}", f"{y}2{x}") if (data / n).is_dir()), None)
+        if name is None:
+            raise modelsoup.ParameterError(f"there is neither {x}2{y} nor {y}2{x} in {data}")
+        folder, first = data / name, name.partition("2")[0]
+    a, b = ("A", "B") if x == first else ("B", "A")
+    return {"data_a": str(folder / f"train{a}"), "data_b": str(folder / f"train{b}")}
+
+
+def plan(
+    row: Row, size: Size, data: Path | None, seed: int, *, beta: float = 0.5, shared: bool = True,
+    finetune: bool = True, epochs: int = 1,
+) -> dict[str, Any]:  # fmt: skip
+    """The one template: a `tree.yaml` as plain data.
+
+    Args:
+        row: of which table.
+        size: of networks, images and trainings.
+        data: a folder of pairs; None is the emoji set beside this example.
+        seed: of everything random.
+        beta: the first of two models' share in a merge.
+        shared: whether all leaves start from the same random weights.
+        finetune: whether merged models are fine-tuned.
+        epochs: how many times as long the model without a tree is trained.
+    """
+    options = {
+        "trainer": "cyclegan", "loss": "tree-paper", **size.options,
+        **domains(row.pair, data), "imbalance": row.imbalance, "subset_seed": seed,
+    }  # fmt: skip
+    if row.aware:
+        options["balance"] = row.imbalance / 100
+    names = CHOSEN.get(row.levels, ())
+    if row.asymmetric:
+        names = ("very-slow", "fast", OTHER)
+    models: dict[str, Any] = {}
+    for number, name in enumerate(names):
+        own = dict(options, init=seed if shared else 1000 * (seed + 1) + number)
+        if name == OTHER:
+            own |= _exchanged(own)
+        models[name] = {"train": own | {"lr": LEAVES.get(name, RATE)}}
+    layers = {"D_*": "merge", "G_*": "drop"} if row.strategy == "S2-A" else "all"
+    content: dict[str, Any] = {
+        "soup": 1, "seed": seed, "models": models,
+        "defaults": {"merge": {"beta": beta, "layers": layers}},
+    }  # fmt: skip
+    if not names:
+        length = options["epochs"] * epochs
+        content["models"] = {"alone": {"train": options | {"lr": RATE, "epochs": length}}}
+        content["models"]["alone"]["train"]["init"] = seed
+        return content | {"tree": "alone"}
+    if finetune:
+        content["defaults"]["finetune"] = options | {"lr": RATE, "init": seed}
+    odd = {"odd": OTHER} if row.asymmetric else {"shuffle": seed}
+    return content | {"tree": {"pair": list(names), **odd}}
+
+
+def _exchanged(options: dict[str, Any]) -> dict[str, Any]:
+    """Another pair: horse2zebra beside apple2orange, or the emoji in the other direction."""
+    folder = Path(options["data_a"]).parent
+    zebras = folder.parent / "horse2zebra"
+    if folder.name == "apple2orange" and zebras.is_dir():
+        return {"data_a": str(zebras / "trainA"), "data_b": str(zebras / "trainB")}
+    return {"data_a": options["data_b"], "data_b": options["data_a"]}
+
+
+# Running, measuring, showing.
+
+
+def run_row(
+    row: Row, size: Size, data: Path | None, seed: int, out: Path, executor: Any, **template: Any
+) -> Path:  # fmt: skip
+    """Carry a row's plan out, and give its root's checkpoint."""
+    label = "-".join([row.name, f"seed{seed}", *(f"{k}={v}" for k, v in template.items())])
+    content = plan(row, size, data, seed, **template)
+    tree, _ = modelsoup.parse_tree(yaml.safe_dump(content), folder=Path.cwd())
+
+    def say(event: modelsoup.Event) -> None:
+        if event.state in ("done", "failed"):
+            print(f"  {label}: {event.state} {event.node} {event.message}", flush=True)
+
+    checkpoint = out / f"{label}.safetensors"
+    modelsoup.run(
+        tree, checkpoint, store=out / "store", executor=executor, force=True, watch=say
+    )  # fmt: skip
+    return checkpoint
+
+
+def measure(
+    checkpoint: Path, row: Row, size: Size, data: Path | None
+) -> tuple[dict[str, float], list[list[np.ndarray]]]:  # fmt: skip
+    """A root's figures on all test images of X, and its first translations."""
+    from modelsoup_i2i.data import Transform
+    from modelsoup_i2i.images import list_images, read_image
+    from modelsoup_i2i.metrics import evaluate
+    from modelsoup_i2i.translate import translate_arrays
+
+    own = domains(row.pair, data)
+    folders = [Path(own[key].replace("train", "test")) for key in ("data_a", "data_b")]
+    side, load = size.options["crop_size"], size.options["load_size"]
+    transform = Transform("resize_and_crop", (load, load), (side, side), flip=False)
+    x, y = (
+        [transform.for_test(read_image(file)) for file in list_images(folder)]
+        for folder in folders
+    )  # fmt: skip
+    made = list(translate_arrays(checkpoint, x, direction="x2y"))
+    paired = data is None  # the emoji have the same names in both styles
+    wanted = [name for name in size.metrics if paired or "truth" not in name]
+    results = evaluate(made, y, inputs=x, truth=y if paired else None, metrics=wanted)
+    return {r.name: r.value for r in results}, [list(row) for row in zip(x, made, y, strict=False)]
+
+
+def table(rows: Sequence[tuple[str, Sequence[dict[str, float]], Sequence[str]]]) -> Iterator[str]:
+    """Lines of a Markdown table: label, mean ± deviation of each metric over seeds, more cells."""
+    names = list(rows[0][1][0])
+    heads = [
+        f"{name} {'↓' if name.startswith(('f', 'k')) or 'truth' in name else '↑'}" for name in names
+    ]
+    more = ("paper FID₆₄ ↓", "paper LPIPS ↑")[: len(rows[0][2])]
+    yield f"| | {' | '.join([*heads, *more])} |"
+    yield "|---|" + "--:|" * (len(heads) + len(more))
+    for label, figures, cells in rows:
+        shown = []
+        for name in names:
+            values = [one[name] for one in figures]
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            shown.append(f"{statistics.mean(values):.3f}{spread}")
+        yield f"| {label} | {' | '.join([*shown, *cells])} |"
+
+
+def labelled(row: Row) -> str:
+    """A row in words."""
+    tree = "no tree" if row.levels == 1 else f"{row.levels} levels"
+    words = [row.pair.replace("_to_", " → "), f"{row.imbalance} %", tree]
+    words += ["D merged, G from scratch"] * (row.strategy == "S2-A" and row.levels > 1)
+    words += ["L_aware"] * row.aware + ["asymmetric"] * row.asymmetric
+    return ", ".join(words)
+
+
+def one_table(arguments: argparse.Namespace, size: Size) -> None:
+    """Run the rows of a table, and write `tableN.md` and `tableN.png`."""
+    from modelsoup_i2i.sheets import grid, save
+
+    rows = [row for row in paper_rows() if row.table == arguments.table]
+    rows = small_rows(rows) if arguments.data is None else rows
+    if arguments.rows:
+        rows = [row for row in rows if arguments.rows in row.name]
+    if not rows:
+        raise modelsoup.ParameterError(f"no row of table {arguments.table} fits {arguments.rows!r}")
+    if arguments.print_plans:
+        for row in rows:
+            content = plan(row, size, arguments.data, arguments.seeds[0])
+            print(f"# {row.name}.yaml\n{yaml.safe_dump(content, sort_keys=False)}")
+        return
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    done, pages = [], []
+    with ProcessExecutor(arguments.workers) as executor:
+        for row in rows:
+            figures = []
+            for seed in arguments.seeds:
+                root = run_row(row, size, arguments.data, seed, out, executor)
+                found, pictures = measure(root, row, size, arguments.data)
+                figures.append(found)
+                pages += [(labelled(row), pictures)] if seed == arguments.seeds[0] else []
+            done.append((labelled(row), figures, (f"{row.fid64:.2f}", f"{row.lpips:.2f}")))
+    name = f"table{arguments.table}"
+    lines = [f"Table {arguments.table}, size {arguments.size}, seeds {arguments.seeds}", ""]
+    finish(out, name, [*lines, *table(done)], {label: figures for label, figures, _ in done})
+    shown = [[pictures[n][1] for n in range(PICTURES)] for _, pictures in pages]
+    inputs = [pages[0][1][n][0] for n in range(PICTURES)]
+    labels = ["input (first row's X)", *(label for label, _ in pages)]
+    save(grid([inputs, *shown], labels=labels), out / f"{name}.png")
+
+
+def beyond(arguments: argparse.Namespace, size: Size) -> None:
+    """What the paper leaves open, at 95 %: the start of the leaves, β, and what is a fair rival."""
+    base = next(
+        r for r in small_rows(paper_rows()) if (r.table, r.imbalance, r.levels) == (3, 95, 2)
+    )
+    alone = Row(**(asdict(base) | {"levels": 1}))
+    deep = Row(**(asdict(base) | {"levels": 3}))
+    cases: list[tuple[str, Row, dict[str, Any]]] = [
+        ("one model, as long as a node", alone, {}),
+        ("one model, as many steps as 2 levels", alone, {"epochs": 3}),
+        ("one model, as many steps as 3 levels", alone, {"epochs": 7}),
+        ("2 levels", base, {}),
+        ("3 levels", deep, {}),
+        ("plain average of 2 leaves", base, {"finetune": False}),
+        ("plain average of 4 leaves", deep, {"finetune": False}),
+        (
+            "plain average of 2 leaves, independent starts",
+            base,
+            {"finetune": False, "shared": False},
+        ),
+        ("2 levels, independent starts", base, {"shared": False}),
+        *((f"2 levels, β {beta}", base, {"beta": beta}) for beta in (0.0, 0.25, 0.75, 1.0)),
+    ]
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    done = []
+    with ProcessExecutor(arguments.workers) as executor:
+        for label, row, template in cases:
+            figures = [
+                measure(
+                    run_row(row, size, None, seed, out, executor, **template), row, size, None
+                )[0]
+                for seed in arguments.seeds
+            ]  # fmt: skip
+            done.append((label, figures, ()))
+    lines = [f"Beyond the paper, size {arguments.size}, 95 %, seeds {arguments.seeds}", ""]
+    finish(out, "beyond", [*lines, *table(done)], {label: figures for label, figures, _ in done})
+
+
+def finish(out: Path, name: str, lines: Sequence[str], figures: Any) -> None:
+    """Write a table and its figures, and print the table."""
+    text = "\n".join(lines) + "\n"
+    (out / f"{name}.md").write_text(text, "utf-8")
+    (out / f"{name}.json").write_text(json.dumps(figures, indent=1), "utf-8")
+    print(f"\n{text}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", type=int, choices=(3, 4, 5, 6))
+    what.add_argument("--beyond", action="store_true", help="what the paper leaves open")
+    parser.add_argument("--size", choices=sorted(SIZES), default="small")
+    parser.add_argument("--data", type=Path, help="a folder of pairs; default: the emoji")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--rows", default="", metavar="TEXT", help="only rows with it in their name"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="nodes at the same time")
+    parser.add_argument("--out", type=Path, default=Path("runs/edge_tree"))
+    parser.add_argument("--print-plans", action="store_true", help="for `soup plan`; run nothing")
+    parser.add_argument("--epochs", type=int, help="of each training, in place of the size's")
+    arguments = parser.parse_args()
+    size = SIZES[arguments.size]
+    if arguments.epochs:
+        size = Size(size.options | {"epochs": arguments.epochs}, size.metrics)
+    try:
+        if arguments.beyond:
+            beyond(arguments, size)
+        else:
+            one_table(arguments, size)
+    except modelsoup.SoupError as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()
