@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _INDIFFERENT = frozenset({
     "data", "data_a", "data_b", "device", "channels_last", "compile", "threads", "cache_mb",
-    "checkpoint_every", "sheet_every", "tensorboard",
+    "checkpoint_every", "sheet_every", "tensorboard", "evaluate",
 })  # fmt: skip
 """Options that do not decide the result, but for the rounding of another device or layout. The
 data do by their content, wherever they lie."""
@@ -76,6 +76,7 @@ class CycleGANOptions:
         on_bad_image: `error`, or `skip` to leave damaged ones out.
         threads: that prepare images; 0 is none beside the training.
         cache_mb: MiB of decoded images that are kept in memory.
+        evaluate: metrics of X to Y on the test images of `data`, for the node's record.
     """
 
     data: Path | None = None
@@ -119,6 +120,7 @@ class CycleGANOptions:
     on_bad_image: Literal["error", "skip"] = "error"
     threads: int = 2
     cache_mb: int = 2048
+    evaluate: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         least = {
@@ -139,6 +141,8 @@ class CycleGANOptions:
             raise ValueError(f"device is {self.device!r}, but must be auto, cpu, cuda or cuda:N")
         if self.processes > 1 and number:
             raise ValueError(f"device {self.device} is one GPU, but there are to be processes")
+        if self.evaluate and self.data is None:
+            raise ValueError("evaluate needs data, a folder with testA and testB in it")
         if self.imbalance is not None and self.count_b is not None:
             raise ValueError("imbalance and count_b both say how many images of Y are used")
         if self.imbalance is not None and not 0 <= self.imbalance < 100:
@@ -271,6 +275,10 @@ class CycleGAN:
         """Train to the end, or go on from what a crash left in the work folder."""
         options: CycleGANOptions = job.options
         make = _session()
+        if options.evaluate:
+            from .metrics import must_be_known
+
+            must_be_known(options.evaluate)  # before hours of training, not after
         if options.processes == 1:
             session = make(options, job.start, seed=job.seed, frozen=job.frozen, work=job.work)
             session.run(job.report, job.log)
@@ -285,6 +293,12 @@ class CycleGAN:
                 )  # fmt: skip
                 session.run(job.report, job.log)
         session.save(job.output)
+        if options.evaluate:
+            from .evaluation import evaluate_model
+
+            assert options.data is not None
+            results = evaluate_model(job.output, options.data, metrics=options.evaluate)
+            job.report(1.0, {result.name: result.value for result in results})
 
 
 def _session() -> type[Session]:

@@ -9,14 +9,16 @@ The step is Zhu et al.'s, with the same results but for rounding, and less work:
 - each generator translates the images of both domains in one pass: its fakes and its identity
   images (InstanceNorm treats each image alone); a discriminator likewise sees real and fake images;
 - no gradients are computed for parameters that the step does not update, and frozen ones never;
-- in the generators, what follows a convolution (norm, ReLU, padding) is computed again in the
-  backward pass instead of being kept: see `ResnetGenerator`;
+- in the generators, for all but small images, what follows a convolution (norm, ReLU, padding) is
+  computed again in the backward pass instead of being kept: see `ResnetGenerator`;
 - on a CPU, Adam is applied within the backward pass: see `updates.py`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 STATE = "state.pt"
 FORMAT = 1
 _REPORT_EVERY = 0.5  # seconds
+_SMALL = 96 * 96  # pixels of a batch
 _SHOWN = 4  # images of each domain on a sheet
 
 Report = Callable[[float | None, Mapping[str, float]], None]
@@ -101,8 +104,12 @@ class Session:
         )
         self.missing = load_into(self._module, start, seed=options.init)
         freeze(self._module, self.frozen)
+        height, width = options.transform().crop
         for name in GENERATORS:
-            self._module[name].recompute = self.device.type == "cpu"
+            # Below that, weights are most of what is held, and computing again saves little.
+            self._module[name].recompute = (
+                self.device.type == "cpu" and options.batch * height * width > _SMALL
+            )
         self.domains: Domains = options.domains()
         self.weights: LossWeights = options.weights(self.domains)
         self._pictures: Pictures | None = None
@@ -289,6 +296,8 @@ class Session:
         if self._updates:
             return
         options = self.options
+        if self.device.type == "cpu":
+            return_large_blocks()
         layout = torch.channels_last if options.channels_last else torch.contiguous_format
         self._module.to(self.device, memory_format=layout).train()
         for name, network in self._module.items():
@@ -598,6 +607,18 @@ def chosen_device(name: str, place: Place = ALONE) -> torch.device:
     if index >= there:
         raise TrainerError(f"the device {name} is asked for, but there are {there} GPUs here")
     return torch.device("cuda", index)
+
+
+def return_large_blocks() -> None:
+    """Have glibc give tensors of a megabyte and more back to the system when they are freed.
+
+    By default it raises that limit to 32 MB as such blocks are freed, and then keeps them on a heap
+    that gradients and activations leave full of holes. Elsewhere nothing is done. It holds for the
+    whole process.
+    """
+    tune = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if tune is not None:
+        tune(-3, 1 << 20)  # M_MMAP_THRESHOLD
 
 
 def _page(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:

@@ -207,6 +207,19 @@ def test_bad_images_are_named_in_the_log(tmp_path: Path):
     assert any(line.startswith("left out: ") and "1.png" in line for line in told.lines)
 
 
+def test_metrics_that_are_asked_for_come_into_the_record(tmp_path: Path):
+    from i2i_torchvision import make_importable
+
+    make_importable()
+    pytest.importorskip("torchmetrics")
+    data = make_domains(tmp_path / "domains", 3, 3, size=16)
+    told = train(tmp_path, data, evaluate=["psnr"], epochs=1)
+    assert 0 < told.metrics["psnr"] < 60
+    with pytest.raises(modelsoup.ParameterError, match="no metric 'psnx'"):
+        train(tmp_path / "other", data, evaluate=["psnx"])
+    assert not (tmp_path / "other" / "out.safetensors").exists()
+
+
 def test_the_subset_is_recorded(data: Path, tmp_path: Path):
     told = train(tmp_path, data, count_b=2, subset_seed=1)
     (line,) = [line for line in told.lines if line.startswith("images of Y: ")]
@@ -378,6 +391,11 @@ def test_an_option_out_of_range_is_named(data: Path, options: dict, said: str):
     with pytest.raises(modelsoup.SoupError, match=said):
         tree, _ = modelsoup.parse_tree(plan(data, "all", **options))
         modelsoup.check(tree)
+
+
+def test_measuring_needs_the_folder_with_the_test_images():
+    with pytest.raises(ValueError, match="evaluate needs data"):
+        CycleGANOptions(data_a=Path("x"), data_b=Path("y"), evaluate=["psnr"])
 
 
 def test_data_that_are_not_there_are_told_before_anything_runs(tmp_path: Path):
