@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ _LINE = 16
 
 def grid(
     rows: Sequence[Sequence[np.ndarray]],
-    titles: Sequence[str] = (),
-    labels: Sequence[str] = (),
+    titles: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Any:
     """A `PIL.Image` of rows of pictures, each uint8 height × width × 3.
 
     Args:
-        rows: of one length; cells are as large as the largest picture.
+        rows: of one length. A column is as wide as its widest picture or title, a row as high
+            as its highest picture; pictures are centred, never scaled.
         titles: one a column, above it.
-        labels: one a row, above it.
+        labels: one a row, at its left.
 
     Raises:
         ParameterError: no pictures, or not as many texts as columns or rows.
@@ -37,24 +39,41 @@ def grid(
     columns = {len(row) for row in rows}
     if len(columns) != 1 or 0 in columns:
         raise ParameterError("a page needs rows of pictures, all of one length")
-    (width,) = columns
-    for texts, there, what in ((titles, width, "titles"), (labels, len(rows), "labels")):
+    (count,) = columns
+    titles, labels = titles or (), labels or ()
+    for texts, there, what in ((titles, count, "titles"), (labels, len(rows), "labels")):
         if texts and len(texts) != there:
             raise ParameterError(f"a page of {there} has {len(texts)} {what}")
-    high, wide = (max(picture.shape[axis] for row in rows for picture in row) for axis in (0, 1))
-    top = _LINE if titles else 0
-    step = high + GAP + (_LINE if labels else 0)
-    page = Image.new("RGB", (width * (wide + GAP) + GAP, top + len(rows) * step + GAP), "white")
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+
+    def length(text: str) -> int:
+        pixels: float = ruler.textlength(text)
+        return ceil(pixels)
+
+    wide = [max(row[n].shape[1] for row in rows) for n in range(count)]
+    if titles:
+        wide = [max(w, length(title)) for w, title in zip(wide, titles, strict=True)]
+    high = [max(picture.shape[0] for picture in row) for row in rows]
+    if labels:
+        high = [max(h, _LINE) for h in high]
+    left = GAP + (max(map(length, labels)) + GAP if labels else 0)
+    top = GAP + (_LINE if titles else 0)
+    size = (left + sum(wide) + GAP * count, top + sum(high) + GAP * len(rows))
+    page = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(page)
-    for column, title in enumerate(titles):
-        draw.text((GAP + column * (wide + GAP), 2), title, fill="black")
+    for n, title in enumerate(titles):
+        x = left + sum(wide[:n]) + GAP * n
+        draw.text((x + (wide[n] - length(title)) // 2, 2), title, fill="black")
+    y = top
     for number, row in enumerate(rows):
-        y = top + GAP + number * step
         if labels:
-            draw.text((GAP, y), labels[number], fill="black")
-            y += _LINE
-        for column, picture in enumerate(row):
-            page.paste(Image.fromarray(picture), (GAP + column * (wide + GAP), y))
+            draw.text((GAP, y + (high[number] - _LINE) // 2), labels[number], fill="black")
+        x = left
+        for n, picture in enumerate(row):
+            dx, dy = (wide[n] - picture.shape[1]) // 2, (high[number] - picture.shape[0]) // 2
+            page.paste(Image.fromarray(picture), (x + dx, y + dy))
+            x += wide[n] + GAP
+        y += high[number] + GAP
     return page
 
 

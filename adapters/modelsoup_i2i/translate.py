@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelsoup import OutputError, ParameterError, SoupError
+from modelsoup import OutputError, ParameterError, SoupError, digest_file
 
 from .images import list_images, read_image, save_png, to_image, to_tensor
 from .networks import at_any_size, load_generator
@@ -26,15 +28,16 @@ def translate(
     output: str | os.PathLike[str],
     *,
     direction: str = "x2y",
-    batch: int = 1,
-    device: str = "cpu",
+    batch: int = 8,
+    device: str = "auto",
     force: bool = False,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Translate a picture, or all of a folder and its sub-folders, to PNG files.
 
     Any size: the sides are padded to multiples of four by reflection and cut back. Names are kept,
-    their suffix becomes `.png`. Only one batch is in memory.
+    their suffix becomes `.png`. Only one batch is in memory. A folder's pictures are put in place
+    when all are made, so that a failure leaves no part of them.
 
     Args:
         model: a checkpoint with `G_A.*` or `G_B.*`.
@@ -42,7 +45,7 @@ def translate(
         output: for a picture a `.png` file, for a folder a folder.
         direction: `x2y` or `y2x`.
         batch: how many neighbours of one size are translated at a time.
-        device: where, as torch names it.
+        device: where, as torch names it; `auto` is a GPU where there is one.
         force: replace pictures that exist.
         progress: is told how many are done, and of how many.
 
@@ -58,19 +61,48 @@ def translate(
     if batch < 1:
         raise ParameterError(f"batch is {batch}, where at least 1 is expected")
     pairs = _pairs(source, output, force)
+    device = _device(device)
     generator = _on(load_generator(str(model), direction), device)
+    folder = source.is_dir()
+    # Beside the output, so that a rename suffices.
+    made = output.resolve().with_name(f".{output.resolve().name}.{uuid4().hex}")
     done = 0
-    for group in _groups([file for file, _ in pairs], batch):
-        results = _translated(generator, [picture for _, picture in group], device)
-        for (at, _), result in zip(group, results, strict=True):
-            place = pairs[at][1]
-            if source.is_dir():
-                place.parent.mkdir(parents=True, exist_ok=True)
-            save_png(result, place)
-            done += 1
-            if progress is not None:
-                progress(done, len(pairs))
+    try:
+        for group in _groups((read_image(file) for file, _ in pairs), batch):
+            results = _translated(generator, [picture for _, picture in group], device)
+            for (at, _), result in zip(group, results, strict=True):
+                place = made / pairs[at][1].relative_to(output) if folder else output
+                if folder:
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                save_png(result, place)
+                done += 1
+                if progress is not None:
+                    progress(done, len(pairs))
+        if folder:
+            _put(made, output, [place.relative_to(output) for _, place in pairs])
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written: {error.strerror or error}") from error
+    finally:
+        if made.exists():
+            shutil.rmtree(made)
     return [place for _, place in pairs]
+
+
+def translated_arrays(
+    model: str | os.PathLike[str],
+    pictures: Iterable[np.ndarray],
+    *,
+    direction: str = "x2y",
+    batch: int = 8,
+    device: str = "auto",
+) -> Iterator[np.ndarray]:
+    """uint8 height × width × 3 in and out, in order; one batch is in memory, nothing is saved."""
+    if batch < 1:
+        raise ParameterError(f"batch is {batch}, where at least 1 is expected")
+    device = _device(device)
+    generator = _on(load_generator(str(model), direction), device)
+    for group in _groups(pictures, batch):
+        yield from _translated(generator, [picture for _, picture in group], device)
 
 
 def translate_arrays(
@@ -80,9 +112,8 @@ def translate_arrays(
     direction: str = "x2y",
     device: str = "cpu",
 ) -> list[np.ndarray]:
-    """uint8 height × width × 3 in and out, one after another; nothing is saved between."""
-    generator = _on(load_generator(str(model), direction), device)
-    return [_translated(generator, [picture], device)[0] for picture in pictures]
+    """The same, all in memory."""
+    return list(translated_arrays(model, pictures, direction=direction, device=device))
 
 
 def export_onnx(
@@ -90,12 +121,14 @@ def export_onnx(
     output: str | os.PathLike[str],
     *,
     direction: str = "x2y",
-    size: int = 256,
+    size: int | None = None,
+    batch: int | None = None,
     force: bool = False,
-) -> None:
+) -> Path:
     """Write one generator as ONNX: input `image`, output `translation`, N × 3 × H × W in [−1, 1].
 
-    N, H and W are free; H and W must be multiples of four.
+    N is free unless `batch` is given, H and W unless `size` is; H and W must be multiples of four.
+    The file's metadata name the checkpoint, its XXH3-128, and the direction.
 
     Raises:
         ParameterError: the size is no multiple of four, or below 16.
@@ -103,8 +136,10 @@ def export_onnx(
         SoupError: onnx or onnxscript is not installed.
     """
     output = Path(output)
-    if size < 16 or size % 4:
+    if size is not None and (size < 16 or size % 4):
         raise ParameterError(f"size is {size}, where a multiple of 4 from 16 on is expected")
+    if batch is not None and batch < 1:
+        raise ParameterError(f"batch is {batch}, where at least 1 is expected")
     if output.suffix != ".onnx":
         raise OutputError(f"the output {output} must end in .onnx")
     _must_be_free(output, force)
@@ -114,22 +149,37 @@ def export_onnx(
     except ImportError as error:
         raise SoupError(f"exporting needs pip install 'modelsoup[onnx]' ({error})") from error
     generator = load_generator(str(model), direction)
-    # Of batch 2: the exporter would take a size of 1 for a constant.
-    example = torch.zeros(2, 3, size, size)
-    height, width = (4 * torch.export.Dim(name, min=4, max=2048) for name in ("rows", "columns"))
+    # Of batch 2 where it is free: the exporter would take a size of 1 for a constant.
+    example = torch.zeros(batch or 2, 3, size or 64, size or 64)
+    free: dict[int, Any] = {}
+    if batch is None:
+        free[0] = torch.export.Dim("batch")
+    if size is None:
+        free[2] = 4 * torch.export.Dim("rows", min=4, max=2048)
+        free[3] = 4 * torch.export.Dim("columns", min=4, max=2048)
     temporary = output.with_name(f".{uuid4().hex}.onnx")
     try:
-        program: Any = torch.onnx.export(
-            generator, (example,), input_names=["image"], output_names=["translation"],
-            dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch"), 2: height, 3: width},),
-            verbose=False,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            # torch 2.13's exporter uses a name that its own pytree module calls old.
+            warnings.filterwarnings("ignore", r".*treespec, LeafSpec", FutureWarning)
+            program: Any = torch.onnx.export(
+                generator, (example,), input_names=["image"], output_names=["translation"],
+                dynamo=True, dynamic_shapes=(free,), verbose=False,
+            )  # fmt: skip
+        program.model.metadata_props.update(
+            {
+                "modelsoup.checkpoint": Path(model).name,
+                "modelsoup.xxh3_128": digest_file(Path(model)).xxh3_128,
+                "modelsoup.direction": direction,
+            }
+        )
         program.save(str(temporary), external_data=False)
         temporary.replace(output)
     except OSError as error:
         raise OutputError(f"{output} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+    return output
 
 
 def _pairs(source: Path, output: Path, force: bool) -> list[tuple[Path, Path]]:
@@ -161,17 +211,33 @@ def _must_be_free(output: Path, force: bool) -> None:
         raise OutputError(f"{output} exists; --force replaces it")
 
 
-def _groups(files: Sequence[Path], batch: int) -> Iterator[list[tuple[int, np.ndarray]]]:
+def _put(made: Path, output: Path, names: Sequence[Path]) -> None:
+    """Move a whole folder to its place; among others' files, which stay, one by one."""
+    if not output.exists() or not any(output.iterdir()):
+        output.resolve().parent.mkdir(parents=True, exist_ok=True)
+        made.replace(output.resolve())  # an empty folder is replaced
+        return
+    for name in names:
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).replace(output / name)
+
+
+def _groups(pictures: Iterable[np.ndarray], batch: int) -> Iterator[list[tuple[int, np.ndarray]]]:
     """Neighbours of one size, at most `batch`: indices and pictures."""
     group: list[tuple[int, np.ndarray]] = []
-    for at, file in enumerate(files):
-        picture = read_image(file)
+    for at, picture in enumerate(pictures):
         if group and (len(group) == batch or group[0][1].shape != picture.shape):
             yield group
             group = []
         group.append((at, picture))
     if group:
         yield group
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
 
 
 def _on(generator: nn.Module, device: str) -> nn.Module:

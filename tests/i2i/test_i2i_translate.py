@@ -1,0 +1,156 @@
+"""Use of a model: files, folders, any size, ONNX."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("PIL")
+
+from modelsoup_i2i.images import read_image, save_png, to_image, to_tensor  # noqa: E402
+from modelsoup_i2i.networks import (  # noqa: E402
+    GeneratorShape,
+    ResnetGenerator,
+    at_any_size,
+    load_generator,
+)
+from modelsoup_i2i.translate import export_onnx, translate, translated_arrays  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+import modelsoup  # noqa: E402
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    state = {}
+    for seed, name in enumerate(("G_A", "G_B")):
+        torch.manual_seed(seed)
+        network = ResnetGenerator(GeneratorShape(4, 1)).state_dict()
+        state |= {f"{name}.{key}": values for key, values in network.items()}
+    save_file(state, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    sizes = {"a.png": (16, 20), "b.png": (16, 20), "sub/c.png": (17, 23), "sub/d.png": (16, 20)}
+    for name, size in sizes.items():
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        save_png(rng.integers(0, 256, (*size, 3), np.uint8), tmp_path / "photos" / name)
+    return tmp_path / "photos"
+
+
+def expected(model: Path, file: Path, direction: str) -> np.ndarray:
+    with torch.no_grad():
+        image = to_tensor(read_image(file))[None]
+        return to_image(at_any_size(load_generator(model, direction), image)[0])
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("direction", ["x2y", "y2x"])
+def test_a_folder_keeps_names_sizes_and_sub_folders(model, photos, tmp_path, direction):
+    told = []
+    written = translate(
+        model, photos, tmp_path / "out", direction=direction, batch=2, device="cpu",
+        progress=lambda done, of: told.append((done, of)),
+    )  # fmt: skip
+    assert files(tmp_path / "out") == files(photos)
+    assert told == [(n, 4) for n in range(1, 5)]
+    for file in written:
+        own = expected(model, photos / file.relative_to(tmp_path / "out"), direction)
+        # A batch may round otherwise than a single picture.
+        assert np.abs(read_image(file).astype(int) - own).max() <= 1
+
+
+def test_one_picture(model, photos, tmp_path):
+    translate(model, photos / "sub/c.png", tmp_path / "c.png", device="cpu")
+    own = expected(model, photos / "sub/c.png", "x2y")
+    assert (read_image(tmp_path / "c.png") == own).all()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_corrupt_picture_is_named_and_leaves_nothing(model, photos, tmp_path, there):
+    (photos / "sub/d.png").write_bytes(b"no picture")
+    if there:
+        (tmp_path / "out").mkdir()
+    before = files(tmp_path)
+    with pytest.raises(modelsoup.SoupError, match=r"d\.png"):
+        translate(model, photos, tmp_path / "out", batch=1, device="cpu")
+    assert files(tmp_path) == before
+    assert (tmp_path / "out").exists() == there
+
+
+def test_what_is_there_is_refused_and_replaced_with_force(model, photos, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()  # an empty folder is fine
+    translate(model, photos, out, device="cpu")
+    (out / "a.png").write_bytes(b"old")
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(modelsoup.OutputError, match="exists"):
+        translate(model, photos, out, device="cpu")
+    assert (out / "a.png").read_bytes() == b"old"
+    translate(model, photos, out, device="cpu", force=True)
+    assert read_image(out / "a.png").shape == (16, 20, 3)
+    assert files(out) == sorted([*files(photos), "mine.txt"])
+
+
+def test_wrong_words_are_refused(model, photos, tmp_path):
+    for words, fault in (
+        ({"batch": 0}, "batch is 0"), ({"device": "gpu"}, "gpu"), ({"direction": "z"}, "'z'"),
+    ):  # fmt: skip
+        with pytest.raises(modelsoup.ParameterError, match=fault):
+            translate(model, photos, tmp_path / "out", **{"device": "cpu", **words})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(modelsoup.ParameterError, match="no images"):
+        translate(model, tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_arrays_are_read_one_batch_ahead_at_most(model):
+    read = []
+
+    def pictures():
+        for n in range(6):
+            read.append(n)
+            yield np.full((16, 16, 3), n, np.uint8)
+
+    made = translated_arrays(model, pictures(), batch=2, device="cpu")
+    next(made)
+    assert len(read) <= 3
+    assert len(list(made)) == 5
+
+
+@pytest.mark.timeout(60)
+def test_an_onnx_model_gives_what_torch_gives_at_any_size(model, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    out = export_onnx(model, tmp_path / "model.onnx", direction="y2x")
+    written = onnx.load(out)
+    metadata = {p.key: p.value for p in written.metadata_props}
+    assert metadata["modelsoup.xxh3_128"] == modelsoup.digest_file(model).xxh3_128
+    assert metadata["modelsoup.direction"] == "y2x"
+    evaluator, network = ReferenceEvaluator(written), load_generator(model, "y2x")
+    for shape in ((1, 3, 20, 36), (3, 3, 32, 16)):
+        images = torch.rand(shape) * 2 - 1
+        with torch.no_grad():
+            own = network(images).numpy()
+        (result,) = evaluator.run(None, {"image": images.numpy()})
+        np.testing.assert_allclose(result, own, atol=1e-5)
+    with pytest.raises(modelsoup.OutputError, match="exists"):
+        export_onnx(model, out)
+    assert files(tmp_path) == ["model.onnx", "model.safetensors"]
+
+
+def test_a_missing_onnx_is_a_sentence(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    pytest.importorskip("onnx")
+    with pytest.raises(modelsoup.SoupError, match=r"pip install 'modelsoup\[onnx\]'"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
