@@ -63,8 +63,8 @@ def data(
 @click.argument("source", metavar="IN", type=_PATH)
 @click.argument("output", metavar="OUT", type=_PATH)
 @_DIRECTION
-@click.option("--batch", default=1, show_default=True, help="Pictures of one size at a time.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
+@click.option("--batch", default=8, show_default=True, help="Pictures of one size at a time.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @_FORCE
 def translate(
     model: Path, source: Path, output: Path, direction: str, batch: int, device: str, force: bool
@@ -88,10 +88,10 @@ def translate(
 @click.argument("model", type=_PATH)
 @click.argument("output", metavar="OUT.onnx", type=_PATH)
 @_DIRECTION
-@click.option("--size", default=256, show_default=True, help="Of the example; others fit as well.")
+@click.option("--size", type=int, help="Fix height and width.  [default: any multiples of 4]")
 @_FORCE
-def export(model: Path, output: Path, direction: str, size: int, force: bool) -> None:
-    """Write a generator as ONNX, for any batch and size."""
+def export(model: Path, output: Path, direction: str, size: int | None, force: bool) -> None:
+    """Write a generator as ONNX."""
     with _needed("i2i"):
         from .translate import export_onnx
     export_onnx(model, output, direction=direction, size=size, force=force)

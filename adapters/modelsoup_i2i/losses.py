@@ -57,8 +57,8 @@ def loss_weights(
 ) -> LossWeights:  # fmt: skip
     """The weights of all terms, for imbalanced domains too.
 
-    With a balance λ the objective is λ · L(X→Y) + (1 − λ) · L(Y→X) (the tree paper's eq. 3), so that
-    0.5 gives half the plain objective.
+    With a balance λ the objective is λ · L(X→Y) + (1 − λ) · L(Y→X) (the tree paper's eq. 3), so
+    that 0.5 gives half the plain objective.
 
     Args:
         gan: weight of both GAN losses, in [0, ∞), as the next two.

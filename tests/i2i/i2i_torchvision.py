@@ -1,4 +1,4 @@
-"""torchvision's wheel does not fit every build of torch; for the tests two operators are declared."""
+"""torchvision's wheel does not fit every build of torch; two operators are declared for tests."""
 
 from importlib.util import find_spec
 
@@ -11,7 +11,7 @@ def make_importable() -> None:
     try:
         import torchvision  # noqa: F401
     except RuntimeError:
-        library = torch.library.Library("torchvision", "FRAGMENT")  # noqa: TOR901
+        library = torch.library.Library("torchvision", "FRAGMENT")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         make_importable.kept = library  # type: ignore[attr-defined]
