@@ -33,12 +33,13 @@ from modelsoup import TrainerError, open_checkpoint
 from modelsoup.torch_bridge import freeze, load_into, save_from
 
 from .data import Domains, Pictures, Sampler, batches
-from .images import read_image, save_png, to_image, to_tensor
+from .images import read_image, to_image, to_tensor
 from .losses import LossWeights, deceive, distance, judge
 from .networks import PatchDiscriminator, ResnetGenerator, at_any_size
 from .pool import ImagePool
 from .processes import ALONE, Place
 from .shapes import DISCRIMINATORS, GENERATORS, must_fit
+from .sheets import grid, save
 from .updates import NonfiniteGradientError, Updates
 
 if TYPE_CHECKING:
@@ -477,7 +478,7 @@ class Session:
                 rows.append(self._translated(name, back, file))
         folder = self.work / "samples"
         folder.mkdir(exist_ok=True)
-        save_png(_page(rows), folder / f"step-{self.steps:07d}.png")
+        save(grid(rows, ("image", "translated", "and back")), folder / f"step-{self.steps:07d}.png")
 
     def _opening(self, resumed: bool) -> Iterator[str]:
         pictures, options = self.pictures, self.options
@@ -619,19 +620,3 @@ def return_large_blocks() -> None:
     tune = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if tune is not None:
         tune(-3, 1 << 20)  # M_MMAP_THRESHOLD
-
-
-def _page(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Pictures in rows, an image, its translation, and that translated back, on white."""
-    gap = 2
-    high = [max(image.shape[0] for image in row) for row in rows]
-    wide = [max(row[n].shape[1] for row in rows) for n in range(len(rows[0]))]
-    page = np.full((sum(high) + gap * len(high), sum(wide) + gap * len(wide), 3), 255, np.uint8)
-    top = 0
-    for row, height in zip(rows, high, strict=True):
-        left = 0
-        for image, width in zip(row, wide, strict=True):
-            page[top : top + image.shape[0], left : left + image.shape[1]] = image
-            left += width + gap
-        top += height + gap
-    return page

@@ -1,0 +1,108 @@
+"""The tree paper's tables as plans: how many trainings each row is, and that the small ones run."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+import modelsoup
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "edge_tree" / "paper.py"
+
+
+@pytest.fixture(scope="module")
+def paper() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("paper", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["paper"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    for name in ("apple2orange", "horse2zebra"):
+        for part in ("trainA", "trainB"):
+            (tmp_path / name / part).mkdir(parents=True)
+    return tmp_path
+
+
+def test_every_row_of_tables_iii_to_vi_is_there(paper: ModuleType):
+    assert Counter(row.table for row in paper.paper_rows()) == {3: 36, 4: 12, 5: 6, 6: 2}
+
+
+def test_every_row_is_as_many_trainings_as_in_the_paper(paper: ModuleType, pairs: Path):
+    for row in paper.paper_rows():
+        content = paper.plan(row, paper.SIZES["paper"], pairs, seed=1)
+        tree, warnings = modelsoup.parse_tree(yaml.safe_dump(content), folder=pairs)
+        kinds = Counter(type(operation).__name__ for _, operation in tree.operations())
+        trainings = {1: 1, 2: 3, 3: 7}[row.levels] if not row.asymmetric else 6
+        assert kinds["Train"] + kinds["FineTune"] == trainings, row
+        assert not warnings
+        for _, operation in tree.operations():
+            training = getattr(operation, "training", None)
+            if training is not None:
+                options = training.options
+                assert options["imbalance"] == row.imbalance
+                assert options.get("balance") == (row.imbalance / 100 if row.aware else None)
+                assert (options["load_size"], options["crop_size"], options["width"]) == (
+                    286,
+                    256,
+                    64,
+                )
+
+
+def test_leaves_have_the_rates_of_table_i(paper: ModuleType, pairs: Path):
+    (row,) = [r for r in paper.paper_rows() if r.name == "table3-horse_to_zebra-99-3-levels"]
+    tree, _ = modelsoup.parse_tree(yaml.safe_dump(paper.plan(row, paper.SIZES["paper"], pairs, 0)))
+    rates = [op.training.options["lr"] for _, op in tree.operations() if hasattr(op, "training")]
+    assert Counter(rates) == {5e-5: 1, 1.5e-4: 1, 1.5e-3: 1, 3e-2: 1, 2e-4: 3}
+
+
+def test_reversed_pairs_exchange_the_folders(paper: ModuleType, pairs: Path):
+    assert paper.domains("orange_to_apple", pairs)["data_a"].endswith("apple2orange/trainB")
+    assert paper.domains("horse_to_zebra", pairs)["data_b"].endswith("horse2zebra/trainB")
+    with pytest.raises(modelsoup.ParameterError, match="neither apple2orange nor orange2apple"):
+        paper.domains("apple_to_orange", pairs / "horse2zebra")
+
+
+def test_only_the_discriminators_go_up_with_s2_a(paper: ModuleType):
+    pytest.importorskip("torch")
+    (row,) = [
+        r for r in paper.small_rows(paper.paper_rows())
+        if r.name == "table4-noto_to_twemoji-95-2-levels-S2-A"
+    ]  # fmt: skip
+    content = paper.plan(row, paper.SIZES["small"], None, 0)
+    plan = modelsoup.check(modelsoup.parse_tree(yaml.safe_dump(content))[0])
+    assert plan.problems == ()
+    merge = plan.nodes["root.merge"]
+    assert {name[0] for name in merge.merged} == {"D"}
+    assert {name[0] for name in merge.dropped} == {"G"}
+
+
+def test_a_wrong_row_is_told(tmp_path: Path):
+    command = [sys.executable, str(EXAMPLE), "--table", "6", "--rows", "zebra"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no row of table 6 fits 'zebra'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_small_row_runs_and_is_measured(tmp_path: Path):
+    pytest.importorskip("torch")
+    command = [
+        sys.executable, str(EXAMPLE), "--table", "3", "--rows", "noto_to_twemoji-99-2",
+        "--seeds", "0", "1", "--epochs", "1", "--out", str(tmp_path),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, timeout=900)
+    assert "± " in (tmp_path / "table3.md").read_text()
+    assert (tmp_path / "table3.png").stat().st_size > 10_000
