@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -43,7 +44,8 @@ class Extractor:
     """A network with its provenance.
 
     `features` maps uint8 N × 3 × H × W to float N × dimension; `distance` maps two float batches in
-    [−1, 1] to N distances. A metric uses the one or the other.
+    [−1, 1] to N distances. A metric uses the one or the other. Where the distance is one of
+    `activations` (a list of tensors, N × …) by `compare`, those of a picture can be used again.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Extractor:
     versions: dict[str, str]
     features: Any = None
     distance: Any = None
+    activations: Any = None
+    compare: Any = None
 
 
 def inception(dimension: int, path: str | os.PathLike[str] | None = None) -> Extractor:
@@ -89,7 +93,9 @@ def lpips_alexnet(path: str | os.PathLike[str] | None = None) -> Extractor:
         import lpips
     except (ImportError, RuntimeError) as error:
         raise SoupError(f"LPIPS needs the package lpips ({error}): {_FIT}") from error
-    network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    with warnings.catch_warnings():  # it calls torchvision in an old manner
+        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
     state = torch.load(file, map_location="cpu", weights_only=True)
     network.net.load_state_dict(
         {key: state["features." + key.split(".", 1)[1]] for key in network.net.state_dict()}
@@ -100,7 +106,7 @@ def lpips_alexnet(path: str | os.PathLike[str] | None = None) -> Extractor:
 def shift_tolerant(path: str | os.PathLike[str] | None = None) -> Extractor:
     """ST-LPIPS' AlexNet, read from the installed package without importing it.
 
-    Features are the last layer's, averaged over the picture: 256 of them.
+    Features are the last layer's, averaged over the picture and scaled to one length: 256 of them.
 
     Raises:
         MissingWeightsError: the package is not installed, or its file is another one.
@@ -118,6 +124,7 @@ def shift_tolerant(path: str | os.PathLike[str] | None = None) -> Extractor:
     return Extractor(
         "st-alex", digest, 256, "none", _versions("torch", ST_PACKAGE),
         features=network.features, distance=network.distance,
+        activations=network.activations, compare=network.compare,
     )  # fmt: skip
 
 
@@ -150,16 +157,31 @@ class ShiftTolerantAlexNet(nn.Module):
         return found
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 N × 3 × H × W to float32 N × 256."""
+        """uint8 N × 3 × H × W to float32 N × 256, each of the length √256.
+
+        They are averages of activations of a few hundredths; the kernel (aᵀb/d + 1)³ would be flat
+        there.
+        """
         last: torch.Tensor = self(images.float().div(127.5).sub(1))[-1]
-        return last.mean(dim=(2, 3))
+        means = last.mean(dim=(2, 3))
+        scaled: torch.Tensor = functional.normalize(means) * means.shape[1] ** 0.5
+        return scaled
+
+    def activations(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Of pictures in [−1, 1]: each layer's activations, every pixel of length 1."""
+        return [_unit(values) for values in self(images)]
+
+    def compare(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> torch.Tensor:
+        """N distances: weighed squared differences, mean over pixels, sum (metrics.md §6)."""
+        parts = [
+            (a - b).square_().mean(dim=(2, 3)) @ head.weight.flatten()  # the mean commutes
+            for a, b, head in zip(first, second, self.heads, strict=True)
+        ]
+        return torch.stack(parts).sum(dim=0)
 
     def distance(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """N distances: weighed squared differences of unit-length features (metrics.md §6)."""
-        total = torch.zeros(len(first), device=first.device)
-        for a, b, head in zip(self(first), self(second), self.heads, strict=True):
-            total = total + head((_unit(a) - _unit(b)).square()).mean(dim=(1, 2, 3))
-        return total
+        """N distances of two batches in [−1, 1]."""
+        return self.compare(self.activations(first), self.activations(second))
 
 
 class Blur(nn.Module):

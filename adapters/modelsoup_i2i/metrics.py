@@ -2,8 +2,8 @@
 
 | names | what | needs |
 |---|---|---|
-| `fid-64` `fid-192` `fid-768` `fid-2048`, `kid` | Fréchet, kernel distance on the FID Inception | real |
-| `fd-st-alex`, `kd-st-alex` | the same distances on ST-LPIPS' AlexNet | real |
+| `fid-64` `fid-192` `fid-768` `fid-2048`, `kid` | on the FID Inception | real |
+| `fd-st-alex`, `kd-st-alex` | Fréchet and kernel distance on ST-LPIPS' AlexNet | real |
 | `lpips_pairs`, `st-lpips_pairs` | mean distance of random pairs of translations | |
 | `lpips_to_real`, `st-lpips_to_real` | of translations and random real pictures | real |
 | `lpips_to_input`, `st-lpips_to_input` | of each translation and its own input | inputs |
@@ -15,7 +15,9 @@ SSIM are torchmetrics' own.
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -33,6 +35,8 @@ from .images import list_images, read_image
 
 PAIRS = 1000
 """How many random pairs `_pairs` and `_to_real` average over."""
+KEPT = 1 << 30
+"""Bytes of activations that are kept, so that a picture of several pairs is seen once."""
 _READINGS = ("pairs", "to_real", "to_input", "to_truth")
 METRICS = (
     *(f"fid-{dimension}" for dimension in DIMENSIONS), "kid", "fd-st-alex", "kd-st-alex",
@@ -64,8 +68,9 @@ class Result:
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+        """Plain data; a value that JSON does not have, such as the PSNR of one picture, is text."""
+        plain = asdict(self)
+        return plain if math.isfinite(self.value) else {**plain, "value": str(self.value)}
 
 
 def evaluate(
@@ -155,10 +160,13 @@ def kernel(fake: torch.Tensor, real: torch.Tensor, seed: int = 0) -> float:
     that, one estimate of all. It may be negative.
     """
     size = min(1000, len(fake), len(real))
-    metric = _torchmetrics("image.kid", "KernelInceptionDistance")(
-        feature=_Features(fake), subset_size=size,
-        subsets=1 if len(fake) == len(real) == size else 100,
-    )  # fmt: skip
+    made = _torchmetrics("image.kid", "KernelInceptionDistance")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all extracted features in buffer")
+        metric = made(
+            feature=_Features(fake), subset_size=size,
+            subsets=1 if len(fake) == len(real) == size else 100,
+        )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _distance(metric, fake, real)
@@ -195,6 +203,7 @@ class _Measure:
             )
         )  # fmt: skip
         self.features = cache(self._features)
+        self.kept: dict[tuple[str, int], list[torch.Tensor]] = {}
 
     def of(self, name: str) -> Result:
         family, _, rest = name.partition("_")
@@ -242,36 +251,56 @@ class _Measure:
                 raise ParameterError(f"{name} needs at least 2 translations")
             first = random.integers(0, len(fake), PAIRS)
             other = (first + random.integers(1, len(fake), PAIRS)) % len(fake)
-            pairs = [(fake[a], fake[b]) for a, b in zip(first, other, strict=True)]
+            second = "fake"
         elif reading == "to_real":
-            real = self._all("real")
-            first, other = (random.integers(0, len(of), PAIRS) for of in (fake, real))
-            pairs = [(fake[a], real[b]) for a, b in zip(first, other, strict=True)]
-        else:
-            there = self._all({"to_input": "inputs", "to_truth": "truth"}[reading])
-            pairs = list(zip(fake, there, strict=True))
-        total = 0.0
-        for start in range(0, len(pairs), self.batch):
-            part = pairs[start : start + self.batch]
-            one, two = (
-                _stack(self._alike([pair[side] for pair in part])).float().div(127.5).sub(1)
-                for side in (0, 1)
+            second = "real"
+            first, other = (
+                random.integers(0, len(self._all(of)), PAIRS) for of in ("fake", second)
             )
-            total += float(extractor.distance(one, two).double().sum())
-        return self._result(name, total / len(pairs), extractor)
+        else:
+            second = {"to_input": "inputs", "to_truth": "truth"}[reading]
+            first = other = np.arange(len(fake))
+        total = 0.0
+        for start in range(0, len(first), self.batch):
+            one = [("fake", int(at)) for at in first[start : start + self.batch]]
+            two = [(second, int(at)) for at in other[start : start + self.batch]]
+            if extractor.compare is None:
+                distances = extractor.distance(self._signed(one), self._signed(two))
+            else:
+                distances = extractor.compare(self._activations(one), self._activations(two))
+            total += float(distances.double().sum())
+        return self._result(name, total / len(first), extractor)
+
+    def _activations(self, chosen: Sequence[tuple[str, int]]) -> list[torch.Tensor]:
+        """Of some pictures; kept for their next pair while they fit into `KEPT` bytes."""
+        extractor = self.extractor("st-alex")
+        new = [one for one in dict.fromkeys(chosen) if one not in self.kept]
+        found = dict(self.kept)
+        if new:
+            layers = extractor.activations(self._signed(new))
+            for at, one in enumerate(new):
+                found[one] = [layer[at] for layer in layers]
+            size = sum(layer[0].nbytes for layer in layers)
+            for one in new:
+                if (len(self.kept) + 1) * size <= KEPT:
+                    self.kept[one] = [layer.clone() for layer in found[one]]
+        return [torch.stack(layer) for layer in zip(*(found[one] for one in chosen), strict=True)]
+
+    def _signed(self, chosen: Sequence[tuple[str, int]]) -> torch.Tensor:
+        """Pictures as float32 N × 3 × H × W in [−1, 1]."""
+        pictures = self._alike([self._all(role)[at] for role, at in chosen])
+        return _stack(pictures).float().div(127.5).sub(1)
 
     def _fidelity(self, name: str) -> Result:
-        made = {
-            "psnr": lambda: _torchmetrics("image", "PeakSignalNoiseRatio")(
-                data_range=255.0, reduction="elementwise_mean", dim=(1, 2, 3)
-            ),
-            "ssim": lambda: _torchmetrics("image", "StructuralSimilarityIndexMeasure")(
-                data_range=255.0
-            ),
-        }
-        metric = made[name]()
+        if name == "psnr":  # the mean over pictures; infinite where they are the same
+            metric = _torchmetrics("image", "PeakSignalNoiseRatio")(
+                data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3)
+            )
+        else:
+            metric = _torchmetrics("image", "StructuralSimilarityIndexMeasure")(data_range=1.0)
+        metric.set_dtype(torch.float64)
         for fake, truth in zip(self._all("fake"), self._all("truth"), strict=True):
-            metric.update(*(_stack([x]).float() for x in (fake, self._sized(truth, fake))))
+            metric.update(*(_stack([x]).double() / 255 for x in (fake, self._sized(truth, fake))))
         return self._result(name, float(metric.compute()), None)
 
     def _result(

@@ -1,11 +1,15 @@
-"""torchvision's wheel does not fit every build of torch; two operators are declared for tests."""
+"""torchvision's wheel does not fit every build of torch: then two operators are declared first."""
 
+import sys
 from importlib.util import find_spec
+
+import torch
+
+_KEPT = []
 
 
 def make_importable() -> None:
-    import torch
-
+    """For this process; without torchvision nothing is to be done."""
     if find_spec("torchvision") is None:
         return
     try:
@@ -14,8 +18,6 @@ def make_importable() -> None:
         library = torch.library.Library("torchvision", "FRAGMENT")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        make_importable.kept = library  # type: ignore[attr-defined]
-        import sys
-
+        _KEPT.append(library)  # its end would take the operators away
         for name in [name for name in sys.modules if name.startswith("torchvision")]:
             del sys.modules[name]
