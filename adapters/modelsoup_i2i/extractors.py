@@ -100,7 +100,10 @@ def lpips_alexnet(path: str | os.PathLike[str] | None = None) -> Extractor:
     network.net.load_state_dict(
         {key: state["features." + key.split(".", 1)[1]] for key in network.net.state_dict()}
     )
-    return Extractor("lpips-alex", digest, 0, "none", _versions("torch", "lpips"), distance=network)
+    return Extractor(
+        "lpips-alex", digest, 0, "none", _versions("torch", "lpips"),
+        distance=lambda first, second: network(first, second).flatten(),
+    )  # fmt: skip
 
 
 def shift_tolerant(path: str | os.PathLike[str] | None = None) -> Extractor:
