@@ -174,7 +174,7 @@ FAULTS = [
     ),
     (HEAD + "tree: {of: [a, b], merge: {beta: 2}}\n", "the plan:3:20: beta is 2, but must be"),
     (HEAD + "tree: {of: [a, b], finetune: {}}\n", "the plan:.*there is no 'trainer' and no 'comm"),
-    (HEAD + "tree: {of: [a, b], finetune: {trainer: cyclegan}}\n", r"modelsoup\[i2i\]"),
+    (HEAD + "tree: {of: [a, b], finetune: {trainer: deepi2i}}\n", r"modelsoup\[i2i\]"),
     (HEAD + "tree: {of: [a, b], finetune: {trainer: commnd}}\n", "did you mean 'command'"),
     (
         HEAD + 'tree: {of: [a, b], finetune: {trainer: "trainers:Add", adds: 1}}\n',

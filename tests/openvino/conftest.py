@@ -25,12 +25,22 @@ SHAPE = {"width": 8, "blocks": 2, "d_width": 4, "d_layers": 2}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """NNCF leaves a thread pool open when it looks for its extension; it is found much later."""
+    """What NNCF and torch.compile warn of among themselves.
+
+    NNCF leaves a thread pool open when it looks for its extension, which is found much later. Its
+    own operations are compiled, and the compiler looks at gradients with warnings hidden, which is
+    no hiding where they are errors.
+    """
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
             item.add_marker(
                 pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+            )
+            item.add_marker(
+                pytest.mark.filterwarnings(
+                    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+                )
             )
 
 
