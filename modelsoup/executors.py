@@ -173,7 +173,10 @@ def _child() -> None:
     os.dup2(2, 1)  # what is printed must not get into the answer
     for module in ("modelsoup.node", "pydantic"):  # while it waits
         importlib.import_module(module)
-    (path, folder, environment), call = pickle.load(sys.stdin.buffer)  # noqa: S301  # our parent's
+    given = sys.stdin.buffer.read()
+    if not given:  # the parent is gone
+        return
+    (path, folder, environment), call = pickle.loads(given)  # noqa: S301  # our parent's
     sys.path[:] = path
     os.chdir(folder)
     os.environ.clear()
