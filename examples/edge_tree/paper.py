@@ -376,6 +376,9 @@ def main() -> None:
             one_table(arguments, size)
     except modelsoup.SoupError as error:
         sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        print("Interrupted: run again to go on from what is in the store", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
