@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -156,21 +157,26 @@ def run(path: str, output: str, folder: str, executor: str, **options: Any) -> N
     \b
     soup run tree.yaml -o out.safetensors
     """  # noqa: D301
-    from . import runner
     from .executors import executor_from
-    from .show_tree import watching
 
-    tree, warnings = _read(path)
     quiet = options["quiet"] or options["as_json"]
-    for warning in warnings if not quiet else ():
-        say("warning", warning)
     workers = options["workers"]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a job scheduler ends a run
     try:
-        with (
-            executor_from(executor, workers) as where,
-            watching(tree, shown=not quiet) as watch,
-        ):
+        with contextlib.ExitStack() as stack:
+            # Local processes get ready while the plan is read; a cluster is not asked for nothing.
+            is_local = executor.partition(":")[0] in ("local", "processes")
+            where = stack.enter_context(executor_from(executor, workers)) if is_local else None
+
+            from . import runner
+            from .show_tree import watching
+
+            tree, warnings = _read(path)
+            for warning in warnings if not quiet else ():
+                say("warning", warning)
+            if where is None:
+                where = stack.enter_context(executor_from(executor, workers))
+            watch = stack.enter_context(watching(tree, shown=not quiet))
             report = runner.run(
                 tree, output, store=folder, executor=where, workers=workers or 1,
                 keep=options["keep"], fuse=options["fuse"], force=options["force"], watch=watch,

@@ -21,8 +21,8 @@ from trainers import network
 
 import modelsoup
 from modelsoup import FineTune, Merge, Recipe, RunError, Store, Training, binary_tree, parse_tree
-from modelsoup.executors import ProcessExecutor
 from modelsoup.plan import check
+from modelsoup.processes import ProcessExecutor
 
 SOUP = [sys.executable, "-m", "modelsoup"]
 TESTS = str(Path(__file__).parent)
