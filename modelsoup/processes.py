@@ -333,10 +333,12 @@ def _fork_for_calls(control_number: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.dup2(2, 1)  # what a trainer prints is no result of the run
+    gc.disable()
     from .node import get_ready
 
     get_ready()
     gc.freeze()  # so that no collection in a fork copies what is there already
+    gc.enable()
     control = socket.socket(fileno=control_number)
     control.set_inheritable(False)
     ended, wake = os.pipe()

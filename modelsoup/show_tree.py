@@ -94,16 +94,8 @@ def _rich_tree(plan: Plan, label: Callable[[NodePlan], str]) -> RichTree:
 
 
 @contextmanager
-def watching(tree: Tree, *, shown: bool) -> Iterator[Callable[[Event], None] | None]:
-    """A view of a run: a tree that changes on a terminal, plain lines elsewhere.
-
-    Args:
-        tree: what runs.
-        shown: whether anything is wanted.
-    """
-    if not shown:
-        yield None
-        return
+def watching(tree: Tree) -> Iterator[Callable[[Event], None]]:
+    """A view of a run: a tree that changes on a terminal, plain lines elsewhere."""
     if not sys.stderr.isatty():
         yield _PlainView()
         return
