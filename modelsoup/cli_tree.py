@@ -162,12 +162,12 @@ def run(path: str, output: str, folder: str, executor: str, **options: Any) -> N
     # when the process ends, would take a quarter of the time until the first node begins.
     gc.disable()
     click.get_current_context().call_on_close(gc.enable)
-    from .executors import executor_from
-
     quiet = options["quiet"] or options["as_json"]
     workers = options["workers"]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a job scheduler ends a run
     try:
+        from .executors import executor_from
+
         with contextlib.ExitStack() as stack:
             # Local processes get ready while the plan is read; a cluster is not asked for nothing.
             is_local = executor.partition(":")[0] in ("local", "processes")
@@ -194,7 +194,8 @@ def run(path: str, output: str, folder: str, executor: str, **options: Any) -> N
     except KeyboardInterrupt:
         from .store import Store
 
-        kept = sum(1 for _ in Store(folder).entries())
+        there = (Path(folder) / "objects").is_dir()
+        kept = sum(1 for _ in Store(folder, create=False).entries()) if there else 0
         click.echo(
             f"Interrupted. {kept} finished results are kept in {folder}; the same command goes on.",
             err=True,

@@ -28,7 +28,7 @@ from .dtypes import DTYPES, has_nonfinite, numpy_dtype
 from .engine import merge
 from .errors import CheckpointError, RunError, StoreError, TrainerError, listed
 from .lineage import Digests, record_training
-from .plan import described, trainer_of
+from .plan import bytes_read, described, trainer_of
 from .recipe import plan_merge
 from .rules import BASE
 from .store import Store, content_digest, digest_of, output_name, remove_strays
@@ -273,7 +273,7 @@ def _merge(task: Task, operation: Merge, output: Path) -> dict[str, Any]:
             *(notice.message for notice in report.notices),
         ],
         "digest": content_digest(output),
-        "bytes_read": plan.bytes_streamed - plan.bytes_written,
+        "bytes_read": bytes_read(plan),
         "bytes_written": plan.bytes_written,
     }
 

@@ -63,12 +63,9 @@ def _planned(plan: Plan, node: NodePlan) -> str:
     parts = [what(plan, node.node)]
     if node.signature is not None:
         parts.append(f"{len(node.signature)} tensors, {count(node.parameters or 0)} parameters")
-    if node.kind == "merge" and node.signature is not None:
-        of = plan.nodes[node.node]
-        for name in ("merged", "kept", "dropped", "frozen"):
-            names = getattr(of, name)
-            if names:
-                parts.append(f"{name} {len(names)}")
+    for name in ("merged", "kept", "dropped", "frozen"):
+        if names := getattr(node, name):
+            parts.append(f"{name} {len(names)} ({count(node.elements[name])})")
     if node.done:
         parts.append("done")
     elif node.skipped:

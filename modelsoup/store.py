@@ -136,8 +136,9 @@ class Store:
         try:
             record = json.loads(record_file.read_bytes())
             path = self.folder_of(key) / record["output"]
-            if not isinstance(record["digest"], str) or not path.exists():
-                raise ValueError("it names no checkpoint")
+            beside = record["output"] in (output_name(is_folder=False), output_name(is_folder=True))
+            if not beside or not isinstance(record["digest"], str) or not path.exists():
+                raise ValueError("it names no checkpoint beside it")
         except FileNotFoundError:
             raise NoResultError(f"{self.folder} has no result {key!r}") from None
         except OSError as error:
