@@ -385,6 +385,7 @@ class _Checker:
             key = node_key(self.tree, node, [i.key for i in inputs], self._digest)
             made = NodePlan(node, operation, key, done=key is not None and self.done(key))
             if isinstance(operation, Load):
+                self._must_be_meant(operation)
                 return replace(made, signature=self._signature_of(operation.path))
             if isinstance(operation, Merge):
                 return self._merge(made, operation, inputs)
@@ -396,6 +397,15 @@ class _Checker:
 
     def _digest(self, path: Path) -> str | None:
         return self.digest(path) if path.exists() else None
+
+    def _must_be_meant(self, leaf: Load) -> None:
+        """Whether a leaf is the file that the plan means, as far as its content is known."""
+        found = None if leaf.digest is None else self._digest(leaf.path)
+        if found is not None and found != leaf.digest:
+            raise PlanError(
+                f"{leaf.path} is another file than the plan means: its XXH3-128 digest is {found}, "
+                f"not {leaf.digest}"
+            )
 
     def _signature_of(self, path: Path) -> Signature:
         if path.is_file() and path.suffix == SUFFIX:

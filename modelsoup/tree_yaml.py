@@ -54,6 +54,9 @@ class _FileLeaf(_Strict):
     """A checkpoint that exists."""
 
     path: str = Field(description="A safetensors file or a model folder, relative to the plan.")
+    xxh3_128: str | None = Field(
+        None, pattern="^[0-9a-f]{32}$", description="The digest that its content must have."
+    )
 
 
 class _TrainLeaf(_Strict):
@@ -319,7 +322,8 @@ class _Expander:
             file = model if isinstance(model, str) else model.path
             if not file:
                 raise PlanError(f"{self.builder.place}: the path of {name!r} is empty")
-            return self.builder.add(free, Load(self.folder / file))
+            digest = None if isinstance(model, str) else model.xxh3_128
+            return self.builder.add(free, Load(self.folder / file, digest))
         if isinstance(model, _TrainLeaf):
             given = _over(self.file.defaults.train, model.train)
             training = self._training(given, (*at, "train"))
