@@ -30,11 +30,12 @@ if TYPE_CHECKING:
         TrainerError,
         nearest,
     )
-    from .executors import ProcessExecutor, RayExecutor
+    from .executors import RayExecutor
     from .inspection import Node, summarize
     from .lineage import lineage_graph, read_lineage
     from .methods import Method, get_method, method, method_names, parameter
     from .plan import NodePlan, Plan, check
+    from .processes import ProcessExecutor
     from .recipe import MergePlan, Notice, Recipe, Step, plan_merge
     from .reproduce import plan_text
     from .rules import Rule, parse_rule
@@ -56,11 +57,12 @@ _HOMES = {
         "CheckpointError", "MismatchError", "NonfiniteError", "OutputError", "ParameterError",
         "PlanError", "RuleError", "RunError", "SoupError", "StoreError", "TrainerError", "nearest",
     ),
-    "executors": ("ProcessExecutor", "RayExecutor"),
+    "executors": ("RayExecutor",),
     "inspection": ("Node", "summarize"),
     "lineage": ("lineage_graph", "read_lineage"),
     "methods": ("Method", "get_method", "method", "method_names", "parameter"),
     "plan": ("NodePlan", "Plan", "check"),
+    "processes": ("ProcessExecutor",),
     "recipe": ("MergePlan", "Notice", "Recipe", "Step", "plan_merge"),
     "reproduce": ("plan_text",),
     "rules": ("Rule", "parse_rule"),

@@ -7,193 +7,20 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import importlib
 import os
 import pickle
-import signal
 import socket
-import subprocess
 import sys
-import threading
-import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import ParameterError, RunError, nearest
-from .stream import usable_cores
+from .processes import Interpreters, ProcessExecutor, WorkerLostError, answer, placed, plainly
 
 _KINDS = ("local", "processes:N", "dask://HOST:PORT", "ray", "ray://HOST:PORT")
-_GRACE = 2.0  # seconds between asking a process to end and ending it
-_OMP = "OMP_NUM_THREADS"  # read when a library is loaded, and numpy is loaded ahead of the call
 _PATIENCE = 10.0  # seconds for a cluster to answer
-
-
-class WorkerLostError(Exception):
-    """The process that worked on something ended without saying how it went."""
-
-
-class ProcessExecutor(Executor):
-    """A new process for each call; `terminate` ends them all at once.
-
-    Unlike `concurrent.futures.ProcessPoolExecutor`, one that is killed takes only its own call
-    along, and calls that run can be ended. Each finds `sys.path`, the working folder and the
-    environment as they are when it begins.
-
-    The cores are divided among them: `OMP_NUM_THREADS`, by which torch, OpenBLAS and others go, is
-    set unless it was. Several programs that each use all cores are slower than one after the other.
-
-    Args:
-        workers: how many run at the same time. As many processes and one more wait, started ahead,
-            because an interpreter with numpy takes a third of a second to start.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="soup-process")
-        self._threads_each = max(1, usable_cores() // workers)
-        self._ahead = workers + 1  # merges of small models are done before the next has started
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._waiting: list[subprocess.Popen[bytes]] = []
-        self._lock = threading.Lock()
-        self._ending = False
-        weakref.finalize(self, _end_all, self._waiting)  # who forgets `shutdown` leaves none behind
-        for _ in range(self._ahead):
-            self._threads.submit(self._start_ahead)
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Call `fn` in a process of its own; all must be picklable."""
-        environment = {_OMP: str(self._threads_each), **os.environ}
-        call = _placed(pickle.dumps((fn, args, kwargs)), environment)
-        return self._threads.submit(self._call, call)
-
-    def _call(self, call: bytes) -> Any:
-        with self._lock:
-            if self._ending:
-                raise WorkerLostError("the run is ending")
-            process = self._waiting.pop(0) if self._waiting else _start(self._threads_each)
-            self._running.add(process)
-        self._start_ahead()
-        try:
-            return _answer(process, call)
-        finally:
-            with self._lock:
-                self._running.discard(process)
-
-    def _start_ahead(self) -> None:
-        """Start a process for the next call. By a thread of ours: the kernel ends it with that."""
-        with self._lock:
-            if len(self._waiting) < self._ahead:
-                self._waiting.append(_start(self._threads_each))
-
-    def terminate(self) -> None:
-        """End every call that runs, and start none."""
-        with self._lock:
-            self._ending = True
-            running = list(self._running)
-        self._end_waiting()
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            for process in running:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, sign)
-            deadline = time.monotonic() + _GRACE
-            while any(p.poll() is None for p in running) and time.monotonic() < deadline:
-                time.sleep(0.05)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """As in `concurrent.futures.Executor`."""
-        self._threads.shutdown(wait, cancel_futures=cancel_futures)
-        self._end_waiting()
-
-    def _end_waiting(self) -> None:
-        with self._lock:
-            self._ahead = 0
-            _end_all(self._waiting)
-
-
-def _end_all(processes: list[subprocess.Popen[bytes]]) -> None:
-    """End processes that wait for a call, and take them off the list."""
-    for process in processes:
-        process.kill()
-    while processes:
-        processes.pop().communicate()
-
-
-def _start(threads: int | None = None) -> subprocess.Popen[bytes]:
-    """A child that imports what every node needs, and waits for its call."""
-    environment = {**({} if threads is None else {_OMP: str(threads)}), **os.environ}
-    # Not by PYTHONPATH, which a trainer's command, perhaps in another Python, would inherit.
-    code = (
-        "import sys; sys.path[:] = sys.argv[1:]; from modelsoup.executors import _child; _child()"
-    )
-    return subprocess.Popen(  # noqa: S603  # this very interpreter
-        [sys.executable, "-c", code, *filter(None, sys.path)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=environment,
-    )  # fmt: skip
-
-
-def _placed(call: bytes, environment: Mapping[str, str], path: Sequence[str] = ()) -> bytes:
-    """A call with what its process goes by: it imports as this one does, then from `path`."""
-    place = list(dict.fromkeys(filter(None, (*sys.path, *path)))), os.getcwd(), dict(environment)
-    return pickle.dumps((place, call))
-
-
-def _answer(process: subprocess.Popen[bytes], call: bytes) -> Any:
-    """What a child's call returns or raises.
-
-    Raises:
-        WorkerLostError: the child ended before it could say.
-    """
-    try:
-        answer, _ = process.communicate(call)
-    except BaseException:
-        process.kill()
-        raise
-    if process.returncode or not answer:
-        how = f"exit code {process.returncode}"
-        if process.returncode < 0:
-            how = f"signal {signal.Signals(-process.returncode).name}"
-        raise WorkerLostError(f"a worker process ended with {how}")
-    done, value = pickle.loads(answer)  # noqa: S301  # from our own child
-    if not done:
-        raise value
-    return value
-
-
-def _child() -> None:
-    """The other side of `ProcessExecutor`: one call from stdin, its result to stdout."""
-    if sys.platform.startswith("linux"):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # end with the parent (PR_SET_PDEATHSIG)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # let commands be ended too
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    answer_to = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what is printed must not get into the answer
-    for module in ("modelsoup.node", "pydantic"):  # while it waits
-        importlib.import_module(module)
-    given = sys.stdin.buffer.read()
-    if not given:  # the parent is gone
-        return
-    (path, folder, environment), call = pickle.loads(given)  # noqa: S301  # our parent's
-    sys.path[:] = path
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    answer = _plainly(*pickle.loads(call))  # noqa: S301
-    with answer_to:
-        answer_to.write(pickle.dumps(answer))
-
-
-def _plainly(fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[bool, Any]:
-    """A call's result or error as a value: a cluster would wrap the error in its own."""
-    try:
-        return True, fn(*args, **kwargs)
-    except Exception as error:  # noqa: BLE001  # who asked raises it
-        error.__traceback__ = None
-        error.__cause__ = error.__context__ = None
-        return False, error
 
 
 class DaskExecutor(Executor):
@@ -231,7 +58,7 @@ class DaskExecutor(Executor):
 
 def _in_a_process(call: bytes, path: Sequence[str]) -> Any:
     """On a Dask worker: a call in a process of its own."""
-    return _answer(_start(), _placed(call, os.environ, path))
+    return answer(Interpreters(), placed(call, os.environ, path))
 
 
 class RayExecutor(Executor):
@@ -321,7 +148,7 @@ class RayExecutor(Executor):
 def _on_ray(path: Sequence[str], fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """On a Ray worker, which lives for one run only: a call that may import what we can."""
     sys.path.extend(folder for folder in path if folder and folder not in sys.path)
-    return _plainly(fn, args, kwargs)
+    return plainly(fn, args, kwargs)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import os
 import platform
 import socket
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,11 +28,11 @@ from .dtypes import DTYPES, has_nonfinite, numpy_dtype
 from .engine import merge
 from .errors import CheckpointError, RunError, StoreError, TrainerError, listed
 from .lineage import Digests, record_training
-from .plan import described, trainer_of
+from .plan import bytes_read, described, trainer_of
 from .recipe import plan_merge
 from .rules import BASE
 from .store import Store, content_digest, digest_of, output_name, remove_strays
-from .trainer import carry_out, end_orphans
+from .trainer import CommandTrainer, build_options, carry_out, end_orphans
 from .tree import FineTune, Merge, Operation, Train
 from .unmade import Unmade
 from .version import __version__
@@ -141,6 +142,13 @@ class Task:
     capture: bool = False
 
 
+def get_ready() -> None:
+    """Import and set up what most nodes need, in a process that waits for one."""
+    import safetensors.numpy  # noqa: F401  # for trainers
+
+    build_options(CommandTrainer(), {"command": ["{output}"]})  # sets up pydantic
+
+
 def perform(task: Task) -> dict[str, Any]:
     """Carry out a node, unless it is done, and return its record.
 
@@ -149,6 +157,8 @@ def perform(task: Task) -> dict[str, Any]:
         SoupError: the merge or the trainer failed.
     """
     store = Store(task.store)
+    with contextlib.suppress(OSError):
+        store.progress(task.key).write_text("{}")  # it has begun
     while True:
         with store.lock(task.key, wait=False) as held:
             if held:
@@ -166,7 +176,9 @@ def _perform(task: Task, store: Store) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     remove_strays(folder)
     started, clock = time.time(), time.monotonic()
-    with _log(store.log(task.key)) as log, _captured(log, wanted=task.capture):
+    # Where a process has other threads, they may print too, and not for this node's log.
+    alone = threading.current_thread() is threading.main_thread()
+    with _log(store.log(task.key)) as log, _captured(log, wanted=task.capture and alone):
         output, made = _carry_out(task, store, folder, log)
     record = {
         "node": task.node,
@@ -261,7 +273,7 @@ def _merge(task: Task, operation: Merge, output: Path) -> dict[str, Any]:
             *(notice.message for notice in report.notices),
         ],
         "digest": content_digest(output),
-        "bytes_read": plan.bytes_streamed - plan.bytes_written,
+        "bytes_read": bytes_read(plan),
         "bytes_written": plan.bytes_written,
     }
 

@@ -20,7 +20,8 @@ from .digest import digest_file
 from .dtypes import DTYPES
 from .errors import CheckpointError, PlanError, SoupError, listed
 from .lineage import recipe_as_json
-from .recipe import MergePlan, Recipe, plan_merge
+from .recipe import MergePlan, Recipe, Step, plan_merge
+from .rules import BASE
 from .trainer import (
     Trainer,
     build_options,
@@ -57,7 +58,9 @@ class NodePlan:
         fused: whether it is merged on the way, in the pass of the merge above it.
         signature: the tensors of its result; None where only the trainer knows them.
         merged, kept, dropped, frozen: names of tensors, for merges.
-        bytes_read: tensor bytes that it reads, over all passes.
+        elements: how many parameters those of each of these four groups have in all.
+        bytes_read: tensor bytes that it reads: over all passes, and those that it has no use for
+            once, for the digests of its inputs.
         bytes_written: tensor bytes of its result; 0 for a `Load`.
         memory: bytes that it needs at most, about; None where only the trainer knows.
         notices: what the user should know.
@@ -74,6 +77,7 @@ class NodePlan:
     kept: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+    elements: Mapping[str, int] = field(default_factory=dict)
     bytes_read: int = 0
     bytes_written: int = 0
     memory: int | None = None
@@ -163,6 +167,7 @@ class Plan:
                     "parameters": node.parameters,
                     "merged": len(node.merged), "kept": len(node.kept),
                     "dropped": list(node.dropped), "frozen": list(node.frozen),
+                    "parameters_of": dict(node.elements),
                     "bytes_read": node.bytes_read, "bytes_written": node.bytes_written,
                     "notices": list(node.notices),
                 }
@@ -298,6 +303,7 @@ class _Merged:
     kept: tuple[str, ...]
     dropped: tuple[str, ...]
     frozen: tuple[str, ...]
+    elements: Mapping[str, int]
     bytes_read: int
     bytes_written: int
     memory: int
@@ -359,7 +365,7 @@ class _Checker:
                 ]
                 plan = plan_merge(models, plans[name].recipe, base=plans[name].base)
                 plans[name] = plan
-                node = replace(node, bytes_read=plan.bytes_streamed - plan.bytes_written)  # noqa: PLW2901
+                node = replace(node, bytes_read=bytes_read(plan))  # noqa: PLW2901
             above = list(self.tree.graph.successors(name))
             wanted = [n for n in (name, *above) if not (nodes[n].done or nodes[n].skipped)]
             fused = (
@@ -379,6 +385,7 @@ class _Checker:
             key = node_key(self.tree, node, [i.key for i in inputs], self._digest)
             made = NodePlan(node, operation, key, done=key is not None and self.done(key))
             if isinstance(operation, Load):
+                self._must_be_meant(operation)
                 return replace(made, signature=self._signature_of(operation.path))
             if isinstance(operation, Merge):
                 return self._merge(made, operation, inputs)
@@ -390,6 +397,15 @@ class _Checker:
 
     def _digest(self, path: Path) -> str | None:
         return self.digest(path) if path.exists() else None
+
+    def _must_be_meant(self, leaf: Load) -> None:
+        """Whether a leaf is the file that the plan means, as far as its content is known."""
+        found = None if leaf.digest is None else self._digest(leaf.path)
+        if found is not None and found != leaf.digest:
+            raise PlanError(
+                f"{leaf.path} is another file than the plan means: its XXH3-128 digest is {found}, "
+                f"not {leaf.digest}"
+            )
 
     def _signature_of(self, path: Path) -> Signature:
         if path.is_file() and path.suffix == SUFFIX:
@@ -427,8 +443,9 @@ class _Checker:
         self.merge_plans[made.node] = found.plan
         return replace(
             made, signature=found.signature, merged=found.merged, kept=found.kept,
-            dropped=found.dropped, frozen=found.frozen, bytes_read=found.bytes_read,
-            bytes_written=found.bytes_written, memory=found.memory, notices=found.notices,
+            dropped=found.dropped, frozen=found.frozen, elements=found.elements,
+            bytes_read=found.bytes_read, bytes_written=found.bytes_written, memory=found.memory,
+            notices=found.notices,
         )  # fmt: skip
 
     def _training(
@@ -454,9 +471,10 @@ class _Checker:
         if signature is None:
             return made
         signature = self._intern(signature)
+        merge = inputs[0] if inputs and inputs[0].kind == "merge" else None
         return replace(
-            made, signature=signature,
-            frozen=inputs[0].frozen if inputs and inputs[0].kind == "merge" else (),
+            made, signature=signature, frozen=merge.frozen if merge else (),
+            elements={"frozen": merge.elements["frozen"]} if merge and merge.frozen else {},
             bytes_written=sum(_nbytes(*entry) for entry in signature.values()),
         )  # fmt: skip
 
@@ -501,14 +519,41 @@ def _merged(
         raise
     except SoupError as error:
         return error
-    merged = [step.name for step in plan.steps if step.kind == "merge"]
+    merged = tuple(step.name for step in plan.steps if step.kind == "merge")
     taken = set(merged)
+    kept = tuple(step.name for step in plan.steps if step.name not in taken)
+    shapes = {n: shape for s in (base or {}, *reversed(signatures)) for n, (_, shape) in s.items()}
+    groups = {"merged": merged, "kept": kept, "dropped": plan.dropped, "frozen": plan.frozen}
+    elements = {
+        group: sum(_elements(shapes[name]) for name in names if name in shapes)
+        for group, names in groups.items()
+    }
     return _Merged(
-        plan, {step.name: (step.dtype, step.shape) for step in plan.steps}, tuple(merged),
-        tuple(step.name for step in plan.steps if step.name not in taken), plan.dropped,
-        plan.frozen, plan.bytes_streamed - plan.bytes_written, plan.bytes_written,
-        _memory(plan), tuple(notice.message for notice in plan.notices),
+        plan, {step.name: (step.dtype, step.shape) for step in plan.steps}, merged, kept,
+        plan.dropped, plan.frozen, elements, bytes_read(plan), plan.bytes_written, _memory(plan),
+        tuple(notice.message for notice in plan.notices),
     )  # fmt: skip
+
+
+def bytes_read(plan: MergePlan) -> int:
+    """Tensor bytes that a merge reads; see `NodePlan.bytes_read`."""
+    return plan.bytes_streamed - plan.bytes_written + _read_for_digests(plan, plan.steps)
+
+
+def _read_for_digests(plan: MergePlan, steps: Sequence[Step]) -> int:
+    """Tensor bytes that some of a merge's steps have no use for."""
+    used: dict[int, set[str]] = {}
+    for step in steps:
+        for index, info in step.sources:
+            used.setdefault(index, set()).add(info.name)
+    left = 0
+    for index in [*range(len(plan.models)), *([] if plan.base is None else [BASE])]:
+        model, names = plan.model(index), used.get(index, set())
+        if isinstance(model, Unmade):
+            left += _read_for_digests(model.plan, [model.steps[name] for name in names])
+        else:
+            left += sum(t.nbytes for name, t in model.tensors.items() if name not in names)
+    return left
 
 
 def _memory(plan: MergePlan) -> int:

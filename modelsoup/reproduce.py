@@ -22,7 +22,8 @@ def plan_text(checkpoint: Checkpoint) -> str:
     """A `tree.yaml` that makes a checkpoint again, from the lineage in its metadata.
 
     Leaves are named as the lineage names them; where they lie, a lineage does not say: put them
-    beside the plan. Each training has the seed that it had.
+    beside the plan, which takes no others, by their digests. Each training has the seed that it
+    had.
 
     Raises:
         PlanError: it holds no lineage.
@@ -34,15 +35,30 @@ def plan_text(checkpoint: Checkpoint) -> str:
     writer = _Writer(made.get("ancestors", {}))
     tree = writer.node(made)
     content = {"soup": 1, "models": writer.models, "tree": tree}
-    lines = [f"# What {checkpoint.name} was made by. Its leaves, by XXH3-128:"]
+    lines = [f"# What {checkpoint.name} was made by. The files that went into it, by XXH3-128:"]
     lines += [f"#   {digest}  {name}" for digest, name in writer.leaves.items()]
     names = list(writer.leaves.values())
     twice = sorted({name for name in names if names.count(name) > 1})
     lines += [
         f"# Different files are called {name}: give each a path of its own." for name in twice
     ]
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    text = yaml.dump(
+        content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None
+    )
     return "\n".join(lines) + "\n" + text
+
+
+class _Digest(str):
+    """A text that may look like a number."""
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+_Dumper.add_representer(
+    _Digest, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'")
+)
 
 
 class _Writer:
@@ -76,7 +92,10 @@ class _Writer:
         content = identity(entry)
         made = self.ancestors.get(content)
         if made is None:
-            return self._name(content, self._leaf(entry))
+            path = self._leaf(entry)
+            if "key" in entry:
+                return self._name(content, path)
+            return self._name(content, {"path": path, "xxh3_128": _Digest(content)})
         if made.get("operation") == "train":
             return self._name(content, self._train(made))
         return self.node(made)
@@ -94,7 +113,8 @@ class _Writer:
     def _name(self, digest: str, model: Any) -> str:
         """A model's name in the plan, the same for the same content."""
         if digest not in self._names:
-            stem = model.rpartition(".")[0] or model if isinstance(model, str) else "trained"
+            path = model if isinstance(model, str) else model.get("path")
+            stem = "trained" if path is None else path.rpartition(".")[0] or path
             name, number = stem, 1
             while name in self.models:
                 number += 1

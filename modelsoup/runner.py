@@ -7,13 +7,16 @@ planned again.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import json
 import os
+import queue
 import shutil
-import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,15 +33,16 @@ from .errors import (
 )
 from .node import DamagedError, LeafChangedError, OnTheWay, Source, Task, perform
 from .plan import NodePlan, Plan, check, node_seed
-from .store import DEFAULT_STORE, Store, content_digest
+from .store import DEFAULT_STORE, NoResultError, Store, content_digest
 from .stream import default_workers
 from .tree import FineTune, Load, Merge, Operation, Train, Tree
 from .writer import PARTIAL_SUFFIX, check_output, remove_stale, replace_folder
 
 State = Literal["waiting", "running", "done", "kept", "failed", "skipped", "fused"]
 KEEPS = ("all", "root")
-_ATTEMPTS = 3  # for a node whose worker was lost
+_ATTEMPTS = 3  # for a node whose worker was lost, and for a result that does not stay as it was
 _POLL = 0.25  # seconds between two looks at how far trainers are
+_SHARE = 0.1  # of the time, at most, goes into such looks
 _RESOURCES = "resources"
 
 
@@ -48,7 +52,7 @@ class Event:
 
     Attributes:
         node: which node.
-        state: what it is now; `kept` was done before this run, `fused` is merged on the way, in the
+        state: what it is now; `kept` was there already, `fused` is merged on the way, in the
             merge above it.
         done: the share of a training that is done, where it is told.
         metrics: a trainer's last figures.
@@ -215,10 +219,20 @@ class _Walk:
         self.fuse = fuse
         self.merge_workers = merge_workers
         self.capture = capture
-        self.there: set[str] = set()  # nodes whose checkpoints were there when last asked
+        self.order = {node: number for number, node in enumerate(plan.nodes)}
+        self.there: set[str] = set()  # keys of results that are in the store
+        self.waits: dict[str, set[str]] = {}  # node → keys of inputs that it waits for
+        self.readers: dict[str, set[str]] = {}  # key → nodes that still have to read it
+        self.ready: list[tuple[int, str]] = []  # a heap of nodes, in the plan's order
         self.running: dict[Future[dict[str, Any]], str] = {}
+        self.busy: set[str] = set()  # keys of what runs
+        self.finished: queue.SimpleQueue[Future[dict[str, Any]]] = queue.SimpleQueue()
+        self.next_look = 0.0
         self.failed: dict[str, Exception] = {}
-        self.attempts: dict[str, int] = {}
+        self.lost: Counter[str] = Counter()  # node → how often its worker was
+        self.damaged: Counter[str] = Counter()  # key → how often its result was
+        self.made: set[str] = set()  # keys of what this run made
+        self.pinned: tuple[int, set[str]] = (0, set())
         self.computed: list[str] = []
         self.found: dict[str, Mapping[str, Any]] = {}  # records of what may be removed again
         self.told: dict[str, Event] = {}
@@ -252,7 +266,7 @@ class _Walk:
 
     def again(self, damaged: str) -> None:
         """Forget a result that turned out to be damaged, and plan once more."""
-        self._drop(damaged)
+        self._drop_damaged(damaged)
         self.plan = check(
             self.tree, done=self.store.has, digest=self.digests.get, fuse=self.fuse
         )  # fmt: skip
@@ -261,11 +275,13 @@ class _Walk:
     def go(self) -> None:
         """Carry out all that is not done."""
         try:
+            self._survey()
             self._submit_ready()
             while self.running:
-                done, _ = wait(self.running, timeout=_POLL, return_when=FIRST_COMPLETED)
-                for future in done:
-                    self._finish(self.running.pop(future), future)
+                with contextlib.suppress(queue.Empty):
+                    self._finish(self.finished.get(timeout=_POLL))
+                    while True:
+                        self._finish(self.finished.get_nowait())
                 self._submit_ready()
                 self._look()
         except BaseException:
@@ -277,40 +293,40 @@ class _Walk:
             raise
         self._raise_failures()
 
-    def _wanted(self) -> list[NodePlan]:
-        """What the root still needs, inputs first."""
-        wanted, pending = set(), [self.tree.root]
+    def _survey(self) -> None:
+        """Ask the store what is there, and note what the root still needs and waits for."""
+        self.there.clear()
+        asked: set[str] = set()
+        wanted: dict[str, str] = {}  # what occurs twice in a tree is made once
+        pending = [self.tree.root]
         while pending:
             node = pending.pop()
-            if self._is_there(node):
+            if isinstance(self.tree.operation(node), Load):
                 continue
-            if not self.plan.nodes[node].fused:
-                wanted.add(node)
-            pending += self.tree.inputs(node)
-        return [plan for name, plan in self.plan.nodes.items() if name in wanted]
+            key = self.key(node)
+            if key not in asked and self.store.has(key):
+                self.there.add(key)
+            asked.add(key)
+            if key not in self.there:
+                if not self.plan.nodes[node].fused:
+                    wanted.setdefault(key, node)
+                pending += self.tree.inputs(node)
+        self.waits, self.readers, self.ready = {}, {}, []
+        for key, node in wanted.items():
+            keys = self._keys_read_by(node)
+            for read in keys:
+                self.readers.setdefault(read, set()).add(node)
+            self.waits[node] = keys - self.there
+            if not self.waits[node] and key not in self.busy:
+                self._is_ready(node)
 
-    def _submit_ready(self) -> None:
-        for node in self._wanted():
-            busy = {self.key(name) for name in self.running.values()}
-            if self.key(node.node) in busy or node.node in self.failed:
-                continue  # what occurs twice in a tree is made once
-            if all(self._is_there(name) for name in self._read_by(node.node)):
-                try:
-                    self._submit(node)
-                except StoreError:
-                    # Another run, which keeps less, has just removed an input: it is made again. If
-                    # it is still there, the store itself has failed.
-                    self.there.clear()
-                    if all(self._is_there(name) for name in self._read_by(node.node)):
-                        raise
+    def _is_ready(self, node: str) -> None:
+        if node not in self.failed:
+            heapq.heappush(self.ready, (self.order[node], node))
 
     def _is_there(self, node: str) -> bool:
-        """Whether a node's checkpoint can be read; asked often, so what was there is believed."""
-        if node not in self.there and (
-            isinstance(self.tree.operation(node), Load) or self.store.has(self.key(node))
-        ):
-            self.there.add(node)
-        return node in self.there
+        """Whether a node's checkpoint can be read."""
+        return isinstance(self.tree.operation(node), Load) or self.key(node) in self.there
 
     def _read_by(self, node: str) -> list[str]:
         """The nodes whose checkpoints a node reads: through inputs that are merged on the way."""
@@ -320,8 +336,49 @@ class _Walk:
             found += self._read_by(name) if on_the_way else [name]
         return found
 
-    def _drop(self, key: str) -> None:
-        self.there.clear()
+    def _keys_read_by(self, node: str) -> set[str]:
+        """Keys of the results that a node reads."""
+        return {
+            self.key(name) for name in self._read_by(node)
+            if not isinstance(self.tree.operation(name), Load)
+        }  # fmt: skip
+
+    def _submit_ready(self) -> None:
+        while self.ready:
+            _, node = heapq.heappop(self.ready)
+            if self.store.has(self.key(node)):  # another run was quicker
+                self._tell(Event(node, "kept"))
+                self._arrived(node)
+                continue
+            try:
+                self._submit(self.plan.nodes[node])
+            except NoResultError:  # another run, which keeps less, has just removed an input
+                self._survey()
+
+    def _arrived(self, node: str) -> None:
+        """A node's result is there: what waited for it alone can begin."""
+        key = self.key(node)
+        self.there.add(key)
+        for above in self.readers.get(key, ()):
+            if key in self.waits[above]:
+                self.waits[above].discard(key)
+                if not self.waits[above]:
+                    self._is_ready(above)
+        for read in self._keys_read_by(node):
+            self.readers.get(read, set()).discard(node)
+
+    def _drop_damaged(self, key: str) -> None:
+        """Remove a result that is not what it was, so that it is made again.
+
+        Raises:
+            StoreError: it was made again often enough.
+        """
+        self.damaged[key] += 1
+        if self.damaged[key] >= _ATTEMPTS:
+            raise StoreError(
+                f"the store {self.store.folder} does not keep what is written: the result {key} "
+                f"was damaged {_ATTEMPTS} times"
+            )
         self.store.drop(key)
 
     def _submit(self, node: NodePlan) -> None:
@@ -342,7 +399,10 @@ class _Walk:
         more: dict[str, Any] = {}
         if isinstance(operation, Train | FineTune) and operation.training.resources:
             more = self._resources(operation.training.resources)
-        self.running[self.executor.submit(_perform, task, **more)] = node.node
+        future = self.executor.submit(perform, task, **more)
+        self.running[future] = node.node
+        self.busy.add(task.key)
+        future.add_done_callback(self.finished.put)
 
     def _resources(self, wanted: Mapping[str, float]) -> dict[str, Any]:
         """As keywords for `submit`: only clusters know resources."""
@@ -381,12 +441,15 @@ class _Walk:
     def _file(self, path: Path, node: str = "") -> Source:
         return Source(node or path.name, path.absolute(), self.digests[path], None)
 
-    def _finish(self, node: str, future: Future[dict[str, Any]]) -> None:
+    def _finish(self, future: Future[dict[str, Any]]) -> None:
+        node = self.running.pop(future)
+        self.busy.discard(self.key(node))
         try:
             record = future.result()
         except DamagedError as error:
-            self._drop(error.key)
+            self._drop_damaged(error.key)
             self._tell(Event(node, "waiting", message=f"{error}: it is made again"))
+            self._survey()
             return
         except SoupError as error:
             if isinstance(error, LeafChangedError):
@@ -394,29 +457,36 @@ class _Walk:
             self._fail(node, error)
             return
         except Exception as error:  # noqa: BLE001  # the worker or the way to it broke, not the node
-            self.attempts[node] = self.attempts.get(node, 0) + 1
+            self.lost[node] += 1
             why = str(error) or type(error).__name__
-            if self.attempts[node] >= _ATTEMPTS:
+            if self.lost[node] >= _ATTEMPTS:
                 self._fail(node, RunError(f"its worker was lost {_ATTEMPTS} times: {why}"))
             else:
                 self._tell(Event(node, "waiting", message=f"its worker was lost: {why}"))
+                self._is_ready(node)
             return
         self.computed.append(node)
+        self.made.add(self.key(node))
         self.found[node] = record
         self._tell(Event(node, "done", 1.0, record.get("metrics", {})))
+        self._arrived(node)
         if self.keep == "root":
             self._drop_inputs(node)
 
     def _drop_inputs(self, node: str) -> None:
         """Remove what this run made for a node, unless another node or another tree wants it."""
-        wanted = {self.key(name) for plan in self._wanted() for name in self._read_by(plan.node)}
-        root = self.key(self.tree.root)
-        pins = self.store.pinned()
-        elsewhere = set().union(*(keys for key, keys in pins.items() if key != root))
-        made = {self.key(name) for name in self.computed} - wanted - elsewhere - {root}
-        for name in self._read_by(node):
-            if self.key(name) in made:
-                self._drop(self.key(name))
+        for key in self._keys_read_by(node) & self.made:
+            if not self.readers.get(key) and key not in self._wanted_elsewhere():
+                self.store.drop(key)
+
+    def _wanted_elsewhere(self) -> set[str]:
+        """Keys of the other trees that were run here."""
+        changed = self.store.pins_changed()
+        if self.pinned[0] != changed:
+            root, pins = self.key(self.tree.root), self.store.pinned()
+            every = set().union(*(keys for key, keys in pins.items() if key != root))
+            self.pinned = (changed, every)
+        return self.pinned[1]
 
     def _fail(self, node: str, error: Exception) -> None:
         self.failed[node] = error
@@ -424,12 +494,17 @@ class _Walk:
 
     def _look(self) -> None:
         """Tell what runs, and how far trainers are; a cluster's futures do not know."""
+        begin = time.monotonic()
+        if begin < self.next_look:
+            return
         for node in self.running.values():
             try:
                 content = json.loads(self.store.progress(self.key(node)).read_bytes())
             except (OSError, ValueError):
                 continue  # it waits for a worker
             self._tell(Event(node, "running", content.get("done"), content.get("metrics", {})))
+        end = time.monotonic()
+        self.next_look = end + max(_POLL, (end - begin) / _SHARE)
 
     def _tell(self, event: Event) -> None:
         if self.told.get(event.node) != event:
@@ -446,15 +521,6 @@ class _Walk:
             for node, error in self.failed.items()
         ]
         raise RunError("\n".join(lines))
-
-
-def _perform(task: Task) -> dict[str, Any]:
-    """On the worker: carry out a node, and note that it has begun."""
-    with contextlib.suppress(OSError):
-        Store(task.store).progress(task.key).write_text("{}")
-    # Where a process has other threads, they may print too, and not for this node's log.
-    alone = threading.current_thread() is threading.main_thread()
-    return perform(replace(task, capture=task.capture and alone))
 
 
 def _export(source: Source, output: Path, *, force: bool) -> Path:

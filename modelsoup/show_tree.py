@@ -63,12 +63,9 @@ def _planned(plan: Plan, node: NodePlan) -> str:
     parts = [what(plan, node.node)]
     if node.signature is not None:
         parts.append(f"{len(node.signature)} tensors, {count(node.parameters or 0)} parameters")
-    if node.kind == "merge" and node.signature is not None:
-        of = plan.nodes[node.node]
-        for name in ("merged", "kept", "dropped", "frozen"):
-            names = getattr(of, name)
-            if names:
-                parts.append(f"{name} {len(names)}")
+    for name in ("merged", "kept", "dropped", "frozen"):
+        if names := getattr(node, name):
+            parts.append(f"{name} {len(names)} ({count(node.elements[name])})")
     if node.done:
         parts.append("done")
     elif node.skipped:
@@ -94,16 +91,8 @@ def _rich_tree(plan: Plan, label: Callable[[NodePlan], str]) -> RichTree:
 
 
 @contextmanager
-def watching(tree: Tree, *, shown: bool) -> Iterator[Callable[[Event], None] | None]:
-    """A view of a run: a tree that changes on a terminal, plain lines elsewhere.
-
-    Args:
-        tree: what runs.
-        shown: whether anything is wanted.
-    """
-    if not shown:
-        yield None
-        return
+def watching(tree: Tree) -> Iterator[Callable[[Event], None]]:
+    """A view of a run: a tree that changes on a terminal, plain lines elsewhere."""
     if not sys.stderr.isatty():
         yield _PlainView()
         return

@@ -35,6 +35,10 @@ _FOLDERS = ("objects", "work", "logs", "locks", "digests", "roots")
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
+class NoResultError(StoreError):
+    """There is no such result, or its record is damaged: it can be made again."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One finished result.
@@ -110,10 +114,14 @@ class Store:
         return self.folder / "logs" / f"{key}.progress.json"
 
     def has(self, key: str) -> bool:
-        """Whether a result is finished; one whose record is damaged is not."""
+        """Whether a result is finished; one whose record is damaged is not.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
         try:
             self.entry(key)
-        except StoreError:
+        except NoResultError:
             return False
         return True
 
@@ -121,18 +129,22 @@ class Store:
         """A finished result.
 
         Raises:
-            StoreError: there is none of that key, or its record cannot be read.
+            NoResultError: there is none of that key, or its record is damaged.
+            StoreError: the store cannot be read.
         """
         record_file = self.folder_of(key) / "record.json"
         try:
             record = json.loads(record_file.read_bytes())
             path = self.folder_of(key) / record["output"]
-            if not isinstance(record["digest"], str) or not path.exists():
-                raise ValueError("it names no checkpoint")
+            beside = record["output"] in (output_name(is_folder=False), output_name(is_folder=True))
+            if not beside or not isinstance(record["digest"], str) or not path.exists():
+                raise ValueError("it names no checkpoint beside it")
         except FileNotFoundError:
-            raise StoreError(f"{self.folder} has no result {key!r}") from None
+            raise NoResultError(f"{self.folder} has no result {key!r}") from None
+        except OSError as error:
+            raise StoreError(f"cannot read {record_file}: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{record_file} is damaged: {error}") from error
+            raise NoResultError(f"{record_file} is damaged: {error}") from error
         return Entry(key, path, record, _size(path))
 
     def damaged_records(self) -> list[str]:
@@ -266,6 +278,10 @@ class Store:
             _write(self.folder / "roots" / f"{root}.json", json.dumps({"nodes": dict(keys)}))
         except OSError as error:
             raise _store_error(self.folder, error) from error
+
+    def pins_changed(self) -> int:
+        """A number that is another one after each `pin`."""
+        return (self.folder / "roots").stat().st_mtime_ns
 
     def pinned(self, *, since: float = 0.0) -> dict[str, set[str]]:
         """Root key → keys of its tree, for trees that were run since then (seconds since 1970)."""

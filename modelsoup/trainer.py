@@ -53,6 +53,8 @@ from .errors import TrainerError, nearest
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+    from pydantic import TypeAdapter
+
 ENTRY_POINTS = "modelsoup.trainers"
 COMMAND = "command"
 PROGRESS_PREFIX = "soup-progress "
@@ -149,7 +151,7 @@ def get_trainer(name: str) -> Trainer:
         return CommandTrainer()
     if name in _trainers:
         return _trainers[name]
-    point = _entry_points().get(name)
+    point = None if ":" in name else _entry_points().get(name)
     if point is None and ":" not in name:
         extra = _EXTRAS.get(name)
         known = trainer_names()
@@ -201,7 +203,7 @@ def build_options(trainer: Trainer, given: Mapping[str, Any], folder: Path | Non
         TrainerError: an unknown option, a missing one, or a value of the wrong type; the message
             names the option.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     fields = {f.name: f for f in dataclasses.fields(trainer.options) if f.init}
     for name in given:
@@ -211,7 +213,7 @@ def build_options(trainer: Trainer, given: Mapping[str, Any], folder: Path | Non
                 f"the trainer {trainer.name!r} has no option {name!r}{nearest(name, fields) or has}"
             )
     try:
-        options = TypeAdapter(trainer.options).validate_python(dict(given))
+        options = _adapter(trainer.options).validate_python(dict(given))
         if folder is None:
             return options
         paths = {
@@ -234,10 +236,17 @@ def build_options(trainer: Trainer, given: Mapping[str, Any], folder: Path | Non
 
 def options_as_json(options: Any) -> dict[str, Any]:
     """Options as plain data, for records and keys."""
+    kind: Any = type(options)
+    plain: dict[str, Any] = _adapter(kind).dump_python(options, mode="json")
+    return plain
+
+
+@cache
+def _adapter(options: type) -> TypeAdapter[Any]:
+    """What checks options; making one takes longer than using it."""
     from pydantic import TypeAdapter
 
-    plain: dict[str, Any] = TypeAdapter(type(options)).dump_python(options, mode="json")
-    return plain
+    return TypeAdapter(options)
 
 
 def trainer_groups(trainer: Trainer, options: Any) -> dict[str, Sequence[str]]:

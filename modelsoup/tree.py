@@ -33,9 +33,15 @@ MAX_NODES = 20_000
 
 @dataclass(frozen=True)
 class Load:
-    """A checkpoint that exists: a file or a model folder."""
+    """A checkpoint that exists: a file or a model folder.
+
+    Attributes:
+        path: where it is.
+        digest: the XXH3-128 digest that its content must have; None takes what is there.
+    """
 
     path: Path
+    digest: str | None = None
 
 
 @dataclass(frozen=True)

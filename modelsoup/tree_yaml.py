@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +25,18 @@ from .checkpoint import StrPath
 from .errors import PlanError, SoupError, nearest
 from .recipe import recipe_from_mapping
 from .trainer import COMMAND, build_options, get_trainer, trainer_groups
-from .tree import ROOT, Builder, FineTune, Load, Merge, Train, Training, Tree, pair_levels
+from .tree import (
+    MAX_NODES,
+    ROOT,
+    Builder,
+    FineTune,
+    Load,
+    Merge,
+    Train,
+    Training,
+    Tree,
+    pair_levels,
+)
 from .yaml_text import YamlText, parse_yaml, read_yaml
 
 _ANY_METHOD = (
@@ -42,6 +54,9 @@ class _FileLeaf(_Strict):
     """A checkpoint that exists."""
 
     path: str = Field(description="A safetensors file or a model folder, relative to the plan.")
+    xxh3_128: str | None = Field(
+        None, pattern="^[0-9a-f]{32}$", description="The digest that its content must have."
+    )
 
 
 class _TrainLeaf(_Strict):
@@ -165,6 +180,10 @@ def parse_tree(
     return _Expander(parse_yaml(text, name), Path(folder)).expand()
 
 
+class _TooLargeError(PlanError):
+    """What names stand for swells without end."""
+
+
 class _Expander:
     """Spells a plan's file out into operations."""
 
@@ -175,6 +194,8 @@ class _Expander:
         self.builder = Builder(self.file.seed)
         self.used: set[str] = set()
         self.within: list[str] = []
+        self.faults: dict[str, None] = {}  # in order, each once
+        self.items = 0
 
     def _validated(self) -> PlanFile:
         if not isinstance(self.text.content, dict):
@@ -224,24 +245,52 @@ class _Expander:
     def expand(self) -> tuple[Tree, list[str]]:
         tree = self.file.tree
         root = self._item(tree, ("tree",), ROOT)
+        if self.faults or root is None:
+            raise PlanError("\n".join(self.faults))
         unused = [name for name in self.file.models if name not in self.used]
         warnings = [
             f"{self.text.at('models', name)}: the model {name!r} is not used" for name in unused
         ]
         return self.builder.tree(root), warnings
 
-    def _item(self, item: Any, path: tuple[str | int, ...], name: str) -> str:
-        """Add a model or a node, and all that it is made of."""
-        if isinstance(item, str):
-            return self._named(item, path)
+    def _item(self, item: Any, path: tuple[str | int, ...], name: str) -> str | None:
+        """Add a model or a node, and all that it is made of; None where something is wrong."""
+        self.items += 1
+        if self.items > MAX_NODES:
+            raise _TooLargeError(f"the tree has more than {MAX_NODES:,} nodes")
+        try:
+            if isinstance(item, str):
+                return self._named(item, path)
+            return self._node(item, path, name)
+        except _TooLargeError:
+            raise
+        except PlanError as error:
+            self.faults[str(error)] = None
+            return None
+
+    def _node(
+        self, item: _OfNode | _PairNode, path: tuple[str | int, ...], name: str
+    ) -> str | None:
         name = item.name or name
-        merge, finetune = self._merge(item, path), self._finetune(item, path)
         inside = item.of if isinstance(item, _OfNode) else item.pair
         key = "of" if isinstance(item, _OfNode) else "pair"
-        names = [
+        merge: Merge | None = None
+        finetune: FineTune | None = None
+        try:  # and go on: what is inside may be wrong, too
+            finetune = self._finetune(item, path)
+        except PlanError as error:
+            self.faults[str(error)] = None
+        try:
+            merge = self._merge(item, path)
+        except PlanError as error:
+            self.faults[str(error)] = None
+        found = [
             self._item(inner, (*path, key, index), f"{name}.{index + 1}")
             for index, inner in enumerate(inside)
         ]
+        names = [made for made in found if made is not None]
+        if merge is None or len(names) < len(found):
+            return None
         self.builder.place = self.text.at(*path)
         try:
             if isinstance(item, _OfNode):
@@ -253,7 +302,7 @@ class _Expander:
         except PlanError as error:
             raise PlanError(f"{self.text.at(*path)}: {error}") from None
 
-    def _named(self, name: str, path: tuple[str | int, ...]) -> str:
+    def _named(self, name: str, path: tuple[str | int, ...]) -> str | None:
         where = self.text.at(*path)
         model = self.file.models.get(name)
         if model is None:
@@ -271,7 +320,10 @@ class _Expander:
         self.builder.place = self.text.at(*at)
         if isinstance(model, str | _FileLeaf):
             file = model if isinstance(model, str) else model.path
-            return self.builder.add(free, Load(self.folder / file))
+            if not file:
+                raise PlanError(f"{self.builder.place}: the path of {name!r} is empty")
+            digest = None if isinstance(model, str) else model.xxh3_128
+            return self.builder.add(free, Load(self.folder / file, digest))
         if isinstance(model, _TrainLeaf):
             given = _over(self.file.defaults.train, model.train)
             training = self._training(given, (*at, "train"))
@@ -346,9 +398,12 @@ class _Expander:
         where = self.text.at(*path)
         resources = given.get("resources", {})
         if not isinstance(resources, dict) or not all(
-            isinstance(v, int | float) and not isinstance(v, bool) for v in resources.values()
+            isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v < math.inf
+            for v in resources.values()
         ):
-            raise PlanError(f"{where}: resources is {resources!r}, not a mapping to numbers")
+            raise PlanError(
+                f"{where}: resources is {resources!r}, not a mapping to numbers from 0 on"
+            )
         seed = given.get("seed")
         if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**63):
             raise PlanError(f"{where}: seed is {seed!r}, not an integer from 0 to 2^63 - 1")

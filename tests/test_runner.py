@@ -21,8 +21,8 @@ from trainers import network
 
 import modelsoup
 from modelsoup import FineTune, Merge, Recipe, RunError, Store, Training, binary_tree, parse_tree
-from modelsoup.executors import ProcessExecutor
 from modelsoup.plan import check
+from modelsoup.processes import ProcessExecutor
 
 SOUP = [sys.executable, "-m", "modelsoup"]
 TESTS = str(Path(__file__).parent)
@@ -153,6 +153,40 @@ def test_predicted_bytes_hold_for_methods_with_more_passes(folder: Path, method:
     assert check(tree).bytes_read == run(folder, text).bytes_read
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc counts what is read")
+@pytest.mark.parametrize("merge", [
+    "{method: linear, beta: 0.3}", "{method: slerp, t: 0.4}",
+    "{method: ties, base: d.safetensors, density: 0.5, weight: 0.5}",
+    "{layers: {w: merge, rest: drop}}",
+])  # fmt: skip
+def test_the_kernel_counts_the_bytes_that_the_plan_predicts(folder: Path, merge: str) -> None:
+    for seed, name in enumerate("abd"):
+        values = np.random.default_rng(seed).normal(size=(2, 2_000_000)).astype(np.float32)
+        save_file({"w": values[0], "v": values[1]}, folder / f"{name}.safetensors")
+    text = f"""soup: 1
+models: {{a: a.safetensors, b: b.safetensors}}
+tree: {{of: [a, b], merge: {merge}}}
+"""
+    tree, _ = parse_tree(text, folder=folder)
+    plan = check(tree)
+    store = Store(folder / "store")
+    for name in "abd":
+        store.digest_now(folder / f"{name}.safetensors")  # which a run would read them for
+    before = counted()
+    report = modelsoup.run(tree, None, store=folder / "store")
+    read, written = (after - then for after, then in zip(counted(), before, strict=True))
+    file = store.entry(report.records["root"]["key"]).path.stat().st_size
+    assert written == pytest.approx(plan.bytes_written, rel=0.01)
+    assert read == pytest.approx(plan.bytes_read + file, rel=0.01)  # once more for its digest
+
+
+def counted() -> tuple[int, int]:
+    """Bytes that this process has read and written."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    count = {name: int(value) for name, value in (line.split(": ") for line in lines)}
+    return count["rchar"], count["wchar"]
+
+
 def test_keep_root_leaves_one_result(folder: Path) -> None:
     report = run(folder, keep="root")
     assert [entry.record["node"] for entry in Store(folder / "store").entries()] == ["root"]
@@ -208,6 +242,26 @@ tree:
     first = run(folder, text)
     again = run(folder, modelsoup.plan_text(modelsoup.open_checkpoint(first.output)), "again")
     assert again.output.read_bytes() == first.output.read_bytes()
+
+
+def test_a_plan_from_a_lineage_takes_no_other_leaves(folder: Path) -> None:
+    (folder / "other").mkdir()
+    shutil.move(folder / "b.safetensors", folder / "other" / "a.safetensors")
+    text = "soup: 1\nmodels: {a: a.safetensors, b: other/a.safetensors}\ntree: {of: [a, b]}\n"
+    first = run(folder, text)
+    made = modelsoup.plan_text(modelsoup.open_checkpoint(first.output))
+    assert "# Different files are called a.safetensors: give each a path of its own." in made
+    with pytest.raises(
+        modelsoup.PlanError, match=r"a-2: .*a\.safetensors is another file than the"
+    ):
+        run(folder, made, "again")
+    second = made.rpartition("path: a.safetensors")
+    again = run(folder, second[0] + "path: other/a.safetensors" + second[2], "again")
+    assert again.output.read_bytes() == first.output.read_bytes()
+    with pytest.raises(
+        modelsoup.PlanError, match=r"2:35: models\.a\.xxh3_128 is 'f00': String should"
+    ):
+        run(folder, text.replace("a: a.safetensors", "a: {path: a.safetensors, xxh3_128: f00}"))
 
 
 def test_model_folders_stay_model_folders(folder: Path) -> None:

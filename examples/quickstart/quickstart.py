@@ -16,7 +16,6 @@ from digits import Options, accuracy, start, train_epoch
 from safetensors.numpy import save_file
 
 import modelsoup
-from modelsoup.executors import ProcessExecutor
 from modelsoup.picture import svg
 
 HERE = Path(__file__).parent
@@ -35,7 +34,7 @@ def main() -> None:
             figures = " ".join(f"{name} {value:.3f}" for name, value in event.metrics.items())
             print(f"{event.state:>5}  {event.node}  {figures}")
 
-    with ProcessExecutor(WORKERS) as executor:
+    with modelsoup.ProcessExecutor(WORKERS) as executor:
         report = modelsoup.run(
             tree, folder / "root.safetensors", store=folder / "store", force=True, watch=say,
             executor=executor,
