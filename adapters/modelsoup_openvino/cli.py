@@ -40,6 +40,9 @@ def openvino() -> None:
 @click.option("--activations", type=click.Choice(["symmetric", "asymmetric"]), help="Their mode.")
 @click.option("--per-channel/--per-tensor", default=True, show_default=True,
               help="Scales of weights.")  # fmt: skip
+@click.option("--overflow-fix", type=click.Choice(["first_layer_only", "enable", "disable"]),
+              default="first_layer_only", show_default=True,
+              help="Which weights use half of the range, for CPUs without VNNI.")  # fmt: skip
 @click.option("--accurate-bias-correction", is_flag=True, help="NNCF's slower way.")
 @click.option("--ignore", multiple=True, metavar="NAME",
               help="A layer (model.26) or operation that stays float; repeat it.")  # fmt: skip
@@ -56,7 +59,7 @@ def openvino() -> None:
 def quantize(
     model: Path, of: str, data: str | None, output: Path, epochs: int, rate: float | None,
     network: str | None, training: tuple[str, ...], preset: str, subset_size: int,
-    weights: str | None, activations: str | None, per_channel: bool,
+    weights: str | None, activations: str | None, per_channel: bool, overflow_fix: str,
     accurate_bias_correction: bool, ignore: tuple[str, ...], ignore_pattern: tuple[str, ...],
     ignore_type: tuple[str, ...], held_out: int, rounds: int, pictures: bool,
     quality: tuple[str, ...], seed: int, force: bool, as_json: bool,
@@ -74,7 +77,7 @@ def quantize(
         "pictures": pictures, "quality": quality,
         "quantisation": {
             "preset": preset, "subset_size": subset_size, "weights": weights,
-            "activations": activations, "per_channel": per_channel,
+            "activations": activations, "per_channel": per_channel, "overflow_fix": overflow_fix,
             "fast_bias_correction": not accurate_bias_correction, "ignored_names": ignore,
             "ignored_patterns": ignore_pattern, "ignored_types": ignore_type,
         },
