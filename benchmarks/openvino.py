@@ -4,15 +4,16 @@
     soup i2i data emoji emoji
     python benchmarks/openvino.py --data emoji --dir work
 
-A ResNet generator of the paper's size (9 blocks, 64 channels) is first trained on the pictures of
---data, whose two domains have the same file names: supervised on these pairs (L1, Adam, one pair a
-step), which gives pictures much sooner than CycleGAN does. Then `openvino-qat` quantises it, trains
+A ResNet generator of the paper's size (9 blocks, 64 channels) is first trained to draw the pictures
+of --data's domain B from themselves at half of their size: pairs that fit to the pixel, so that L1
+alone gives good pictures much sooner than CycleGAN does, and how good can be told in dB beside
+bicubic interpolation. It sees a crop a step. Then `openvino-qat` quantises it, trains
 with CycleGAN's losses, keeps the best, exports. PSNR is that of INT8's outputs to the float
 network's, both by OpenVINO, on test images at --side. All rows of the first table take turns on one
 image of --size; ratios are those of medians. `plain INT8` is NNCF's preset `mixed` as OpenVINO
 converts it. What --dir has of an earlier run (the trained network, the quantised one) is not made
-again, so that figures can be taken when the machine is idle; without it all goes into a temporary
-folder.
+again; so with --prepare, which stops before anything is timed, the rest can be run when the machine
+is idle. Without --dir all goes into a temporary folder.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ os.environ.setdefault("CXX", "/bin/false")
 
 import numpy as np
 import torch
-from modelsoup_i2i.images import list_images, read_image, to_tensor
+from modelsoup_i2i.data import resized
+from modelsoup_i2i.images import list_images, read_image, save_png, to_tensor
 from modelsoup_i2i.networks import GeneratorShape, ResnetGenerator, load_generator
 from modelsoup_openvino import export, measure
 from modelsoup_openvino.quantise import Quantisation, load_quantised, quantised
@@ -47,7 +49,7 @@ from modelsoup.torch_bridge import save_from
 
 TORCH_TARGET, FLOAT_TARGET, SIZE_TARGET, PSNR_TARGET = 4.5, 3.2, 0.26, 45.0
 TORCH, FLOAT, PLAIN, INT8 = "torch eager, float32", "OpenVINO, float32", "plain INT8", "INT8"
-HELD_OUT = 64
+HELD_OUT = 32
 ENDS = ("model.1", "model.26")
 """The first convolution and the last, where there are nine blocks."""
 
@@ -58,17 +60,18 @@ SETTINGS = {
     "both float32": Quantisation(ignored_names=ENDS),
     "`mixed`": Quantisation(preset="mixed"),
     "one scale for a weight": Quantisation(per_channel=False),
-    "half the range of all weights": Quantisation(overflow_fix="enable"),
-    "all of the range": Quantisation(overflow_fix="disable"),
+    "half of the range for all weights": Quantisation(overflow_fix="enable"),
+    "all of the range for all weights": Quantisation(overflow_fix="disable"),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("examples/emoji"), metavar="DIR")
-    parser.add_argument("--steps", type=int, default=1800, help="of training on one pair each")
+    parser.add_argument("--crop", type=int, default=48, help="side of what training sees")
+    parser.add_argument("--steps", type=int, default=1200, help="of training")
     parser.add_argument("--lr", type=float, default=4e-4, help="of those, falling from the half on")
-    parser.add_argument("--threads", type=int, help="of torch in training; default: torch's own")
+    parser.add_argument("--threads", type=int, help="of torch, but when it is timed")
     parser.add_argument("--epochs", type=int, default=2, help="with CycleGAN's losses, after PTQ")
     parser.add_argument("--pairs", type=int, default=40, help="training images of those epochs")
     parser.add_argument("--side", type=int, default=64, help="of images in training and for PSNR")
@@ -76,6 +79,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="the median of N")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=9)
+    parser.add_argument("--prepare", action="store_true", help="stop before times are taken")
+    parser.add_argument("--settings", action="store_true",
+                        help="first, likeness by ways to quantise; for 9 blocks")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="small and untrained: does it run?")
     parser.add_argument("--dir", type=Path, help="where to work, and what is there is used")
     arguments = parser.parse_args()
@@ -95,62 +101,71 @@ def main() -> None:
 def compare(arguments: argparse.Namespace, folder: Path) -> bool:
     """Print the tables; whether a target is missed."""
     start, out = folder / "start.safetensors", folder / "out"
-    network = trained(arguments, start)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(arguments.threads or threads)
+    data = prepared(arguments.data, arguments.side, folder / "data")
+    network = trained(arguments, data, start)
     if not (out / "report.json").exists():
         begun = time.monotonic()
-        quantise(arguments, start, out)
+        quantise(arguments, data, start, out)
         print(f"\nquantised, trained and exported in {time.monotonic() - begun:.0f} s")
-    table = folder / "settings.txt"
-    if arguments.blocks == 9:
-        if not table.exists():
-            table.write_text(settings(arguments, network), "utf-8")
-        print(f"\n{table.read_text('utf-8')}\n")
+    if arguments.settings:
+        print(f"\n{settings(arguments, network, data)}\n")
     missed = likeness(json.loads((out / "report.json").read_text("utf-8")))
-    return speed(arguments, network, out) or missed
+    paths = timed(arguments, network, folder)
+    torch.set_num_threads(threads)
+    if arguments.prepare:
+        return missed
+    return speed(arguments, network, paths) or missed
 
 
-def trained(arguments: argparse.Namespace, start: Path) -> ResnetGenerator:
+def trained(arguments: argparse.Namespace, data: Path, start: Path) -> ResnetGenerator:
     """The generator that is there, or one that is trained now; and how good its pictures are."""
     record = start.with_suffix(".txt")
     if not record.exists():
-        network, said = supervised(arguments)
+        network, said = supervised(arguments, data)
         save_from(nn.ModuleDict({"G_A": network}), start)
-        record.write_text(f"{said}\n{judged(network, arguments)}", "utf-8")
+        record.write_text(f"{said}\n{judged(network, data)}", "utf-8")
     print(record.read_text("utf-8"))
     return load_generator(start)
 
 
-def judged(network: ResnetGenerator, arguments: argparse.Namespace) -> str:
+def judged(network: ResnetGenerator, data: Path) -> str:
     """How near its pictures are to the true ones, beside those that it was given."""
-    inputs, truth = pairs(arguments.data, "test", arguments.side)
+    inputs, truth = pairs(data, "test")
     with torch.inference_mode():
         made = torch.cat([network.eval()(image[None]) for image in inputs])
     lines = []
-    for name, images in (("translated", made), ("untranslated", inputs)):
+    for name, images in (("drawn", made), ("bicubic, which it was given", inputs)):
         one, other = images.numpy()[:, None], truth.numpy()[:, None]
         alike = measure.ssim(one, other)
         lines.append(
             f"{name}: PSNR to the true picture {measure.mean_psnr(one, other):.2f} dB"
             + ("" if alike is None else f", SSIM {alike:.3f}")
-            + f", {len(truth)} test images of {arguments.side}²"
+            + f", {len(truth)} test images of {truth.shape[-1]}²"
         )
     return "\n".join(lines)
 
 
-def supervised(arguments: argparse.Namespace) -> tuple[ResnetGenerator, str]:
+def supervised(arguments: argparse.Namespace, data: Path) -> tuple[ResnetGenerator, str]:
     """A generator that was trained to make the second picture of a pair out of the first."""
     torch.manual_seed(0)
     network = ResnetGenerator(GeneratorShape(arguments.width, arguments.blocks))
     network.recompute = True  # not only leaner: faster on a CPU
-    inputs, truth = pairs(arguments.data, "train", arguments.side)
-    steps, begun, threads = arguments.steps, time.monotonic(), torch.get_num_threads()
-    torch.set_num_threads(arguments.threads or threads)
+    inputs, truth = pairs(data, "train")
+    steps, begun = arguments.steps, time.monotonic()
     adam = torch.optim.Adam(network.parameters(), arguments.lr, (0.5, 0.999), fused=True)
     falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: min(1.0, 2 - 2 * n / steps))
     order = torch.cat([torch.randperm(len(inputs)) for _ in range(-(-steps // len(inputs)))])
+    crop, free = arguments.crop, arguments.side - arguments.crop + 1
     mean = 0.0
     for number, one in enumerate(order[:steps].tolist(), 1):
-        loss = (network(inputs[one : one + 1]) - truth[one : one + 1]).abs().mean()
+        top, left = torch.randint(free, (2,)).tolist()
+        coarse, whole = (
+            images[one : one + 1, :, top : top + crop, left : left + crop]
+            for images in (inputs, truth)
+        )
+        loss = (network(coarse) - whole).abs().mean()
         loss.backward()
         adam.step()
         adam.zero_grad()
@@ -159,35 +174,41 @@ def supervised(arguments: argparse.Namespace) -> tuple[ResnetGenerator, str]:
         if number % 100 == 0 or number == steps:
             taken = time.monotonic() - begun
             print(f"step {number} of {steps}: L1 {mean:.4f}, {taken:.0f} s", file=sys.stderr)
-    torch.set_num_threads(threads)
     return network, (
-        f"trained for {steps} steps on one of {len(inputs)} pairs of {arguments.side}² each, L1"
+        f"trained for {steps} steps on a crop of {crop}² of one of {len(inputs)} pictures each"
     )
 
 
-def pairs(data: Path, part: str, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both domains of a part, N × 3 × side × side each, in the order of their names."""
-    from modelsoup_i2i.data import resized
+def prepared(data: Path, side: int, folder: Path) -> Path:
+    """A set of two domains: coarse pictures, and the same as they are; made if it is not there."""
+    if (folder / "testB").exists():
+        return folder
+    partial = Path(tempfile.mkdtemp(dir=folder.parent))
+    for part in ("train", "test"):
+        for domain in "AB":
+            (partial / f"{part}{domain}").mkdir()
+        for path in list_images(data / f"{part}B"):
+            whole = resized(read_image(path), (side, side))
+            coarse = resized(resized(whole, (side // 2, side // 2)), (side, side))
+            save_png(coarse, partial / f"{part}A" / f"{path.stem}.png")
+            save_png(whole, partial / f"{part}B" / f"{path.stem}.png")
+    partial.rename(folder)
+    return folder
 
-    names = [path.name for path in list_images(data / f"{part}A")]
-    if names != [path.name for path in list_images(data / f"{part}B")]:
-        raise SystemExit(f"{data} has not the same file names in {part}A and {part}B")
+
+def pairs(data: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both domains of a part, N × 3 × side × side each, in the order of their names."""
     first, second = (
-        torch.stack(
-            [
-                to_tensor(resized(read_image(data / f"{part}{domain}" / name), (side, side)))
-                for name in names
-            ]
-        )
+        torch.stack([to_tensor(read_image(path)) for path in list_images(data / f"{part}{domain}")])
         for domain in "AB"
     )
     return first, second
 
 
-def settings(arguments: argparse.Namespace, network: ResnetGenerator) -> str:
+def settings(arguments: argparse.Namespace, network: ResnetGenerator, data: Path) -> str:
     """A table: how near INT8 is after calibration alone, quantised in one way and in others."""
     images, held_out = (
-        [image[None] for image in pairs(arguments.data, part, arguments.side)[0][:count]]
+        [image[None] for image in pairs(data, part)[0][:count]]
         for part, count in (("train", arguments.pairs), ("test", HELD_OUT))
     )
     plain = measure.compiled_for(export.converted(network, images[0]), "LATENCY")
@@ -214,12 +235,12 @@ def chosen(data: Path, count: int, folder: Path) -> Path:
     return folder
 
 
-def quantise(arguments: argparse.Namespace, start: Path, out: Path) -> None:
+def quantise(arguments: argparse.Namespace, data: Path, start: Path, out: Path) -> None:
     """What `openvino-qat` delivers, made with CycleGAN's losses."""
     work = Path(tempfile.mkdtemp(prefix="work-", dir=out.parent))
-    data = chosen(arguments.data, arguments.pairs, work / "data")
+    few = chosen(data, arguments.pairs, work / "data")
     training = {
-        "data": str(data), "load_size": arguments.side * 9 // 8, "crop_size": arguments.side,
+        "data": str(few), "load_size": arguments.side, "crop_size": arguments.side,
         "device": "cpu", "sheet_every": 0,
     }  # fmt: skip
     given = {
@@ -251,16 +272,30 @@ def likeness(told: dict[str, Any]) -> bool:
     return bool(found < PSNR_TARGET or share > SIZE_TARGET)
 
 
-def speed(arguments: argparse.Namespace, network: ResnetGenerator, out: Path) -> bool:
+def timed(arguments: argparse.Namespace, network: ResnetGenerator, folder: Path) -> dict[str, Path]:
+    """The IRs that are timed, for one image of --size: row → path."""
+    paths = {FLOAT: folder / "float.xml", PLAIN: folder / "plain.xml", INT8: folder / "int8.xml"}
+    if not paths[INT8].exists():
+        small, example = (example_of(side) for side in (arguments.side, arguments.size))
+        kept = folder / "out" / "quantised.safetensors"
+        own = load_quantised(network, kept, say=lambda _: None).eval()
+        mixed = quantised(network, [small], Quantisation(preset="mixed"), say=lambda _: None).eval()
+        export.write(export.converted(network, example), paths[FLOAT], {})
+        export.write(export.converted(mixed, example, fold=False), paths[PLAIN], {})
+        export.write(export.converted(own, example), paths[INT8], {})
+    return paths
+
+
+def example_of(side: int) -> torch.Tensor:
+    return torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def speed(
+    arguments: argparse.Namespace, network: ResnetGenerator, paths: dict[str, Path]
+) -> bool:  # fmt: skip
     """The table of times and memory; whether a target is missed."""
-    size = arguments.size
-    generator = torch.Generator().manual_seed(0)
-    example = torch.rand(1, 3, size, size, generator=generator) * 2 - 1
-    own = load_quantised(network, out / "quantised.safetensors", say=lambda _: None).eval()
-    mixed = quantised(network, [example], Quantisation(preset="mixed"), say=lambda _: None).eval()
-    models = {FLOAT: export.converted(network, example)}
-    models[PLAIN] = export.converted(mixed, example, fold=False)
-    models[INT8] = export.converted(own, example)
+    size, example = arguments.size, example_of(arguments.size)
+    models = {name: export.read(path) for name, path in paths.items()}
 
     def eager() -> object:
         with torch.inference_mode():
@@ -276,11 +311,7 @@ def speed(arguments: argparse.Namespace, network: ResnetGenerator, out: Path) ->
     for name, one in found.items():
         ratio, target = one.latency / fast, targets.get(name)
         missed |= target is not None and ratio < target
-        memory = "–"
-        if name in models:
-            path = out.with_name("timed.xml")
-            export.write(models[name], path, {})
-            memory = str(measure.peak_memory(path)["peak"])
+        memory = str(measure.peak_memory(paths[name])["peak"]) if name in paths else "–"
         cells = [
             f"{one.latency:.1f}", f"{one.fastest:.1f}", f"{ratio:.2f}",
             "–" if target is None else f"≥ {target}",

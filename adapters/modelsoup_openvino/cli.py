@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelsoup import ParameterError
+from modelsoup import ParameterError, SoupError
 
 if TYPE_CHECKING:
     from .trainer import OpenVinoOptions
@@ -69,6 +69,7 @@ def quantize(
     A run that was interrupted is gone on with by the same command.
     """
     from .deliver import PAGE, must_be_free
+    from .qat import BEGUN
     from .trainer import quantise_to
 
     given: dict[str, Any] = {
@@ -91,9 +92,14 @@ def quantize(
     must_be_free(output, force=force)
     work = output.with_name(f".{output.name}.unfinished")
     work.mkdir(exist_ok=True)
-    told = quantise_to(
-        options, model, output, seed=seed, frozen=(), work=work, report=_progress, log=_say
-    )
+    try:
+        told = quantise_to(
+            options, model, output, seed=seed, frozen=(), work=work, report=_progress, log=_say
+        )
+    except SoupError:
+        if not (work / BEGUN).exists():  # nothing was computed that could be gone on with
+            shutil.rmtree(work)
+        raise
     shutil.rmtree(work)
     if as_json:
         click.echo(json.dumps(told))

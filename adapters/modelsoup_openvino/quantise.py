@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -114,6 +115,10 @@ def quantised(
         except nncf.ValidationError as error:
             said = " ".join(str(error).split())
             raise ParameterError(f"NNCF refuses what is to be ignored: {said}") from error
+        except re.error as error:
+            raise ParameterError(
+                f"{error.pattern!r} in what is to be ignored is no regular expression: {error}"
+            ) from error
     before = network.state_dict()
     own = result.state_dict()
     with torch.no_grad():
