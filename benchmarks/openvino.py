@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="the median of N")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=9)
+    parser.add_argument("--overflow-fix", default="first_layer_only", help="as in soup openvino")
     parser.add_argument("--prepare", action="store_true", help="stop before times are taken")
     parser.add_argument("--settings", action="store_true",
                         help="first, likeness by ways to quantise; for 9 blocks")  # fmt: skip
@@ -245,7 +246,7 @@ def quantise(arguments: argparse.Namespace, data: Path, start: Path, out: Path) 
     }  # fmt: skip
     given = {
         "of": "cyclegan", "out": str(out), "epochs": arguments.epochs, "rounds": 0,
-        "training": training,
+        "training": training, "quantisation": {"overflow_fix": arguments.overflow_fix},
     }  # fmt: skip
     quantise_to(
         modelsoup.build_options(OpenVinoQat(), given), start, out, seed=0, frozen=(), work=work,

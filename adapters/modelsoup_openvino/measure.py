@@ -29,6 +29,8 @@ Hint = Literal["LATENCY", "THROUGHPUT"]
 PEAK = 2.0
 """The range of images in [−1, 1]."""
 
+CPU_INFO = Path("/proc/cpuinfo")
+
 _PEAK_MEMORY = """
 import json, sys
 from pathlib import Path
@@ -277,7 +279,7 @@ def _flags() -> list[str]:
 def _cpu_info() -> dict[str, str]:
     """What Linux tells of a processor; nothing elsewhere."""
     try:
-        text = Path("/proc/cpuinfo").read_text("utf-8")
+        text = CPU_INFO.read_text("utf-8")
     except OSError:
         return {}
     pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)

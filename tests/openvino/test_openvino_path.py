@@ -60,6 +60,7 @@ def test_a_run_leaves_models_checkpoints_report_and_pictures(made):
     assert set(models) == {"torch", "fp32.xml", "int8.xml"}
     assert all(one["latency"] > 0 for one in models.values())
     assert told["speed"]["memory_mib"]["int8.xml"]["peak"] > 0
+    assert told["likeness"]["saturates"] == measure.saturates() == ("has no VNNI" in page)
 
 
 def test_the_nearest_candidate_is_kept_and_all_are_reported(made):
