@@ -1,21 +1,27 @@
 # ruff: noqa: E402
 """INT8 on this CPU beside torch and OpenVINO in float32: time, size, memory, likeness, in one run.
 
-    python benchmarks/openvino.py --data examples/emoji
+    soup i2i data emoji emoji
+    python benchmarks/openvino.py --data emoji --dir work
 
-A ResNet generator of the paper's size (9 blocks, 64 channels) is first trained on the pictures of
---data, whose two domains have the same file names: supervised on these pairs (L1, Adam 2e-4), which
-in minutes gives pictures that CycleGAN needs hours for. Then `openvino-qat` quantises it, trains
+A ResNet generator of the paper's size (9 blocks, 64 channels) is first trained to draw the pictures
+of --data's domain B from themselves at half of their size: pairs that fit to the pixel, so that L1
+alone gives good pictures much sooner than CycleGAN does, and how good can be told in dB beside
+bicubic interpolation. It sees a crop a step. Then `openvino-qat` quantises it, trains
 with CycleGAN's losses, keeps the best, exports. PSNR is that of INT8's outputs to the float
 network's, both by OpenVINO, on test images at --side. All rows of the first table take turns on one
 image of --size; ratios are those of medians. `plain INT8` is NNCF's preset `mixed` as OpenVINO
-converts it. Everything is written into a temporary folder.
+converts it. What --dir has of an earlier run (the trained network, the quantised one) is not made
+again; so with --prepare, which stops before anything is timed, the rest can be run when the machine
+is idle. Without --dir all goes into a temporary folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -27,9 +33,11 @@ sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(
 # NNCF's extension would be compiled into a cache outside the benchmark's own folder.
 os.environ.setdefault("CXX", "/bin/false")
 
+import numpy as np
 import torch
-from modelsoup_i2i.images import list_images, read_image, to_tensor
-from modelsoup_i2i.networks import GeneratorShape, ResnetGenerator
+from modelsoup_i2i.data import resized
+from modelsoup_i2i.images import list_images, read_image, save_png, to_tensor
+from modelsoup_i2i.networks import GeneratorShape, ResnetGenerator, load_generator
 from modelsoup_openvino import export, measure
 from modelsoup_openvino.quantise import Quantisation, load_quantised, quantised
 from modelsoup_openvino.trainer import OpenVinoQat, quantise_to
@@ -41,12 +49,29 @@ from modelsoup.torch_bridge import save_from
 
 TORCH_TARGET, FLOAT_TARGET, SIZE_TARGET, PSNR_TARGET = 4.5, 3.2, 0.26, 45.0
 TORCH, FLOAT, PLAIN, INT8 = "torch eager, float32", "OpenVINO, float32", "plain INT8", "INT8"
+HELD_OUT = 32
+ENDS = ("model.1", "model.26")
+"""The first convolution and the last, where there are nine blocks."""
+
+SETTINGS = {
+    "`performance`, as by default": Quantisation(),
+    "first convolution float32": Quantisation(ignored_names=ENDS[:1]),
+    "last convolution float32": Quantisation(ignored_names=ENDS[1:]),
+    "both float32": Quantisation(ignored_names=ENDS),
+    "`mixed`": Quantisation(preset="mixed"),
+    "one scale for a weight": Quantisation(per_channel=False),
+    "half of the range for all weights": Quantisation(overflow_fix="enable"),
+    "all of the range for all weights": Quantisation(overflow_fix="disable"),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("examples/emoji"), metavar="DIR")
-    parser.add_argument("--minutes", type=float, default=4, help="of supervised training")
+    parser.add_argument("--crop", type=int, default=48, help="side of what training sees")
+    parser.add_argument("--steps", type=int, default=1200, help="of training")
+    parser.add_argument("--lr", type=float, default=4e-4, help="of those, falling from the half on")
+    parser.add_argument("--threads", type=int, help="of torch, but when it is timed")
     parser.add_argument("--epochs", type=int, default=2, help="with CycleGAN's losses, after PTQ")
     parser.add_argument("--pairs", type=int, default=40, help="training images of those epochs")
     parser.add_argument("--side", type=int, default=64, help="of images in training and for PSNR")
@@ -54,78 +79,151 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="the median of N")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=9)
+    parser.add_argument("--overflow-fix", default="first_layer_only", help="as in soup openvino")
+    parser.add_argument("--prepare", action="store_true", help="stop before times are taken")
+    parser.add_argument("--settings", action="store_true",
+                        help="first, likeness by ways to quantise; for 9 blocks")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="small and untrained: does it run?")
-    parser.add_argument("--dir", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument("--dir", type=Path, help="where to work, and what is there is used")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.minutes, arguments.epochs, arguments.pairs = 0.1, 1, 2
+        arguments.steps, arguments.epochs, arguments.pairs = 20, 1, 2
         arguments.width, arguments.blocks, arguments.size, arguments.rounds = 8, 2, 64, 5
     versions = ", ".join(f"{name} {version}" for name, version in installed().items())
     told = measure.machine()
     print(f"{told['processor']}, {told['cores']} cores, load before {told['load']}; {versions}\n")
-    with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
-        sys.exit(compare(arguments, Path(folder)))
+    if arguments.dir is None:
+        with tempfile.TemporaryDirectory() as folder:
+            sys.exit(compare(arguments, Path(folder)))
+    arguments.dir.mkdir(exist_ok=True)
+    sys.exit(compare(arguments, arguments.dir))
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> bool:
     """Print the tables; whether a target is missed."""
-    shape = GeneratorShape(arguments.width, arguments.blocks)
-    network = supervised(shape, arguments)
     start, out = folder / "start.safetensors", folder / "out"
-    save_from(nn.ModuleDict({"G_A": network}), start)
-    data = chosen(arguments.data, arguments.pairs, folder / "data")
-    begun = time.monotonic()
-    quality = quantise(arguments, start, data, out)
-    print(f"\nquantised, trained and exported in {time.monotonic() - begun:.0f} s\n")
-    missed = likeness(quality)
-    return speed(arguments, network, out) or missed
+    threads = torch.get_num_threads()
+    torch.set_num_threads(arguments.threads or threads)
+    data = prepared(arguments.data, arguments.side, folder / "data")
+    network = trained(arguments, data, start)
+    if not (out / "report.json").exists():
+        begun = time.monotonic()
+        quantise(arguments, data, start, out)
+        print(f"\nquantised, trained and exported in {time.monotonic() - begun:.0f} s")
+    if arguments.settings:
+        print(f"\n{settings(arguments, network, data)}\n")
+    missed = likeness(json.loads((out / "report.json").read_text("utf-8")))
+    paths = timed(arguments, network, folder)
+    torch.set_num_threads(threads)
+    if arguments.prepare:
+        return missed
+    return speed(arguments, network, paths) or missed
 
 
-def supervised(shape: GeneratorShape, arguments: argparse.Namespace) -> ResnetGenerator:
-    """A generator that was trained for some minutes, and how good its pictures are."""
+def trained(arguments: argparse.Namespace, data: Path, start: Path) -> ResnetGenerator:
+    """The generator that is there, or one that is trained now; and how good its pictures are."""
+    record = start.with_suffix(".txt")
+    if not record.exists():
+        network, said = supervised(arguments, data)
+        save_from(nn.ModuleDict({"G_A": network}), start)
+        record.write_text(f"{said}\n{judged(network, data)}", "utf-8")
+    print(record.read_text("utf-8"))
+    return load_generator(start)
+
+
+def judged(network: ResnetGenerator, data: Path) -> str:
+    """How near its pictures are to the true ones, beside those that it was given."""
+    inputs, truth = pairs(data, "test")
+    with torch.inference_mode():
+        made = torch.cat([network.eval()(image[None]) for image in inputs])
+    lines = []
+    for name, images in (("drawn", made), ("bicubic, which it was given", inputs)):
+        one, other = images.numpy()[:, None], truth.numpy()[:, None]
+        alike = measure.ssim(one, other)
+        lines.append(
+            f"{name}: PSNR to the true picture {measure.mean_psnr(one, other):.2f} dB"
+            + ("" if alike is None else f", SSIM {alike:.3f}")
+            + f", {len(truth)} test images of {truth.shape[-1]}²"
+        )
+    return "\n".join(lines)
+
+
+def supervised(arguments: argparse.Namespace, data: Path) -> tuple[ResnetGenerator, str]:
+    """A generator that was trained to make the second picture of a pair out of the first."""
     torch.manual_seed(0)
-    network = ResnetGenerator(shape)
-    train, test = (pairs(arguments.data, part, arguments.side) for part in ("train", "test"))
-    adam = torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999))
-    deadline, steps = time.monotonic() + 60 * arguments.minutes, 0
-    while time.monotonic() < deadline:
-        chosen_now = torch.randint(len(train[0]), (4,))
-        loss = (network(train[0][chosen_now]) - train[1][chosen_now]).abs().mean()
-        adam.zero_grad()
+    network = ResnetGenerator(GeneratorShape(arguments.width, arguments.blocks))
+    network.recompute = True  # not only leaner: faster on a CPU
+    inputs, truth = pairs(data, "train")
+    steps, begun = arguments.steps, time.monotonic()
+    adam = torch.optim.Adam(network.parameters(), arguments.lr, (0.5, 0.999), fused=True)
+    falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: min(1.0, 2 - 2 * n / steps))
+    order = torch.cat([torch.randperm(len(inputs)) for _ in range(-(-steps // len(inputs)))])
+    crop, free = arguments.crop, arguments.side - arguments.crop + 1
+    mean = 0.0
+    for number, one in enumerate(order[:steps].tolist(), 1):
+        top, left = torch.randint(free, (2,)).tolist()
+        coarse, whole = (
+            images[one : one + 1, :, top : top + crop, left : left + crop]
+            for images in (inputs, truth)
+        )
+        loss = (network(coarse) - whole).abs().mean()
         loss.backward()
         adam.step()
-        steps += 1
-    network.eval()
-    with torch.inference_mode():
-        made = torch.cat([network(image[None]) for image in test[0]])
-    to_truth, unchanged = (
-        measure.mean_psnr(images.numpy()[:, None], test[1].numpy()[:, None])
-        for images in (made, test[0])
+        adam.zero_grad()
+        falling.step()
+        mean += (float(loss.detach()) - mean) * max(0.01, 1 / number)
+        if number % 100 == 0 or number == steps:
+            taken = time.monotonic() - begun
+            print(f"step {number} of {steps}: L1 {mean:.4f}, {taken:.0f} s", file=sys.stderr)
+    return network, (
+        f"trained for {steps} steps on a crop of {crop}² of one of {len(inputs)} pictures each"
     )
-    print(
-        f"trained for {steps} steps of 4 pairs of {arguments.side}²: PSNR to the true picture "
-        f"{to_truth:.2f} dB on {len(test[0])} test images ({unchanged:.2f} dB untranslated)"
-    )
-    return network
 
 
-def pairs(data: Path, part: str, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+def prepared(data: Path, side: int, folder: Path) -> Path:
+    """A set of two domains: coarse pictures, and the same as they are; made if it is not there."""
+    if (folder / "testB").exists():
+        return folder
+    partial = Path(tempfile.mkdtemp(dir=folder.parent))
+    for part in ("train", "test"):
+        for domain in "AB":
+            (partial / f"{part}{domain}").mkdir()
+        for path in list_images(data / f"{part}B"):
+            whole = resized(read_image(path), (side, side))
+            coarse = resized(resized(whole, (side // 2, side // 2)), (side, side))
+            save_png(coarse, partial / f"{part}A" / f"{path.stem}.png")
+            save_png(whole, partial / f"{part}B" / f"{path.stem}.png")
+    partial.rename(folder)
+    return folder
+
+
+def pairs(data: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Both domains of a part, N × 3 × side × side each, in the order of their names."""
-    from modelsoup_i2i.data import resized
-
-    names = [path.name for path in list_images(data / f"{part}A")]
-    if names != [path.name for path in list_images(data / f"{part}B")]:
-        raise SystemExit(f"{data} has not the same file names in {part}A and {part}B")
     first, second = (
-        torch.stack(
-            [
-                to_tensor(resized(read_image(data / f"{part}{domain}" / name), (side, side)))
-                for name in names
-            ]
-        )
+        torch.stack([to_tensor(read_image(path)) for path in list_images(data / f"{part}{domain}")])
         for domain in "AB"
     )
     return first, second
+
+
+def settings(arguments: argparse.Namespace, network: ResnetGenerator, data: Path) -> str:
+    """A table: how near INT8 is after calibration alone, quantised in one way and in others."""
+    images, held_out = (
+        [image[None] for image in pairs(data, part)[0][:count]]
+        for part, count in (("train", arguments.pairs), ("test", HELD_OUT))
+    )
+    plain = measure.compiled_for(export.converted(network, images[0]), "LATENCY")
+    expected = [np.array(plain(image.numpy())[0]) for image in held_out]
+    lines = ["| calibrated only | NNCF's network, dB | as exported, dB |", "|---|--:|--:|"]
+    for name, how in SETTINGS.items():
+        own = quantised(network, images, how, say=lambda _: None).eval()
+        with torch.inference_mode():
+            fake = [own(image).numpy() for image in held_out]
+        call = measure.compiled_for(export.converted(own, images[0]), "LATENCY")
+        made = [np.array(call(image.numpy())[0]) for image in held_out]
+        found = [measure.mean_psnr(one, expected) for one in (fake, made)]
+        lines.append(f"| {name} | {found[0]:.2f} | {found[1]:.2f} |")
+    return "\n".join(lines)
 
 
 def chosen(data: Path, count: int, folder: Path) -> Path:
@@ -138,22 +236,23 @@ def chosen(data: Path, count: int, folder: Path) -> Path:
     return folder
 
 
-def quantise(arguments: argparse.Namespace, start: Path, data: Path, out: Path) -> dict[str, Any]:
-    """The report of `openvino-qat`, made with its own trainer and losses."""
+def quantise(arguments: argparse.Namespace, data: Path, start: Path, out: Path) -> None:
+    """What `openvino-qat` delivers, made with CycleGAN's losses."""
+    work = Path(tempfile.mkdtemp(prefix="work-", dir=out.parent))
+    few = chosen(data, arguments.pairs, work / "data")
     training = {
-        "data": str(data), "load_size": arguments.side * 9 // 8, "crop_size": arguments.side,
+        "data": str(few), "load_size": arguments.side, "crop_size": arguments.side,
         "device": "cpu", "sheet_every": 0,
     }  # fmt: skip
     given = {
         "of": "cyclegan", "out": str(out), "epochs": arguments.epochs, "rounds": 0,
-        "training": training,
+        "training": training, "quantisation": {"overflow_fix": arguments.overflow_fix},
     }  # fmt: skip
-    work = out.with_name("work")
-    work.mkdir()
-    return quantise_to(
+    quantise_to(
         modelsoup.build_options(OpenVinoQat(), given), start, out, seed=0, frozen=(), work=work,
-        report=lambda done, figures: None, log=lambda line: None,
+        report=lambda done, figures: None, log=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
+    shutil.rmtree(work)
 
 
 def likeness(told: dict[str, Any]) -> bool:
@@ -174,16 +273,30 @@ def likeness(told: dict[str, Any]) -> bool:
     return bool(found < PSNR_TARGET or share > SIZE_TARGET)
 
 
-def speed(arguments: argparse.Namespace, network: ResnetGenerator, out: Path) -> bool:
+def timed(arguments: argparse.Namespace, network: ResnetGenerator, folder: Path) -> dict[str, Path]:
+    """The IRs that are timed, for one image of --size: row → path."""
+    paths = {FLOAT: folder / "float.xml", PLAIN: folder / "plain.xml", INT8: folder / "int8.xml"}
+    if not paths[INT8].exists():
+        small, example = (example_of(side) for side in (arguments.side, arguments.size))
+        kept = folder / "out" / "quantised.safetensors"
+        own = load_quantised(network, kept, say=lambda _: None).eval()
+        mixed = quantised(network, [small], Quantisation(preset="mixed"), say=lambda _: None).eval()
+        export.write(export.converted(network, example), paths[FLOAT], {})
+        export.write(export.converted(mixed, example, fold=False), paths[PLAIN], {})
+        export.write(export.converted(own, example), paths[INT8], {})
+    return paths
+
+
+def example_of(side: int) -> torch.Tensor:
+    return torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def speed(
+    arguments: argparse.Namespace, network: ResnetGenerator, paths: dict[str, Path]
+) -> bool:  # fmt: skip
     """The table of times and memory; whether a target is missed."""
-    size = arguments.size
-    generator = torch.Generator().manual_seed(0)
-    example = torch.rand(1, 3, size, size, generator=generator) * 2 - 1
-    own = load_quantised(network, out / "quantised.safetensors", say=lambda _: None).eval()
-    mixed = quantised(network, [example], Quantisation(preset="mixed"), say=lambda _: None).eval()
-    models = {FLOAT: export.converted(network, example)}
-    models[PLAIN] = export.converted(mixed, example, fold=False)
-    models[INT8] = export.converted(own, example)
+    size, example = arguments.size, example_of(arguments.size)
+    models = {name: export.read(path) for name, path in paths.items()}
 
     def eager() -> object:
         with torch.inference_mode():
@@ -199,11 +312,7 @@ def speed(arguments: argparse.Namespace, network: ResnetGenerator, out: Path) ->
     for name, one in found.items():
         ratio, target = one.latency / fast, targets.get(name)
         missed |= target is not None and ratio < target
-        memory = "–"
-        if name in models:
-            path = out.with_name("timed.xml")
-            export.write(models[name], path, {})
-            memory = str(measure.peak_memory(path)["peak"])
+        memory = str(measure.peak_memory(paths[name])["peak"]) if name in paths else "–"
         cells = [
             f"{one.latency:.1f}", f"{one.fastest:.1f}", f"{ratio:.2f}",
             "–" if target is None else f"≥ {target}",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelsoup import ParameterError
+from modelsoup import ParameterError, SoupError
 
 if TYPE_CHECKING:
     from .trainer import OpenVinoOptions
@@ -40,6 +40,9 @@ def openvino() -> None:
 @click.option("--activations", type=click.Choice(["symmetric", "asymmetric"]), help="Their mode.")
 @click.option("--per-channel/--per-tensor", default=True, show_default=True,
               help="Scales of weights.")  # fmt: skip
+@click.option("--overflow-fix", type=click.Choice(["first_layer_only", "enable", "disable"]),
+              default="first_layer_only", show_default=True,
+              help="Which weights use half of the range, for CPUs without VNNI.")  # fmt: skip
 @click.option("--accurate-bias-correction", is_flag=True, help="NNCF's slower way.")
 @click.option("--ignore", multiple=True, metavar="NAME",
               help="A layer (model.26) or operation that stays float; repeat it.")  # fmt: skip
@@ -56,7 +59,7 @@ def openvino() -> None:
 def quantize(
     model: Path, of: str, data: str | None, output: Path, epochs: int, rate: float | None,
     network: str | None, training: tuple[str, ...], preset: str, subset_size: int,
-    weights: str | None, activations: str | None, per_channel: bool,
+    weights: str | None, activations: str | None, per_channel: bool, overflow_fix: str,
     accurate_bias_correction: bool, ignore: tuple[str, ...], ignore_pattern: tuple[str, ...],
     ignore_type: tuple[str, ...], held_out: int, rounds: int, pictures: bool,
     quality: tuple[str, ...], seed: int, force: bool, as_json: bool,
@@ -66,6 +69,7 @@ def quantize(
     A run that was interrupted is gone on with by the same command.
     """
     from .deliver import PAGE, must_be_free
+    from .qat import BEGUN
     from .trainer import quantise_to
 
     given: dict[str, Any] = {
@@ -74,7 +78,7 @@ def quantize(
         "pictures": pictures, "quality": quality,
         "quantisation": {
             "preset": preset, "subset_size": subset_size, "weights": weights,
-            "activations": activations, "per_channel": per_channel,
+            "activations": activations, "per_channel": per_channel, "overflow_fix": overflow_fix,
             "fast_bias_correction": not accurate_bias_correction, "ignored_names": ignore,
             "ignored_patterns": ignore_pattern, "ignored_types": ignore_type,
         },
@@ -88,9 +92,14 @@ def quantize(
     must_be_free(output, force=force)
     work = output.with_name(f".{output.name}.unfinished")
     work.mkdir(exist_ok=True)
-    told = quantise_to(
-        options, model, output, seed=seed, frozen=(), work=work, report=_progress, log=_say
-    )
+    try:
+        told = quantise_to(
+            options, model, output, seed=seed, frozen=(), work=work, report=_progress, log=_say
+        )
+    except SoupError:
+        if not (work / BEGUN).exists():  # nothing was computed that could be gone on with
+            shutil.rmtree(work)
+        raise
     shutil.rmtree(work)
     if as_json:
         click.echo(json.dumps(told))

@@ -108,14 +108,17 @@ def deliver(
             "kept": outcome.kept.epoch,
             "losses": {name: round(value, 6) for name, value in outcome.figures.items()},
             "held_out": {"images": len(outcome.held_out), "from_test": outcome.from_test},
-            "likeness": {**outputs, "agreement": {k: round(v, 2) for k, v in agreed.items()}},
+            "likeness": {
+                **outputs, "agreement": {k: round(v, 2) for k, v in agreed.items()},
+                "saturates": measure.saturates() and how.overflow_fix != "enable",
+            },
             "quality": {name: dict(values) for name, values in quality.items()},
             "operations": _operations(models[INT8]),
             "bytes": {n: measure.size_on_disk(folder / n) for n in (INT8, FP32, FP16)},
             "speed": _speed(models, outcome, rounds, folder) if rounds else {},
             "machine": measure.machine(),
             "versions": installed(),
-        }
+        }  # fmt: skip
         (folder / REPORT).write_text(json.dumps(told, indent=2) + "\n", "utf-8")
         (folder / PAGE).write_text(page(told), "utf-8")
         _save_sheet(outcome, folder / SHEET)

@@ -13,7 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from modelsoup import ParameterError, Trainer, TrainerError, build_options, get_trainer, nearest
+from modelsoup import (
+    ParameterError,
+    Trainer,
+    TrainerError,
+    build_options,
+    get_trainer,
+    nearest,
+    options_as_json,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +92,12 @@ def deployable(name: str) -> Deployable:
             f"the trainer {name!r} cannot be quantised: it does not tell {', '.join(lacking)}"
         )
     return cast(Deployable, trainer)
+
+
+def identity(trainer: Deployable, options: Any) -> dict[str, Any]:
+    """What of a trainer's options decides its result: by the trainer, or all of them."""
+    tell = getattr(trainer, "identity", None)
+    return options_as_json(options) if tell is None else dict(tell(options))
 
 
 def must_measure(trainer: Deployable, names: Sequence[str]) -> None:

@@ -162,16 +162,19 @@ def agreement(network: nn.Module, model: Any, example: torch.Tensor) -> float:
     """
     import torch
 
-    from .measure import compiled_for, psnr
+    from .measure import compiled_for, psnr, saturates
 
     with torch.inference_mode():
         expected = network(example).numpy()
     got = compiled_for(model, "LATENCY")(example.numpy())[0]
     found = psnr(got, expected)
     if not found >= LEAST_AGREEMENT:
+        integer = any(own for own, _ in integer_operations(model).values())
+        hint = "; this CPU has no VNNI and may cut sums off, which overflow_fix 'enable' avoids"
         raise SoupError(
             f"the exported model does not compute what the network does: {found:.1f} dB between "
             f"their outputs, where at least {LEAST_AGREEMENT:g} dB are expected"
+            + (hint if integer and saturates() else "")
         )
     return found
 

@@ -29,6 +29,8 @@ Hint = Literal["LATENCY", "THROUGHPUT"]
 PEAK = 2.0
 """The range of images in [−1, 1]."""
 
+CPU_INFO = Path("/proc/cpuinfo")
+
 _PEAK_MEMORY = """
 import json, sys
 from pathlib import Path
@@ -257,14 +259,28 @@ def _most_memory() -> int:
         return round(kib / (1 << 20 if sys.platform == "darwin" else 1 << 10))
 
 
+def saturates() -> bool:
+    """Whether this processor may cut off sums in INT8: an x86 without VNNI adds in 16 bits."""
+    flags = _flags()
+    return "avx2" in flags and not any("vnni" in flag for flag in flags)
+
+
 def _processor() -> str:
     """The vector extensions that decide how fast INT8 is; a model name is often only a family."""
+    known = [flag for flag in ("avx2", "avx512_vnni", "avx_vnni", "amx_int8") if flag in _flags()]
+    model = _cpu_info().get("model name", platform.processor() or platform.machine())
+    return f"{model} ({', '.join(known)})"
+
+
+def _flags() -> list[str]:
+    return _cpu_info().get("flags", "").split()
+
+
+def _cpu_info() -> dict[str, str]:
+    """What Linux tells of a processor; nothing elsewhere."""
     try:
-        text = Path("/proc/cpuinfo").read_text("utf-8")
+        text = CPU_INFO.read_text("utf-8")
     except OSError:
-        return platform.processor() or platform.machine()
+        return {}
     pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
-    fields = {name.strip(): value.strip() for name, value in pairs}
-    flags = fields.get("flags", "").split()
-    known = [flag for flag in ("avx2", "avx512_vnni", "avx_vnni", "amx_int8") if flag in flags]
-    return f"{fields.get('model name', platform.machine())} ({', '.join(known)})"
+    return {name.strip(): value.strip() for name, value in pairs}

@@ -11,7 +11,7 @@ the training's own state, and of each candidate its figures and its pictures.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -23,7 +23,7 @@ import numpy as np
 
 from modelsoup import CheckpointError, ParameterError, TrainerError
 
-from .deploy import Deployable, Log, Report, Session, chosen_network
+from .deploy import Deployable, Log, Report, Session, chosen_network, identity
 from .measure import mean_psnr, ssim
 from .quantise import (
     Quantisation,
@@ -97,7 +97,7 @@ class Outcome:
 def quantisation_aware(
     trainer: Deployable, options: Any, start: Path, how: Quantisation, *, epochs: int,
     network: str | None, held_out: int, seed: int, frozen: Sequence[str], work: Path,
-    report: Report, log: Log,
+    report: Report, log: Log, see: Callable[[str, Sequence[np.ndarray]], None] = lambda *_: None,
 ) -> Outcome:  # fmt: skip
     """Quantise a trainer's deployed network, train it for some epochs, and keep the best.
 
@@ -114,6 +114,8 @@ def quantisation_aware(
         work: a folder that survives a crash.
         report: is told progress and figures.
         log: is told lines.
+        see: is given the network's name and the float outputs, uint8, H × W × 3, before anything
+            is quantised; what it raises ends the run while that costs nothing.
 
     Raises:
         TrainerError: the work folder belongs to another run.
@@ -126,14 +128,17 @@ def quantisation_aware(
     name = chosen_network(session, network)
     own = session.networks[name].eval()
     reference = deepcopy(own)
-    origin = {
+    told = {
         "start": _digest(start), "network": name, "seed": seed, "epochs": epochs,
-        "frozen": sorted(frozen), "how": asdict(how),
+        "frozen": sorted(frozen), "held_out": held_out, "how": asdict(how),
+        "training": identity(trainer, options),
     }  # fmt: skip
+    origin = json.loads(json.dumps(told, default=str))
     images, from_test = _held_out(trainer, options, name, held_out, how.subset_size)
     if not from_test:
         log(f"there are no test images: {len(images)} training images are held out to compare")
     expected = _outputs(reference, images)
+    see(name, [as_pixels(image) for image in expected])
     begun = work / BEGUN
     if begun.exists():
         _must_be_same(begun, origin)
@@ -275,15 +280,25 @@ def _must_be_same(begun: Path, origin: Mapping[str, Any]) -> None:
         kept = json.loads(read_quantised(begun)[1][ORIGIN])
     except (CheckpointError, KeyError, ValueError) as error:
         raise TrainerError(f"{begun} is damaged: remove its folder to begin again") from error
-    now = json.loads(json.dumps(origin))
+    before, now = _flat(kept), _flat(origin)
     changed = [
-        f"{key} {kept.get(key)!r} → {now.get(key)!r}"
-        for key in sorted({*kept, *now}) if kept.get(key) != now.get(key)
+        f"{key} {before.get(key)!r} → {now.get(key)!r}"
+        for key in sorted({*before, *now}) if before.get(key) != now.get(key)
     ]  # fmt: skip
     if changed:
         raise TrainerError(
-            f"{begun.parent} is of another run, which cannot be gone on with: {', '.join(changed)}"
+            f"{begun.parent} is of another run, which cannot be gone on with "
+            f"({', '.join(changed)}): remove it to begin again"
         )
+
+
+def _flat(told: Mapping[str, Any]) -> dict[str, Any]:
+    """With what is nested spelt out, so that one difference in it can be told alone."""
+    found: dict[str, Any] = {}
+    for key, value in told.items():
+        inner = value if isinstance(value, dict) else None
+        found |= {key: value} if inner is None else {f"{key}.{k}": v for k, v in inner.items()}
+    return found
 
 
 def _line(one: Candidate) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class Quantisation:
         weights: mode of the weights; None is the preset's.
         activations: mode of the activations; None is the preset's.
         per_channel: a scale for each output channel of a weight, or one for all.
+        overflow_fix: which weights use half of the 8-bit range (`first_layer_only`, `enable` for
+            all), so that a CPU without VNNI does not saturate sums of two products.
         ignored_names: what stays float: a layer by its name in the checkpoint (`model.26`), or an
             operation by NNCF's (`model/26/conv2d/0`).
         ignored_patterns: the same by regular expressions over NNCF's names.
@@ -60,6 +63,7 @@ class Quantisation:
     weights: Mode | None = None
     activations: Mode | None = None
     per_channel: bool = True
+    overflow_fix: Literal["disable", "first_layer_only", "enable"] = "first_layer_only"
     ignored_names: tuple[str, ...] = ()
     ignored_patterns: tuple[str, ...] = ()
     ignored_types: tuple[str, ...] = ()
@@ -111,6 +115,10 @@ def quantised(
         except nncf.ValidationError as error:
             said = " ".join(str(error).split())
             raise ParameterError(f"NNCF refuses what is to be ignored: {said}") from error
+        except re.error as error:
+            raise ParameterError(
+                f"{error.pattern!r} in what is to be ignored is no regular expression: {error}"
+            ) from error
     before = network.state_dict()
     own = result.state_dict()
     with torch.no_grad():
@@ -153,9 +161,10 @@ def _ignored(nncf: Any, network: nn.Module, example: torch.Tensor, how: Quantisa
 
 def _advanced(nncf: Any, how: Quantisation) -> Any:
     from nncf.common.quantization.structs import QuantizationScheme
-    from nncf.quantization.advanced_parameters import QuantizationParameters
+    from nncf.quantization.advanced_parameters import OverflowFix, QuantizationParameters
 
     return nncf.AdvancedQuantizationParameters(
+        overflow_fix=OverflowFix(how.overflow_fix),
         weights_quantization_params=QuantizationParameters(
             mode=None if how.weights is None else QuantizationScheme(how.weights),
             per_channel=how.per_channel,

@@ -16,6 +16,13 @@ SHOWN = 6
 _GAP = 4  # pixels
 _BAND = 16  # for a heading
 
+_SATURATES = (
+    "",
+    "The processor that measured this has no VNNI: it adds products of 8-bit integers in 16 bits, "
+    "and what does not fit is cut off. On one with VNNI, or with `overflow_fix: enable`, INT8 is "
+    "nearer to NNCF's network.",
+)
+
 
 def page(told: Mapping[str, Any]) -> str:
     """The report in Markdown."""
@@ -32,6 +39,7 @@ def page(told: Mapping[str, Any]) -> str:
         f"{likeness['psnr']:.2f} dB (worst {likeness['psnr_worst']:.2f}), SSIM "
         f"{_number(likeness['ssim'], 4)}. The INT8 graph against NNCF's fake-quantised network: "
         f"{likeness['agreement']['int8']:.1f} dB.",
+        *(_SATURATES if likeness["saturates"] else ()),
         "",
         *_sizes(told["bytes"]),
         "",

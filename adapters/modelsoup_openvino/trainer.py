@@ -18,15 +18,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from modelsoup import Job, TrainerError, options_as_json
 
-from .deploy import Deployable, Log, Report, deployable, must_measure, options_for
+from .deploy import Deployable, Log, Report, deployable, identity, must_measure, options_for
 from .quantise import Quantisation
 
 if TYPE_CHECKING:
-    from .qat import Outcome
+    import numpy as np
 
 RATE = 1e-6
 """A float network's rate, 2e-4, undoes in steps what calibration found; the paper does not tell
@@ -94,10 +94,8 @@ class OpenVinoQat:
         Both are as a plan writes them, so that it may be moved.
         """
         trainer, own = self._of(options)
-        tell = getattr(trainer, "identity", None)
-        told = options_as_json(own) if tell is None else tell(own)
         out = Path(os.path.relpath(options.out, options.folder)).as_posix()
-        values = {**options_as_json(options), "out": out, "training": told}
+        values = {**options_as_json(options), "out": out, "training": identity(trainer, own)}
         del values["folder"]
         return values
 
@@ -173,35 +171,25 @@ def quantise_to(
     from .qat import quantisation_aware
 
     must_be_free(out, force=True)
+    quality: dict[str, dict[str, float]] = {name: {} for name in options.quality}
+
+    def judge(which: str, network: str, pictures: Sequence[np.ndarray]) -> None:
+        if quality:
+            values = cast(Any, trainer).quality(own, network, pictures, options.quality)
+            for name, value in values.items():
+                quality[name][which] = value
+
     outcome = quantisation_aware(
         trainer, own, start, options.quantisation, epochs=options.epochs, network=options.network,
         held_out=options.held_out, seed=seed, frozen=frozen, work=work, report=report, log=log,
+        see=lambda network, pictures: judge("float", network, pictures),
     )  # fmt: skip
+    judge("calibrated", outcome.network, outcome.pictures[0])
+    judge("kept", outcome.network, outcome.pictures[outcome.kept.epoch])
     return deliver(
         outcome, out, trainer=trainer, options=options_as_json(own), how=options.quantisation,
-        start=start, rounds=options.rounds, pictures=options.pictures,
-        quality=_quality(trainer, own, outcome, options.quality), log=log,
+        start=start, rounds=options.rounds, pictures=options.pictures, quality=quality, log=log,
     )  # fmt: skip
-
-
-def _quality(
-    trainer: Any, options: Any, outcome: Outcome, names: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Metric → `float`, `calibrated` and `kept` → value."""
-    from .report import as_pixels
-
-    if not names:
-        return {}
-    kept = outcome.pictures[outcome.kept.epoch]
-    sets = {
-        "float": [as_pixels(image) for image in outcome.expected],
-        "calibrated": outcome.pictures[0], "kept": kept,
-    }  # fmt: skip
-    values = {
-        which: trainer.quality(options, outcome.network, images, names)
-        for which, images in sets.items()
-    }
-    return {name: {which: own[name] for which, own in values.items()} for name in names}
 
 
 def summary(told: Mapping[str, Any]) -> dict[str, float]:

@@ -63,7 +63,7 @@ def test_what_is_no_checkpoint_of_the_trainer_is_refused(data, tmp_path):
     save_file({"linear.weight": np.zeros((2, 2), np.float32)}, other)
     assert refused(quantize(other, data, tmp_path / "out"), "generator", "G_A")
     assert refused(quantize(tmp_path / "none.safetensors", data, tmp_path / "out"), "no checkpoint")
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["other.safetensors"]
 
 
 def test_unknown_trainers_networks_and_options_are_told(start, data, tmp_path):
@@ -78,7 +78,25 @@ def test_unknown_trainers_networks_and_options_are_told(start, data, tmp_path):
     assert refused(quantize(start, data, out, "--quality", "fid-63"), "metric 'fid-63'", "'fid-64'")
     assert refused(quantize(start, data, out, "--rate", "-1"), "rate is -1.0")
     assert refused(quantize(start, data, out, "--subset-size", "301"), "from 1 to 300")
-    assert not out.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_ignored_is_told_and_nothing_is_left(start, data, tmp_path):
+    out = tmp_path / "out"
+    assert refused(quantize(start, data, out, "--ignore", "modl.1"), "did you mean 'model.1'")
+    assert refused(quantize(start, data, out, "--ignore-pattern", "con[v"), "'con[v'", "regular")
+    assert refused(quantize(start, data, out, "--ignore-pattern", "fold"), "NNCF refuses", "fold")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_metric_without_weights_is_told_before_anything_is_computed(
+    start, data, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    done = quantize(start, data, tmp_path / "out", "--quality", "fid-64")
+    assert refused(done, "weights-inception")
+    assert "calibrates" not in done.output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_images_are_told(start, tmp_path):

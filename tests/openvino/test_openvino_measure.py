@@ -47,6 +47,16 @@ def test_ssim_is_that_of_its_equation():
     assert measure.ssim([image[..., :10]], [other[..., :10]]) is None
 
 
+@pytest.mark.parametrize(
+    ("flags", "cut"),
+    [("sse4_2 avx2", True), ("avx2 avx_vnni", False), ("avx2 avx512_vnni", False), ("neon", False)],
+)
+def test_an_x86_without_vnni_may_cut_sums_off(flags, cut, monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
+    monkeypatch.setattr(measure, "CPU_INFO", tmp_path / "cpuinfo")
+    assert measure.saturates() == cut
+
+
 def test_calls_take_turns_and_the_first_rounds_do_not_count():
     seen = []
     calls = {name: (lambda name=name: seen.append(name)) for name in "ab"}
