@@ -567,7 +567,7 @@ def test_a_store_that_cannot_be_read_is_told_as_that(folder: Path) -> None:
     record = Store(folder / "store").folder_of(report.records["root"]["key"]) / "record.json"
     record.unlink()
     record.mkdir()
-    with pytest.raises(modelsoup.StoreError, match=r"^cannot read .*record\.json: Is a directory$"):
+    with pytest.raises(modelsoup.PlanError, match=r"cannot read .*record\.json: Is a directory$"):
         run(folder)
 
 
