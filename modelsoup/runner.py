@@ -448,6 +448,9 @@ class _Walk:
             record = future.result()
         except DamagedError as error:
             self._drop_damaged(error.key)
+            for name, of in self.plan.nodes.items():
+                if error.key == of.key:
+                    self._tell(Event(name, "waiting", message="its result was damaged"))
             self._tell(Event(node, "waiting", message=f"{error}: it is made again"))
             self._survey()
             return

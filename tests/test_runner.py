@@ -554,11 +554,33 @@ def test_a_damaged_record_is_made_again(folder: Path) -> None:
     run(folder)
     store = Store(folder / "store")
     root = next(e for e in store.entries() if e.record["node"] == "root")
-    for content in ("", "[]", '{"output": "x"}', "\0"):
+    elsewhere = '{"output": "../../../a.safetensors", "digest": "x"}'
+    for content in ("", "[]", '{"output": "x"}', "\0", elsewhere):
         (store.folder_of(root.key) / "record.json").write_text(content)
         (folder / "tree.yaml").write_text(TUNED)
         assert "its record" in soup(folder, "store", "verify", "--store", "store", code=1).stderr
         assert run(folder).computed == ("root",)
+
+
+def test_a_store_that_cannot_be_read_is_told_as_that(folder: Path) -> None:
+    report = run(folder)
+    record = Store(folder / "store").folder_of(report.records["root"]["key"]) / "record.json"
+    record.unlink()
+    record.mkdir()
+    with pytest.raises(modelsoup.PlanError, match=r"cannot read .*record\.json: Is a directory$"):
+        run(folder)
+
+
+def test_a_disk_that_does_not_keep_what_is_written_is_told(folder: Path) -> None:
+    store = Store(folder / "store")
+
+    def damage(event: modelsoup.Event) -> None:
+        if (event.node, event.state) == ("root.2-1.merge", "done"):
+            (path,) = (e.path for e in store.entries() if e.record["node"] == event.node)
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    with pytest.raises(modelsoup.StoreError, match="does not keep what is written: the result"):
+        run(folder, watch=damage)
 
 
 def test_a_leaf_that_changed_behind_its_time_is_found_once(folder: Path) -> None:

@@ -264,6 +264,35 @@ def test_several_faults_of_form_are_told_at_once(folder: Path) -> None:
     assert len(str(caught.value).splitlines()) == 3
 
 
+def test_all_faults_of_content_are_told_at_once_each_with_its_place(folder: Path) -> None:
+    text = (
+        HEAD.replace("d: d.safetensors", 'd: ""')
+        + """tree:
+  of:
+    - {of: [a, b], finetune: {trainer: "trainers:Add", adds: 1}, merge: {bta: 0.5}}
+    - {of: [c, e, d], finetune: {trainer: "trainers:Add", resources: {gpus: -1}}}
+"""
+    )
+    with pytest.raises(PlanError) as caught:
+        parse_tree(text, folder=folder)
+    wanted = [
+        "5:20: the trainer 'add' has no option 'adds'", "5:66: merge has the unknown key 'bta'",
+        "6:23: resources is {'gpus': -1}, not a mapping to numbers from 0 on",
+        "6:16: no model is called 'e'", "2:64: the path of 'd' is empty",
+    ]  # fmt: skip
+    said = str(caught.value).splitlines()
+    assert len(said) == len(wanted)
+    for line, part in zip(said, wanted, strict=True):
+        assert line.startswith(f"the plan:{part}")
+
+
+def test_faults_in_what_swells_end(folder: Path) -> None:
+    doubled = "".join(f"  m{n}: {{of: [m{n - 1}, m{n - 1}]}}\n" for n in range(1, 40))
+    text = f"soup: 1\nmodels:\n  m0: {{of: [nobody]}}\n{doubled}tree: m39\n"
+    with pytest.raises(PlanError, match="more than 20,000 nodes"):
+        parse_tree(text, folder=folder)
+
+
 def test_a_document_that_swells_is_refused() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
