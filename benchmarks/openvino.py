@@ -49,7 +49,7 @@ from modelsoup.torch_bridge import save_from
 
 TORCH_TARGET, FLOAT_TARGET, SIZE_TARGET, PSNR_TARGET = 4.5, 3.2, 0.26, 45.0
 TORCH, FLOAT, PLAIN, INT8 = "torch eager, float32", "OpenVINO, float32", "plain INT8", "INT8"
-HELD_OUT = 32
+HELD_OUT = 64
 ENDS = ("model.1", "model.26")
 """The first convolution and the last, where there are nine blocks."""
 
@@ -123,17 +123,18 @@ def compare(arguments: argparse.Namespace, folder: Path) -> bool:
 def trained(arguments: argparse.Namespace, data: Path, start: Path) -> ResnetGenerator:
     """The generator that is there, or one that is trained now; and how good its pictures are."""
     record = start.with_suffix(".txt")
-    if not record.exists():
+    if not start.exists():
         network, said = supervised(arguments, data)
+        record.write_text(said, "utf-8")
         save_from(nn.ModuleDict({"G_A": network}), start)
-        record.write_text(f"{said}\n{judged(network, data)}", "utf-8")
-    print(record.read_text("utf-8"))
-    return load_generator(start)
+    network = load_generator(start)
+    print(record.read_text("utf-8"), judged(network, data), sep="\n")
+    return network
 
 
 def judged(network: ResnetGenerator, data: Path) -> str:
     """How near its pictures are to the true ones, beside those that it was given."""
-    inputs, truth = pairs(data, "test")
+    inputs, truth = (images[:HELD_OUT] for images in pairs(data, "test"))
     with torch.inference_mode():
         made = torch.cat([network.eval()(image[None]) for image in inputs])
     lines = []

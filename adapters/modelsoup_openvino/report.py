@@ -19,8 +19,8 @@ _BAND = 16  # for a heading
 _SATURATES = (
     "",
     "The processor that measured this has no VNNI: it adds products of 8-bit integers in 16 bits, "
-    "and what does not fit is cut off. On one with VNNI, or with `overflow_fix: enable`, INT8 is "
-    "nearer to NNCF's network.",
+    "and what does not fit is cut off. On one with VNNI, or with `overflow_fix: enable`, INT8 can "
+    "be nearer to NNCF's network.",
 )
 
 
