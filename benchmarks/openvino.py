@@ -33,7 +33,6 @@ sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(
 # NNCF's extension would be compiled into a cache outside the benchmark's own folder.
 os.environ.setdefault("CXX", "/bin/false")
 
-import numpy as np
 import torch
 from modelsoup_i2i.data import resized
 from modelsoup_i2i.images import list_images, read_image, save_png, to_tensor
@@ -50,19 +49,6 @@ from modelsoup.torch_bridge import save_from
 TORCH_TARGET, FLOAT_TARGET, SIZE_TARGET, PSNR_TARGET = 4.5, 3.2, 0.26, 45.0
 TORCH, FLOAT, PLAIN, INT8 = "torch eager, float32", "OpenVINO, float32", "plain INT8", "INT8"
 HELD_OUT = 64
-ENDS = ("model.1", "model.26")
-"""The first convolution and the last, where there are nine blocks."""
-
-SETTINGS = {
-    "`performance`, as by default": Quantisation(),
-    "first convolution float32": Quantisation(ignored_names=ENDS[:1]),
-    "last convolution float32": Quantisation(ignored_names=ENDS[1:]),
-    "both float32": Quantisation(ignored_names=ENDS),
-    "`mixed`": Quantisation(preset="mixed"),
-    "one scale for a weight": Quantisation(per_channel=False),
-    "half of the range for all weights": Quantisation(overflow_fix="enable"),
-    "all of the range for all weights": Quantisation(overflow_fix="disable"),
-}
 
 
 def main() -> None:
@@ -81,8 +67,6 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=9)
     parser.add_argument("--overflow-fix", default="first_layer_only", help="as in soup openvino")
     parser.add_argument("--prepare", action="store_true", help="stop before times are taken")
-    parser.add_argument("--settings", action="store_true",
-                        help="first, likeness by ways to quantise; for 9 blocks")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="small and untrained: does it run?")
     parser.add_argument("--dir", type=Path, help="where to work, and what is there is used")
     arguments = parser.parse_args()
@@ -110,8 +94,6 @@ def compare(arguments: argparse.Namespace, folder: Path) -> bool:
         begun = time.monotonic()
         quantise(arguments, data, start, out)
         print(f"\nquantised, trained and exported in {time.monotonic() - begun:.0f} s")
-    if arguments.settings:
-        print(f"\n{settings(arguments, network, data)}\n")
     missed = likeness(json.loads((out / "report.json").read_text("utf-8")))
     paths = timed(arguments, network, folder)
     torch.set_num_threads(threads)
@@ -205,26 +187,6 @@ def pairs(data: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
         for domain in "AB"
     )
     return first, second
-
-
-def settings(arguments: argparse.Namespace, network: ResnetGenerator, data: Path) -> str:
-    """A table: how near INT8 is after calibration alone, quantised in one way and in others."""
-    images, held_out = (
-        [image[None] for image in pairs(data, part)[0][:count]]
-        for part, count in (("train", arguments.pairs), ("test", HELD_OUT))
-    )
-    plain = measure.compiled_for(export.converted(network, images[0]), "LATENCY")
-    expected = [np.array(plain(image.numpy())[0]) for image in held_out]
-    lines = ["| calibrated only | NNCF's network, dB | as exported, dB |", "|---|--:|--:|"]
-    for name, how in SETTINGS.items():
-        own = quantised(network, images, how, say=lambda _: None).eval()
-        with torch.inference_mode():
-            fake = [own(image).numpy() for image in held_out]
-        call = measure.compiled_for(export.converted(own, images[0]), "LATENCY")
-        made = [np.array(call(image.numpy())[0]) for image in held_out]
-        found = [measure.mean_psnr(one, expected) for one in (fake, made)]
-        lines.append(f"| {name} | {found[0]:.2f} | {found[1]:.2f} |")
-    return "\n".join(lines)
 
 
 def chosen(data: Path, count: int, folder: Path) -> Path:
