@@ -226,6 +226,9 @@ def build_options(trainer: Trainer, given: Mapping[str, Any], folder: Path | Non
         where = ".".join(str(part) for part in first["loc"]) or "options"
         if first["type"] in ("missing", "missing_argument"):
             raise TrainerError(f"the trainer {trainer.name!r} needs the option {where!r}") from None
+        if first["type"] == "value_error":  # the options' own class says what is wrong
+            said = first["ctx"]["error"]
+            raise TrainerError(f"the options of the trainer {trainer.name!r}: {said}") from None
         raise TrainerError(
             f"the option {where!r} of the trainer {trainer.name!r} is {first['input']!r}: "
             f"{first['msg']}"

@@ -86,6 +86,28 @@ def test_options_are_checked_against_the_trainers_own(given, said) -> None:
         build_options(Add(), given)
 
 
+@dataclass(frozen=True)
+class Positive:
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}, but must be at least 1")
+
+
+class Counts(Plain):
+    """Has options that know what they may be."""
+
+    name = "counts"
+    options = Positive  # type: ignore[assignment]
+
+
+def test_what_options_say_of_themselves_is_told_as_they_say_it() -> None:
+    said = "^the options of the trainer 'counts': steps is 0, but must be at least 1$"
+    with pytest.raises(TrainerError, match=said):
+        build_options(Counts(), {"steps": 0})
+
+
 def test_options_have_their_defaults_and_types() -> None:
     options = build_options(Add(), {"add": 2, "note": "n"})
     assert (options.add, options.steps, options.note) == (2.0, 1, "n")
