@@ -71,7 +71,7 @@ def test_each_call_has_a_process_and_finds_what_holds_when_it_is_submitted(
     monkeypatch.chdir(tmp_path)
     second = executor.submit(place).result()
     assert first[0] != second[0] != os.getpid()
-    assert second[1:] == (str(tmp_path), "there", [path for path in sys.path if path])
+    assert second[1:] == (str(tmp_path), "there", list(dict.fromkeys(filter(None, sys.path))))
     import later  # type: ignore[import-not-found]
 
     assert executor.submit(later.here).result() == "later"
