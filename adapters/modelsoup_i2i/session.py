@@ -150,6 +150,13 @@ class Session:
         return self._pictures
 
     @property
+    def shown(self) -> Path | None:
+        """The folder of samples and events; None where there is no work folder either."""
+        if self.work is None or self.options.samples is None:
+            return self.work
+        return self.options.samples / self.work.name
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps in which each image of the larger domain is seen once."""
         options = self.options
@@ -476,16 +483,16 @@ class Session:
         return figures
 
     def sheet(self) -> None:
-        """Write a page of translations into `samples/` of the work folder."""
-        if self.work is None or self.place.rank:
+        """Write a page of translations, if there is a work folder."""
+        if self.shown is None or self.place.rank:
             return
         pictures = self.pictures
         rows = []
         for name, back, files in (("G_A", "G_B", pictures.a), ("G_B", "G_A", pictures.b)):
             for file in files[:_SHOWN]:
                 rows.append(self._translated(name, back, file))
-        folder = self.work / "samples"
-        folder.mkdir(exist_ok=True)
+        folder = self.shown / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
         save(grid(rows, ("image", "translated", "and back")), folder / f"step-{self.steps:07d}.png")
 
     def _opening(self, resumed: bool) -> Iterator[str]:
@@ -539,11 +546,11 @@ class _Watch:
         self._means: dict[str, float] = {}
         self._waited = 0.0
         self._writer = None
-        options, work = session.options, session.work
-        if options.tensorboard and work is not None and not session.place.rank:
+        options, shown = session.options, session.shown
+        if options.tensorboard and shown is not None and not session.place.rank:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(work / "tensorboard"), purge_step=session.steps)
+            self._writer = SummaryWriter(str(shown / "tensorboard"), purge_step=session.steps)
 
     def waiting(self, steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
         """The same, with the time that they were waited for."""
