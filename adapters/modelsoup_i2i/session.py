@@ -487,13 +487,17 @@ class Session:
         if self.shown is None or self.place.rank:
             return
         pictures = self.pictures
-        rows = []
-        for name, back, files in (("G_A", "G_B", pictures.a), ("G_B", "G_A", pictures.b)):
+        rows, labels = [], []
+        for name, back, files, label in (
+            ("G_A", "G_B", pictures.a, "A to B"), ("G_B", "G_A", pictures.b, "B to A")
+        ):  # fmt: skip
             for file in files[:_SHOWN]:
                 rows.append(self._translated(name, back, file))
+                labels.append(label)
         folder = self.shown / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        save(grid(rows, ("image", "translated", "and back")), folder / f"step-{self.steps:07d}.png")
+        page = grid(rows, ("image", "translated", "and back"), labels)
+        save(page, folder / f"step-{self.steps:07d}.png")
 
     def _opening(self, resumed: bool) -> Iterator[str]:
         pictures, options = self.pictures, self.options
