@@ -101,13 +101,17 @@ def export(model: Path, output: Path, direction: str, size: int | None, force: b
 @i2i.command(name="import")
 @click.argument("folder", type=_PATH)
 @click.argument("output", metavar="OUT.safetensors", type=_PATH)
+@click.option(
+    "--epoch", default="latest", show_default=True, help="Which files of the folder: 20, iter_5000."
+)
 @_DIRECTION
 @_FORCE
-def import_(folder: Path, output: Path, direction: str, force: bool) -> None:
+def import_(folder: Path, output: Path, epoch: str, direction: str, force: bool) -> None:
     """Read an official CycleGAN checkpoint: its folder, or the file of one generator."""
     with _needed("i2i"):
         from .official import import_folder
-    for name, parameters in import_folder(folder, output, force=force, direction=direction).items():
+    found = import_folder(folder, output, force=force, epoch=epoch, direction=direction)
+    for name, parameters in found.items():
         click.echo(f"{name}: {parameters:,} parameters")
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _INDIFFERENT = frozenset({
     "data", "data_a", "data_b", "device", "channels_last", "compile", "threads", "cache_mb",
-    "checkpoint_every", "sheet_every", "tensorboard", "evaluate",
+    "checkpoint_every", "sheet_every", "tensorboard", "samples", "evaluate",
 })  # fmt: skip
 """Options that do not decide the result, but for the rounding of another device or layout. The
 data do by their content, wherever they lie."""
@@ -71,8 +71,10 @@ class CycleGANOptions:
         channels_last: the memory layout.
         compile: let `torch.compile` make the networks.
         checkpoint_every: steps between states that a crash leaves; 0 is an epoch.
-        sheet_every: steps between pages of samples in the work folder; 0 for none.
-        tensorboard: write events into the work folder.
+        sheet_every: steps between pages of samples; 0 for none.
+        tensorboard: write events.
+        samples: the folder in which pages and events stay, in one of the node's key; None is the
+            node's work folder, which goes when the node is done.
         on_bad_image: `error`, or `skip` to leave damaged ones out.
         threads: that prepare images; 0 is none beside the training.
         cache_mb: MiB of decoded images that are kept in memory.
@@ -117,6 +119,7 @@ class CycleGANOptions:
     checkpoint_every: int = 0
     sheet_every: int = 1000
     tensorboard: bool = False
+    samples: Path | None = None
     on_bad_image: Literal["error", "skip"] = "error"
     threads: int = 2
     cache_mb: int = 2048

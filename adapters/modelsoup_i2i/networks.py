@@ -27,6 +27,7 @@ from .shapes import (
     generator_shape_of,
     generator_tensors,
 )
+from .winograd import residual_block
 
 __all__ = [
     "DiscriminatorShape",
@@ -113,12 +114,16 @@ class ResnetGenerator(nn.Module):
 
     Heights and widths must be multiples of four; `at_any_size` pads others.
 
-    With `recompute`, a training keeps of each layer only what its convolution made: norm, ReLU and
-    padding are computed again in the backward pass, which costs little beside a convolution and
-    saves half of the memory. The results are the same but for rounding.
+    Two switches for trainings on a CPU; results are the same but for rounding:
+
+    - `recompute`: of each layer outside the blocks only what its convolution made is kept: norm,
+      ReLU and padding are computed again in the backward pass, which costs little beside a
+      convolution;
+    - `winograd`: the blocks are those of `winograd.py`, where they have even sides.
     """
 
     recompute = False
+    winograd = False
 
     def __init__(self, shape: GeneratorShape | None = None) -> None:
         super().__init__()
@@ -144,9 +149,23 @@ class ResnetGenerator(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The translation."""
-        lean = self.recompute and self.training and torch.is_grad_enabled()
-        result: torch.Tensor = _lean(self.model, images) if lean else self.model(images)
+        if (self.recompute or self.winograd) and self.training and torch.is_grad_enabled():
+            return self._trained(images)
+        result: torch.Tensor = self.model(images)
         return result
+
+    def _trained(self, images: torch.Tensor) -> torch.Tensor:
+        run = _lean if self.recompute else _in_turn
+        layers = list(self.model)
+        blocks = [layer for layer in layers if isinstance(layer, ResidualBlock)]
+        at = layers.index(blocks[0])
+        images = run(layers[:at], images)
+        if self.winograd and not images.shape[2] % 2 and not images.shape[3] % 2:
+            images = _by_winograd(blocks, images)
+        else:
+            for block in blocks:
+                images = images + run(block.conv_block, images)
+        return run(layers[at + len(blocks) :], images)
 
 
 def _lean(layers: Iterable[nn.Module], images: torch.Tensor) -> torch.Tensor:
@@ -157,11 +176,6 @@ def _lean(layers: Iterable[nn.Module], images: torch.Tensor) -> torch.Tensor:
     """
     segment: list[nn.Module] = []
     for layer in layers:
-        if isinstance(layer, ResidualBlock):
-            images = _in_turn(segment, images)
-            images = images + _lean(layer.conv_block, images)
-            segment = []
-            continue
         segment.append(layer)
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             images = recomputed(
@@ -173,8 +187,22 @@ def _lean(layers: Iterable[nn.Module], images: torch.Tensor) -> torch.Tensor:
 
 def _in_turn(layers: Iterable[nn.Module], images: torch.Tensor) -> torch.Tensor:
     for layer in layers:
-        images = layer.as_groups(images) if isinstance(layer, InstanceNorm) else layer(images)
+        if isinstance(layer, InstanceNorm):
+            images = layer.as_groups(images)
+        elif isinstance(layer, nn.ReLU):
+            images = images.relu_()  # of a norm, which does not ask for its result again
+        else:
+            images = layer(images)
     return images
+
+
+def _by_winograd(blocks: Iterable[ResidualBlock], images: torch.Tensor) -> torch.Tensor:
+    last = images.permute(0, 2, 3, 1).contiguous()
+    for block in blocks:
+        one, norm, two = (block.conv_block[n] for n in (1, 2, 5))
+        last = residual_block(last, (one.weight, one.bias), (two.weight, two.bias), norm.eps)
+    back = last.permute(0, 3, 1, 2)
+    return back if not images.is_contiguous() else back.contiguous()
 
 
 class PatchDiscriminator(nn.Module):

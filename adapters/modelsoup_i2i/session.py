@@ -8,17 +8,17 @@ The step is Zhu et al.'s, with the same results but for rounding, and less work:
 
 - each generator translates the images of both domains in one pass: its fakes and its identity
   images (InstanceNorm treats each image alone); a discriminator likewise sees real and fake images;
+- the backward pass is made for each way, A to B and back, before the other way's graph exists;
 - no gradients are computed for parameters that the step does not update, and frozen ones never;
-- in the generators, for all but small images, what follows a convolution (norm, ReLU, padding) is
-  computed again in the backward pass instead of being kept: see `ResnetGenerator`;
+- on a CPU, wide generators' blocks are Winograd's: see `winograd.py`; and for all but small images,
+  what follows a convolution (norm, ReLU, padding) is computed again in the backward pass instead of
+  being kept: see `ResnetGenerator`;
 - on a CPU, Adam is applied within the backward pass: see `updates.py`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -49,6 +49,7 @@ STATE = "state.pt"
 FORMAT = 1
 _REPORT_EVERY = 0.5  # seconds
 _SMALL = 96 * 96  # pixels of a batch
+_WINOGRAD = 128  # channels from which it is the faster one
 _SHOWN = 4  # images of each domain on a sheet
 
 Report = Callable[[float | None, Mapping[str, float]], None]
@@ -106,10 +107,13 @@ class Session:
         self.missing = load_into(self._module, start, seed=options.init)
         freeze(self._module, self.frozen)
         height, width = options.transform().crop
+        plain = self.device.type != "cpu" or options.compile
         for name in GENERATORS:
+            network = self._module[name]
             # Below that, weights are most of what is held, and computing again saves little.
-            self._module[name].recompute = (
-                self.device.type == "cpu" and options.batch * height * width > _SMALL
+            network.recompute = not plain and options.batch * height * width > _SMALL
+            network.winograd = (
+                not plain and options.precision == 32 and 4 * options.width >= _WINOGRAD
             )
         self.domains: Domains = options.domains()
         self.weights: LossWeights = options.weights(self.domains)
@@ -146,6 +150,13 @@ class Session:
         return self._pictures
 
     @property
+    def shown(self) -> Path | None:
+        """The folder of samples and events; None where there is no work folder either."""
+        if self.work is None or self.options.samples is None:
+            return self.work
+        return self.options.samples / self.work.name
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps in which each image of the larger domain is seen once."""
         options = self.options
@@ -170,7 +181,8 @@ class Session:
         if self._updates:
             raise TrainerError(f"{name} can be replaced before the first step only")
         if isinstance(module, ResnetGenerator):
-            module.recompute = False  # what traces or wraps it wants one plain pass
+            # What traces or wraps it wants one plain pass.
+            module.recompute = module.winograd = False
         self._module[name] = module
 
     # The step.
@@ -190,30 +202,40 @@ class Session:
 
     def optimise(self, group: Sequence[Batch]) -> dict[str, float]:
         """One step whose gradients are the mean over several batches."""
-        updates = self.updates
-        share, single = 1 / len(group), updates["G"].early
+        early, share = self.updates["G"].early, 1 / len(group)
         seen: list[dict[str, torch.Tensor]] = []
         kept = []
         for images in group:
             a, b = (self._placed(side) for side in images)
-            with self._autocast():
-                losses, fake_a, fake_b = self._generate(a, b)
-            seen.append({name: loss.detach() for name, loss in losses.items()})
-            # Early updates cannot be taken back: the loss is looked at before.
-            if single and not losses["generator"].isfinite():
-                raise DivergedError
-            self._backward("G", losses.pop("generator") * share)
-            kept.append((a, b, fake_a.detach(), fake_b.detach()))
-            del losses, fake_a, fake_b
+            losses: dict[str, torch.Tensor] = {}
+            fakes = []
+            # One way's graph is freed before the other's is made.
+            for letter, source, target in (("a", a, b), ("b", b, a)):
+                with self._autocast():
+                    terms, fake = self._translate(letter, source, target)
+                weighted = [getattr(self.weights, name) * loss for name, loss in terms.items()]
+                objective = torch.stack(weighted).sum()
+                fakes.append(fake.detach())
+                losses |= {name: loss.detach() for name, loss in terms.items()}
+                losses["generator"] = losses.get("generator", 0) + objective.detach()
+                # Early updates cannot be taken back: the loss is looked at before.
+                if early and not losses["generator"].isfinite():
+                    self._updates["G"].forget()
+                    raise DivergedError
+                del terms, fake, weighted
+                self._backward("G", objective * share, complete=letter == "b")
+                del objective
+            seen.append(losses)
+            kept.append((a, b, *fakes))
         self._apply("G", seen)
-        for index, (a, b, fake_a, fake_b) in enumerate(kept):
+        for index, (a, b, fake_b, fake_a) in enumerate(kept):
             # D_A judges images of B, and D_B those of A.
             for name, letter, real, fake in (("D_A", "B", b, fake_b), ("D_B", "A", a, fake_a)):
                 with self._autocast():
                     loss = self._judge(name, real, self.pools[letter].query(fake))
                 term = f"judge_{name[-1].lower()}"
                 seen[index][term] = loss.detach()
-                if single and not loss.isfinite():
+                if early and not loss.isfinite():
                     raise DivergedError
                 self._backward(name, loss * (share * getattr(self.weights, term)))
         for name in DISCRIMINATORS:
@@ -223,25 +245,20 @@ class Session:
         means = torch.stack([torch.stack([s[name] for s in seen]).mean() for name in names])
         return dict(zip(names, means.tolist(), strict=True))
 
-    def _generate(
-        self, a: torch.Tensor, b: torch.Tensor
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """The generators' losses, and their images of A and of B."""
-        weights, losses = self.weights, {}
-        if weights.identity_a or weights.identity_b:
-            fake_b, same_b = self._both("G_A", a, b)
-            fake_a, same_a = self._both("G_B", b, a)
-            losses["identity_a"] = distance(same_b, b)
-            losses["identity_b"] = distance(same_a, a)
+    def _translate(
+        self, letter: str, source: torch.Tensor, target: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The losses of one way, from A to B (`a`) or back (`b`), and the translated images."""
+        forth, back = GENERATORS if letter == "a" else GENERATORS[::-1]
+        losses = {}
+        if self.weights.identity_a or self.weights.identity_b:
+            fake, same = self._both(forth, source, target)
+            losses[f"identity_{letter}"] = distance(same, target)
         else:
-            fake_b, fake_a = self._call("G_A", a), self._call("G_B", b)
-        losses["cycle_a"] = distance(self._call("G_B", fake_b), a)
-        losses["cycle_b"] = distance(self._call("G_A", fake_a), b)
-        losses["gan_a"] = deceive(self._call("D_A", fake_b))
-        losses["gan_b"] = deceive(self._call("D_B", fake_a))
-        terms = [getattr(weights, name) * loss for name, loss in losses.items()]
-        losses["generator"] = torch.stack(terms).sum()
-        return losses, fake_a, fake_b
+            fake = self._call(forth, source)
+        losses[f"cycle_{letter}"] = distance(self._call(back, fake), source)
+        losses[f"gan_{letter}"] = deceive(self._call(f"D_{letter.upper()}", fake))
+        return losses, fake
 
     def _judge(self, name: str, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
         return judge(*self._both(name, real, fake))
@@ -259,9 +276,9 @@ class Session:
         call = self._calls[name]
         return at_any_size(call, images) if name in GENERATORS else call(images)
 
-    def _backward(self, name: str, loss: torch.Tensor) -> None:
+    def _backward(self, name: str, loss: torch.Tensor, *, complete: bool = True) -> None:
         try:
-            self._updates[name].backward(loss)
+            self._updates[name].backward(loss, complete=complete)
         except NonfiniteGradientError:
             raise DivergedError from None
 
@@ -297,8 +314,6 @@ class Session:
         if self._updates:
             return
         options = self.options
-        if self.device.type == "cpu":
-            return_large_blocks()
         layout = torch.channels_last if options.channels_last else torch.contiguous_format
         self._module.to(self.device, memory_format=layout).train()
         for name, network in self._module.items():
@@ -309,7 +324,7 @@ class Session:
                 n: p for n, p in self._module.named_parameters()
                 if p.requires_grad and n.partition(".")[0] in prefixes
             }  # fmt: skip
-            self._updates[name] = Updates(own, early=early)
+            self._updates[name] = Updates(own, early=early, summed=name == "G")
 
     # State.
 
@@ -468,17 +483,21 @@ class Session:
         return figures
 
     def sheet(self) -> None:
-        """Write a page of translations into `samples/` of the work folder."""
-        if self.work is None or self.place.rank:
+        """Write a page of translations, if there is a work folder."""
+        if self.shown is None or self.place.rank:
             return
         pictures = self.pictures
-        rows = []
-        for name, back, files in (("G_A", "G_B", pictures.a), ("G_B", "G_A", pictures.b)):
+        rows, labels = [], []
+        for name, back, files, label in (
+            ("G_A", "G_B", pictures.a, "A to B"), ("G_B", "G_A", pictures.b, "B to A")
+        ):  # fmt: skip
             for file in files[:_SHOWN]:
                 rows.append(self._translated(name, back, file))
-        folder = self.work / "samples"
-        folder.mkdir(exist_ok=True)
-        save(grid(rows, ("image", "translated", "and back")), folder / f"step-{self.steps:07d}.png")
+                labels.append(label)
+        folder = self.shown / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        page = grid(rows, ("image", "translated", "and back"), labels)
+        save(page, folder / f"step-{self.steps:07d}.png")
 
     def _opening(self, resumed: bool) -> Iterator[str]:
         pictures, options = self.pictures, self.options
@@ -531,11 +550,11 @@ class _Watch:
         self._means: dict[str, float] = {}
         self._waited = 0.0
         self._writer = None
-        options, work = session.options, session.work
-        if options.tensorboard and work is not None and not session.place.rank:
+        options, shown = session.options, session.shown
+        if options.tensorboard and shown is not None and not session.place.rank:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(work / "tensorboard"), purge_step=session.steps)
+            self._writer = SummaryWriter(str(shown / "tensorboard"), purge_step=session.steps)
 
     def waiting(self, steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
         """The same, with the time that they were waited for."""
@@ -608,15 +627,3 @@ def chosen_device(name: str, place: Place = ALONE) -> torch.device:
     if index >= there:
         raise TrainerError(f"the device {name} is asked for, but there are {there} GPUs here")
     return torch.device("cuda", index)
-
-
-def return_large_blocks() -> None:
-    """Have glibc give tensors of a megabyte and more back to the system when they are freed.
-
-    By default it raises that limit to 32 MB as such blocks are freed, and then keeps them on a heap
-    that gradients and activations leave full of holes. Elsewhere nothing is done. It holds for the
-    whole process.
-    """
-    tune = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if tune is not None:
-        tune(-3, 1 << 20)  # M_MMAP_THRESHOLD

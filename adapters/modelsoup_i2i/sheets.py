@@ -52,7 +52,7 @@ def grid(
 
     wide = [max(row[n].shape[1] for row in rows) for n in range(count)]
     if titles:
-        wide = [max(w, length(title)) for w, title in zip(wide, titles, strict=True)]
+        wide = [max(w, length(title) + 2 * GAP) for w, title in zip(wide, titles, strict=True)]
     high = [max(picture.shape[0] for picture in row) for row in rows]
     if labels:
         high = [max(h, _LINE) for h in high]

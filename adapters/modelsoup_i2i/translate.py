@@ -16,7 +16,7 @@ from torch import nn
 
 from modelsoup import OutputError, ParameterError, SoupError, digest_file
 
-from .images import list_images, read_image, save_png, to_image, to_tensor
+from .images import ImageError, list_images, read_image, save_png, to_image, to_tensor
 from .networks import at_any_size, load_generator
 
 Progress = Callable[[int, int], None]
@@ -192,6 +192,8 @@ def _pairs(source: Path, output: Path, force: bool) -> list[tuple[Path, Path]]:
         if not files:
             raise ParameterError(f"the folder {source} holds no images")
     else:
+        if not source.exists():
+            raise ImageError(f"{source} does not exist, where images are expected")
         if output.suffix.lower() != ".png":
             raise OutputError(f"the image {output} must end in .png")
         pairs = [(source, output)]

@@ -1,10 +1,12 @@
 """Adam over the parameters of some networks, and when it is applied.
 
-On a CPU, for a plain step, each parameter is updated inside the backward pass, as soon as its
-gradient is complete, which is then freed: the gradients of two generators never exist together
-(91 MB at the paper's size). Where gradients are first summed over batches or averaged over
-processes, and on a GPU, where one fused update of everything is faster, it comes afterwards. The
-arithmetic is the same.
+On a CPU, for a plain step, each parameter is updated inside the last backward pass, as soon as its
+gradient is complete. Where gradients are first summed over batches or averaged over processes, and
+on a GPU, where one fused update of everything is faster, it comes afterwards. The arithmetic is the
+same.
+
+What lives long is made before the first step. Among short-lived activations it would leave a heap
+full of holes.
 """
 
 from __future__ import annotations
@@ -28,11 +30,17 @@ class Updates:
     Args:
         parameters: by their names in the checkpoint.
         early: update each parameter within the backward pass.
+        summed: with `early`, gradients come from several backward passes, and have memory that is
+            theirs; otherwise each is freed at once.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], *, early: bool) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], *, early: bool, summed: bool = False
+    ) -> None:
         self.parameters = dict(parameters)
         self.early = early
+        self._summed = early and summed
+        self._complete = True
         own = list(self.parameters.values())
         groups = [[parameter] for parameter in own] if early else [own] if own else []
         self._optimizers = [
@@ -40,16 +48,29 @@ class Updates:
         ]
         self._of = {id(p): adam for adam, group in zip(self._optimizers, groups, strict=True)
                     for p in group}  # fmt: skip
-        if early:
-            for parameter in own:
+        for parameter in own:
+            if self._summed:
+                parameter.grad = torch.zeros_like(parameter)
+            self._of[id(parameter)].state[parameter] = {
+                # Where the fused Adam wants its count.
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+            if early:
                 parameter.register_post_accumulate_grad_hook(self._update)
 
-    def backward(self, loss: torch.Tensor) -> None:
+    def backward(self, loss: torch.Tensor, *, complete: bool = True) -> None:
         """Gradients for these parameters and no others; with `early`, the update too.
+
+        Args:
+            loss: of which the gradients are added to those that are there.
+            complete: whether this is the last loss of the step, and `early` updates are made.
 
         Raises:
             NonfiniteGradientError: with `early`, where a gradient is NaN or infinite.
         """
+        self._complete = complete
         if self.parameters:
             torch.autograd.backward(loss, inputs=list(self.parameters.values()))
 
@@ -70,9 +91,9 @@ class Updates:
         self.forget()
 
     def forget(self) -> None:
-        """Free the gradients."""
+        """Free the gradients, or make them 0."""
         for parameter in self.parameters.values():
-            parameter.grad = None
+            self._forget(parameter)
 
     def set_rate(self, rate: float) -> None:
         """The learning rate from now on."""
@@ -81,7 +102,7 @@ class Updates:
                 group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
-        """Adam's averages and counts, by parameter; nothing before the first update."""
+        """Adam's averages and counts, by parameter."""
         return {
             name: dict(self._of[id(parameter)].state.get(parameter, {}))
             for name, parameter in self.parameters.items()
@@ -90,21 +111,22 @@ class Updates:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from such a state; on this device, in this memory format."""
         for name, parameter in self.parameters.items():
-            values = state[name]
-            if values:
-                own = self._of[id(parameter)].state[parameter]
-                for key, value in values.items():
-                    # The count stays where Adam wants it, beside the parameter for the fused one.
-                    own[key] = (
-                        torch.empty_like(parameter).copy_(value)
-                        if value.shape == parameter.shape and key != "step"
-                        else value.to(parameter.device)
-                    ).detach()
+            own = self._of[id(parameter)].state[parameter]
+            for key, value in state[name].items():
+                own[key].copy_(value)
 
     def _update(self, parameter: nn.Parameter) -> None:
+        if not self._complete:
+            return
         # A sum is finite only if all of its terms are, and reads them once.
         if not parameter.grad.sum().isfinite():
-            parameter.grad = None
+            self.forget()
             raise NonfiniteGradientError
         self._of[id(parameter)].step()
-        parameter.grad = None
+        self._forget(parameter)
+
+    def _forget(self, parameter: nn.Parameter) -> None:
+        if self._summed and parameter.grad is not None:
+            parameter.grad.zero_()
+        else:
+            parameter.grad = None

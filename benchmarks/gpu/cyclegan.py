@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, metavar="N")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("there is no GPU here")
+        sys.exit("this benchmark needs an NVIDIA GPU (CUDA), and torch finds none here")
     with tempfile.TemporaryDirectory() as folder:
         images(Path(folder))
         measure(arguments, folder)

@@ -299,7 +299,8 @@ def one_table(arguments: argparse.Namespace, size: Size) -> None:
     finish(out, name, [*lines, *table(done)], {label: figures for label, figures, _ in done})
     shown = [[pictures[n][1] for n in range(PICTURES)] for _, pictures in pages]
     inputs = [pages[0][1][n][0] for n in range(PICTURES)]
-    labels = ["input (first row's X)", *(label for label, _ in pages)]
+    # Pillow's own font has no arrow.
+    labels = ["input (first row's X)", *(label.replace("→", "to") for label, _ in pages)]
     save(grid([inputs, *shown], labels=labels), out / f"{name}.png")
 
 

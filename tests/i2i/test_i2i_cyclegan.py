@@ -78,6 +78,16 @@ def test_a_training_writes_all_four_networks_and_tells_how_it_goes(data: Path, t
     assert list((tmp_path / "work" / "tensorboard").glob("events.*"))
 
 
+def test_samples_and_events_stay_in_a_folder_that_is_named(data: Path, tmp_path: Path):
+    shown = tmp_path / "shown"
+    train(tmp_path, data, sheet_every=12, tensorboard=True, samples=shown)
+    assert (shown / "work" / "samples" / "step-0000012.png").is_file()
+    assert list((shown / "work" / "tensorboard").glob("events.*"))
+    assert not (tmp_path / "work" / "samples").exists()
+    elsewhere, plain = (CycleGANOptions(data=data, samples=place) for place in (shown, None))
+    assert CycleGAN().identity(elsewhere) == CycleGAN().identity(plain)
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_others(data: Path, tmp_path: Path):
     for name, options in (("a", {}), ("b", {"threads": 3, "cache_mb": 0}), ("c", {"seed": 6})):
         train(tmp_path / name, data, **options)

@@ -176,3 +176,19 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path):
     with pytest.raises(modelsoup.CheckpointError):
         import_folder(file, tmp_path / "out.safetensors")
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_command_takes_an_epoch(tmp_path: Path):
+    from click.testing import CliRunner
+
+    from modelsoup.cli import main
+
+    made = make_folder(tmp_path / "run", "20")
+    output = tmp_path / "out.safetensors"
+    arguments = ["i2i", "import", str(tmp_path / "run"), str(output)]
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 1 and "has no networks of 'latest' (it has 20)" in refused.output
+    assert not output.exists()
+    result = CliRunner().invoke(main, [*arguments, "--epoch", "20"])
+    assert result.exit_code == 0 and "D_B: " in result.output
+    check(output, made)

@@ -48,7 +48,7 @@ def session(data: Path, start: Path | None = None, **options) -> Session:
     )
 
 
-def beside(data: Path, pool: int = 1000, *, lean: bool = False, **options):
+def beside(data: Path, pool: int = 1000, *, lean: bool = False, winograd: bool = False, **options):
     """The original and ours, from the same weights, in float64, where rounding hides nothing.
 
     No pool gets full, so that none draws.
@@ -62,7 +62,7 @@ def beside(data: Path, pool: int = 1000, *, lean: bool = False, **options):
     for network in own.networks.values():
         network.double()
     for name in ("G_A", "G_B"):
-        own.networks[name].recompute = lean
+        own.networks[name].recompute, own.networks[name].winograd = lean, winograd
     return own, original
 
 
@@ -95,16 +95,20 @@ def gradients(networks) -> dict[str, torch.Tensor]:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("winograd", [False, True])
 @pytest.mark.parametrize("lean", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_gradients_are_the_originals(data: Path, channels_last: bool, lean: bool):
+def test_gradients_are_the_originals(data: Path, channels_last: bool, lean: bool, winograd: bool):
     """Adam divides by a gradient's size, so that weights would hide a factor: gradients do not."""
-    own, original = beside(data, lean=lean, channels_last=channels_last)
+    own, original = beside(data, lean=lean, winograd=winograd, channels_last=channels_last)
     caught: dict[str, torch.Tensor] = {}
     for updates in own.updates.values():
         updates.set_rate(0.0)
         for name, parameter in updates.parameters.items():
-            parameter.register_hook(lambda g, name=name: caught.__setitem__(name, g.clone()))
+            # One for each way.
+            parameter.register_hook(
+                lambda g, name=name: caught.__setitem__(name, caught.get(name, 0) + g)
+            )
     a, b = (side.double() for side in next(images(1)))
     own.step(a, b)
     for optimizer in (original.optimizer_G, original.optimizer_D):
@@ -139,6 +143,39 @@ def test_recomputing_changes_nothing_but_rounding(data: Path):
     for a, b in images(3):
         made, wanted = (own.step(a.double(), b.double()) for own in (first, second))
         assert made == pytest.approx(wanted, rel=1e-9)
+
+
+def test_wide_generators_are_winograds_and_the_same_but_for_rounding(data: Path):
+    """In float32, as they are used; sides of 5 inside, of 20 outside, fall back."""
+    wide = {"width": 32, "blocks": 1}
+    own, plain = session(data, **wide), session(data, **wide)
+    assert not session(data).networks["G_A"].winograd  # narrow ones are not
+    assert not session(data, precision="bf16", **wide).networks["G_A"].winograd
+    for name in ("G_A", "G_B"):
+        assert own.networks[name].winograd
+        plain.networks[name].winograd = False
+    for size in (16, 24, 20):
+        for a, b in images(2, size):
+            first, second = own.networks["G_A"](a), plain.networks["G_A"](a)
+            assert (first - second).abs().max() < 1e-5
+            assert own.step(a, b) == pytest.approx(plain.step(a, b), rel=1e-4)
+
+
+def test_a_state_goes_on_to_the_same_bits_with_winograd(data: Path):
+    wide = {"width": 32, "blocks": 1, "pool_size": 2}
+    whole, early = session(data, **wide), session(data, **wide)
+    both = list(images(4))
+    for a, b in both[:2]:
+        whole.step(a, b)
+        early.step(a, b)
+    later = session(data, **wide)
+    later.load_state_dict(early.state_dict())
+    for own in (whole, later):
+        for updates in own.updates.values():
+            updates.set_rate(1e-3)
+        for a, b in both[2:]:
+            own.step(a, b)
+    assert all(torch.equal(tensor, flat(later)[name]) for name, tensor in flat(whole).items())
 
 
 def flat(own: Session) -> dict[str, torch.Tensor]:
@@ -266,7 +303,7 @@ def test_another_module_may_stand_in_before_the_first_step(data: Path):
     own.replace("G_A", other)
     ((a, b),) = images(1)
     own.step(a, b)
-    assert own.networks["G_A"] is other and not other.recompute
+    assert own.networks["G_A"] is other and not other.recompute and not other.winograd
     with pytest.raises(modelsoup.TrainerError, match="before the first step only"):
         own.replace("G_A", other)
     with pytest.raises(modelsoup.TrainerError, match="no network is called 'G_C'"):

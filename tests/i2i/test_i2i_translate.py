@@ -111,6 +111,12 @@ def test_wrong_words_are_refused(model, photos, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_source_that_is_not_there_is_named(model, tmp_path):
+    with pytest.raises(modelsoup.SoupError, match=r"nowhere does not exist"):
+        translate(model, tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_arrays_are_read_one_batch_ahead_at_most(model):
     read = []
 
