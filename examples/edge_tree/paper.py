@@ -31,7 +31,6 @@ import numpy as np
 import yaml
 
 import modelsoup
-from modelsoup.executors import ProcessExecutor
 
 HERE = Path(__file__).resolve().parent
 LEAVES = {"very-slow": 5e-5, "slow": 1.5e-4, "fast": 1.5e-3, "very-fast": 3e-2}  # Table I
@@ -285,7 +284,7 @@ def one_table(arguments: argparse.Namespace, size: Size) -> None:
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     done, pages = [], []
-    with ProcessExecutor(arguments.workers) as executor:
+    with modelsoup.ProcessExecutor(arguments.workers) as executor:
         for row in rows:
             figures = []
             for seed in arguments.seeds:
@@ -330,7 +329,7 @@ def beyond(arguments: argparse.Namespace, size: Size) -> None:
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     done = []
-    with ProcessExecutor(arguments.workers) as executor:
+    with modelsoup.ProcessExecutor(arguments.workers) as executor:
         for label, row, template in cases:
             figures = [
                 measure(
