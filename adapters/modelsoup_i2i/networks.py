@@ -27,7 +27,7 @@ from .shapes import (
     generator_shape_of,
     generator_tensors,
 )
-from .winograd import residual_block
+from .winograd import lay_out, residual_block
 
 __all__ = [
     "DiscriminatorShape",
@@ -146,6 +146,14 @@ class ResnetGenerator(nn.Module):
             ]  # fmt: skip
         layers += [nn.ReflectionPad2d(3), Convolution(width, channels, 7), nn.Tanh()]
         self.model = nn.Sequential(*layers)
+
+    def lay_out(self) -> None:
+        """With `winograd`, the order of weights in memory that it is fast with."""
+        if self.winograd:
+            for block in self.model:
+                if isinstance(block, ResidualBlock):
+                    for layer in (block.conv_block[1], block.conv_block[5]):
+                        lay_out(layer.weight)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The translation."""

@@ -317,6 +317,8 @@ class Session:
         layout = torch.channels_last if options.channels_last else torch.contiguous_format
         self._module.to(self.device, memory_format=layout).train()
         for name, network in self._module.items():
+            if isinstance(network, ResnetGenerator):
+                network.lay_out()
             self._calls[name] = torch.compile(network) if options.compile else network
         early = self.device.type == "cpu" and options.accumulate == 1 and self.place.world == 1
         for name, prefixes in (("G", GENERATORS), ("D_A", ("D_A",)), ("D_B", ("D_B",))):

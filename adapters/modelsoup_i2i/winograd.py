@@ -16,6 +16,7 @@ Sums are rounded otherwise than in plain convolutions, and no worse.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from typing import Any
@@ -23,7 +24,6 @@ from typing import Any
 import torch
 
 _G = torch.tensor([[2.0, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=torch.float64) / 2
-_KERNELS = torch.kron(_G, _G)  # from the 9 elements of a kernel to 16
 
 Views = tuple[torch.Tensor, ...]
 Needed = tuple[bool, ...]
@@ -49,6 +49,15 @@ def residual_block(
     """
     result: torch.Tensor = _Block.apply(images, *first, *second, eps)
     return result
+
+
+def lay_out(weight: torch.nn.Parameter) -> None:
+    """Keep a convolution's weight in memory by place in the kernel first, then K and C.
+
+    It has the same shape and values, in the order in which its map to 16 kernels reads it and
+    gives its gradient: in any other, both are copied in each pass.
+    """
+    weight.data = weight.data.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
 
 
 class _Block(torch.autograd.Function):
@@ -112,8 +121,8 @@ def _adjoint(
     if needed[1]:
         of_kernels = _place("kernels", (16, *weight.shape[:2]), weight)
         torch.bmm(spread.transpose(1, 2), _tiles(_padded(images)), out=of_kernels)
-        map_back = _KERNELS.to(weight.dtype).t()
-        of_weight = (map_back @ of_kernels.flatten(1)).t().contiguous().view(weight.shape)
+        flat = _to_kernels(weight.dtype).t() @ of_kernels.flatten(1)
+        of_weight = flat.view(3, 3, *weight.shape[:2]).permute(2, 3, 0, 1)
     if needed[0]:
         of_tiles = _place("tiles", (16, spread.shape[1], weight.shape[1]), weight)
         torch.bmm(spread, _kernels(weight), out=of_tiles)
@@ -152,8 +161,14 @@ def _kernels(weight: torch.Tensor) -> torch.Tensor:
     """G g Gᵀ: 16 × K × C."""
     count, channels = weight.shape[:2]
     made = _place("kernels", (16, count * channels), weight)
-    torch.mm(_KERNELS.to(weight.dtype), weight.reshape(-1, 9).t(), out=made)
+    torch.mm(_to_kernels(weight.dtype), weight.permute(2, 3, 0, 1).reshape(9, -1), out=made)
     return made.view(16, count, channels)
+
+
+@functools.cache
+def _to_kernels(dtype: torch.dtype) -> torch.Tensor:
+    """G ⊗ G: from the 9 elements of a kernel to 16."""
+    return torch.kron(_G, _G).to(dtype)
 
 
 def _tiles(padded: torch.Tensor) -> torch.Tensor:

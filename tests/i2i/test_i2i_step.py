@@ -178,6 +178,23 @@ def test_a_state_goes_on_to_the_same_bits_with_winograd(data: Path):
     assert all(torch.equal(tensor, flat(later)[name]) for name, tensor in flat(whole).items())
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_weights_of_winograds_blocks_are_laid_out_and_saved_as_ever(
+    data: Path, tmp_path: Path, channels_last: bool
+):
+    own = session(data, width=32, blocks=1, channels_last=channels_last)
+    before = flat(own)
+    ((a, b),) = images(1)
+    own.step(a, b)  # at a rate of 0
+    name = "G_A.model.10.conv_block.1.weight"
+    weight = own.updates["G"].parameters[name]
+    for tensor in (weight, weight.grad, own.updates["G"].state_dict()[name]["exp_avg"]):
+        assert tensor.permute(2, 3, 0, 1).is_contiguous()
+    own.save(tmp_path / "saved.safetensors")
+    saved = modelsoup.open_checkpoint(tmp_path / "saved.safetensors")
+    assert all((saved[key] == tensor.numpy()).all() for key, tensor in before.items())
+
+
 def flat(own: Session) -> dict[str, torch.Tensor]:
     return {
         f"{k}.{n}": t.clone()
