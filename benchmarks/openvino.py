@@ -14,6 +14,9 @@ image of --size; ratios are those of medians. `plain INT8` is NNCF's preset `mix
 converts it. What --dir has of an earlier run (the trained network, the quantised one) is not made
 again; so with --prepare, which stops before anything is timed, the rest can be run when the machine
 is idle. Without --dir all goes into a temporary folder.
+
+--choices is another table, of the same generator: what it gives and costs to leave the first or the
+last convolution float, and what NNCF's other settings do. Nothing is trained for it.
 """
 
 from __future__ import annotations
@@ -54,8 +57,8 @@ HELD_OUT = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("examples/emoji"), metavar="DIR")
-    parser.add_argument("--crop", type=int, default=48, help="side of what training sees")
-    parser.add_argument("--steps", type=int, default=1200, help="of training")
+    parser.add_argument("--steps", type=int, default=8000, help="of training")
+    parser.add_argument("--batch", type=int, default=2, help="pictures in each of them")
     parser.add_argument("--lr", type=float, default=4e-4, help="of those, falling from the half on")
     parser.add_argument("--threads", type=int, help="of torch, but when it is timed")
     parser.add_argument("--epochs", type=int, default=2, help="with CycleGAN's losses, after PTQ")
@@ -67,6 +70,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=9)
     parser.add_argument("--overflow-fix", default="first_layer_only", help="as in soup openvino")
     parser.add_argument("--prepare", action="store_true", help="stop before times are taken")
+    parser.add_argument("--choices", action="store_true", help="compare settings of calibration")
+    parser.add_argument("--images", type=int, default=100, help="calibration images for those")
     parser.add_argument("--quick", action="store_true", help="small and untrained: does it run?")
     parser.add_argument("--dir", type=Path, help="where to work, and what is there is used")
     arguments = parser.parse_args()
@@ -90,6 +95,10 @@ def compare(arguments: argparse.Namespace, folder: Path) -> bool:
     torch.set_num_threads(arguments.threads or threads)
     data = prepared(arguments.data, arguments.side, folder / "data")
     network = trained(arguments, data, start)
+    if arguments.choices:
+        torch.set_num_threads(threads)
+        choices(arguments, data, network)
+        return False
     if not (out / "report.json").exists():
         begun = time.monotonic()
         quantise(arguments, data, start, out)
@@ -135,20 +144,18 @@ def supervised(arguments: argparse.Namespace, data: Path) -> tuple[ResnetGenerat
     """A generator that was trained to make the second picture of a pair out of the first."""
     torch.manual_seed(0)
     network = ResnetGenerator(GeneratorShape(arguments.width, arguments.blocks))
-    network.recompute = True  # not only leaner: faster on a CPU
+    network.winograd = True
+    network.lay_out()
     inputs, truth = pairs(data, "train")
-    steps, begun = arguments.steps, time.monotonic()
+    steps, batch, begun = arguments.steps, arguments.batch, time.monotonic()
     adam = torch.optim.Adam(network.parameters(), arguments.lr, (0.5, 0.999), fused=True)
     falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: min(1.0, 2 - 2 * n / steps))
-    order = torch.cat([torch.randperm(len(inputs)) for _ in range(-(-steps // len(inputs)))])
-    crop, free = arguments.crop, arguments.side - arguments.crop + 1
+    epochs = -(-steps * batch // len(inputs))
+    order = torch.cat([torch.randperm(len(inputs)) for _ in range(epochs)])
     mean = 0.0
-    for number, one in enumerate(order[:steps].tolist(), 1):
-        top, left = torch.randint(free, (2,)).tolist()
-        coarse, whole = (
-            images[one : one + 1, :, top : top + crop, left : left + crop]
-            for images in (inputs, truth)
-        )
+    for number, own in enumerate(order[: steps * batch].split(batch), 1):
+        sides = (3,) if torch.rand(()) < 0.5 else ()  # mirrored or not
+        coarse, whole = (images[own].flip(sides) for images in (inputs, truth))
         loss = (network(coarse) - whole).abs().mean()
         loss.backward()
         adam.step()
@@ -159,7 +166,8 @@ def supervised(arguments: argparse.Namespace, data: Path) -> tuple[ResnetGenerat
             taken = time.monotonic() - begun
             print(f"step {number} of {steps}: L1 {mean:.4f}, {taken:.0f} s", file=sys.stderr)
     return network, (
-        f"trained for {steps} steps on a crop of {crop}² of one of {len(inputs)} pictures each"
+        f"trained for {steps} steps on {batch} of {len(inputs)} pictures each, "
+        f"{time.process_time() / 60:.0f} minutes of processor time"
     )
 
 
@@ -288,6 +296,53 @@ def speed(
     print(f"\nin INT8: {said}")
     print("a target is missed" if missed else "all targets of this table are met")
     return missed
+
+
+def choices(arguments: argparse.Namespace, data: Path, network: ResnetGenerator) -> None:
+    """The table of calibration's settings."""
+    first, last = "model.1", f"model.{len(network.model) - 2}"
+    settings: dict[str, dict[str, Any]] = {
+        "the defaults": {},
+        "first convolution float": {"ignored_names": (first,)},
+        "last convolution float": {"ignored_names": (last,)},
+        "both float": {"ignored_names": (first, last)},
+        "preset mixed": {"preset": "mixed"},
+        "one scale for each weight": {"per_channel": False},
+        "overflow fix for all weights": {"overflow_fix": "enable"},
+        "overflow fix for none": {"overflow_fix": "disable"},
+    }
+    inputs = pairs(data, "train")[0]
+    seen = inputs[torch.linspace(0, len(inputs) - 1, arguments.images).long()].split(1)
+    held_out = [image.numpy() for image in pairs(data, "test")[0][:HELD_OUT].split(1)]
+    example = example_of(arguments.side)
+    models = {FLOAT: export.converted(network, example)}
+    for name, given in settings.items():
+        print(f"calibrating: {name}", file=sys.stderr)
+        how = Quantisation(subset_size=len(seen), **given)
+        made = quantised(network, seen, how, say=lambda _: None).eval()
+        models[name] = export.converted(made, example)
+    outputs = {name: seen_by(model, held_out) for name, model in models.items()}
+    for model in models.values():
+        model.reshape([1, 3, arguments.size, arguments.size])
+    larger = example_of(arguments.size).numpy()
+    found = measure.speeds(models, larger, rounds=arguments.rounds, whole=False)
+    print(
+        f"\nPSNR to the float network's outputs for {len(held_out)} test images of "
+        f"{arguments.side}², {len(seen)} calibration images; one image of {arguments.size}², "
+        f"medians of {arguments.rounds} rounds, load {load()}\n"
+    )
+    print("| | PSNR, dB | worst, dB | ms | of the defaults' |\n|---|--:|--:|--:|--:|")
+    usual = found["the defaults"].latency
+    for name, one in found.items():
+        each = [measure.psnr(*two) for two in zip(outputs[name], outputs[FLOAT], strict=True)]
+        told = ("–", "–") if name == FLOAT else (f"{sum(each) / len(each):.2f}", f"{min(each):.2f}")
+        print(f"| {name} | {' | '.join(told)} | {one.latency:.0f} | {one.latency / usual:.2f} |")
+
+
+def seen_by(model: Any, images: list[Any]) -> list[Any]:
+    """A model's outputs, by OpenVINO."""
+    compiled = measure.compiled_for(model, "LATENCY")
+    return [compiled(image)[0].copy() for image in images]
 
 
 def load() -> str:
