@@ -388,7 +388,8 @@ class _Context:
         stems = {name.rpartition(".")[0] or name for name in self.names}
         firsts = {name.partition(".")[0] for name in self.names}
         # difflib is slow over 100,000 names; layers and subnetworks say enough.
-        candidates = sorted(firsts | set(sorted(stems)[:2000]) | set(self.names[:2000]))
+        words = {*_PRESETS, *(f"group:{name}" for name in self.groups)}
+        candidates = sorted(firsts | words | set(sorted(stems)[:2000]) | set(self.names[:2000]))
         wanted = pattern.removeprefix("re:").rstrip(".*$")
         return (
             f"the pattern {pattern!r} matches none of the {len(self.names)} tensors"

@@ -138,6 +138,16 @@ def test_a_group_that_nobody_defined_is_told_with_the_nearest() -> None:
     assert "no group is called 'lowlevel'" in sentence
     assert "did you mean 'low-level'" in sentence
     assert "(defined: head, low-level)" in sentence
+
+
+@pytest.mark.parametrize(
+    ("pattern", "near"), [("low-levl", "low-level"), ("gruop:head", "group:head")]
+)
+def test_a_preset_or_group_that_is_misspelt_is_a_pattern_with_a_hint(
+    pattern: str, near: str
+) -> None:
+    sentence = refusal(["a.b"], pattern, groups={"low-level": ["a"], "head": ["a"]})
+    assert f"the pattern {pattern!r} matches none" in sentence and f"'{near}'" in sentence
     assert "no group is called 'x'" in refusal(["a"], "group:x")
 
 

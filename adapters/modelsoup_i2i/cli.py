@@ -129,6 +129,10 @@ def import_(folder: Path, output: Path, epoch: str, direction: str, force: bool)
     "--real", type=click.Choice(["train", "test"]), default="test", show_default=True,
     help="Which pictures of the target domain count as real.",
 )  # fmt: skip
+@click.option(
+    "--size", type=click.IntRange(min=8), metavar="N",
+    help="With a model: resize all pictures to N × N first, as a training with crop_size N does.",
+)  # fmt: skip
 @click.option("--inception-weights", type=_PATH, metavar="PATH", help="For fid-… and kid.")
 @click.option("--lpips-backbone", type=_PATH, metavar="PATH", help="For lpips_….")
 @click.option("--device", default="cpu", show_default=True, help="Where the model translates.")
@@ -141,6 +145,7 @@ def evaluate(
     direction: str,
     metrics: str | None,
     real: str,
+    size: int | None,
     inception_weights: Path | None,
     lpips_backbone: Path | None,
     device: str,
@@ -150,6 +155,7 @@ def evaluate(
     if (model is None) == (images is None):
         raise ParameterError("give either a model with --data, or --images with --against")
     with _needed("i2i"):
+        from .data import Transform
         from .evaluation import evaluate_folders, evaluate_model
     names = None if metrics is None else [name for name in metrics.split(",") if name]
     weights = {"inception_weights": inception_weights, "lpips_backbone": lpips_backbone}
@@ -157,9 +163,13 @@ def evaluate(
         if root is None:
             raise ParameterError("a model is measured on a set: name its folder with --data")
         results = evaluate_model(
-            model, root, direction=direction, metrics=names, real=real, device=device, **weights
-        )
+            model, root, direction=direction, metrics=names, real=real, device=device,
+            transform=None if size is None else Transform(load=(size, size), crop=(size, size)),
+            **weights,
+        )  # fmt: skip
     else:
+        if size is not None:
+            raise ParameterError("--size is for a model's inputs; --images are there already")
         if images is None or against is None:
             raise ParameterError("--images are compared with a folder: name it with --against")
         results = evaluate_folders(images, against, metrics=names, **weights)

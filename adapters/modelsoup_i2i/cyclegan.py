@@ -12,6 +12,7 @@ from modelsoup import Job, ParameterError, SoupError
 
 from .data import Domains, Mode, Transform, find_domains, folders_of
 from .losses import PRESETS, Grouping, LossWeights, Preset, imbalance_degree, loss_weights
+from .metric_names import METRICS, must_be_known
 from .shapes import MULTIPLE, DiscriminatorShape, GeneratorShape, Shape, layer_groups, model_tensors
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ class CycleGANOptions:
         if self.imbalance is not None and not 0 <= self.imbalance < 100:
             raise ValueError(f"imbalance is {self.imbalance} %, but must be in [0, 100)")
         try:
+            must_be_known(self.evaluate)
             transform = self.transform()
             if self.balance != "auto":
                 self._weights(self.balance)
@@ -264,8 +266,6 @@ class CycleGAN:
 
     def metric_names(self) -> tuple[str, ...]:
         """The names that `quality` knows."""
-        from .metrics import METRICS
-
         return METRICS
 
     def options_of(self, checkpoint: Path) -> dict[str, Any]:
@@ -279,12 +279,14 @@ class CycleGAN:
         options: CycleGANOptions = job.options
         make = _session()
         if options.evaluate:
-            from .metrics import must_be_known
+            from .evaluation import must_be_measurable
 
-            must_be_known(options.evaluate)  # before hours of training, not after
+            assert options.data is not None
+            # Before hours of training, not after.
+            must_be_measurable(options.data, options.evaluate)
         if options.processes == 1:
             session = make(options, job.start, seed=job.seed, frozen=job.frozen, work=job.work)
-            session.run(job.report, job.log)
+            figures = session.run(job.report, job.log)
         else:
             from .processes import together
 
@@ -294,13 +296,29 @@ class CycleGAN:
                     options, job.start, seed=job.seed, frozen=job.frozen, work=job.work,
                     place=place,
                 )  # fmt: skip
-                session.run(job.report, job.log)
+                figures = session.run(job.report, job.log)
         session.save(job.output)
-        if options.evaluate:
-            from .evaluation import evaluate_model
+        if options.evaluate and figures["diverged"]:
+            job.log("not evaluated: it diverged")
+        elif options.evaluate:
+            self._evaluate(job)
 
-            assert options.data is not None
-            results = evaluate_model(job.output, options.data, metrics=options.evaluate)
+    def _evaluate(self, job: Job) -> None:
+        """Metrics of a result, for its record."""
+        from .evaluation import evaluate_model
+        from .images import NonfiniteImageError
+
+        options: CycleGANOptions = job.options
+        assert options.data is not None
+        try:
+            results = evaluate_model(
+                job.output, options.data, metrics=options.evaluate, transform=options.transform()
+            )
+        except NonfiniteImageError:
+            # Its last step was too large: every weight is finite, and what they make is not.
+            job.log("diverged: the translation of a test image holds NaN or infinity")
+            job.report(1.0, {"diverged": 1.0})
+        else:
             job.report(1.0, {result.name: result.value for result in results})
 
 

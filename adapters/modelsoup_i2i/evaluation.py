@@ -8,12 +8,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelsoup import ParameterError
 
+from .extractors import extractor
 from .images import list_images, read_image
-from .metrics import OFFLINE, Result, evaluate, must_be_known
+from .metric_names import OFFLINE, extractor_of, must_be_known, must_have
+from .metrics import Result, evaluate
 from .translate import translate_arrays
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .data import Transform
 
 StrPath = str | os.PathLike[str]
 
@@ -26,6 +34,7 @@ def evaluate_model(
     metrics: Sequence[str] | None = None,
     real: str = "test",
     device: str = "cpu",
+    transform: Transform | None = None,
     inception_weights: StrPath | None = None,
     lpips_backbone: StrPath | None = None,
 ) -> list[Result]:
@@ -41,6 +50,7 @@ def evaluate_model(
         metrics: None for those that need no weights but a package's, and no truth if there is none.
         real: `test` or `train`: which pictures of the target domain.
         device: where the model translates.
+        transform: by whose test part all pictures come to size first; None takes them as they are.
         inception_weights: see `metrics.evaluate`.
         lpips_backbone: likewise.
 
@@ -49,23 +59,66 @@ def evaluate_model(
         ImageError: a folder is missing, or a picture damaged.
     """
     must_be_known(metrics or ())
-    a, b = ("A", "B") if direction == "x2y" else ("B", "A")
-    root = Path(data)
-    files = list_images(root / f"test{a}")
-    if not files:
-        raise ParameterError(f"the folder {root / f'test{a}'} holds no images")
-    truth = paired(files, root / f"test{a}", root / f"test{b}")
-    inputs = [read_image(file) for file in files]
+    files, truth = _test_images(Path(data), direction)
+    target = list_images(Path(data) / f"{real}{_letters(direction)[1]}")
+
+    def read(chosen: Sequence[Path]) -> list[np.ndarray]:
+        pictures = [read_image(file) for file in chosen]
+        return pictures if transform is None else [transform.for_test(p) for p in pictures]
+
+    inputs = read(files)
     fake = translate_arrays(model, inputs, direction=direction, device=device)
     return evaluate(
         fake,
-        root / f"{real}{b}",
+        read(target),
         inputs=inputs,
-        truth=None if truth is None else [read_image(file) for file in truth],
+        truth=None if truth is None else read(truth),
         metrics=_chosen(metrics, inputs=True, truth=truth is not None),
         inception_weights=inception_weights,
         lpips_backbone=lpips_backbone,
     )
+
+
+def must_be_measurable(data: StrPath, metrics: Sequence[str], direction: str = "x2y") -> None:
+    """Raise now what `evaluate_model` would raise after a training, but for damaged pictures.
+
+    Raises:
+        ParameterError: a folder is empty, or a metric is unknown or lacks what it needs.
+        ImageError: a folder is missing.
+        MissingWeightsError: an extractor's weights are not there.
+    """
+    must_be_known(metrics)
+    _, truth = _test_images(Path(data), direction)
+    if not list_images(target := Path(data) / f"test{_letters(direction)[1]}"):
+        raise ParameterError(f"the folder {target} holds no images")
+    roles = {"fake", "real", "inputs"} | ({"truth"} if truth is not None else set())
+    must_have(metrics, roles)
+    must_have_weights(metrics)
+
+
+def must_have_weights(metrics: Sequence[str]) -> None:
+    """Raise now that a metric's extractor is not there.
+
+    Raises:
+        MissingWeightsError: its weights are missing, or not what they must be.
+        SoupError: a package cannot be imported.
+    """
+    for name in dict.fromkeys(map(extractor_of, metrics)):
+        if name:
+            extractor(name)
+
+
+def _test_images(root: Path, direction: str) -> tuple[list[Path], list[Path] | None]:
+    """Those that are translated, and what they should become, if all have it."""
+    own, other = (root / f"test{letter}" for letter in _letters(direction))
+    files = list_images(own)
+    if not files:
+        raise ParameterError(f"the folder {own} holds no images")
+    return files, paired(files, own, other)
+
+
+def _letters(direction: str) -> tuple[str, str]:
+    return ("A", "B") if direction == "x2y" else ("B", "A")
 
 
 def evaluate_folders(

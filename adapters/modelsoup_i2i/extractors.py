@@ -28,7 +28,6 @@ from modelsoup import SoupError
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 ALEXNET = "alexnet-owt-7be5be79.pth"
-DIMENSIONS = (64, 192, 768, 2048)
 ST_PACKAGE = "stlpips-pytorch"
 ST_FILE = "alex_shift_tolerant.pth"
 ST_SHA256 = "b356b382f96010f77d085ee8343ecd9fd322d0a56e8de2b2d0549fafcad8b9ee"
@@ -46,6 +45,7 @@ class Extractor:
     `features` maps uint8 N × 3 × H × W to float N × dimension; `distance` maps two float batches in
     [−1, 1] to N distances. A metric uses the one or the other. Where the distance is one of
     `activations` (a list of tensors, N × …) by `compare`, those of a picture can be used again.
+    Pictures must have `least` pixels a side, or the last layers see nothing.
     """
 
     name: str
@@ -57,6 +57,24 @@ class Extractor:
     distance: Any = None
     activations: Any = None
     compare: Any = None
+    least: int = 1
+
+
+def extractor(
+    name: str, *, inception_weights: str | os.PathLike[str] | None = None,
+    lpips_backbone: str | os.PathLike[str] | None = None,
+) -> Extractor:  # fmt: skip
+    """One by its name, with its weights.
+
+    Raises:
+        MissingWeightsError: they are missing, or not what they must be.
+        SoupError: a package cannot be imported.
+    """
+    if name == "st-alex":
+        return shift_tolerant()
+    if name == "lpips-alex":
+        return lpips_alexnet(lpips_backbone)
+    return inception(int(name.removeprefix("inception-")), inception_weights)
 
 
 def inception(dimension: int, path: str | os.PathLike[str] | None = None) -> Extractor:
@@ -102,7 +120,7 @@ def lpips_alexnet(path: str | os.PathLike[str] | None = None) -> Extractor:
     )
     return Extractor(
         "lpips-alex", digest, 0, "none", _versions("torch", "lpips"),
-        distance=lambda first, second: network(first, second).flatten(),
+        distance=lambda first, second: network(first, second).flatten(), least=31,
     )  # fmt: skip
 
 
@@ -127,7 +145,7 @@ def shift_tolerant(path: str | os.PathLike[str] | None = None) -> Extractor:
     return Extractor(
         "st-alex", digest, 256, "none", _versions("torch", ST_PACKAGE),
         features=network.features, distance=network.distance,
-        activations=network.activations, compare=network.compare,
+        activations=network.activations, compare=network.compare, least=21,
     )  # fmt: skip
 
 

@@ -39,6 +39,10 @@ class ImageError(SoupError):
     """A picture, or a folder of pictures, is missing, damaged, or of a kind that is not read."""
 
 
+class NonfiniteImageError(ImageError):
+    """What a model made holds NaN or infinity."""
+
+
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     """The pictures under a folder and its sub-folders, in natural order: `2.png` before `10.png`.
 
@@ -143,13 +147,16 @@ def to_image(tensor: torch.Tensor) -> np.ndarray:
     (x + 1) · 127.5, rounded to nearest even; what lies outside [−1, 1] is clamped.
 
     Raises:
-        ImageError: the tensor has another shape, or holds NaN or infinity.
+        ImageError: the tensor has another shape.
+        NonfiniteImageError: it holds NaN or infinity.
     """
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         raise ImageError(f"a picture is a tensor 3 × height × width, not {list(tensor.shape)}")
     values = tensor.detach().to("cpu").float()
     if not values.isfinite().all():
-        raise ImageError("a picture holds NaN or infinity: the model that made it is broken")
+        raise NonfiniteImageError(
+            "a picture holds NaN or infinity: the model that made it is broken"
+        )
     scaled = values.add(1).mul_(127.5).round_().clamp_(0, 255)
     array: np.ndarray = np.ascontiguousarray(scaled.permute(1, 2, 0).numpy().astype(np.uint8))
     return array

@@ -30,25 +30,14 @@ from torch import nn
 
 from modelsoup import ParameterError, SoupError
 
-from .extractors import DIMENSIONS, Extractor, inception, lpips_alexnet, shift_tolerant
+from .extractors import Extractor, extractor
 from .images import list_images, read_image
+from .metric_names import extractor_of, must_be_known, must_have, needs
 
 PAIRS = 1000
 """How many random pairs `_pairs` and `_to_real` average over."""
 KEPT = 1 << 30
 """Bytes of activations that are kept, so that a picture of several pairs is seen once."""
-_READINGS = ("pairs", "to_real", "to_input", "to_truth")
-METRICS = (
-    *(f"fid-{dimension}" for dimension in DIMENSIONS), "kid", "fd-st-alex", "kd-st-alex",
-    *(f"{family}_{reading}" for family in ("lpips", "st-lpips") for reading in _READINGS),
-    "psnr", "ssim",
-)  # fmt: skip
-OFFLINE = (
-    "fd-st-alex", "kd-st-alex", "st-lpips_pairs", "st-lpips_to_real", "st-lpips_to_input",
-    "st-lpips_to_truth", "psnr", "ssim",
-)  # fmt: skip
-"""Those that need no weights but a package's."""
-
 Pictures: TypeAlias = str | os.PathLike[str] | Sequence[np.ndarray] | torch.Tensor
 
 
@@ -114,9 +103,7 @@ def evaluate(
         there = sets[role]
         if there is not None and len(there) != n_fake:
             raise ParameterError(f"there are {n_fake} translations, but {len(there)} {role}")
-    for name in metrics:
-        if sets[_needs(name)] is None:
-            raise ParameterError(f"the metric {name} needs {_needs(name)}, and none were given")
+    must_have(metrics, [role for role, there in sets.items() if there is not None])
     measure = _Measure(sets, inception_weights, lpips_backbone, seed, batch)
     with torch.no_grad():
         return [measure.of(name) for name in metrics]
@@ -136,17 +123,6 @@ def evaluate_tensors(
     return {result.name: result.value for result in results}
 
 
-def must_be_known(names: Sequence[str]) -> None:
-    """Raise a ParameterError for a name that is no metric."""
-    from difflib import get_close_matches
-
-    for name in names:
-        if name not in METRICS:
-            close = get_close_matches(name, METRICS, n=1, cutoff=0.3)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ParameterError(f"there is no metric {name!r}{hint} (of {', '.join(METRICS)})")
-
-
 def frechet(fake: torch.Tensor, real: torch.Tensor) -> float:
     """Fréchet distance of two sets of features, N × d (metrics.md §2), by torchmetrics."""
     metric = _torchmetrics("image.fid", "FrechetInceptionDistance")(feature=_Features(fake))
@@ -156,8 +132,9 @@ def frechet(fake: torch.Tensor, real: torch.Tensor) -> float:
 def kernel(fake: torch.Tensor, real: torch.Tensor, seed: int = 0) -> float:
     """Unbiased squared MMD with the cubic kernel (metrics.md §3), by torchmetrics.
 
-    The mean over 100 random subsets of min(1000, n_real, n_fake); of sets that are no larger than
-    that, one estimate of all. It may be negative.
+    The mean over 100 random subsets of min(1000, n_real, n_fake), drawn by `seed`; one estimate of
+    all where both sets have that many. For small sets of two sizes metrics.md wants that as well,
+    but torchmetrics compares sets of one size only. It may be negative.
     """
     size = min(1000, len(fake), len(real))
     made = _torchmetrics("image.kid", "KernelInceptionDistance")
@@ -196,30 +173,29 @@ class _Measure:
     ) -> None:
         self.sets, self.seed, self.batch = sets, seed, batch
         self.extractor = cache(
-            lambda name: (
-                shift_tolerant() if name == "st-alex"
-                else lpips_alexnet(lpips_backbone) if name == "lpips-alex"
-                else inception(int(name.removeprefix("inception-")), inception_weights)
+            lambda name: extractor(
+                name, inception_weights=inception_weights, lpips_backbone=lpips_backbone
             )
-        )  # fmt: skip
+        )
         self.features = cache(self._features)
         self.kept: dict[tuple[str, int], list[torch.Tensor]] = {}
 
     def of(self, name: str) -> Result:
-        family, _, rest = name.partition("_")
-        if name in ("psnr", "ssim"):
+        through = extractor_of(name)
+        if through is None:
             return self._fidelity(name)
-        if family == "lpips":
-            return self._perceptual(name, self.extractor("lpips-alex"), rest)
-        if family == "st-lpips":
-            return self._perceptual(name, self.extractor("st-alex"), rest)
-        return self._of_sets(name)
+        reading, extractor = name.partition("_")[2], self.extractor(through)
+        height, width = self._all("fake")[0].shape[:2]
+        if min(height, width) < extractor.least:
+            raise ParameterError(
+                f"{name} needs pictures of at least {extractor.least} pixels a side, and the first "
+                f"translation is {height} × {width}"
+            )
+        if reading:
+            return self._perceptual(name, extractor, reading)
+        return self._of_sets(name, extractor)
 
-    def _of_sets(self, name: str) -> Result:
-        dimension = name.removeprefix("fid-") if name.startswith("fid-") else "2048"
-        extractor = self.extractor(
-            "st-alex" if name.endswith("st-alex") else f"inception-{dimension}"
-        )
+    def _of_sets(self, name: str, extractor: Extractor) -> Result:
         fake, real = (self.features(extractor.name, role) for role in ("fake", "real"))
         few = min(len(fake), len(real))
         if few < 2:
@@ -306,7 +282,7 @@ class _Measure:
     def _result(
         self, name: str, value: float, extractor: Extractor | None, note: str = ""
     ) -> Result:
-        need = _needs(name)
+        need = needs(name)
         versions = {"torchmetrics": metadata.version("torchmetrics")}
         if extractor is not None:
             versions |= extractor.versions
@@ -338,14 +314,6 @@ class _Measure:
         size = like.shape[1], like.shape[0]
         scaled = Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)
         return np.array(scaled, np.uint8)
-
-
-def _needs(name: str) -> str:
-    if name in ("psnr", "ssim") or name.endswith("_to_truth"):
-        return "truth"
-    if name.endswith("_to_input"):
-        return "inputs"
-    return "fake" if name.endswith("_pairs") else "real"
 
 
 def _pictures(given: Pictures, role: str) -> list[np.ndarray]:

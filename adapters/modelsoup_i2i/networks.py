@@ -244,10 +244,12 @@ class PatchDiscriminator(nn.Module):
 def at_any_size(generator: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Translate images whose sides need not be multiples of four.
 
-    They are continued by reflection at the right and at the bottom, and the result is cut back.
+    They are continued by reflection at the right and at the bottom, and the result is cut back; a
+    side shorter than eight becomes eight, for padding by reflection in the blocks needs two pixels.
     """
     height, width = images.shape[-2:]
-    below, right = -height % MULTIPLE, -width % MULTIPLE
+    high, wide = (max(side, 2 * MULTIPLE) for side in (height, width))
+    below, right = high + -high % MULTIPLE - height, wide + -wide % MULTIPLE - width
     if not below and not right:
         plain: torch.Tensor = generator(images)
         return plain

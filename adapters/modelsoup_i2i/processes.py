@@ -139,3 +139,21 @@ def _failed(work: Path, rank: int) -> TrainerError:
     lines = (work / f"process-{rank}.log").read_text("utf-8", "replace").strip().splitlines()
     said = lines[-1] if lines else "it printed nothing"
     return TrainerError(f"process {rank} of the training failed: {said}")
+
+
+def chosen_device(name: str, place: Place = ALONE) -> torch.device:
+    """The device that an option names; `auto` is a GPU where there is one.
+
+    Raises:
+        TrainerError: it is none, or not there.
+    """
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not there):
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cuda", "auto") or (number and not number.isdigit()):
+        raise TrainerError(f"the device is {name!r}, but must be auto, cpu, cuda or cuda:N")
+    index = int(number or place.rank)
+    if index >= there:
+        raise TrainerError(f"the device {name} is asked for, but there are {there} GPUs here")
+    return torch.device("cuda", index)

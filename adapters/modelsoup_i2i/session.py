@@ -18,10 +18,11 @@ The step is Zhu et al.'s, with the same results but for rounding, and less work:
 
 from __future__ import annotations
 
+import hashlib
 import os
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,30 +30,29 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelsoup import TrainerError, open_checkpoint
+from modelsoup import TrainerError, digest_file, open_checkpoint
 from modelsoup.torch_bridge import freeze, load_into, save_from
 
 from .data import Domains, Pictures, Sampler, batches
-from .images import read_image, to_image, to_tensor
+from .images import NonfiniteImageError, read_image, to_image, to_tensor
 from .losses import LossWeights, deceive, distance, judge
 from .networks import PatchDiscriminator, ResnetGenerator, at_any_size
 from .pool import ImagePool
-from .processes import ALONE, Place
+from .processes import ALONE, Place, chosen_device
 from .shapes import DISCRIMINATORS, GENERATORS, must_fit
 from .sheets import grid, save
 from .updates import NonfiniteGradientError, Updates
+from .watch import Losses, Report, Watch
 
 if TYPE_CHECKING:
     from .cyclegan import CycleGANOptions
 
 STATE = "state.pt"
-FORMAT = 1
-_REPORT_EVERY = 0.5  # seconds
+FORMAT = 2
 _SMALL = 96 * 96  # pixels of a batch
 _WINOGRAD = 128  # channels from which it is the faster one
 _SHOWN = 4  # images of each domain on a sheet
 
-Report = Callable[[float | None, Mapping[str, float]], None]
 Log = Callable[[str], None]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -119,7 +119,7 @@ class Session:
         self.weights: LossWeights = options.weights(self.domains)
         self._pictures: Pictures | None = None
         self.steps = 0
-        self.waited = 0.0  # seconds that the loop waited for images
+        self.losses = Losses()
         self._updates: dict[str, Updates] = {}
         self._calls: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
         self.pools = {
@@ -337,6 +337,7 @@ class Session:
             "steps": self.steps,
             "networks": {name: net.state_dict() for name, net in self._module.items()},
             "adam": {name: updates.state_dict() for name, updates in self.updates.items()},
+            "losses": self.losses.state_dict(),
             "pools": self.place.gathered(
                 {name: pool.state_dict() for name, pool in self.pools.items()}
             ),
@@ -350,6 +351,7 @@ class Session:
             network.load_state_dict(state["networks"][name])
         for name, pool in self.pools.items():
             pool.load_state_dict(state["pools"][self.place.rank][name], self.device)
+        self.losses.load_state_dict(state["losses"])
         self.steps = state["steps"]
 
     def keep(self) -> None:
@@ -403,8 +405,15 @@ class Session:
         """What a state must agree with to be gone on with."""
         return {
             **self.options.decisive(), "seed": self.seed, "frozen": list(self.frozen),
-            "images": [[path.name for path in side] for side in (self.domains.a, self.domains.b)],
+            **self._content,
         }  # fmt: skip
+
+    @cached_property
+    def _content(self) -> dict[str, str]:
+        """Digests of what is read: names do not tell whether images or the start were changed."""
+        start = () if self.start is None else open_checkpoint(self.start).files
+        read = {"images of X": self.domains.a, "images of Y": self.domains.b, "start": start}
+        return {what: _digest(files) for what, files in read.items()}
 
     # The loop.
 
@@ -441,8 +450,9 @@ class Session:
         `after_epoch` is called with the number of an epoch, from 1, when it ends, before its state
         is kept: after a crash in between it is called again.
 
-        A loss that is not finite ends the training: the weights are those before, and the result
-        has `diverged` 1.
+        A loss or gradient that is not finite ends the training, and the result has `diverged` 1.
+        The weights are the last finite ones: those before that step, or with the part of it that
+        was made before it was seen, such as the generators' before a discriminator's loss.
 
         Returns:
             the last epoch's mean losses and other figures, also reported.
@@ -451,28 +461,31 @@ class Session:
         self._prepare()
         for line in self._opening(resumed):
             log(line)
-        watch = _Watch(self)
-        figures: dict[str, float] = {"diverged": 0.0}
+        watch = Watch(self)
+        figures: dict[str, float] = {"diverged": 0.0, **self.losses.means()}
         steps = self.batches()
         try:
             for group in watch.waiting(steps):
                 epoch = self.steps // self.steps_per_epoch
                 for updates in self.updates.values():
                     updates.set_rate(self.rate(epoch))
-                losses = self.optimise(group)
-                watch.add(losses, self.rate(epoch))
+                watch.add(self.optimise(group), self.rate(epoch))
                 if self.steps % self.steps_per_epoch == 0:
                     log(watch.line(epoch))
-                    figures |= watch.means()
+                    figures |= self.losses.means()
+                    self.losses.next_epoch()
                     if after_epoch is not None:
                         after_epoch(epoch + 1)
                 if self._due(self.options.checkpoint_every or self.steps_per_epoch):
                     self.keep()
                 if self.options.sheet_every and self._due(self.options.sheet_every):
-                    self.sheet()
+                    try:
+                        self.sheet()
+                    except NonfiniteImageError:
+                        log(f"no page of samples at step {self.steps}: they hold NaN or infinity")
                 watch.tell(report)
         except DivergedError:
-            figures = {**watch.means(), "diverged": 1.0, "diverged_at": float(self.steps)}
+            figures = {**self.losses.means(), "diverged": 1.0, "diverged_at": float(self.steps)}
             log(
                 f"diverged: a loss or gradient was not finite at step {self.steps + 1} of "
                 f"{self.total_steps}; the last finite weights are kept"
@@ -485,7 +498,11 @@ class Session:
         return figures
 
     def sheet(self) -> None:
-        """Write a page of translations, if there is a work folder."""
+        """Write a page of translations, if there is a work folder.
+
+        Raises:
+            NonfiniteImageError: a translation holds NaN or infinity; there is no page.
+        """
         if self.shown is None or self.place.rank:
             return
         pictures = self.pictures
@@ -540,92 +557,7 @@ class Session:
         return [image, to_image(made[0].float()), to_image(again[0].float())]
 
 
-class _Watch:
-    """Means of losses, speed, time left, and where they are told."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._begun = self._told = time.monotonic()
-        self._first = session.steps
-        self._sums: dict[str, float] = {}
-        self._count = 0
-        self._means: dict[str, float] = {}
-        self._waited = 0.0
-        self._writer = None
-        options, shown = session.options, session.shown
-        if options.tensorboard and shown is not None and not session.place.rank:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(shown / "tensorboard"), purge_step=session.steps)
-
-    def waiting(self, steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
-        """The same, with the time that they were waited for."""
-        while True:
-            begun = time.perf_counter()
-            group = next(steps, None)
-            self._waited += time.perf_counter() - begun
-            if group is None:
-                return
-            yield group
-
-    def add(self, losses: Mapping[str, float], rate: float) -> None:
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
-        if self._writer is not None:
-            for name, value in (*losses.items(), ("rate", rate)):
-                self._writer.add_scalar(name, value, self._session.steps)
-
-    def means(self) -> dict[str, float]:
-        """Since the last line of the log, or that line's."""
-        if self._count:
-            return {name: total / self._count for name, total in self._sums.items()}
-        return dict(self._means)
-
-    def line(self, epoch: int) -> str:
-        self._means = self.means()
-        self._sums, self._count = {}, 0
-        options = self._session.options
-        losses = " ".join(f"{name} {value:.4f}" for name, value in self._means.items())
-        share = self._waited / max(time.monotonic() - self._begun, 1e-9)
-        return (
-            f"epoch {epoch + 1} of {options.epochs + options.decay_epochs}: {losses}; "
-            f"{self.speed():.2f} steps a second, {share:.1%} of the time waiting for images"
-        )
-
-    def speed(self) -> float:
-        """Steps a second."""
-        return (self._session.steps - self._first) / max(time.monotonic() - self._begun, 1e-9)
-
-    def tell(self, report: Report) -> None:
-        now = time.monotonic()
-        if now - self._told < _REPORT_EVERY:
-            return
-        self._told = now
-        session = self._session
-        left = (session.total_steps - session.steps) / max(self.speed(), 1e-9)
-        report(
-            session.steps / session.total_steps, {**self.means(), "seconds_left": round(left, 1)}
-        )
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
-def chosen_device(name: str, place: Place = ALONE) -> torch.device:
-    """The device that an option names; `auto` is a GPU where there is one.
-
-    Raises:
-        TrainerError: it is none, or not there.
-    """
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "cpu" or (name == "auto" and not there):
-        return torch.device("cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cuda", "auto") or (number and not number.isdigit()):
-        raise TrainerError(f"the device is {name!r}, but must be auto, cpu, cuda or cuda:N")
-    index = int(number or place.rank)
-    if index >= there:
-        raise TrainerError(f"the device {name} is asked for, but there are {there} GPUs here")
-    return torch.device("cuda", index)
+def _digest(files: Iterable[Path]) -> str:
+    """Of names and content, in their order."""
+    told = "".join(f"{file.name}\0{digest_file(file).xxh3_128}\0" for file in files)
+    return hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest()[:32]

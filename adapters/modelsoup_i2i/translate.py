@@ -6,6 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,10 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelsoup import OutputError, ParameterError, SoupError, digest_file
+from modelsoup import OutputError, ParameterError, SoupError, TrainerError, digest_file
 
 from .images import ImageError, list_images, read_image, save_png, to_image, to_tensor
 from .networks import at_any_size, load_generator
+from .processes import chosen_device
 
 Progress = Callable[[int, int], None]
 
@@ -42,7 +44,7 @@ def translate(
     Args:
         model: a checkpoint with `G_A.*` or `G_B.*`.
         source: a picture, or a folder.
-        output: for a picture a `.png` file, for a folder a folder.
+        output: for a picture a `.png` file, or a folder that exists; for a folder a folder.
         direction: `x2y` or `y2x`.
         batch: how many neighbours of one size are translated at a time.
         device: where, as torch names it; `auto` is a GPU where there is one.
@@ -61,20 +63,21 @@ def translate(
     if batch < 1:
         raise ParameterError(f"batch is {batch}, where at least 1 is expected")
     pairs = _pairs(source, output, force)
-    device = _device(device)
-    generator = _on(load_generator(str(model), direction), device)
+    place = _device(device)
+    generator = load_generator(str(model), direction).to(place)
     folder = source.is_dir()
     # Beside the output, so that a rename suffices.
     made = output.resolve().with_name(f".{output.resolve().name}.{uuid4().hex}")
+    above = [parent for parent in made.parents if not parent.exists()]
     done = 0
     try:
         for group in _groups((read_image(file) for file, _ in pairs), batch):
-            results = _translated(generator, [picture for _, picture in group], device)
+            results = _translated(generator, [picture for _, picture in group], place)
             for (at, _), result in zip(group, results, strict=True):
-                place = made / pairs[at][1].relative_to(output) if folder else output
+                path = made / pairs[at][1].relative_to(output) if folder else pairs[at][1]
                 if folder:
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                save_png(result, place)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                save_png(result, path)
                 done += 1
                 if progress is not None:
                     progress(done, len(pairs))
@@ -85,6 +88,10 @@ def translate(
     finally:
         if made.exists():
             shutil.rmtree(made)
+        if not output.exists():
+            for parent in above:
+                with suppress(OSError):  # somebody put something there
+                    parent.rmdir()
     return [place for _, place in pairs]
 
 
@@ -99,10 +106,10 @@ def translated_arrays(
     """uint8 height × width × 3 in and out, in order; one batch is in memory, nothing is saved."""
     if batch < 1:
         raise ParameterError(f"batch is {batch}, where at least 1 is expected")
-    device = _device(device)
-    generator = _on(load_generator(str(model), direction), device)
+    place = _device(device)
+    generator = load_generator(str(model), direction).to(place)
     for group in _groups(pictures, batch):
-        yield from _translated(generator, [picture for _, picture in group], device)
+        yield from _translated(generator, [picture for _, picture in group], place)
 
 
 def translate_arrays(
@@ -194,9 +201,12 @@ def _pairs(source: Path, output: Path, force: bool) -> list[tuple[Path, Path]]:
     else:
         if not source.exists():
             raise ImageError(f"{source} does not exist, where images are expected")
-        if output.suffix.lower() != ".png":
-            raise OutputError(f"the image {output} must end in .png")
-        pairs = [(source, output)]
+        into = output / f"{source.stem}.png" if output.is_dir() else output
+        if into.suffix.lower() != ".png":
+            raise OutputError(
+                f"the image {into} must end in .png (a folder that exists takes it under its name)"
+            )
+        pairs = [(source, into)]
     taken: dict[Path, Path] = {}
     for file, place in pairs:
         if place in taken:
@@ -236,23 +246,15 @@ def _groups(pictures: Iterable[np.ndarray], batch: int) -> Iterator[list[tuple[i
         yield group
 
 
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
-
-
-def _on(generator: nn.Module, device: str) -> nn.Module:
+def _device(name: str) -> torch.device:
     try:
-        return generator.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ParameterError(
-            f"the device {device!r} cannot be used: {str(error).splitlines()[0]}"
-        ) from error
+        return chosen_device(name)
+    except TrainerError as error:
+        raise ParameterError(str(error)) from None
 
 
 def _translated(
-    generator: nn.Module, pictures: Sequence[np.ndarray], device: str
+    generator: nn.Module, pictures: Sequence[np.ndarray], device: torch.device
 ) -> list[np.ndarray]:
     with torch.inference_mode():
         images = torch.stack([to_tensor(picture) for picture in pictures]).to(device)

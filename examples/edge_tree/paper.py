@@ -166,7 +166,7 @@ def plan(
     for number, name in enumerate(names):
         own = dict(options, init=seed if shared else 1000 * (seed + 1) + number)
         if name == OTHER:
-            own |= _exchanged(own)
+            own |= _another_pair(own, data)
         models[name] = {"train": own | {"lr": LEAVES.get(name, RATE)}}
     layers = {"D_*": "merge", "G_*": "drop"} if row.strategy == "S2-A" else "all"
     content: dict[str, Any] = {
@@ -184,13 +184,16 @@ def plan(
     return content | {"tree": {"pair": list(names), **odd}}
 
 
-def _exchanged(options: dict[str, Any]) -> dict[str, Any]:
-    """Another pair: horse2zebra beside apple2orange, or the emoji in the other direction."""
-    folder = Path(options["data_a"]).parent
-    zebras = folder.parent / "horse2zebra"
-    if folder.name == "apple2orange" and zebras.is_dir():
-        return {"data_a": str(zebras / "trainA"), "data_b": str(zebras / "trainB")}
-    return {"data_a": options["data_b"], "data_b": options["data_a"]}
+def _another_pair(options: dict[str, Any], data: Path | None) -> dict[str, str]:
+    """Images of another pair: horse2zebra, or the emoji in the other direction."""
+    if data is None:
+        return {"data_a": options["data_b"], "data_b": options["data_a"]}
+    zebras = data / "horse2zebra"
+    if not zebras.is_dir():
+        raise modelsoup.ParameterError(
+            f"a leaf of Table VI is trained on horse2zebra, which is not in {data}"
+        )
+    return {"data_a": str(zebras / "trainA"), "data_b": str(zebras / "trainB")}
 
 
 # Running, measuring, showing.
@@ -225,7 +228,8 @@ def measure(
     from modelsoup_i2i.translate import translate_arrays
 
     own = domains(row.pair, data)
-    folders = [Path(own[key].replace("train", "test")) for key in ("data_a", "data_b")]
+    trained = [Path(own[key]) for key in ("data_a", "data_b")]
+    folders = [path.with_name(path.name.replace("train", "test")) for path in trained]
     side, load = size.options["crop_size"], size.options["load_size"]
     transform = Transform("resize_and_crop", (load, load), (side, side), flip=False)
     x, y = (
@@ -268,6 +272,7 @@ def labelled(row: Row) -> str:
 
 def one_table(arguments: argparse.Namespace, size: Size) -> None:
     """Run the rows of a table, and write `tableN.md` and `tableN.png`."""
+    from modelsoup_i2i.evaluation import must_have_weights
     from modelsoup_i2i.sheets import grid, save
 
     rows = [row for row in paper_rows() if row.table == arguments.table]
@@ -281,6 +286,7 @@ def one_table(arguments: argparse.Namespace, size: Size) -> None:
             content = plan(row, size, arguments.data, arguments.seeds[0])
             print(f"# {row.name}.yaml\n{yaml.safe_dump(content, sort_keys=False)}")
         return
+    must_have_weights(size.metrics)  # before hours of training, not after
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     done, pages = [], []

@@ -128,7 +128,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path):
     """Killed before there is a state, begun again, killed between two states, and resumed."""
     data = make_domains(tmp_path / "domains", count_a=STEPS // 2)
     options = {"checkpoint_every": 7, "decay_epochs": 1, "epochs": 1}
-    train(tmp_path / "whole", data, **options)
+    whole = train(tmp_path / "whole", data, **options)
     for at in (3, 17):
         assert in_a_process(tmp_path / "killed", data, at, options) == -signal.SIGKILL
         assert not (tmp_path / "killed" / "out.safetensors").exists()
@@ -136,6 +136,9 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path):
     told = train(tmp_path / "killed", data, **options)
     assert told.lines[0] == f"goes on after step 14 of {STEPS}"
     assert same(result(tmp_path / "whole"), result(tmp_path / "killed"))
+    assert told.metrics == whole.metrics
+    # Killed after the last state, before the node was done: there is nothing left to train.
+    assert train(tmp_path / "killed", data, **options).metrics == whole.metrics
 
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(data: Path, tmp_path: Path):
@@ -165,8 +168,16 @@ def test_going_on_with_other_options_is_refused_by_name(data: Path, tmp_path: Pa
         train(tmp_path, data, seed=6)
     train(tmp_path, data, threads=0, checkpoint_every=3)  # these change nothing
     other = make_domains(tmp_path / "others", count_a=5)
-    with pytest.raises(modelsoup.TrainerError, match="images"):
+    with pytest.raises(modelsoup.TrainerError, match="images of X '"):
         train(tmp_path, other)
+    same_names = make_domains(tmp_path / "same")
+    (same_names / "trainB" / "0.png").write_bytes((data / "trainB" / "1.png").read_bytes())
+    with pytest.raises(
+        modelsoup.TrainerError, match=r"with other options.*: images of Y '\w+' → '\w+'$"
+    ):
+        train(tmp_path, same_names)
+    with pytest.raises(modelsoup.TrainerError, match=r"options.*: start '\w+' → '\w+'$"):
+        train(tmp_path, data, start=tmp_path / "out.safetensors")
 
 
 def test_a_damaged_state_is_told(data: Path, tmp_path: Path):
@@ -225,9 +236,62 @@ def test_metrics_that_are_asked_for_come_into_the_record(tmp_path: Path):
     data = make_domains(tmp_path / "domains", 3, 3, size=16)
     told = train(tmp_path, data, evaluate=["psnr"], epochs=1)
     assert 0 < told.metrics["psnr"] < 60
-    with pytest.raises(modelsoup.ParameterError, match="no metric 'psnx'"):
-        train(tmp_path / "other", data, evaluate=["psnx"])
-    assert not (tmp_path / "other" / "out.safetensors").exists()
+    with pytest.raises(ValueError, match="no metric 'psnx'; did you mean 'psnr'"):
+        CycleGANOptions(data=data, evaluate=["psnx"])
+
+
+def test_what_metrics_need_is_looked_for_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    data = make_domains(tmp_path / "domains")
+    for metric, fault in (("fid-64", "weights-inception.*nothing is downloaded"),
+                          ("psnr", "psnr needs the truth: a picture")):  # fmt: skip
+        with pytest.raises(modelsoup.SoupError, match=fault):
+            train(tmp_path / metric, data, evaluate=[metric])
+    (data / "testB").rename(data / "other")
+    with pytest.raises(modelsoup.SoupError, match="testB does not exist"):
+        train(tmp_path / "folder", data, evaluate=["psnr"])
+    assert not list(tmp_path.glob("*/work/*"))
+
+
+def test_a_diverged_training_is_not_evaluated_but_kept_and_marked(tmp_path: Path):
+    """Weights that are finite, and too large for what they make."""
+    from safetensors.numpy import save_file
+
+    data = make_domains(tmp_path / "domains", 3, 3, size=16)
+    train(tmp_path / "first", data, epochs=1)
+    large = {n: v + np.float32(3e38) * (n == "G_A.model.1.weight")
+             for n, v in result(tmp_path / "first").items()}  # fmt: skip
+    save_file(large, tmp_path / "large.safetensors")
+    told = train(tmp_path, data, start=tmp_path / "large.safetensors", evaluate=["psnr"])
+    assert told.metrics["diverged"] == 1 and "psnr" not in told.metrics
+    assert "not evaluated: it diverged" in told.lines
+    assert all(np.isfinite(values).all() for values in result(tmp_path).values())
+
+
+def test_a_last_step_that_breaks_the_networks_is_marked_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """No loss tells it: the weights were looked through for the last time before that step."""
+    from modelsoup_i2i import session
+
+    whole = session.Session.optimise
+
+    def broken(self, group):
+        losses = whole(self, group)
+        if self.steps == self.total_steps:
+            with torch.no_grad():
+                self.networks["G_A"].model[1].weight.fill_(3e38)
+        return losses
+
+    monkeypatch.setattr(session.Session, "optimise", broken)
+    data = make_domains(tmp_path / "domains", 3, 3, size=16)
+    told = train(tmp_path, data, sheet_every=2, evaluate=["psnr"])
+    assert told.metrics["diverged"] == 1 and "psnr" not in told.metrics
+    assert "no page of samples at step 6: they hold NaN or infinity" in told.lines
+    assert told.lines[-1].startswith("diverged: the translation of a test image")
+    assert (tmp_path / "out.safetensors").exists()
 
 
 def test_the_subset_is_recorded(data: Path, tmp_path: Path):
@@ -261,12 +325,15 @@ def test_a_process_that_fails_is_told(data: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_a_tiny_training_learns_to_come_back(tmp_path: Path):
-    """The cycle losses fall clearly, and the translations are no constant."""
-    data = make_domains(tmp_path / "domains", 24, 24, size=16)
+    """On real pictures the cycle losses fall clearly, and the translations are no constant."""
+    emoji, data = HERE.parents[1] / "examples" / "emoji", tmp_path / "domains"
+    for part in ("trainA", "trainB", "testA"):
+        (data / part).mkdir(parents=True)
+        for file in sorted((emoji / part).iterdir())[:12]:
+            (data / part / file.name).symlink_to(file)
     told = train(
-        tmp_path, data, width=8, blocks=1, d_width=8, load_size=16, epochs=8, lr=2e-3, seed=1,
-        balance=None,
-    )  # fmt: skip
+        tmp_path, data, width=16, d_width=8, load_size=16, epochs=20, lr=1e-3, flip=False, seed=1
+    )
     lines = [line for line in told.lines if line.startswith("epoch ")]
 
     def cycle(line: str) -> float:

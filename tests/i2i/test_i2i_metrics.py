@@ -19,8 +19,10 @@ pytest.importorskip("torchmetrics")
 from click.testing import CliRunner  # noqa: E402
 from modelsoup_i2i import GeneratorShape, ResnetGenerator, extractors, metrics  # noqa: E402
 from modelsoup_i2i.cli import i2i  # noqa: E402
+from modelsoup_i2i.data import Transform  # noqa: E402
 from modelsoup_i2i.evaluation import evaluate_folders, evaluate_model  # noqa: E402
 from modelsoup_i2i.images import list_images, read_image, save_png, to_tensor  # noqa: E402
+from modelsoup_i2i.metric_names import OFFLINE  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from modelsoup import ParameterError, SoupError  # noqa: E402
@@ -221,7 +223,7 @@ def test_what_is_asked_wrongly_is_one_sentence():
     pictures = [np.zeros((16, 16, 3), np.uint8)] * 3
     with pytest.raises(ParameterError, match="no metric 'fid-65'; did you mean 'fid-64'"):
         metrics.evaluate(pictures, pictures, metrics=["fid-65"])
-    with pytest.raises(ParameterError, match="psnr needs truth"):
+    with pytest.raises(ParameterError, match="psnr needs the truth: a picture"):
         metrics.evaluate(pictures, pictures, metrics=["psnr"])
     with pytest.raises(ParameterError, match="3 translations, but 2 truth"):
         metrics.evaluate(pictures, truth=pictures[:2], metrics=["psnr"])
@@ -254,7 +256,7 @@ def test_a_model_is_measured_as_its_saved_translations_are(model: Path, tmp_path
     direct = evaluate_model(model, data)
     saved = evaluate_folders(tmp_path / "out", data / "testB")
     values = {result.name: result.value for result in direct}
-    assert set(metrics.OFFLINE) == set(values)
+    assert set(OFFLINE) == set(values)
     for result in saved:
         assert values[result.name] == pytest.approx(result.value, rel=1e-6)
     (train,) = evaluate_model(model, data, metrics=["fd-st-alex"], real="train")
@@ -262,11 +264,48 @@ def test_a_model_is_measured_as_its_saved_translations_are(model: Path, tmp_path
 
 
 @needs_alex
+def test_a_model_is_measured_at_the_size_of_training_on_request(model: Path, tmp_path: Path):
+    """All pictures come to size first: the same as if they had been saved so."""
+    data, small = small_set(tmp_path / "data"), tmp_path / "small"
+    size = Transform(load=(28, 28), crop=(24, 24))
+    for part in ("testA", "testB"):
+        for file in list_images(data / part):
+            (small / part).mkdir(parents=True, exist_ok=True)
+            save_png(size.for_test(read_image(file)), small / part / file.name)
+    names = ["fd-st-alex", "st-lpips_to_truth", "psnr"]
+    (direct, saved, whole) = (
+        [result.value for result in evaluate_model(model, folder, metrics=names, transform=how)]
+        for folder, how in ((data, size), (small, None), (data, None))
+    )
+    assert direct == saved != whole
+    asked = ["evaluate", str(model), "--data", str(data), "--metrics", "psnr", "--json"]
+    told = json.loads(CliRunner().invoke(i2i, [*asked, "--size", "24"]).stdout)
+    assert told[0]["value"] == direct[2]
+    refused = CliRunner().invoke(
+        i2i, ["evaluate", "--images", "x", "--against", "y", "--size", "24"]
+    )
+    assert "--size is for a model's inputs" in str(refused.exception)
+
+
+@needs_alex
+def test_pictures_that_are_too_small_for_a_network_are_refused():
+    """As small as it says is fine."""
+    for side in (20, 21):
+        pictures = list(np.random.default_rng(0).integers(0, 256, (3, side, 30, 3), np.uint8))
+        for name in ("fd-st-alex", "st-lpips_pairs"):
+            if side == 21:
+                metrics.evaluate(pictures, pictures, metrics=[name])
+                continue
+            with pytest.raises(ParameterError, match=f"{name} needs.*21 pixels.*is 20 × 30"):
+                metrics.evaluate(pictures, pictures, metrics=[name])
+
+
+@needs_alex
 def test_without_truth_no_truth_is_compared(model: Path, tmp_path: Path):
     data = small_set(tmp_path / "data")
     (data / "testB" / "0.png").rename(data / "testB" / "other.png")
     assert "psnr" not in {result.name for result in evaluate_model(model, data)}
-    with pytest.raises(ParameterError, match="psnr needs truth"):
+    with pytest.raises(ParameterError, match="psnr needs the truth: a picture"):
         evaluate_model(model, data, metrics=["psnr"])
 
 

@@ -74,6 +74,34 @@ def test_reversed_pairs_exchange_the_folders(paper: ModuleType, pairs: Path):
         paper.domains("apple_to_orange", pairs / "horse2zebra")
 
 
+def test_the_asymmetric_trees_third_leaf_wants_horses(paper: ModuleType, pairs: Path):
+    (row,) = [r for r in paper.paper_rows() if r.asymmetric]
+    leaf = paper.plan(row, paper.SIZES["paper"], pairs, 0)["models"]["other"]["train"]
+    assert leaf["data_a"] == str(pairs / "horse2zebra" / "trainA")
+    (pairs / "horse2zebra").rename(pairs / "elsewhere")
+    with pytest.raises(modelsoup.ParameterError, match="horse2zebra, which is not in"):
+        paper.plan(row, paper.SIZES["paper"], pairs, 0)
+
+
+def test_a_row_is_measured_on_test_folders_wherever_they_are(
+    paper: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A folder above may be called as it likes."""
+    pytest.importorskip("torch")
+    pytest.importorskip("PIL")
+    from i2i_domains import make_domains
+    from modelsoup_i2i import metrics, translate
+
+    data = tmp_path / "training"
+    make_domains(data / "apple2orange")
+    (row,) = [r for r in paper.paper_rows() if r.name == "table3-orange_to_apple-90-1-levels"]
+    monkeypatch.setattr(translate, "translate_arrays", lambda checkpoint, x, **_: x)
+    seen = {}
+    monkeypatch.setattr(metrics, "evaluate", lambda made, y, **_: seen.update(x=made, y=y) or [])
+    paper.measure(tmp_path / "unused", row, paper.SIZES["paper"], data)
+    assert (len(seen["x"]), len(seen["y"])) == (4, 6)  # testB and testA
+
+
 def test_only_the_discriminators_go_up_with_s2_a(paper: ModuleType):
     pytest.importorskip("torch")
     (row,) = [

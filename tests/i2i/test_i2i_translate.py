@@ -67,6 +67,24 @@ def test_a_folder_keeps_names_sizes_and_sub_folders(model, photos, tmp_path, dir
         assert np.abs(read_image(file).astype(int) - own).max() <= 1
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (4, 4), (5, 4), (4, 40), (7, 9)])
+def test_the_smallest_pictures_are_translated_too(model, tmp_path, size):
+    dot = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    save_png(dot, tmp_path / "dot.png")
+    translate(model, tmp_path / "dot.png", tmp_path / "made.png", device="cpu")
+    assert read_image(tmp_path / "made.png").shape == dot.shape
+
+
+def test_a_picture_goes_into_a_folder_that_is_there_under_its_name(model, photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    (written,) = translate(model, photos / "sub/c.png", tmp_path / "out", device="cpu")
+    assert written == tmp_path / "out" / "c.png"
+    with pytest.raises(modelsoup.OutputError, match="would replace its own input"):
+        translate(model, photos / "sub/c.png", photos / "sub", device="cpu", force=True)
+    with pytest.raises(modelsoup.OutputError, match=r"nowhere must end in \.png"):
+        translate(model, photos / "sub/c.png", tmp_path / "nowhere", device="cpu")
+
+
 def test_one_picture(model, photos, tmp_path):
     translate(model, photos / "sub/c.png", tmp_path / "c.png", device="cpu")
     own = expected(model, photos / "sub/c.png", "x2y")
@@ -76,6 +94,9 @@ def test_one_picture(model, photos, tmp_path):
 @pytest.mark.parametrize("there", [False, True])
 def test_a_corrupt_picture_is_named_and_leaves_nothing(model, photos, tmp_path, there):
     (photos / "sub/d.png").write_bytes(b"no picture")
+    with pytest.raises(modelsoup.SoupError, match=r"d\.png"):
+        translate(model, photos, tmp_path / "new" / "deep" / "out", batch=1, device="cpu")
+    assert not (tmp_path / "new").exists()
     if there:
         (tmp_path / "out").mkdir()
     before = files(tmp_path)
@@ -101,7 +122,8 @@ def test_what_is_there_is_refused_and_replaced_with_force(model, photos, tmp_pat
 
 def test_wrong_words_are_refused(model, photos, tmp_path):
     for words, fault in (
-        ({"batch": 0}, "batch is 0"), ({"device": "gpu"}, "gpu"), ({"direction": "z"}, "'z'"),
+        ({"batch": 0}, "batch is 0"), ({"device": "gpu"}, "'gpu', but must be auto"),
+        ({"direction": "z"}, "'z'"),
     ):  # fmt: skip
         with pytest.raises(modelsoup.ParameterError, match=fault):
             translate(model, photos, tmp_path / "out", **{"device": "cpu", **words})

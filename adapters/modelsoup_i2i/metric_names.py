@@ -1,0 +1,63 @@
+"""The names of metrics, and what each of them needs. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from modelsoup import ParameterError, nearest
+
+DIMENSIONS = (64, 192, 768, 2048)
+_READINGS = ("pairs", "to_real", "to_input", "to_truth")
+METRICS = (
+    *(f"fid-{dimension}" for dimension in DIMENSIONS), "kid", "fd-st-alex", "kd-st-alex",
+    *(f"{family}_{reading}" for family in ("lpips", "st-lpips") for reading in _READINGS),
+    "psnr", "ssim",
+)  # fmt: skip
+OFFLINE = (
+    "fd-st-alex", "kd-st-alex", "st-lpips_pairs", "st-lpips_to_real", "st-lpips_to_input",
+    "st-lpips_to_truth", "psnr", "ssim",
+)  # fmt: skip
+"""Those that need no weights but a package's."""
+
+
+def must_be_known(names: Sequence[str]) -> None:
+    """Raise a ParameterError for a name that is no metric."""
+    for name in names:
+        if name not in METRICS:
+            raise ParameterError(
+                f"there is no metric {name!r}{nearest(name, METRICS)} (of {', '.join(METRICS)})"
+            )
+
+
+def must_have(names: Sequence[str], roles: Collection[str]) -> None:
+    """Raise a ParameterError for a metric that needs what is not there: real, inputs or truth."""
+    for name in names:
+        needed = needs(name)
+        if needed == "truth" and needed not in roles:
+            raise ParameterError(
+                f"the metric {name} needs the truth: a picture in the other folder for each "
+                f"translation, of the same name"
+            )
+        if needed not in roles:
+            raise ParameterError(f"the metric {name} needs {needed}, and none were given")
+
+
+def extractor_of(name: str) -> str | None:
+    """The extractor that a metric looks through; None for those that compare pixels."""
+    if name in ("psnr", "ssim"):
+        return None
+    family = name.partition("_")[0]
+    if family in ("lpips", "st-lpips"):
+        return "lpips-alex" if family == "lpips" else "st-alex"
+    if name.endswith("st-alex"):
+        return "st-alex"
+    return f"inception-{name.removeprefix('fid-') if name.startswith('fid-') else DIMENSIONS[-1]}"
+
+
+def needs(name: str) -> str:
+    """Beside translations: `real`, `inputs` or `truth`; `fake` where they suffice."""
+    if name in ("psnr", "ssim") or name.endswith("_to_truth"):
+        return "truth"
+    if name.endswith("_to_input"):
+        return "inputs"
+    return "fake" if name.endswith("_pairs") else "real"
