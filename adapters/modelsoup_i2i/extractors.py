@@ -254,7 +254,7 @@ def _canonical(name: str, path: str | os.PathLike[str] | None, option: str) -> t
     if not file.is_file():
         raise MissingWeightsError(
             f"there is no {file}: put {name}, whose SHA-256 begins with {prefix}, there, or name "
-            f"it with {option}; nothing is downloaded"
+            f"it with {option} of soup i2i evaluate; nothing is downloaded"
         )
     digest = _sha256(file)
     if not digest.startswith(prefix):

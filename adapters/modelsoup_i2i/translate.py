@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,6 +23,9 @@ from .networks import at_any_size, load_generator
 from .processes import chosen_device
 
 Progress = Callable[[int, int], None]
+
+# Warns, for each operation of torchvision's, that it is not there; no network here has one.
+_TORCHVISION_ASIDE = "torch.onnx._internal.exporter._registration"
 
 
 def translate(
@@ -166,7 +170,7 @@ def export_onnx(
         free[3] = 4 * torch.export.Dim("columns", min=4, max=2048)
     temporary = output.with_name(f".{uuid4().hex}.onnx")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without(_TORCHVISION_ASIDE):
             # torch 2.13's exporter uses a name that its own pytree module calls old.
             warnings.filterwarnings("ignore", r".*treespec, LeafSpec", FutureWarning)
             program: Any = torch.onnx.export(
@@ -187,6 +191,18 @@ def export_onnx(
     finally:
         temporary.unlink(missing_ok=True)
     return output
+
+
+@contextmanager
+def _without(name: str) -> Iterator[None]:
+    """A logger tells errors only."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _pairs(source: Path, output: Path, force: bool) -> list[tuple[Path, Path]]:
