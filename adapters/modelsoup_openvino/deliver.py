@@ -16,7 +16,6 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from modelsoup import OutputError
 
 from . import export, measure
 from .deploy import Deployable, Log
+from .place import REPORT, must_be_ours, take_the_place
 from .qat import Outcome
 from .quantise import Quantisation
 from .report import as_pixels, page, sheet
@@ -34,21 +34,7 @@ from .versions import installed
 
 INT8, FP32, FP16 = "int8.xml", "fp32.xml", "fp16.xml"
 QUANTISED, FLOAT = "quantised.safetensors", "float.safetensors"
-REPORT, PAGE, SHEET, PICTURES = "report.json", "report.md", "sheet.png", "pictures"
-
-
-def must_be_free(out: Path, *, force: bool) -> None:
-    """Check that a folder may be written, before hours of work.
-
-    Raises:
-        OutputError: there is something already, or no folder to put it into.
-    """
-    if not out.absolute().parent.is_dir():
-        raise OutputError(f"there is no folder {out.absolute().parent} to put {out.name} into")
-    if out.exists() and not force and not (out.is_dir() and not any(out.iterdir())):
-        raise OutputError(f"{out} exists already (--force replaces it)")
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file, where a folder is to be written")
+PAGE, SHEET, PICTURES = "report.md", "sheet.png", "pictures"
 
 
 def deliver(
@@ -74,9 +60,11 @@ def deliver(
         the report.
 
     Raises:
+        OutputError: there is something else in its place.
         SoupError: the export does not compute what the network does, or cannot be written.
     """
     out = out.absolute()
+    must_be_ours(out)
     example = outcome.held_out[0]
     log("converts and compares")
     models = {
@@ -124,7 +112,7 @@ def deliver(
         _save_sheet(outcome, folder / SHEET)
         if pictures:
             _save_pictures(outcome, folder / PICTURES)
-        _take_the_place(folder, out)
+        take_the_place(folder, out)
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error.strerror or error}") from error
     finally:
@@ -219,21 +207,3 @@ def _save_pictures(outcome: Outcome, folder: Path) -> None:
         (folder / name).mkdir(parents=True)
         for number, image in enumerate(images):
             save_png(image, folder / name / f"{number:04d}.png")
-
-
-def _take_the_place(folder: Path, out: Path) -> None:
-    """Rename the finished folder; what was there goes only when it stands."""
-    old: Path | None = None
-    if out.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent)) / out.name
-        out.rename(old)
-    try:
-        folder.rename(out)
-    except OSError:
-        if old is not None:
-            with suppress(OSError):
-                old.rename(out)
-        raise
-    finally:
-        if old is not None and out.exists():
-            shutil.rmtree(old.parent, ignore_errors=True)
