@@ -65,7 +65,7 @@ def deliver(
     """
     out = out.absolute()
     must_be_ours(out)
-    example = outcome.held_out[0]
+    example = outcome.held_out.images[0]
     log("converts and compares")
     models = {
         INT8: export.converted(outcome.best, example),
@@ -95,7 +95,11 @@ def deliver(
             "candidates": [asdict(one) for one in outcome.candidates],
             "kept": outcome.kept.epoch,
             "losses": {name: round(value, 6) for name, value in outcome.figures.items()},
-            "held_out": {"images": len(outcome.held_out), "from_test": outcome.from_test},
+            "held_out": {
+                "images": len(outcome.held_out.images),
+                "from_test": outcome.held_out.part == "test",
+                "first": outcome.held_out.first,
+            },
             "likeness": {
                 **outputs, "agreement": {k: round(v, 2) for k, v in agreed.items()},
                 "saturates": measure.saturates() and how.overflow_fix != "enable",
@@ -138,8 +142,8 @@ def _measured_outputs(models: Mapping[str, Any], outcome: Outcome) -> dict[str, 
     """INT8 against float32, both by OpenVINO, as they will be used."""
     compiled = {name: measure.compiled_for(model, "LATENCY") for name, model in models.items()}
     pairs: dict[str, list[np.ndarray]] = {name: [] for name in compiled}
-    size = tuple(outcome.held_out[0].shape)
-    for image in outcome.held_out:
+    size = tuple(outcome.held_out.images[0].shape)
+    for image in outcome.held_out.images:
         if tuple(image.shape) != size:  # an image of another size would compile both anew
             continue
         for name, call in compiled.items():
@@ -167,7 +171,7 @@ def _speed(
 ) -> dict[str, Any]:
     import torch
 
-    example = outcome.held_out[0]
+    example = outcome.held_out.images[0]
 
     def eager() -> object:
         with torch.inference_mode():
@@ -188,7 +192,7 @@ def _speed(
 def _save_sheet(outcome: Outcome, path: Path) -> None:
     from modelsoup_i2i.images import save_png
 
-    inputs = [as_pixels(image.numpy()) for image in outcome.held_out]
+    inputs = [as_pixels(image.numpy()) for image in outcome.held_out.images]
     expected = [as_pixels(image) for image in outcome.expected]
     save_png(sheet(inputs, expected, outcome.pictures, outcome.kept.epoch), path)
 
@@ -198,7 +202,7 @@ def _save_pictures(outcome: Outcome, folder: Path) -> None:
     from modelsoup_i2i.images import save_png
 
     sets: dict[str, Sequence[np.ndarray]] = {
-        "input": [as_pixels(image.numpy()) for image in outcome.held_out],
+        "input": [as_pixels(image.numpy()) for image in outcome.held_out.images],
         "float32": [as_pixels(image) for image in outcome.expected],
         "int8": outcome.pictures[outcome.kept.epoch],
         **{f"int8-{epoch}": images for epoch, images in outcome.pictures.items()},

@@ -103,8 +103,9 @@ def identity(trainer: Deployable, options: Any) -> dict[str, Any]:
 def must_measure(trainer: Deployable, names: Sequence[str]) -> None:
     """Check that a trainer knows some metrics of its translations; it need not know any.
 
-    A trainer that does has `metric_names()` and `quality(options, network, images, names)`: values
-    by name, of outputs (uint8, H × W × 3) for the first test images.
+    A trainer that does has `metric_names()` and `quality(options, network, images, names, part=…,
+    first=…)`: values by name, of outputs (uint8, H × W × 3) for neighbours among the images that
+    `inputs` gives for that part, from the one at that place on.
 
     Raises:
         TrainerError: it knows none.

@@ -29,6 +29,8 @@ from .quantise import Quantisation
 if TYPE_CHECKING:
     import numpy as np
 
+    from .qat import HeldOut
+
 RATE = 1e-6
 """A float network's rate, 2e-4, undoes in steps what calibration found; the paper does not tell
 its own, and OpenVINO advises 1e-5 and less."""
@@ -185,19 +187,21 @@ def quantise_to(
 
     quality: dict[str, dict[str, float]] = {name: {} for name in options.quality}
 
-    def judge(which: str, network: str, pictures: Sequence[np.ndarray]) -> None:
+    def judge(which: str, network: str, held: HeldOut, pictures: Sequence[np.ndarray]) -> None:
         if quality:
-            values = cast(Any, trainer).quality(own, network, pictures, options.quality)
+            values = cast(Any, trainer).quality(
+                own, network, pictures, options.quality, part=held.part, first=held.first
+            )
             for name, value in values.items():
                 quality[name][which] = value
 
     outcome = quantisation_aware(
         trainer, own, start, options.quantisation, epochs=options.epochs, network=options.network,
         held_out=options.held_out, seed=seed, frozen=frozen, work=work, report=report, log=log,
-        see=lambda network, pictures: judge("float", network, pictures),
+        see=lambda *seen: judge("float", *seen),
     )  # fmt: skip
-    judge("calibrated", outcome.network, outcome.pictures[0])
-    judge("kept", outcome.network, outcome.pictures[outcome.kept.epoch])
+    for which, epoch in (("calibrated", 0), ("kept", outcome.kept.epoch)):
+        judge(which, outcome.network, outcome.held_out, outcome.pictures[epoch])
     return deliver(
         outcome, out, trainer=trainer, options=options_as_json(own), how=options.quantisation,
         start=start, rounds=options.rounds, pictures=options.pictures, quality=quality, log=log,
