@@ -253,6 +253,12 @@ class CycleGAN:
 
         return inputs(options, network, part)
 
+    def tested_on(self, options: CycleGANOptions) -> list[Path]:
+        """The test images, by which somebody else may choose among networks."""
+        from .deployment import tested_on
+
+        return tested_on(options)
+
     def quality(
         self, options: CycleGANOptions, network: str, images: Sequence[np.ndarray],
         names: Sequence[str], *, part: str, first: int,

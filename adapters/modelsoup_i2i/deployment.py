@@ -85,6 +85,11 @@ def quality(
     return {result.name: result.value for result in results}
 
 
+def tested_on(options: CycleGANOptions) -> list[Path]:
+    """The test images of both domains: what `inputs` gives of them, and what is their truth."""
+    return [file for side in (0, 1) for file in _files(options, side, "test")]
+
+
 def options_of(checkpoint: Path) -> dict[str, Any]:
     """The options that a checkpoint decides: widths, blocks and layers of its networks.
 

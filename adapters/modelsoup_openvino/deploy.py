@@ -18,6 +18,7 @@ from modelsoup import (
     Trainer,
     TrainerError,
     build_options,
+    digest_file,
     get_trainer,
     nearest,
     options_as_json,
@@ -98,6 +99,32 @@ def identity(trainer: Deployable, options: Any) -> dict[str, Any]:
     """What of a trainer's options decides its result: by the trainer, or all of them."""
     tell = getattr(trainer, "identity", None)
     return options_as_json(options) if tell is None else dict(tell(options))
+
+
+def files(trainer: Deployable, options: Any) -> list[Path]:
+    """The files whose content decides the result, as far as the trainer tells them.
+
+    Those of its training (`files`), and those that candidates are compared on (`tested_on`).
+    """
+    told = [getattr(trainer, name, None) for name in ("files", "tested_on")]
+    return [file for tell in told if tell is not None for file in tell(options)]
+
+
+def content(trainer: Deployable, options: Any) -> str:
+    """One XXH3-128 of the names and the bytes of `files`.
+
+    Raises:
+        ParameterError: one of them cannot be read.
+    """
+    import xxhash
+
+    whole = xxhash.xxh3_128()
+    for file in files(trainer, options):
+        try:
+            whole.update(f"{digest_file(file).xxh3_128} {file.name}\n".encode())
+        except OSError as error:
+            raise ParameterError(f"{file} cannot be read: {error.strerror}") from error
+    return whole.hexdigest()
 
 
 def must_measure(trainer: Deployable, names: Sequence[str]) -> None:

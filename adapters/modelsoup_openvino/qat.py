@@ -23,7 +23,7 @@ import numpy as np
 
 from modelsoup import CheckpointError, ParameterError, TrainerError
 
-from .deploy import Deployable, Log, Report, Session, chosen_network, identity
+from .deploy import Deployable, Log, Report, Session, chosen_network, content, identity
 from .measure import mean_psnr, ssim
 from .quantise import (
     Quantisation,
@@ -146,7 +146,7 @@ def quantisation_aware(
     told = {
         "start": _digest(start), "network": name, "seed": seed, "epochs": epochs,
         "frozen": sorted(frozen), "held_out": held_out, "how": asdict(how),
-        "training": identity(trainer, options),
+        "training": identity(trainer, options), "images": content(trainer, options),
     }  # fmt: skip
     origin = json.loads(json.dumps(told, default=str))
     held = _held_out(trainer, options, name, held_out, how.subset_size)

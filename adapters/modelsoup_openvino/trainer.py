@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from modelsoup import Job, TrainerError, options_as_json
 
-from .deploy import Deployable, Log, Report, deployable, identity, must_measure, options_for
+from .deploy import Deployable, Log, Report, deployable, files, identity, must_measure, options_for
 from .place import must_be_free, must_be_ours, must_not_hold
 from .quantise import Quantisation
 
@@ -103,10 +103,8 @@ class OpenVinoQat:
         return values
 
     def files(self, options: OpenVinoOptions) -> list[Path]:
-        """What the training depends on."""
-        trainer, own = self._of(options)
-        tell = getattr(trainer, "files", None)
-        return [] if tell is None else list(tell(own))
+        """What the training and the choice among its candidates depend on."""
+        return files(*self._of(options))
 
     def notices(self, options: OpenVinoOptions) -> list[str]:
         """None; a plan whose `out` is somebody's folder is refused before anything is computed.
