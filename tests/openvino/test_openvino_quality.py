@@ -61,6 +61,8 @@ def test_truth_is_found_in_folders_within_folders(tmp_path):
     options = CycleGANOptions(data=tmp_path, **SIZES, **SHAPE)
     true = [options.transform().for_test(read_image(tmp_path / f"testB/{name}.png"))
             for name in ("x/1", "y/2")]  # fmt: skip
+    got = CycleGAN().quality(options, "G_A", true, ["psnr"], part="test", first=0)
+    assert got["psnr"] == np.inf
     got = CycleGAN().quality(options, "G_A", true[1:], ["psnr"], part="test", first=1)
     assert got["psnr"] == np.inf
     got = CycleGAN().quality(options, "G_A", true[:1], ["psnr"], part="test", first=1)
