@@ -255,14 +255,20 @@ class CycleGAN:
 
         return inputs(options, network, part)
 
+    def tested_on(self, options: CycleGANOptions) -> list[Path]:
+        """The test images, by which somebody else may choose among networks."""
+        from .deployment import tested_on
+
+        return tested_on(options)
+
     def quality(
         self, options: CycleGANOptions, network: str, images: Sequence[np.ndarray],
-        names: Sequence[str],
+        names: Sequence[str], *, part: str, first: int,
     ) -> dict[str, float]:  # fmt: skip
-        """Metrics of a generator's translations of the first test images, by their names."""
+        """Metrics of a generator's translations of some of `inputs`, by their names."""
         from .deployment import quality
 
-        return quality(options, network, images, names)
+        return quality(options, network, images, names, part=part, first=first)
 
     def metric_names(self) -> tuple[str, ...]:
         """The names that `quality` knows."""

@@ -47,17 +47,20 @@ def inputs(options: CycleGANOptions, network: str, part: str) -> Iterator[torch.
 
 
 def quality(
-    options: CycleGANOptions, network: str, images: Sequence[np.ndarray], names: Sequence[str]
-) -> dict[str, float]:
-    """Metrics of what a generator made of the first test images (or else training images).
+    options: CycleGANOptions, network: str, images: Sequence[np.ndarray], names: Sequence[str], *,
+    part: str, first: int,
+) -> dict[str, float]:  # fmt: skip
+    """Metrics of what a generator made of some of the images that `inputs` gives.
 
     Where each of these has a picture of its name in the other domain, that is its truth.
 
     Args:
         options: of the training.
         network: `G_A` or `G_B`.
-        images: uint8, height × width × 3, in the order of `inputs`.
+        images: uint8, height × width × 3, for neighbours among `inputs`, in their order.
         names: of `metrics.METRICS`.
+        part: that of `inputs`.
+        first: which of its images the first one was made of, from 0.
 
     Raises:
         ParameterError: an unknown metric, or one that needs a truth where there is none.
@@ -67,11 +70,11 @@ def quality(
     from .metrics import evaluate
 
     side, transform = GENERATORS.index(network), options.transform()
-    part = "test" if _files(options, side, "test") else "train"
     own, other = (_files(options, s, part) for s in (side, 1 - side))
-    read = [transform.for_test(read_image(file)) for file in own[: len(images)]]
+    own = own[first : first + len(images)]
+    read = [transform.for_test(read_image(file)) for file in own]
     real = [transform.for_test(read_image(file)) for file in other]
-    truth = paired(own[: len(images)], own[0].parent, other[0].parent)
+    truth = paired(own, *(_folders(options, part)[s] for s in (side, 1 - side)))
     results = evaluate(
         list(images),
         real,
@@ -80,6 +83,11 @@ def quality(
         metrics=names,
     )
     return {result.name: result.value for result in results}
+
+
+def tested_on(options: CycleGANOptions) -> list[Path]:
+    """The test images of both domains: what `inputs` gives of them, and what is their truth."""
+    return [file for side in (0, 1) for file in _files(options, side, "test")]
 
 
 def options_of(checkpoint: Path) -> dict[str, Any]:
@@ -109,5 +117,10 @@ def _files(options: CycleGANOptions, side: int, part: str) -> tuple[Path, ...]:
         return ()
     if not all((Path(options.data) / f"test{letter}").is_dir() for letter in "AB"):
         return ()
-    folders = folders_of(options.data, None, None, "test")
-    return tuple(list_images(folders[side]))
+    return tuple(list_images(_folders(options, part)[side]))
+
+
+def _folders(options: CycleGANOptions, part: str) -> tuple[Path, Path]:
+    if part == "train":
+        return folders_of(options.data, options.data_a, options.data_b)
+    return folders_of(options.data, None, None, part)

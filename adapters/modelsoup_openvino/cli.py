@@ -54,7 +54,7 @@ def openvino() -> None:
               help="A metric of the trainer's, before and after; repeat it.")  # fmt: skip
 @click.option("--pictures", is_flag=True, help="Write all held-out images, for metrics.")
 @click.option("--seed", default=0, show_default=True, help="Of the training.")
-@click.option("--force", is_flag=True, help="Replace OUT.")
+@click.option("--force", is_flag=True, help="Replace OUT, if an earlier run wrote it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report.")
 def quantize(
     model: Path, of: str, data: str | None, output: Path, epochs: int, rate: float | None,
@@ -68,7 +68,8 @@ def quantize(
 
     A run that was interrupted is gone on with by the same command.
     """
-    from .deliver import PAGE, must_be_free
+    from .deliver import PAGE
+    from .place import must_be_free
     from .qat import BEGUN
     from .trainer import quantise_to
 

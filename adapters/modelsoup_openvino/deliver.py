@@ -16,7 +16,6 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from modelsoup import OutputError
 
 from . import export, measure
 from .deploy import Deployable, Log
+from .place import REPORT, must_be_ours, take_the_place
 from .qat import Outcome
 from .quantise import Quantisation
 from .report import as_pixels, page, sheet
@@ -34,21 +34,7 @@ from .versions import installed
 
 INT8, FP32, FP16 = "int8.xml", "fp32.xml", "fp16.xml"
 QUANTISED, FLOAT = "quantised.safetensors", "float.safetensors"
-REPORT, PAGE, SHEET, PICTURES = "report.json", "report.md", "sheet.png", "pictures"
-
-
-def must_be_free(out: Path, *, force: bool) -> None:
-    """Check that a folder may be written, before hours of work.
-
-    Raises:
-        OutputError: there is something already, or no folder to put it into.
-    """
-    if not out.absolute().parent.is_dir():
-        raise OutputError(f"there is no folder {out.absolute().parent} to put {out.name} into")
-    if out.exists() and not force and not (out.is_dir() and not any(out.iterdir())):
-        raise OutputError(f"{out} exists already (--force replaces it)")
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file, where a folder is to be written")
+PAGE, SHEET, PICTURES = "report.md", "sheet.png", "pictures"
 
 
 def deliver(
@@ -74,10 +60,12 @@ def deliver(
         the report.
 
     Raises:
+        OutputError: there is something else in its place.
         SoupError: the export does not compute what the network does, or cannot be written.
     """
     out = out.absolute()
-    example = outcome.held_out[0]
+    must_be_ours(out)
+    example = outcome.held_out.images[0]
     log("converts and compares")
     models = {
         INT8: export.converted(outcome.best, example),
@@ -107,7 +95,11 @@ def deliver(
             "candidates": [asdict(one) for one in outcome.candidates],
             "kept": outcome.kept.epoch,
             "losses": {name: round(value, 6) for name, value in outcome.figures.items()},
-            "held_out": {"images": len(outcome.held_out), "from_test": outcome.from_test},
+            "held_out": {
+                "images": len(outcome.held_out.images),
+                "from_test": outcome.held_out.part == "test",
+                "first": outcome.held_out.first,
+            },
             "likeness": {
                 **outputs, "agreement": {k: round(v, 2) for k, v in agreed.items()},
                 "saturates": measure.saturates() and how.overflow_fix != "enable",
@@ -124,7 +116,7 @@ def deliver(
         _save_sheet(outcome, folder / SHEET)
         if pictures:
             _save_pictures(outcome, folder / PICTURES)
-        _take_the_place(folder, out)
+        take_the_place(folder, out)
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error.strerror or error}") from error
     finally:
@@ -150,8 +142,8 @@ def _measured_outputs(models: Mapping[str, Any], outcome: Outcome) -> dict[str, 
     """INT8 against float32, both by OpenVINO, as they will be used."""
     compiled = {name: measure.compiled_for(model, "LATENCY") for name, model in models.items()}
     pairs: dict[str, list[np.ndarray]] = {name: [] for name in compiled}
-    size = tuple(outcome.held_out[0].shape)
-    for image in outcome.held_out:
+    size = tuple(outcome.held_out.images[0].shape)
+    for image in outcome.held_out.images:
         if tuple(image.shape) != size:  # an image of another size would compile both anew
             continue
         for name, call in compiled.items():
@@ -179,7 +171,7 @@ def _speed(
 ) -> dict[str, Any]:
     import torch
 
-    example = outcome.held_out[0]
+    example = outcome.held_out.images[0]
 
     def eager() -> object:
         with torch.inference_mode():
@@ -200,7 +192,7 @@ def _speed(
 def _save_sheet(outcome: Outcome, path: Path) -> None:
     from modelsoup_i2i.images import save_png
 
-    inputs = [as_pixels(image.numpy()) for image in outcome.held_out]
+    inputs = [as_pixels(image.numpy()) for image in outcome.held_out.images]
     expected = [as_pixels(image) for image in outcome.expected]
     save_png(sheet(inputs, expected, outcome.pictures, outcome.kept.epoch), path)
 
@@ -210,7 +202,7 @@ def _save_pictures(outcome: Outcome, folder: Path) -> None:
     from modelsoup_i2i.images import save_png
 
     sets: dict[str, Sequence[np.ndarray]] = {
-        "input": [as_pixels(image.numpy()) for image in outcome.held_out],
+        "input": [as_pixels(image.numpy()) for image in outcome.held_out.images],
         "float32": [as_pixels(image) for image in outcome.expected],
         "int8": outcome.pictures[outcome.kept.epoch],
         **{f"int8-{epoch}": images for epoch, images in outcome.pictures.items()},
@@ -219,21 +211,3 @@ def _save_pictures(outcome: Outcome, folder: Path) -> None:
         (folder / name).mkdir(parents=True)
         for number, image in enumerate(images):
             save_png(image, folder / name / f"{number:04d}.png")
-
-
-def _take_the_place(folder: Path, out: Path) -> None:
-    """Rename the finished folder; what was there goes only when it stands."""
-    old: Path | None = None
-    if out.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent)) / out.name
-        out.rename(old)
-    try:
-        folder.rename(out)
-    except OSError:
-        if old is not None:
-            with suppress(OSError):
-                old.rename(out)
-        raise
-    finally:
-        if old is not None and out.exists():
-            shutil.rmtree(old.parent, ignore_errors=True)

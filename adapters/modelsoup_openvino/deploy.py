@@ -18,6 +18,7 @@ from modelsoup import (
     Trainer,
     TrainerError,
     build_options,
+    digest_file,
     get_trainer,
     nearest,
     options_as_json,
@@ -100,11 +101,38 @@ def identity(trainer: Deployable, options: Any) -> dict[str, Any]:
     return options_as_json(options) if tell is None else dict(tell(options))
 
 
+def files(trainer: Deployable, options: Any) -> list[Path]:
+    """The files whose content decides the result, as far as the trainer tells them.
+
+    Those of its training (`files`), and those that candidates are compared on (`tested_on`).
+    """
+    told = [getattr(trainer, name, None) for name in ("files", "tested_on")]
+    return [file for tell in told if tell is not None for file in tell(options)]
+
+
+def content(trainer: Deployable, options: Any) -> str:
+    """One XXH3-128 of the names and the bytes of `files`.
+
+    Raises:
+        ParameterError: one of them cannot be read.
+    """
+    import xxhash
+
+    whole = xxhash.xxh3_128()
+    for file in files(trainer, options):
+        try:
+            whole.update(f"{digest_file(file).xxh3_128} {file.name}\n".encode())
+        except OSError as error:
+            raise ParameterError(f"{file} cannot be read: {error.strerror}") from error
+    return whole.hexdigest()
+
+
 def must_measure(trainer: Deployable, names: Sequence[str]) -> None:
     """Check that a trainer knows some metrics of its translations; it need not know any.
 
-    A trainer that does has `metric_names()` and `quality(options, network, images, names)`: values
-    by name, of outputs (uint8, H × W × 3) for the first test images.
+    A trainer that does has `metric_names()` and `quality(options, network, images, names, part=…,
+    first=…)`: values by name, of outputs (uint8, H × W × 3) for neighbours among the images that
+    `inputs` gives for that part, from the one at that place on.
 
     Raises:
         TrainerError: it knows none.

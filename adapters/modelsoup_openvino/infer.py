@@ -86,7 +86,8 @@ def pairs(source: Path, target: Path, *, force: bool) -> list[tuple[Path, Path]]
 
     Raises:
         ParameterError: the source is not there or holds no image.
-        OutputError: a target exists already, or two images would become one file.
+        OutputError: a target exists already or is one of the images, or two images would become
+            one file.
     """
     from modelsoup_i2i.images import list_images
 
@@ -100,6 +101,7 @@ def pairs(source: Path, target: Path, *, force: bool) -> list[tuple[Path, Path]]
             raise ParameterError(f"{source} holds no image")
     else:
         raise ParameterError(f"there is no image or folder {source}")
+    sources = {file.resolve() for file, _ in found}
     taken: dict[Path, Path] = {}
     for file, into in found:
         if into in taken:
@@ -107,6 +109,8 @@ def pairs(source: Path, target: Path, *, force: bool) -> list[tuple[Path, Path]]
         taken[into] = file
         if into.suffix.lower() != ".png":
             raise OutputError(f"the image {into} must end in .png")
+        if into.resolve() in sources:
+            raise OutputError(f"{into} would replace its own input")
         if into.exists() and not force:
             raise OutputError(f"{into} exists already (--force replaces it)")
     return found

@@ -23,7 +23,7 @@ import numpy as np
 
 from modelsoup import CheckpointError, ParameterError, TrainerError
 
-from .deploy import Deployable, Log, Report, Session, chosen_network, identity
+from .deploy import Deployable, Log, Report, Session, chosen_network, content, identity
 from .measure import mean_psnr, ssim
 from .quantise import (
     Quantisation,
@@ -61,6 +61,21 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """The images that candidates are compared on.
+
+    Attributes:
+        images: as the network sees them.
+        part: of which part of the trainer's `inputs` they are, `test` or `train`.
+        first: which image of that part the first one is, from 0; the others follow it.
+    """
+
+    images: tuple[torch.Tensor, ...]
+    part: str
+    first: int
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What came out.
 
@@ -74,7 +89,6 @@ class Outcome:
         kept: which candidate it is.
         candidates: all of them, by epoch.
         held_out: the images that they were compared on.
-        from_test: whether those are test images, and not some of the training's.
         expected: the float network's outputs for them.
         pictures: outputs for them, uint8, H × W × 3, by epoch.
         figures: the last epoch's losses.
@@ -87,8 +101,7 @@ class Outcome:
     checkpoint: Path
     kept: Candidate
     candidates: tuple[Candidate, ...]
-    held_out: tuple[torch.Tensor, ...]
-    from_test: bool
+    held_out: HeldOut
     expected: tuple[np.ndarray, ...]
     pictures: Mapping[int, tuple[np.ndarray, ...]]
     figures: Mapping[str, float]
@@ -97,7 +110,8 @@ class Outcome:
 def quantisation_aware(
     trainer: Deployable, options: Any, start: Path, how: Quantisation, *, epochs: int,
     network: str | None, held_out: int, seed: int, frozen: Sequence[str], work: Path,
-    report: Report, log: Log, see: Callable[[str, Sequence[np.ndarray]], None] = lambda *_: None,
+    report: Report, log: Log,
+    see: Callable[[str, HeldOut, Sequence[np.ndarray]], None] = lambda *_: None,
 ) -> Outcome:  # fmt: skip
     """Quantise a trainer's deployed network, train it for some epochs, and keep the best.
 
@@ -114,8 +128,9 @@ def quantisation_aware(
         work: a folder that survives a crash.
         report: is told progress and figures.
         log: is told lines.
-        see: is given the network's name and the float outputs, uint8, H × W × 3, before anything
-            is quantised; what it raises ends the run while that costs nothing.
+        see: is given the network's name, the images and the float outputs for them, uint8,
+            H × W × 3, before anything is quantised; what it raises ends the run while that costs
+            nothing.
 
     Raises:
         TrainerError: the work folder belongs to another run.
@@ -131,14 +146,14 @@ def quantisation_aware(
     told = {
         "start": _digest(start), "network": name, "seed": seed, "epochs": epochs,
         "frozen": sorted(frozen), "held_out": held_out, "how": asdict(how),
-        "training": identity(trainer, options),
+        "training": identity(trainer, options), "images": content(trainer, options),
     }  # fmt: skip
     origin = json.loads(json.dumps(told, default=str))
-    images, from_test = _held_out(trainer, options, name, held_out, how.subset_size)
-    if not from_test:
-        log(f"there are no test images: {len(images)} training images are held out to compare")
-    expected = _outputs(reference, images)
-    see(name, [as_pixels(image) for image in expected])
+    held = _held_out(trainer, options, name, held_out, how.subset_size)
+    if held.part != "test":
+        log(f"there are no test images: {len(held.images)} training images are held out to compare")
+    expected = _outputs(reference, held.images)
+    see(name, held, [as_pixels(image) for image in expected])
     begun = work / BEGUN
     if begun.exists():
         _must_be_same(begun, origin)
@@ -152,7 +167,9 @@ def quantisation_aware(
     # From the file in a run that goes on and in one that does not: both do the same from here on.
     trained = load_quantised(own, begun, say=log)
     twin = load_quantised(own, begun, say=log).eval()
-    bench = _Bench(work, session, name, start, tuple(frozen), reference, twin, images, expected)
+    bench = _Bench(
+        work, session, name, start, tuple(frozen), reference, twin, held.images, expected
+    )
     if not bench.candidates():
         bench.add(0, reference)
     figures: Mapping[str, float] = {}
@@ -173,8 +190,8 @@ def quantisation_aware(
     report(1.0, {"psnr": best.psnr, "kept_epoch": float(best.epoch)})
     return Outcome(
         name, reference, load_quantised(reference, path, say=log).eval(), path,
-        work / f"float-{best.epoch}.safetensors", best, bench.candidates(), images, from_test,
-        expected, bench.pictures(), figures,
+        work / f"float-{best.epoch}.safetensors", best, bench.candidates(), held, expected,
+        bench.pictures(), figures,
     )  # fmt: skip
 
 
@@ -245,19 +262,20 @@ class _Bench:
         )  # fmt: skip
 
 
-def _held_out(
-    trainer: Deployable, options: Any, name: str, most: int, calibrated: int
-) -> tuple[tuple[torch.Tensor, ...], bool]:
+def _held_out(trainer: Deployable, options: Any, name: str, most: int, calibrated: int) -> HeldOut:
     """Test images; without any, training images beyond those of the calibration, or the last."""
     images = tuple(islice(trainer.inputs(options, name, "test"), most))
     if images:
-        return images, True
+        return HeldOut(images, "test", 0)
     own = trainer.inputs(options, name, "train")
-    first = list(islice(own, calibrated))
-    images = tuple(islice(own, most)) or tuple(first[-most:])
-    if not images:
+    seen = list(islice(own, calibrated))
+    images = tuple(islice(own, most))
+    if images:
+        return HeldOut(images, "train", len(seen))
+    if not seen:
         raise ParameterError(f"there is no image for {name}, to calibrate or to compare")
-    return images, False
+    images = tuple(seen[-most:])
+    return HeldOut(images, "train", len(seen) - len(images))
 
 
 def _outputs(network: nn.Module, images: Sequence[torch.Tensor]) -> tuple[np.ndarray, ...]:

@@ -112,6 +112,13 @@ def _candidates(told: Mapping[str, Any]) -> list[str]:
         alike = _number(one["ssim"], 4)
         lines.append(f"| {one['epoch']} | {one['psnr']:.2f} | {alike} | {mark} |")
     lines.append("")
+    if len(candidates) > 1:
+        lines += [
+            f"The kept one is the nearest of {len(candidates)} on these same images, so what is "
+            f"reported of it on them, here and below, is rather too good: on other images it may "
+            f"be less near.",
+            "",
+        ]
     if len(candidates) == 1:
         lines.append("It was calibrated, and not trained after that.")
     elif kept:

@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from modelsoup import Job, TrainerError, options_as_json
 
-from .deploy import Deployable, Log, Report, deployable, identity, must_measure, options_for
+from .deploy import Deployable, Log, Report, deployable, files, identity, must_measure, options_for
+from .place import must_be_free, must_be_ours, must_not_hold
 from .quantise import Quantisation
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from .qat import HeldOut
 
 RATE = 1e-6
 """A float network's rate, 2e-4, undoes in steps what calibration found; the paper does not tell
@@ -39,7 +42,7 @@ class OpenVinoOptions:
 
     Attributes:
         of: the trainer that made the start, and whose losses are used.
-        out: the folder for models, report and pictures; what is there is replaced.
+        out: the folder for models, report and pictures; one of an earlier run is replaced.
         folder: what paths in `training` are relative to; a plan's own folder.
         epochs: epochs after calibration; 0 calibrates only.
         rate: the learning rate of those.
@@ -100,10 +103,17 @@ class OpenVinoQat:
         return values
 
     def files(self, options: OpenVinoOptions) -> list[Path]:
-        """What the training depends on."""
-        trainer, own = self._of(options)
-        tell = getattr(trainer, "files", None)
-        return [] if tell is None else list(tell(own))
+        """What the training and the choice among its candidates depend on."""
+        return files(*self._of(options))
+
+    def notices(self, options: OpenVinoOptions) -> list[str]:
+        """None; a plan whose `out` is somebody's folder is refused before anything is computed.
+
+        Raises:
+            OutputError: it is.
+        """
+        must_be_ours(options.out)
+        return []
 
     def train(self, job: Job) -> None:
         """Calibrate, train, export and report; or go on from what a crash left."""
@@ -143,7 +153,7 @@ def quantise_to(
     Args:
         options: all but `out`, which counts as given.
         start: the float checkpoint.
-        out: the folder; what is there is replaced when the new one is whole.
+        out: the folder; one of an earlier run is replaced when the new one is whole.
         seed: of the training.
         frozen: tensors that keep every bit.
         work: a folder that survives a crash.
@@ -151,11 +161,14 @@ def quantise_to(
         log: is told lines.
 
     Raises:
+        OutputError: `out` may not be replaced.
         VersionError: NNCF or OpenVINO is missing or of another version.
         SoupError: the start, the data or the options do not fit.
     """
     from .versions import need
 
+    must_be_free(out, force=True)
+    must_not_hold(out, start)
     need("torch", "nncf", "openvino")
     trainer = deployable(options.of)
     must_measure(trainer, options.quality)
@@ -167,25 +180,26 @@ def quantise_to(
         rate=options.rate,
         folder=options.folder,
     )
-    from .deliver import deliver, must_be_free
+    from .deliver import deliver
     from .qat import quantisation_aware
 
-    must_be_free(out, force=True)
     quality: dict[str, dict[str, float]] = {name: {} for name in options.quality}
 
-    def judge(which: str, network: str, pictures: Sequence[np.ndarray]) -> None:
+    def judge(which: str, network: str, held: HeldOut, pictures: Sequence[np.ndarray]) -> None:
         if quality:
-            values = cast(Any, trainer).quality(own, network, pictures, options.quality)
+            values = cast(Any, trainer).quality(
+                own, network, pictures, options.quality, part=held.part, first=held.first
+            )
             for name, value in values.items():
                 quality[name][which] = value
 
     outcome = quantisation_aware(
         trainer, own, start, options.quantisation, epochs=options.epochs, network=options.network,
         held_out=options.held_out, seed=seed, frozen=frozen, work=work, report=report, log=log,
-        see=lambda network, pictures: judge("float", network, pictures),
+        see=lambda *seen: judge("float", *seen),
     )  # fmt: skip
-    judge("calibrated", outcome.network, outcome.pictures[0])
-    judge("kept", outcome.network, outcome.pictures[outcome.kept.epoch])
+    for which, epoch in (("calibrated", 0), ("kept", outcome.kept.epoch)):
+        judge(which, outcome.network, outcome.held_out, outcome.pictures[epoch])
     return deliver(
         outcome, out, trainer=trainer, options=options_as_json(own), how=options.quantisation,
         start=start, rounds=options.rounds, pictures=options.pictures, quality=quality, log=log,

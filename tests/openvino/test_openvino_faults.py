@@ -49,6 +49,7 @@ def test_the_command_writes_the_folder_and_prints_the_page(start, data, tmp_path
     # Widths and blocks come from the checkpoint.
     done = quantize(start, data, out, "--network", "G_B", "--ignore", "model.1", "--pictures")
     assert done.exit_code == 0, done.output
+    assert "on these same images" not in done.output  # one candidate, and no choice
     assert "# G_B of start.safetensors in INT8" in done.output
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     integer = export.integer_operations(export.read(out / "int8.xml"))
@@ -239,7 +240,7 @@ def test_plans_are_checked_without_torch(data, start):
         "options = modelsoup.build_options(trainer, {'of': 'cyclegan', 'out': 'edge',\n"
         f"  'training': {{'data': {str(data)!r}}}}})\n"
         "assert 'low-level' in trainer.groups(options)\n"
-        "assert len(trainer.files(options)) == 7\n"
+        "assert len(trainer.files(options)) == 7 + 4  # what is trained on, and tested on\n"
         "assert trainer.identity(options)['out'] == 'edge'\n"
         "assert not {'torch', 'nncf', 'openvino'} & sys.modules.keys()\n"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,7 +225,7 @@ def test_a_command_that_was_killed_goes_on_to_the_same_bytes(made, start, data, 
         assert (out / name).read_bytes() == (made.out / name).read_bytes()
 
 
-def test_a_better_epoch_is_kept_with_frozen_tensors_as_they_were(quantise, start, tmp_path):
+def test_a_better_epoch_is_kept_with_frozen_tensors_as_they_were(quantise, start, data, tmp_path):
     frozen = ("G_A.model.1.weight", "G_A.model.1.bias", "G_A.model.19.bias", "D_A.model.0.weight")
 
     def kill(line):
@@ -239,6 +240,11 @@ def test_a_better_epoch_is_kept_with_frozen_tensors_as_they_were(quantise, start
         quantise(tmp_path, epochs=1, frozen=frozen, quantisation={"preset": "mixed"})
     with pytest.raises(modelsoup.TrainerError, match=r"\(training\.lr 0\.001 → 0\.01\): remove"):
         quantise(tmp_path, epochs=1, frozen=frozen, rate=1e-2)
+    for changed in ("trainB/1.png", "testA/1.png"):  # other pictures of the same names
+        other = shutil.copytree(data, tmp_path / changed.partition("/")[0])
+        shutil.copyfile(other / "trainA/0.png", other / changed)
+        with pytest.raises(modelsoup.TrainerError, match=r"\(images '\w{32}' → '\w{32}'\): remove"):
+            quantise(tmp_path, epochs=1, rate=1e-3, frozen=frozen, training={"data": str(other)})
     # Had calibration been as bad as this, the epoch after it would be the nearest.
     candidates = tmp_path / "work" / "candidates.json"
     (calibrated,) = json.loads(candidates.read_text())
@@ -246,6 +252,7 @@ def test_a_better_epoch_is_kept_with_frozen_tensors_as_they_were(quantise, start
     run = quantise(tmp_path, epochs=1, rate=1e-3, frozen=frozen)
     assert run.told["kept"] == 1
     assert "gained" in (run.out / "report.md").read_text()
+    assert "the nearest of 2 on these same images" in (run.out / "report.md").read_text()
     before, after = load_file(start), load_file(run.out / "float.safetensors")
     inside = load_file(run.out / "quantised.safetensors")
     assert list(after) == list(before)
@@ -256,6 +263,32 @@ def test_a_better_epoch_is_kept_with_frozen_tensors_as_they_were(quantise, start
             assert np.array_equal(inside[own], after[name])
     told = export.about(export.read(run.out / "int8.xml"))
     assert told["qat_epochs"] == "1"
+
+
+def test_pictures_that_decide_the_choice_are_part_of_the_key(data, start, tmp_path):
+    own = shutil.copytree(data, tmp_path / "data")
+
+    def key(**more):
+        training = {"data": str(own), **SIZES, **SHAPE}
+        options = {"of": "cyclegan", "out": "edge", "training": training, **more}
+        plan = tmp_path / "tree.yaml"
+        tree = {"of": ["start"], "finetune": {"trainer": "openvino-qat", **options}}
+        plan.write_text(json.dumps({"soup": 1, "models": {"start": str(start)}, "tree": tree}))
+        made = modelsoup.check(modelsoup.read_tree(plan)[0], digest=lambda path: path.name)
+        assert made.problems == ()
+        (found,) = (
+            node.key
+            for node in made.nodes.values()
+            if isinstance(node.operation, modelsoup.FineTune)
+        )
+        assert found is not None
+        return found
+
+    before = key()
+    assert key() == before
+    assert key(held_out=1) != before
+    shutil.copyfile(own / "trainA/0.png", own / "testA/1.png")
+    assert key() != before
 
 
 def test_a_tree_may_end_in_a_device(data, start, tmp_path, monkeypatch):

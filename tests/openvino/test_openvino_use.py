@@ -95,6 +95,23 @@ def test_two_images_never_become_one_file(made, tmp_path):
         list(translate(made.out / "int8.xml", tmp_path, tmp_path / "out"))
 
 
+def test_an_image_is_never_replaced_by_its_own_translation(made, tmp_path):
+    for name in ("a.png", "sub/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_png(picture(8, 8), tmp_path / name)
+    files = [tmp_path / "a.png", tmp_path / "sub" / "a.png"]
+    before = [file.read_bytes() for file in files]
+    # A folder into itself, a file into itself and into its folder, and one over another's source.
+    for source, target in (
+        (tmp_path, tmp_path), (files[0], files[0]), (files[0], tmp_path / "sub" / ".."),
+        (tmp_path, tmp_path / "sub"),
+    ):  # fmt: skip
+        done = soup("run", made.out / "int8.xml", source, target, "--force")
+        assert done.exit_code == 1, done.output
+        assert "would replace its own input" in done.output
+    assert [file.read_bytes() for file in files] == before
+
+
 def test_a_damaged_image_is_named_and_nothing_is_left_of_it(made, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"bad\.png"):

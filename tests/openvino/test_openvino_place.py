@@ -1,0 +1,131 @@
+"""Where `out` points: an earlier run's folder is replaced, and nobody else's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("nncf")
+pytest.importorskip("openvino")
+
+from click.testing import CliRunner
+from modelsoup_openvino.place import must_be_free, take_the_place
+from modelsoup_openvino.trainer import OpenVinoQat
+
+import modelsoup
+from modelsoup.cli import main
+
+from conftest import SHAPE, SIZES  # isort: skip
+
+
+def folder_with(folder, name="holiday.jpg", text="a photo"):
+    folder.mkdir()
+    (folder / name).write_text(text)
+    return folder
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def quantize(start, data, out, *more):
+    return CliRunner().invoke(
+        main,
+        ["openvino", "quantize", str(start), "--trainer", "cyclegan", "--data", str(data), "-o",
+         str(out), "--epochs", "0", "--rounds", "0", *more],
+    )  # fmt: skip
+
+
+def test_force_never_replaces_a_folder_of_something_else(start, data, tmp_path):
+    photos = folder_with(tmp_path / "photos")
+    before = contents(photos)
+    for more in ((), ("--force",)):
+        done = quantize(start, data, photos, *more)
+        assert done.exit_code == 1
+        assert "photos is a folder of something else" in done.output
+        assert "calibrates" not in done.output
+        assert "Traceback" not in done.output
+    assert contents(photos) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.parametrize(
+    "report", ["", "[]", "{}", '{"origin": "Rome"}', '{"origin": {"trainer": "me"}}']
+)
+def test_another_programs_report_does_not_make_a_folder_ours(report, tmp_path):
+    photos = folder_with(tmp_path / "photos", "report.json", report)
+    with pytest.raises(modelsoup.OutputError, match="something else"):
+        must_be_free(photos, force=True)
+    assert contents(photos) == {"report.json": report.encode()}
+
+
+def test_a_trainers_out_is_looked_at_before_anything_is_computed(quantise, tmp_path):
+    folder_with(tmp_path / "out")
+    with pytest.raises(modelsoup.OutputError, match="out is a folder of something else"):
+        quantise(tmp_path, epochs=0)
+    assert contents(tmp_path / "out") == {"holiday.jpg": b"a photo"}
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_plan_whose_out_is_somebodys_folder_is_refused(data, start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photos = folder_with(tmp_path / "photos")
+    plan = tmp_path / "tree.yaml"
+    plan.write_text(f"""
+soup: 1
+models: {{start: {start}}}
+tree:
+  of: [start]
+  finetune:
+    trainer: openvino-qat
+    of: cyclegan
+    out: photos
+    epochs: 0
+    rounds: 0
+    training: {json.dumps({"data": str(data), **SIZES, **SHAPE})}
+""")
+    tree, _ = modelsoup.read_tree(plan)
+    (problem,) = modelsoup.check(tree).problems
+    assert "photos is a folder of something else" in problem
+    with pytest.raises(modelsoup.SoupError, match="photos is a folder of something else"):
+        modelsoup.run(tree, "device.safetensors", store="store")
+    assert contents(photos) == {"holiday.jpg": b"a photo"}
+    photos.rename("elsewhere")
+    assert OpenVinoQat().notices(tree_options(tmp_path)) == []
+
+
+def tree_options(folder):
+    given = {"of": "cyclegan", "out": "photos"}
+    return modelsoup.build_options(OpenVinoQat(), given, folder)
+
+
+def test_an_earlier_runs_folder_and_an_empty_one_are_replaced(made, tmp_path):
+    shutil.copytree(made.out, tmp_path / "edge")
+    (tmp_path / "empty").mkdir()
+    for name in ("edge", "empty"):
+        must_be_free(tmp_path / name, force=True)
+        take_the_place(folder_with(tmp_path / "new", "int8.xml"), tmp_path / name)
+        assert contents(tmp_path / name) == {"int8.xml": b"a photo"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["edge", "empty"]
+
+
+def test_what_was_put_there_meanwhile_stays(tmp_path):
+    new, out = folder_with(tmp_path / "new"), folder_with(tmp_path / "out", "notes.txt")
+    with pytest.raises(modelsoup.OutputError, match="something else"):
+        take_the_place(new, out)
+    assert list(contents(out)) == ["notes.txt"]
+    assert list(contents(new)) == ["holiday.jpg"]
+
+
+def test_a_folder_is_not_replaced_by_what_is_made_from_it(made, data, tmp_path):
+    out = tmp_path / "edge"
+    shutil.copytree(made.out, out)
+    before = contents(out)
+    done = quantize(out / "float.safetensors", data, out, "--force")
+    assert done.exit_code == 1
+    assert "edge would replace its own input" in done.output
+    assert contents(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["edge"]
