@@ -223,12 +223,13 @@ def _pairs(source: Path, output: Path, force: bool) -> list[tuple[Path, Path]]:
                 f"the image {into} must end in .png (a folder that exists takes it under its name)"
             )
         pairs = [(source, into)]
+    sources = {file.resolve() for file, _ in pairs}
     taken: dict[Path, Path] = {}
     for file, place in pairs:
         if place in taken:
             raise OutputError(f"{taken[place]} and {file} would both become {place}")
         taken[place] = file
-        if place.resolve() == file.resolve():
+        if place.resolve() in sources:
             raise OutputError(f"{place} would replace its own input")
         _must_be_free(place, force)
     return pairs
