@@ -396,6 +396,7 @@ def replace_folder(partial: Path, output: Path) -> None:
     """Put a finished folder in its place; an old one there is lost only once the new one stands."""
     if not output.exists():
         os.rename(partial, output)
+        remove_stale(output)  # one that a kill left, as below
         return
     # A kill between the two renames leaves the old folder under a name that is not cleaned away
     # until a new output stands in its place.
