@@ -252,7 +252,7 @@ def test_what_metrics_need_is_looked_for_before_the_training(
     (data / "testB").rename(data / "other")
     with pytest.raises(modelsoup.SoupError, match="testB does not exist"):
         train(tmp_path / "folder", data, evaluate=["psnr"])
-    assert not list(tmp_path.glob("*/work/*"))
+    assert [path for path in tmp_path.rglob("*") if path.parent.name == "work"] == []
 
 
 def test_a_diverged_training_is_not_evaluated_but_kept_and_marked(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,16 @@ def start(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     session = CycleGAN().session(options, None, seed=0)
     path = tmp_path_factory.mktemp("start") / "start.safetensors"
     session.save(path)
+    return path
+
+
+def device_plan(path: Path, start: Path, data: Path, **options: Any) -> Path:
+    """A tree that quantises a checkpoint; `path` is where it is written."""
+    training = {"data": str(data), **SIZES, **SHAPE}
+    node = {"trainer": "openvino-qat", "of": "cyclegan", "training": training, **options}
+    tree = {"of": ["start"], "finetune": node}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"soup": 1, "models": {"start": str(start)}, "tree": tree}))
     return path
 
 

@@ -28,7 +28,7 @@ from safetensors.numpy import load_file
 import modelsoup
 from modelsoup.cli import main
 
-from conftest import SHAPE, SIZES  # isort: skip
+from conftest import SHAPE, SIZES, device_plan  # isort: skip
 
 LEVEL = 2 / 255
 """One of the 256 levels that a picture's values have."""
@@ -269,11 +269,7 @@ def test_pictures_that_decide_the_choice_are_part_of_the_key(data, start, tmp_pa
     own = shutil.copytree(data, tmp_path / "data")
 
     def key(**more):
-        training = {"data": str(own), **SIZES, **SHAPE}
-        options = {"of": "cyclegan", "out": "edge", "training": training, **more}
-        plan = tmp_path / "tree.yaml"
-        tree = {"of": ["start"], "finetune": {"trainer": "openvino-qat", **options}}
-        plan.write_text(json.dumps({"soup": 1, "models": {"start": str(start)}, "tree": tree}))
+        plan = device_plan(tmp_path / "tree.yaml", start, own, out="edge", **more)
         made = modelsoup.check(modelsoup.read_tree(plan)[0], digest=lambda path: path.name)
         assert made.problems == ()
         (found,) = (
@@ -293,23 +289,10 @@ def test_pictures_that_decide_the_choice_are_part_of_the_key(data, start, tmp_pa
 
 def test_a_tree_may_end_in_a_device(data, start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    training = {"data": str(data), **SIZES, "width": 8, "blocks": 2, "d_width": 4, "d_layers": 2}
-    plan = tmp_path / "plans" / "tree.yaml"
-    plan.parent.mkdir()
-    plan.write_text(f"""
-soup: 1
-models: {{start: {start}}}
-tree:
-  of: [start]
-  finetune:
-    trainer: openvino-qat
-    of: cyclegan
-    out: edge
-    epochs: 0
-    rounds: 0
-    quantisation: {{subset_size: 2}}
-    training: {json.dumps(training)}
-""")
+    plan = device_plan(
+        tmp_path / "plans" / "tree.yaml", start, data, out="edge", epochs=0, rounds=0,
+        quantisation={"subset_size": 2},
+    )  # fmt: skip
     tree, _ = modelsoup.read_tree(plan)
     report = modelsoup.run(tree, "device.safetensors", store="store")
     assert Path("plans/edge/int8.xml").is_file()  # beside the plan

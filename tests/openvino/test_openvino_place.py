@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
@@ -18,7 +17,7 @@ from modelsoup_openvino.trainer import OpenVinoQat
 import modelsoup
 from modelsoup.cli import main
 
-from conftest import SHAPE, SIZES  # isort: skip
+from conftest import device_plan  # isort: skip
 
 
 def folder_with(folder, name="holiday.jpg", text="a photo"):
@@ -73,20 +72,7 @@ def test_a_trainers_out_is_looked_at_before_anything_is_computed(quantise, tmp_p
 def test_a_plan_whose_out_is_somebodys_folder_is_refused(data, start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     photos = folder_with(tmp_path / "photos")
-    plan = tmp_path / "tree.yaml"
-    plan.write_text(f"""
-soup: 1
-models: {{start: {start}}}
-tree:
-  of: [start]
-  finetune:
-    trainer: openvino-qat
-    of: cyclegan
-    out: photos
-    epochs: 0
-    rounds: 0
-    training: {json.dumps({"data": str(data), **SIZES, **SHAPE})}
-""")
+    plan = device_plan(tmp_path / "tree.yaml", start, data, out="photos", epochs=0, rounds=0)
     tree, _ = modelsoup.read_tree(plan)
     (problem,) = modelsoup.check(tree).problems
     assert "photos is a folder of something else" in problem
