@@ -7,13 +7,15 @@
 A ResNet generator of the paper's size (9 blocks, 64 channels) is first trained to draw the pictures
 of --data's domain B from themselves at half of their size: pairs that fit to the pixel, so that L1
 alone gives good pictures much sooner than CycleGAN does, and how good can be told in dB beside
-bicubic interpolation. It sees a crop a step. Then `openvino-qat` quantises it, trains
-with CycleGAN's losses, keeps the best, exports. PSNR is that of INT8's outputs to the float
-network's, both by OpenVINO, on test images at --side. All rows of the first table take turns on one
-image of --size; ratios are those of medians. `plain INT8` is NNCF's preset `mixed` as OpenVINO
-converts it. What --dir has of an earlier run (the trained network, the quantised one) is not made
-again; so with --prepare, which stops before anything is timed, the rest can be run when the machine
-is idle. Without --dir all goes into a temporary folder.
+bicubic interpolation. Then `openvino-qat` quantises it, trains with CycleGAN's losses, keeps the
+best, exports. PSNR is that of INT8's outputs to the float network's, both by OpenVINO, on test
+images at --side. All rows of the first table take turns on one image of --size; ratios are those of
+medians. `plain INT8` is NNCF's preset `mixed` as OpenVINO converts it.
+
+What --dir has of an earlier run (the trained network, the quantised one) is not made again, and a
+training that was killed goes on from the last hundred steps; so with --prepare, which stops before
+anything is timed, the rest can be run when the machine is idle. Without --dir all goes into a
+temporary folder.
 
 --choices is another table, of the same generator: what it gives and costs to leave the first or the
 last convolution float, and what NNCF's other settings do. Nothing is trained for it.
@@ -115,9 +117,11 @@ def trained(arguments: argparse.Namespace, data: Path, start: Path) -> ResnetGen
     """The generator that is there, or one that is trained now; and how good its pictures are."""
     record = start.with_suffix(".txt")
     if not start.exists():
-        network, said = supervised(arguments, data)
+        unfinished = start.with_suffix(".unfinished")
+        network, said = supervised(arguments, data, unfinished)
         record.write_text(said, "utf-8")
         save_from(nn.ModuleDict({"G_A": network}), start)
+        unfinished.unlink(missing_ok=True)
     network = load_generator(start)
     print(record.read_text("utf-8"), judged(network, data), sep="\n")
     return network
@@ -140,20 +144,35 @@ def judged(network: ResnetGenerator, data: Path) -> str:
     return "\n".join(lines)
 
 
-def supervised(arguments: argparse.Namespace, data: Path) -> tuple[ResnetGenerator, str]:
-    """A generator that was trained to make the second picture of a pair out of the first."""
+def supervised(
+    arguments: argparse.Namespace, data: Path, unfinished: Path
+) -> tuple[ResnetGenerator, str]:
+    """A generator that was trained to make the second picture of a pair out of the first.
+
+    What `unfinished` has of an earlier run with the same arguments is gone on from.
+    """
     torch.manual_seed(0)
     network = ResnetGenerator(GeneratorShape(arguments.width, arguments.blocks))
     network.winograd = True
     network.lay_out()
     inputs, truth = pairs(data, "train")
     steps, batch, begun = arguments.steps, arguments.batch, time.monotonic()
+    first, spent, mean = 0, 0.0, 0.0
     adam = torch.optim.Adam(network.parameters(), arguments.lr, (0.5, 0.999), fused=True)
     falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: min(1.0, 2 - 2 * n / steps))
     epochs = -(-steps * batch // len(inputs))
     order = torch.cat([torch.randperm(len(inputs)) for _ in range(epochs)])
-    mean = 0.0
-    for number, own in enumerate(order[: steps * batch].split(batch), 1):
+    asked = [steps, batch, arguments.lr, arguments.side, arguments.width, arguments.blocks]
+    if unfinished.exists():
+        told = torch.load(unfinished, weights_only=True)
+        if told["asked"] != asked:
+            sys.exit(f"{unfinished} is of a training with other arguments; remove it to begin anew")
+        first, spent, mean = told["step"], told["spent"], told["mean"]
+        network.load_state_dict(told["network"])
+        adam.load_state_dict(told["adam"])
+        falling.load_state_dict(told["falling"])
+        torch.set_rng_state(told["random"])
+    for number, own in enumerate(order[first * batch : steps * batch].split(batch), first + 1):
         sides = (3,) if torch.rand(()) < 0.5 else ()  # mirrored or not
         coarse, whole = (images[own].flip(sides) for images in (inputs, truth))
         loss = (network(coarse) - whole).abs().mean()
@@ -165,9 +184,19 @@ def supervised(arguments: argparse.Namespace, data: Path) -> tuple[ResnetGenerat
         if number % 100 == 0 or number == steps:
             taken = time.monotonic() - begun
             print(f"step {number} of {steps}: L1 {mean:.4f}, {taken:.0f} s", file=sys.stderr)
+            partial = unfinished.with_suffix(".partial")
+            torch.save(
+                {
+                    "asked": asked, "step": number, "spent": spent + time.process_time(),
+                    "mean": mean, "network": network.state_dict(), "adam": adam.state_dict(),
+                    "falling": falling.state_dict(), "random": torch.get_rng_state(),
+                },
+                partial,
+            )  # fmt: skip
+            partial.replace(unfinished)
     return network, (
         f"trained for {steps} steps on {batch} of {len(inputs)} pictures each, "
-        f"{time.process_time() / 60:.0f} minutes of processor time"
+        f"{(spent + time.process_time()) / 60:.0f} minutes of processor time"
     )
 
 
