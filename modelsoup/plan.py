@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from .trainer import (
     named_files,
     options_as_json,
     trainer_notices,
+    trainer_outputs,
     trainer_tensors,
 )
 from .tree import FineTune, Load, Merge, Operation, Train, Training, Tree
@@ -195,7 +197,8 @@ def node_seed(tree: Tree, node: str) -> int:
     training = training_of(tree.operation(node))
     if training is not None and training.seed is not None:
         return training.seed
-    model = re.sub(r"#\d+$", "", node)  # a model that is used twice is one model
+    # A model that is used twice is one model, and so is all that it is made of.
+    model = re.sub(r"#\d+(?=\.|$)", "", node)
     digest = hashlib.sha256(f"{tree.seed}\0{model}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -322,6 +325,7 @@ class _Checker:
     headers: dict[int, tuple[list[HeaderRow], Signature]] = field(default_factory=dict)
     merges: dict[Any, _Merged | SoupError] = field(default_factory=dict)
     merge_plans: dict[str, MergePlan] = field(default_factory=dict)  # node → what it does
+    outputs: dict[str, list[Path]] = field(default_factory=dict)  # node → its trainer's own
 
     def plan(self, warnings: Sequence[str]) -> Plan:
         nodes: dict[str, NodePlan] = {}
@@ -330,6 +334,7 @@ class _Checker:
             nodes[node] = made = self._node(node, operation, inputs)
             if made.signature is not None:
                 self.signatures[node] = made.signature
+        self._must_be_apart(nodes)
         nodes = self._skip(nodes)
         if self.fuse:
             nodes = self._fused(nodes)
@@ -391,9 +396,44 @@ class _Checker:
                 return self._merge(made, operation, inputs)
             return self._training(made, operation, inputs)
         except SoupError as error:
-            place = self.tree.graph.nodes[node].get("place")
-            self.problems.append(f"{place}: {node}: {error}" if place else f"{node}: {error}")
+            self._problem(node, str(error))
             return NodePlan(node, operation, None)
+
+    def _problem(self, node: str, sentence: str) -> None:
+        place = self.tree.graph.nodes[node].get("place")
+        self.problems.append(f"{place}: {node}: {sentence}" if place else f"{node}: {sentence}")
+
+    def _must_be_apart(self, nodes: Mapping[str, NodePlan]) -> None:
+        """Whether no two nodes write to one place: the later one's would replace the other's."""
+        seen: list[tuple[Path, str]] = []
+        for name, paths in self.outputs.items():
+            for path in paths:
+                own = Path(os.path.abspath(path))
+                for place, other in seen:
+                    within = place == own or place in own.parents or own in place.parents
+                    if within and not self._is_one(nodes[name], nodes[other]):
+                        too = "the same" if place == own else place
+                        self._problem(
+                            name,
+                            f"it would write {path}, and {other} {too}: the later would replace "
+                            f"the other's; name two places apart",
+                        )
+                        break
+                seen.append((own, name))
+
+    def _is_one(self, node: NodePlan, other: NodePlan) -> bool:
+        """Whether two nodes are one model that is used twice, and so computed once."""
+        if node.key is not None and other.key is not None:
+            return node.key == other.key
+        pending = [(node.node, other.node)]
+        while pending:
+            pair = pending.pop()
+            inputs = [self.tree.inputs(name) for name in pair]
+            told = [(self.tree.operation(name), node_seed(self.tree, name)) for name in pair]
+            if told[0] != told[1] or len(inputs[0]) != len(inputs[1]):
+                return False
+            pending += zip(*inputs, strict=True)
+        return True
 
     def _digest(self, path: Path) -> str | None:
         return self.digest(path) if path.exists() else None
@@ -453,6 +493,7 @@ class _Checker:
     ) -> NodePlan:
         trainer, options = trainer_of(operation.training)
         made = replace(made, notices=tuple(trainer_notices(trainer, options)))
+        self.outputs[made.node] = trainer_outputs(trainer, options)
         start: Signature | None = None
         if isinstance(operation, FineTune):
             start, below = inputs[0].signature, inputs[0]

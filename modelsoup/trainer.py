@@ -19,8 +19,9 @@ A trainer is any object with a name, a dataclass of options, and `train`:
 It may also have `groups(options)`, the layer groups of its architecture by name, for rules such as
 `group:low-level`; `tensors(options)`, the dtype and shape of every tensor that it writes, so that a
 plan can be checked without training; `files(options)`, the paths of files whose content is part of
-the result's key, `identity(options)`, what of the options is, and `version`; and
-`notices(options)`, sentences that a plan shows as warnings.
+the result's key, `identity(options)`, what of the options is, and `version`;
+`notices(options)`, sentences that a plan shows as warnings; and `outputs(options)`, what it writes
+beside its result, so that a plan in which two nodes would write the same is refused.
 
 A name that the start checkpoint lacks is initialised by the trainer; names in `job.frozen` must
 come out as they went in, byte by byte.
@@ -296,6 +297,12 @@ def trainer_notices(trainer: Trainer, options: Any) -> list[str]:
     """What a trainer wants the user to know before anything runs."""
     notices = getattr(trainer, "notices", None)
     return [] if notices is None else list(notices(options))
+
+
+def trainer_outputs(trainer: Trainer, options: Any) -> list[Path]:
+    """Files and folders that a trainer writes beside its result, in the place of earlier ones."""
+    outputs = getattr(trainer, "outputs", None)
+    return [] if outputs is None else list(outputs(options))
 
 
 def named_files(trainer: Trainer, options: Any) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from trainers import network
 
 import modelsoup
 from modelsoup import FineTune, Merge, Recipe, RunError, Store, Training, binary_tree, parse_tree
-from modelsoup.plan import check
+from modelsoup.plan import check, node_seed
 from modelsoup.processes import ProcessExecutor
 
 SOUP = [sys.executable, "-m", "modelsoup"]
@@ -821,6 +822,60 @@ def test_a_program_that_is_not_here_is_a_warning_of_the_plan(folder: Path) -> No
         warnings = check(parse_tree(text, folder=folder)[0]).warnings
         assert len(warnings) == 3 * wanted
         assert all("program 'no-such-program' of the command is not on" in w for w in warnings)
+
+
+BESIDE = """soup: 1
+models:
+  a: a.safetensors
+  b: b.safetensors
+  inner: {of: [a, b], finetune: {trainer: "trainers:Beside", note: INNER}}
+tree: {of: [inner, OTHER, b], finetune: {trainer: "trainers:Beside", note: edge}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("inner", "said"),
+    [
+        ("edge", "root: it would write edge, and inner the same"),
+        ("edge/in/it", "root: it would write edge, and inner .*/edge/in/it: the later"),
+        ("x/..", "root: it would write edge, and inner "),
+        ("edges", None),
+    ],
+)
+def test_two_nodes_that_would_write_to_one_place_are_a_problem(
+    folder: Path, inner: str, said: str | None
+) -> None:
+    tree, _ = parse_tree(BESIDE.replace("INNER", inner).replace("OTHER", "a"), folder=folder)
+    problems = check(tree).problems
+    if said is None:
+        assert problems == ()
+    else:
+        assert len(problems) == 1
+        assert re.search(said, problems[0])
+
+
+def test_a_node_that_is_used_twice_writes_its_place_once(folder: Path) -> None:
+    text = BESIDE.replace("INNER", "inside")
+    for other in ("inner", "{of: [inner, a]}"):
+        assert check(parse_tree(text.replace("OTHER", other), folder=folder)[0]).problems == ()
+    tuned = '{of: [b, a], finetune: {trainer: "trainers:Beside", note: inside}}'
+    (problem,) = check(parse_tree(text.replace("OTHER", tuned), folder=folder)[0]).problems
+    assert "root.2: it would write inside, and inner the same" in problem
+
+
+def test_what_a_model_is_made_of_is_one_when_it_is_used_twice(folder: Path) -> None:
+    tuned = 'finetune: {trainer: "trainers:Add", steps: 2}'
+    text = (
+        "soup: 1\nmodels: {a: a.safetensors, b: b.safetensors, "
+        f"deep: {{of: [{{of: [a, b], {tuned}}}, a]}}}}\n"
+        "tree: {of: [deep, {of: [b, deep]}]}\n"
+    )
+    tree, _ = parse_tree(text, folder=folder)
+    assert node_seed(tree, "deep.1") == node_seed(tree, "deep#2.1")
+    report = run(folder, text)
+    assert report.records["deep#2"]["key"] == report.records["deep"]["key"]
+    trained = [n for n in report.computed if isinstance(tree.operation(n), FineTune)]
+    assert len(trained) == 1
 
 
 def test_a_library_tree_runs_as_a_written_one(folder: Path) -> None:

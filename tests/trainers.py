@@ -122,6 +122,13 @@ class FailsOnce(Writes):
         return weights
 
 
+class Beside(Writes):
+    """Tells that it writes something beside its result."""
+
+    def outputs(self, options):
+        return [Path(options.note)]
+
+
 class Dies(Writes):
     """Its process is killed, the first times."""
 

@@ -115,6 +115,10 @@ class OpenVinoQat:
         must_be_ours(options.out)
         return []
 
+    def outputs(self, options: OpenVinoOptions) -> list[Path]:
+        """The folder that is replaced: no other node may write there."""
+        return [options.out]
+
     def train(self, job: Job) -> None:
         """Calibrate, train, export and report; or go on from what a crash left."""
         options: OpenVinoOptions = job.options

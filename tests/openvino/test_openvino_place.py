@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -81,6 +82,15 @@ def test_a_plan_whose_out_is_somebodys_folder_is_refused(data, start, tmp_path, 
     assert contents(photos) == {"holiday.jpg": b"a photo"}
     photos.rename("elsewhere")
     assert OpenVinoQat().notices(tree_options(tmp_path)) == []
+
+
+def test_two_nodes_of_a_plan_do_not_share_a_folder(data, start, tmp_path):
+    path = device_plan(tmp_path / "tree.yaml", start, data, out="edge", epochs=0, rounds=0)
+    plan = json.loads(path.read_text("utf-8"))
+    plan["tree"] = {"of": [plan["tree"]], "finetune": plan["tree"]["finetune"]}
+    path.write_text(json.dumps(plan), "utf-8")
+    (problem,) = modelsoup.check(modelsoup.read_tree(path)[0]).problems
+    assert f"root: it would write {tmp_path / 'edge'}, and root.1 the same" in problem
 
 
 def tree_options(folder):
