@@ -319,7 +319,7 @@ class _Checker:
     done: Callable[[str], bool]
     digest: Callable[[Path], str | None]
     fuse: bool
-    problems: list[str] = field(default_factory=list)
+    problems: dict[str, list[str]] = field(default_factory=dict)  # sentence → whom it is about
     signatures: dict[str, Signature] = field(default_factory=dict)
     interned: dict[Any, Signature] = field(default_factory=dict)
     headers: dict[int, tuple[list[HeaderRow], Signature]] = field(default_factory=dict)
@@ -338,11 +338,22 @@ class _Checker:
         nodes = self._skip(nodes)
         if self.fuse:
             nodes = self._fused(nodes)
-        said = [
-            f"{node.node}: {notice}" for node in nodes.values() for notice in node.notices
-            if not node.done and not node.skipped
-        ]  # fmt: skip
-        return Plan(self.tree, nodes, tuple(self.problems), (*warnings, *said))
+        notices: dict[str, list[str]] = {}
+        for node in nodes.values():
+            for notice in node.notices if not node.done and not node.skipped else ():
+                notices.setdefault(notice, []).append(node.node)
+        return Plan(
+            self.tree, nodes,
+            tuple(f"{self._whom(n, place=True)}: {said}" for said, n in self.problems.items()),
+            (*warnings, *(f"{self._whom(n)}: {said}" for said, n in notices.items())),
+        )  # fmt: skip
+
+    def _whom(self, nodes: Sequence[str], *, place: bool = False) -> str:
+        """The first node that something is said of, where it is written, and the others."""
+        first, *others = nodes
+        where = self.tree.graph.nodes[first].get("place") if place else None
+        also = f" (and {listed(others)})" if others else ""
+        return f"{where}: {first}{also}" if where else f"{first}{also}"
 
     def _skip(self, nodes: dict[str, NodePlan]) -> dict[str, NodePlan]:
         """Mark what nobody asks for, because what would be made of it is done."""
@@ -400,8 +411,7 @@ class _Checker:
             return NodePlan(node, operation, None)
 
     def _problem(self, node: str, sentence: str) -> None:
-        place = self.tree.graph.nodes[node].get("place")
-        self.problems.append(f"{place}: {node}: {sentence}" if place else f"{node}: {sentence}")
+        self.problems.setdefault(sentence, []).append(node)
 
     def _must_be_apart(self, nodes: Mapping[str, NodePlan]) -> None:
         """Whether no two nodes write to one place: the later one's would replace the other's."""

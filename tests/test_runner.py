@@ -820,8 +820,17 @@ def test_a_program_that_is_not_here_is_a_warning_of_the_plan(folder: Path) -> No
             '{trainer: "trainers:Add", add: 1}', f"{{command: ['{command}', '{{output}}']}}"
         )
         warnings = check(parse_tree(text, folder=folder)[0]).warnings
-        assert len(warnings) == 3 * wanted
-        assert all("program 'no-such-program' of the command is not on" in w for w in warnings)
+        assert len(warnings) == wanted
+        for warning in warnings:
+            assert warning.startswith("root.2-1 (and root.2-2, root): the program 'no-such-p")
+
+
+def test_what_is_wrong_with_many_nodes_is_told_once(folder: Path) -> None:
+    text = TUNED.replace("a: a.safetensors", "a: lost.safetensors")
+    text = text.replace("b: b.safetensors", "b: lost.safetensors")
+    (problem,) = check(parse_tree(text, folder=folder)[0]).problems
+    assert problem.startswith("the plan:2:10: a (and b): ")
+    assert "lost.safetensors does not exist" in problem
 
 
 BESIDE = """soup: 1
