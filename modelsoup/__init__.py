@@ -14,7 +14,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
     from .compare import DiffReport, diff
-    from .digest import FileDigest, digest_file
+    from .digest import FileDigest, digest_file, digest_files
     from .engine import MergeReport, merge
     from .errors import (
         CheckpointError,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "checkpoint": ("Checkpoint", "TensorInfo", "open_checkpoint"),
     "compare": ("DiffReport", "diff"),
-    "digest": ("FileDigest", "digest_file"),
+    "digest": ("FileDigest", "digest_file", "digest_files"),
     "engine": ("MergeReport", "merge"),
     "errors": (
         "CheckpointError", "MismatchError", "NonfiniteError", "OutputError", "ParameterError",
@@ -129,6 +129,7 @@ __all__ = [
     "convert",
     "diff",
     "digest_file",
+    "digest_files",
     "get_method",
     "get_trainer",
     "lineage_graph",

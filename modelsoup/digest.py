@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import xxhash
 
-from .checkpoint import Checkpoint, read_into
+from .checkpoint import Checkpoint, StrPath, read_into
 
 _BUFFER = 1 << 20
 
@@ -110,3 +112,25 @@ def combined(digests: list[FileDigest], algorithm: str) -> str:
 def digest_checkpoint(checkpoint: Checkpoint) -> list[FileDigest]:
     """The digests of a checkpoint's files, in order."""
     return [digest_file(file) for file in checkpoint.files]
+
+
+def content_of(files: Iterable[StrPath]) -> list[list[str]]:
+    """Name and XXH3-128 digest of each file, for keys."""
+    found = []
+    for file in map(Path, files):
+        status = file.stat()
+        digest = _remembered(file.absolute(), status.st_size, status.st_mtime_ns, status.st_ino)
+        found.append([file.name, digest])
+    return found
+
+
+def digest_files(files: Iterable[StrPath]) -> str:
+    """One XXH3-128, in hexadecimal, of the names and the content of files, in their order."""
+    told = "".join(f"{name}\0{digest}\0" for name, digest in content_of(files))
+    return xxhash.xxh3_128(told.encode(errors="surrogateescape")).hexdigest()
+
+
+@lru_cache(maxsize=1 << 17)
+def _remembered(file: Path, size: int, changed: int, inode: int) -> str:
+    """Every node of a tree may name the same thousands of images."""
+    return digest_file(file).xxh3_128

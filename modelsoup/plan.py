@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import SUFFIX, Checkpoint, HeaderRow, TensorInfo, header_rows, open_checkpoint
-from .digest import digest_file
+from .digest import content_of, digest_file
 from .dtypes import DTYPES
 from .errors import CheckpointError, PlanError, SoupError, listed
 from .lineage import recipe_as_json
@@ -26,7 +26,6 @@ from .rules import BASE
 from .trainer import (
     Trainer,
     build_options,
-    content_of,
     get_trainer,
     named_files,
     options_as_json,
@@ -339,13 +338,13 @@ class _Checker:
         if self.fuse:
             nodes = self._fused(nodes)
         notices: dict[str, list[str]] = {}
-        for node in nodes.values():
-            for notice in node.notices if not node.done and not node.skipped else ():
-                notices.setdefault(notice, []).append(node.node)
+        for name, made in nodes.items():
+            for notice in made.notices if not made.done and not made.skipped else ():
+                notices.setdefault(notice, []).append(name)
         return Plan(
             self.tree, nodes,
-            tuple(f"{self._whom(n, place=True)}: {said}" for said, n in self.problems.items()),
-            (*warnings, *(f"{self._whom(n)}: {said}" for said, n in notices.items())),
+            tuple(f"{self._whom(of, place=True)}: {said}" for said, of in self.problems.items()),
+            (*warnings, *(f"{self._whom(of)}: {said}" for said, of in notices.items())),
         )  # fmt: skip
 
     def _whom(self, nodes: Sequence[str], *, place: bool = False) -> str:

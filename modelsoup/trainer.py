@@ -42,12 +42,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from .checkpoint import StrPath
-from .digest import digest_file
 from .dtypes import DTYPES
 from .errors import TrainerError, nearest
 
@@ -625,19 +623,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def content_of(files: Sequence[StrPath]) -> list[list[str]]:
-    """Name and XXH3-128 digest of each file, for keys."""
-    found = []
-    for file in map(Path, files):
-        status = file.stat()
-        digest = _digest(file.absolute(), status.st_size, status.st_mtime_ns, status.st_ino)
-        found.append([file.name, digest])
-    return found
-
-
-@lru_cache(maxsize=1 << 17)
-def _digest(file: Path, size: int, changed: int, inode: int) -> str:
-    """Remembered: every node of a tree may name the same thousands of images."""
-    return digest_file(file).xxh3_128

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from modelsoup import CheckpointError, FileDigest, digest_file, open_checkpoint
+from modelsoup import CheckpointError, FileDigest, digest_file, digest_files, open_checkpoint
 from modelsoup.digest import FileReader, combined, digest_checkpoint
 
 SIZE = 6_000
@@ -236,3 +236,18 @@ def test_a_checkpoints_digests_come_in_the_order_of_its_files(tmp_path: Path) ->
     checkpoint = open_checkpoint(tmp_path)
     assert digest_checkpoint(checkpoint) == [true_digest(file) for file in checkpoint.files]
     assert [digest.name[0] for digest in digest_checkpoint(checkpoint)] == ["a", "b", "c"]
+
+
+def test_files_have_one_digest_of_their_names_and_content(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_bytes(b"x")
+    b.write_bytes(b"x")
+    found = digest_files([a, b])
+    assert found == digest_files(iter([str(a), b]))
+    assert len({found, digest_files([b, a]), digest_files([a]), digest_files([a, a])}) == 4
+    b.write_bytes(b"yy")
+    assert digest_files([a, b]) != found
+    b.write_bytes(b"x")
+    assert digest_files([a, b]) == found
+    with pytest.raises(FileNotFoundError):
+        digest_files([tmp_path / "c"])

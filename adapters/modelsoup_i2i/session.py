@@ -18,9 +18,8 @@ The step is Zhu et al.'s, with the same results but for rounding, and less work:
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +29,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelsoup import TrainerError, digest_file, open_checkpoint
+from modelsoup import TrainerError, digest_files, open_checkpoint
 from modelsoup.torch_bridge import freeze, load_into, save_from
 
 from .data import Domains, Pictures, Sampler, batches
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from .cyclegan import CycleGANOptions
 
 STATE = "state.pt"
-FORMAT = 2
+FORMAT = 3
 _SMALL = 96 * 96  # pixels of a batch
 _WINOGRAD = 128  # channels from which it is the faster one
 _SHOWN = 4  # images of each domain on a sheet
@@ -413,7 +412,7 @@ class Session:
         """Digests of what is read: names do not tell whether images or the start were changed."""
         start = () if self.start is None else open_checkpoint(self.start).files
         read = {"images of X": self.domains.a, "images of Y": self.domains.b, "start": start}
-        return {what: _digest(files) for what, files in read.items()}
+        return {what: digest_files(files) for what, files in read.items()}
 
     # The loop.
 
@@ -555,9 +554,3 @@ class Session:
             made = at_any_size(self._module[name], self._placed(to_tensor(image)[None]))
             again = at_any_size(self._module[back], made)
         return [image, to_image(made[0].float()), to_image(again[0].float())]
-
-
-def _digest(files: Iterable[Path]) -> str:
-    """Of names and content, in their order."""
-    told = "".join(f"{file.name}\0{digest_file(file).xxh3_128}\0" for file in files)
-    return hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest()[:32]

@@ -18,7 +18,7 @@ from modelsoup import (
     Trainer,
     TrainerError,
     build_options,
-    digest_file,
+    digest_files,
     get_trainer,
     nearest,
     options_as_json,
@@ -116,15 +116,10 @@ def content(trainer: Deployable, options: Any) -> str:
     Raises:
         ParameterError: one of them cannot be read.
     """
-    import xxhash
-
-    whole = xxhash.xxh3_128()
-    for file in files(trainer, options):
-        try:
-            whole.update(f"{digest_file(file).xxh3_128} {file.name}\n".encode())
-        except OSError as error:
-            raise ParameterError(f"{file} cannot be read: {error.strerror}") from error
-    return whole.hexdigest()
+    try:
+        return digest_files(files(trainer, options))
+    except OSError as error:
+        raise ParameterError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def must_measure(trainer: Deployable, names: Sequence[str]) -> None:
