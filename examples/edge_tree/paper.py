@@ -277,10 +277,13 @@ def one_table(arguments: argparse.Namespace, size: Size) -> None:
 
     rows = [row for row in paper_rows() if row.table == arguments.table]
     rows = small_rows(rows) if arguments.data is None else rows
-    if arguments.rows:
-        rows = [row for row in rows if arguments.rows in row.name]
+    names = [row.name for row in rows]
+    rows = [row for row in rows if arguments.rows in row.name]
     if not rows:
-        raise modelsoup.ParameterError(f"no row of table {arguments.table} fits {arguments.rows!r}")
+        raise modelsoup.ParameterError(
+            f"no row of table {arguments.table} has {arguments.rows!r} in its name (there are "
+            f"{', '.join(names)})"
+        )
     if arguments.print_plans:
         for row in rows:
             content = plan(row, size, arguments.data, arguments.seeds[0])
