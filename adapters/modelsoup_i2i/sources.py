@@ -83,13 +83,15 @@ class Source:
     """A ready set: its packages, whose work it is, and how the packages' files become pictures.
 
     `make(archives, size, count, random)` gives the pictures of each of the four folders by name;
-    `count` is how many a domain has in all, None for as many as there are.
+    `count` is how many a domain has in all, None for as many as there are. `most` is how many there
+    are at any size, where a large package would have to be fetched to find out.
     """
 
     about: str
     packages: tuple[Package, ...]
     licences: tuple[str, ...]
     make: Callable[[Mapping[str, Path], int, int | None, random.Random], Split]
+    most: int | None = None
 
 
 def prepare(
@@ -127,6 +129,8 @@ def prepare(
         raise ParameterError(f"size is {size}, where 16 to 512 is expected")
     if count is not None and count < 2:
         raise ParameterError(f"count is {count}: a domain needs at least 2 pictures")
+    if count is not None and source.most is not None:
+        _enough(count, source.most)
     output = Path(output)
     _may_be_made(output, force)
     with tempfile.TemporaryDirectory(prefix="modelsoup-i2i-") as folder:
@@ -246,13 +250,14 @@ def _animals(
 SOURCES: dict[str, Source] = {
     "emoji": Source(
         "Noto ↔ Twemoji, paired by name", (NOTO, TWEMOJI), (_NOTO_LICENCE, _TWEMOJI_LICENCE),
-        _emoji,
+        _emoji, 1636,
     ),
     "day-night": Source(
         "the Earth by day ↔ by night, paired by name", (EARTH,), (_EARTH_LICENCE,), _day_night
     ),
     "animals": Source(
-        "photos of animals ↔ Noto's", (STAMPS, NOTO), (_STAMPS_LICENCE, _NOTO_LICENCE), _animals
+        "photos of animals ↔ Noto's", (STAMPS, NOTO), (_STAMPS_LICENCE, _NOTO_LICENCE), _animals,
+        126,
     ),
 }  # fmt: skip
 

@@ -232,6 +232,13 @@ def test_more_pictures_than_there_are_is_an_error(emoji: list[Path], tmp_path: P
         sources.prepare("emoji", tmp_path / "out", files=emoji, count=11)
 
 
+def test_more_pictures_than_there_are_is_told_before_anything_is_fetched(tmp_path: Path):
+    told: list[str] = []
+    with pytest.raises(ParameterError, match="count is 1637, but this set has 1636 pictures"):
+        sources.prepare("emoji", tmp_path / "out", count=1637, say=told.append)
+    assert told == [] and list(tmp_path.iterdir()) == []
+
+
 def test_the_example_is_what_its_readme_says():
     counts = {part: len(list_images(EXAMPLE / part)) for part in sources.FOLDERS}
     assert counts == {"trainA": 160, "trainB": 160, "testA": 40, "testB": 40}
