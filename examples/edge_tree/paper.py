@@ -1,4 +1,4 @@
-"""The tree paper's Tables III to VI, as plans of modelsoup, and what goes beyond them.
+"""The tree paper's Tables III to VII, as plans of modelsoup, and what goes beyond them.
 
     python examples/edge_tree/paper.py --table 3 --size small
     python examples/edge_tree/paper.py --beyond
@@ -75,15 +75,16 @@ class Row:
     """A row of a table.
 
     Attributes:
-        table: 3 to 6.
+        table: 3 to 7.
         pair: from X to Y, such as `apple_to_orange`.
         imbalance: percent by which Y is smaller than X.
         levels: of the tree; 1 is a model without a tree.
         strategy: S1, all layers merged; S2-A, discriminators merged, generators from scratch.
         aware: whether the loss is the imbalance-aware one (eq. 3).
         asymmetric: three leaves, one of them trained on another pair.
-        fid64: the paper's FID.
-        lpips: the paper's LPIPS.
+        int8: epochs of training after the quantisation to INT8; None leaves it float.
+        fid64: the paper's FID; None where a row is ours, INT8 by calibration alone.
+        lpips: the paper's LPIPS, likewise.
     """
 
     table: int
@@ -93,25 +94,30 @@ class Row:
     strategy: str
     aware: bool
     asymmetric: bool
-    fid64: float
-    lpips: float
+    int8: int | None
+    fid64: float | None
+    lpips: float | None
 
     @property
     def name(self) -> str:
         """A file's name."""
         words = [f"table{self.table}", self.pair, f"{self.imbalance}", f"{self.levels}-levels"]
         words += ["S2-A"] * (self.strategy == "S2-A") + ["aware"] * self.aware
-        return "-".join(words + ["asymmetric"] * self.asymmetric)
+        words += ["asymmetric"] * self.asymmetric
+        return "-".join(words if self.int8 is None else [*words, f"int8-{self.int8}-epochs"])
 
 
 def paper_rows() -> list[Row]:
-    """The rows of Tables III to VI with the paper's figures, from `tables.csv`."""
+    """The rows of Tables III to VII with the paper's figures, from `tables.csv`."""
     with (HERE / "tables.csv").open(encoding="utf-8") as file:
         return [
             Row(
                 int(r["table"]), r["pair"], int(r["imbalance"]), int(r["levels"]), r["strategy"],
-                r["aware"] == "yes", r["asymmetric"] == "yes", float(r["fid64"]),
-                float(r["lpips"]),
+                r["aware"] == "yes", r["asymmetric"] == "yes",
+                *(
+                    kind(r[name]) if r[name] else None
+                    for name, kind in (("int8_epochs", int), ("fid64", float), ("lpips", float))
+                ),
             )
             for r in csv.DictReader(file)
         ]  # fmt: skip
@@ -139,7 +145,7 @@ def domains(pair: str, data: Path | None) -> dict[str, str]:
 
 def plan(
     row: Row, size: Size, data: Path | None, seed: int, *, beta: float = 0.5, shared: bool = True,
-    finetune: bool = True, epochs: int = 1,
+    finetune: bool = True, epochs: int = 1, edge: str = "edge",
 ) -> dict[str, Any]:  # fmt: skip
     """The one template: a `tree.yaml` as plain data.
 
@@ -152,6 +158,7 @@ def plan(
         shared: whether all leaves start from the same random weights.
         finetune: whether merged models are fine-tuned.
         epochs: how many times as long the model without a tree is trained.
+        edge: the folder for what is quantised.
     """
     options = {
         "trainer": "cyclegan", "loss": "tree-paper", **size.options,
@@ -177,11 +184,29 @@ def plan(
         length = options["epochs"] * epochs
         content["models"] = {"alone": {"train": options | {"lr": RATE, "epochs": length}}}
         content["models"]["alone"]["train"]["init"] = seed
-        return content | {"tree": "alone"}
+        if row.int8 is None:
+            return content | {"tree": "alone"}
+        return content | {"tree": {"of": ["alone"], "finetune": _quantised(row, options, edge)}}
     if finetune:
         content["defaults"]["finetune"] = options | {"lr": RATE, "init": seed}
     odd = {"odd": OTHER} if row.asymmetric else {"shuffle": seed}
     return content | {"tree": {"pair": list(names), **odd}}
+
+
+def _quantised(row: Row, options: dict[str, Any], edge: str) -> dict[str, Any]:
+    """Table VII's training in INT8, on the same images, with outputs for all test images."""
+    own = ("trainer", "epochs", "data_a", "data_b")  # what openvino-qat has in other words
+    training = {name: value for name, value in options.items() if name not in own}
+    x = Path(options["data_a"])
+    if x.name != "trainA":
+        raise modelsoup.ParameterError(
+            f"Table VII wants the pair in the order of its name, not {x.parent.name} reversed"
+        )
+    return {
+        "trainer": "openvino-qat", "of": "cyclegan", "out": edge, "epochs": row.int8,
+        "held_out": 10_000, "rounds": 0, "pictures": True,
+        "training": training | {"data": str(x.parent)},
+    }  # fmt: skip
 
 
 def _another_pair(options: dict[str, Any], data: Path | None) -> dict[str, str]:
@@ -204,7 +229,7 @@ def run_row(
 ) -> Path:  # fmt: skip
     """Carry a row's plan out, and give its root's checkpoint."""
     label = "-".join([row.name, f"seed{seed}", *(f"{k}={v}" for k, v in template.items())])
-    content = plan(row, size, data, seed, **template)
+    content = plan(row, size, data, seed, edge=str(out / label), **template)
     tree, _ = modelsoup.parse_tree(yaml.safe_dump(content), folder=Path.cwd())
 
     def say(event: modelsoup.Event) -> None:
@@ -236,7 +261,16 @@ def measure(
         [transform.for_test(read_image(file)) for file in list_images(folder)]
         for folder in folders
     )  # fmt: skip
-    made = list(translate_arrays(checkpoint, x, direction="x2y"))
+    if row.int8 is None:
+        made = list(translate_arrays(checkpoint, x, direction="x2y"))
+    else:
+        edge = checkpoint.with_suffix("") / "pictures" / f"int8-{row.int8}"
+        made = [read_image(file) for file in list_images(edge)] if edge.is_dir() else []
+        if len(made) != len(x):
+            raise modelsoup.ParameterError(
+                f"{edge} has {len(made)} pictures for {len(x)} test images: if it was changed "
+                f"since it was made, begin in another folder with --out"
+            )
     paired = data is None  # the emoji have the same names in both styles
     wanted = [name for name in size.metrics if paired or "truth" not in name]
     results = evaluate(made, y, inputs=x, truth=y if paired else None, metrics=wanted)
@@ -267,6 +301,8 @@ def labelled(row: Row) -> str:
     words = [row.pair.replace("_to_", " → "), f"{row.imbalance} %", tree]
     words += ["D merged, G from scratch"] * (row.strategy == "S2-A" and row.levels > 1)
     words += ["L_aware"] * row.aware + ["asymmetric"] * row.asymmetric
+    if row.int8 is not None:
+        words += ["INT8, " + (f"{row.int8} epochs" if row.int8 else "calibration alone")]
     return ", ".join(words)
 
 
@@ -286,7 +322,7 @@ def one_table(arguments: argparse.Namespace, size: Size) -> None:
         )
     if arguments.print_plans:
         for row in rows:
-            content = plan(row, size, arguments.data, arguments.seeds[0])
+            content = plan(row, size, arguments.data, arguments.seeds[0], edge=row.name)
             print(f"# {row.name}.yaml\n{yaml.safe_dump(content, sort_keys=False)}")
         return
     must_have_weights(size.metrics)  # before hours of training, not after
@@ -301,7 +337,8 @@ def one_table(arguments: argparse.Namespace, size: Size) -> None:
                 found, pictures = measure(root, row, size, arguments.data)
                 figures.append(found)
                 pages += [(labelled(row), pictures)] if seed == arguments.seeds[0] else []
-            done.append((labelled(row), figures, (f"{row.fid64:.2f}", f"{row.lpips:.2f}")))
+            told = ("–" if f is None else f"{f:.2f}" for f in (row.fid64, row.lpips))
+            done.append((labelled(row), figures, tuple(told)))
     name = f"table{arguments.table}"
     lines = [f"Table {arguments.table}, size {arguments.size}, seeds {arguments.seeds}", ""]
     finish(out, name, [*lines, *table(done)], {label: figures for label, figures, _ in done})
@@ -362,7 +399,7 @@ def finish(out: Path, name: str, lines: Sequence[str], figures: Any) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--table", type=int, choices=(3, 4, 5, 6))
+    what.add_argument("--table", type=int, choices=(3, 4, 5, 6, 7))
     what.add_argument("--beyond", action="store_true", help="what the paper leaves open")
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument("--data", type=Path, help="a folder of pairs; default: the emoji")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -35,8 +36,10 @@ def pairs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_row_of_tables_iii_to_vi_is_there(paper: ModuleType):
-    assert Counter(row.table for row in paper.paper_rows()) == {3: 36, 4: 12, 5: 6, 6: 2}
+def test_every_row_of_tables_iii_to_vii_is_there(paper: ModuleType):
+    """Table VII has one of ours besides: calibration alone."""
+    assert Counter(row.table for row in paper.paper_rows()) == {3: 36, 4: 12, 5: 6, 6: 2, 7: 4}
+    assert len({row.name for row in paper.paper_rows()}) == 60
 
 
 def test_every_row_is_as_many_trainings_as_in_the_paper(paper: ModuleType, pairs: Path):
@@ -45,12 +48,13 @@ def test_every_row_is_as_many_trainings_as_in_the_paper(paper: ModuleType, pairs
         tree, warnings = modelsoup.parse_tree(yaml.safe_dump(content), folder=pairs)
         kinds = Counter(type(operation).__name__ for _, operation in tree.operations())
         trainings = {1: 1, 2: 3, 3: 7}[row.levels] if not row.asymmetric else 6
+        trainings += row.int8 is not None
         assert kinds["Train"] + kinds["FineTune"] == trainings, row
         assert not warnings
         for _, operation in tree.operations():
             training = getattr(operation, "training", None)
             if training is not None:
-                options = training.options
+                options = training.options.get("training", training.options)
                 assert options["imbalance"] == row.imbalance
                 assert options.get("balance") == (row.imbalance / 100 if row.aware else None)
                 assert (options["load_size"], options["crop_size"], options["width"]) == (
@@ -116,6 +120,26 @@ def test_only_the_discriminators_go_up_with_s2_a(paper: ModuleType):
     assert {name[0] for name in merge.dropped} == {"G"}
 
 
+def test_table_vii_is_trained_in_int8_for_as_many_epochs_as_in_the_paper(
+    paper: ModuleType, pairs: Path
+):
+    pytest.importorskip("openvino")
+    rows = [row for row in paper.paper_rows() if row.table == 7]
+    assert [row.int8 for row in rows] == [None, 0, 2, 5]
+    float32, *quantised = (paper.plan(row, paper.SIZES["paper"], pairs, 0) for row in rows)
+    for row, content in zip(rows[1:], quantised, strict=True):
+        assert content["models"] == float32["models"]  # which is so trained once
+        options = content["tree"]["finetune"]
+        assert (options["epochs"], options["of"], options["pictures"]) == (row.int8, "cyclegan", 1)
+        assert options["training"]["data"] == str(pairs / "apple2orange")
+        tree, _ = modelsoup.parse_tree(yaml.safe_dump(content), folder=pairs)
+        training = tree.operation("root").training
+        modelsoup.build_options(modelsoup.get_trainer("openvino-qat"), training.options, pairs)
+    (pairs / "apple2orange").rename(pairs / "orange2apple")
+    with pytest.raises(modelsoup.ParameterError, match="in the order of its name"):
+        paper.plan(rows[1], paper.SIZES["paper"], pairs, 0)
+
+
 def test_a_wrong_row_is_told(tmp_path: Path):
     command = [sys.executable, str(EXAMPLE), "--table", "6", "--rows", "zebra"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -134,3 +158,19 @@ def test_a_small_row_runs_and_is_measured(tmp_path: Path):
     subprocess.run(command, check=True, timeout=900)
     assert "± " in (tmp_path / "table3.md").read_text()
     assert (tmp_path / "table3.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_small_row_in_int8_runs_and_is_measured(tmp_path: Path):
+    pytest.importorskip("torch")
+    pytest.importorskip("openvino")
+    command = [
+        sys.executable, str(EXAMPLE), "--table", "7", "--rows", "int8-2", "--seeds", "0",
+        "--epochs", "1", "--out", str(tmp_path),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, timeout=900)
+    assert "INT8, 2 epochs" in (tmp_path / "table7.md").read_text()
+    made = tmp_path / "table7-noto_to_twemoji-95-1-levels-int8-2-epochs-seed0"
+    shutil.rmtree(made / "pictures")
+    again = subprocess.run(command, check=False, capture_output=True, text=True, timeout=900)
+    assert again.returncode == 1 and "has 0 pictures for 40 test images" in again.stderr
