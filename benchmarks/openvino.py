@@ -12,10 +12,10 @@ best, exports. PSNR is that of INT8's outputs to the float network's, both by Op
 images at --side. All rows of the first table take turns on one image of --size; ratios are those of
 medians. `plain INT8` is NNCF's preset `mixed` as OpenVINO converts it.
 
-What --dir has of an earlier run (the trained network, the quantised one) is not made again, and a
-training that was killed goes on from the last hundred steps; so with --prepare, which stops before
-anything is timed, the rest can be run when the machine is idle. Without --dir all goes into a
-temporary folder.
+What --dir has of an earlier run (the trained network, the quantised one) is not made again, and
+trainings that were killed go on, the first from its last hundred steps, the other from its last
+epoch; so with --prepare, which stops before anything is timed, the rest can be run when the machine
+is idle. Without --dir all goes into a temporary folder.
 
 --choices is another table, of the same generator: what it gives and costs to leave the first or the
 last convolution float, and what NNCF's other settings do. Nothing is trained for it.
@@ -115,13 +115,12 @@ def compare(arguments: argparse.Namespace, folder: Path) -> bool:
 
 def trained(arguments: argparse.Namespace, data: Path, start: Path) -> ResnetGenerator:
     """The generator that is there, or one that is trained now; and how good its pictures are."""
-    record = start.with_suffix(".txt")
+    record, unfinished = (start.with_suffix(kind) for kind in (".txt", ".unfinished"))
     if not start.exists():
-        unfinished = start.with_suffix(".unfinished")
         network, said = supervised(arguments, data, unfinished)
         record.write_text(said, "utf-8")
         save_from(nn.ModuleDict({"G_A": network}), start)
-        unfinished.unlink(missing_ok=True)
+    unfinished.unlink(missing_ok=True)
     network = load_generator(start)
     print(record.read_text("utf-8"), judged(network, data), sep="\n")
     return network
@@ -172,7 +171,8 @@ def supervised(
         adam.load_state_dict(told["adam"])
         falling.load_state_dict(told["falling"])
         torch.set_rng_state(told["random"])
-    for number, own in enumerate(order[first * batch : steps * batch].split(batch), first + 1):
+    for number in range(first + 1, steps + 1):
+        own = order[(number - 1) * batch : number * batch]
         sides = (3,) if torch.rand(()) < 0.5 else ()  # mirrored or not
         coarse, whole = (images[own].flip(sides) for images in (inputs, truth))
         loss = (network(coarse) - whole).abs().mean()
@@ -238,7 +238,8 @@ def chosen(data: Path, count: int, folder: Path) -> Path:
 
 def quantise(arguments: argparse.Namespace, data: Path, start: Path, out: Path) -> None:
     """What `openvino-qat` delivers, made with CycleGAN's losses."""
-    work = Path(tempfile.mkdtemp(prefix="work-", dir=out.parent))
+    work = out.parent / "work"
+    shutil.rmtree(work / "data", ignore_errors=True)
     few = chosen(data, arguments.pairs, work / "data")
     training = {
         "data": str(few), "load_size": arguments.side, "crop_size": arguments.side,

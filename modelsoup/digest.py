@@ -119,7 +119,9 @@ def content_of(files: Iterable[StrPath]) -> list[list[str]]:
     found = []
     for file in map(Path, files):
         status = file.stat()
-        digest = _remembered(file.absolute(), status.st_size, status.st_mtime_ns, status.st_ino)
+        digest = _remembered(
+            file.absolute(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+        )
         found.append([file.name, digest])
     return found
 
@@ -131,6 +133,6 @@ def digest_files(files: Iterable[StrPath]) -> str:
 
 
 @lru_cache(maxsize=1 << 17)
-def _remembered(file: Path, size: int, changed: int, inode: int) -> str:
+def _remembered(file: Path, size: int, written: int, changed: int, inode: int) -> str:
     """Every node of a tree may name the same thousands of images."""
     return digest_file(file).xxh3_128

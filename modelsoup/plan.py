@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -197,7 +196,7 @@ def node_seed(tree: Tree, node: str) -> int:
     if training is not None and training.seed is not None:
         return training.seed
     # A model that is used twice is one model, and so is all that it is made of.
-    model = re.sub(r"#\d+(?=\.|$)", "", node)
+    model = tree.graph.nodes[node]["model"]
     digest = hashlib.sha256(f"{tree.seed}\0{model}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -295,6 +294,23 @@ def check(
     return checker.plan(warnings)
 
 
+def _tell(told: dict[str, list[str]], sentence: str, node: str) -> None:
+    nodes = told.setdefault(sentence, [])
+    if node not in nodes[-1:]:
+        nodes.append(node)
+
+
+def _place(path: Path) -> Path:
+    """Where a path leads; a link that is its last part is what would be replaced itself."""
+    whole = Path(os.path.abspath(path))
+    return whole.parent.resolve() / whole.name
+
+
+def _overlap(first: Path, second: Path) -> bool:
+    """Whether two places are one, or one is in the other."""
+    return first == second or first in second.parents or second in first.parents
+
+
 @dataclass(frozen=True)
 class _Merged:
     """What a merge does, whichever models of these signatures it is given."""
@@ -333,14 +349,14 @@ class _Checker:
             nodes[node] = made = self._node(node, operation, inputs)
             if made.signature is not None:
                 self.signatures[node] = made.signature
-        self._must_be_apart(nodes)
+        self._must_be_apart()
         nodes = self._skip(nodes)
         if self.fuse:
             nodes = self._fused(nodes)
         notices: dict[str, list[str]] = {}
         for name, made in nodes.items():
             for notice in made.notices if not made.done and not made.skipped else ():
-                notices.setdefault(notice, []).append(name)
+                _tell(notices, notice, name)
         return Plan(
             self.tree, nodes,
             tuple(f"{self._whom(of, place=True)}: {said}" for said, of in self.problems.items()),
@@ -410,31 +426,50 @@ class _Checker:
             return NodePlan(node, operation, None)
 
     def _problem(self, node: str, sentence: str) -> None:
-        self.problems.setdefault(sentence, []).append(node)
+        _tell(self.problems, sentence, node)
 
-    def _must_be_apart(self, nodes: Mapping[str, NodePlan]) -> None:
-        """Whether no two nodes write to one place: the later one's would replace the other's."""
+    def _must_be_apart(self) -> None:
+        """Whether what trainers write beside their results replaces nothing of the plan's."""
+        if not any(self.outputs.values()):
+            return
+        read = {_place(path): path for node in self.tree.graph for path in self._files(node)}
         seen: list[tuple[Path, str]] = []
         for name, paths in self.outputs.items():
             for path in paths:
-                own = Path(os.path.abspath(path))
-                for place, other in seen:
-                    within = place == own or place in own.parents or own in place.parents
-                    if within and not self._is_one(nodes[name], nodes[other]):
-                        too = "the same" if place == own else place
+                own = _place(path)
+                for place, given in read.items():
+                    if _overlap(own, place):
                         self._problem(
-                            name,
-                            f"it would write {path}, and {other} {too}: the later would replace "
-                            f"the other's; name two places apart",
+                            name, f"it would write {path} in the place of {given}, which is read"
                         )
+                for place, other in seen:
+                    if not _overlap(own, place):
+                        continue
+                    if self._is_one(name, other):
                         break
-                seen.append((own, name))
+                    too = "the same" if place == own else place
+                    self._problem(
+                        name,
+                        f"it would write {path}, and {other} {too}: the later would replace "
+                        f"the other's; name two places apart",
+                    )
+                    break
+                else:
+                    seen.append((own, name))
 
-    def _is_one(self, node: NodePlan, other: NodePlan) -> bool:
+    def _files(self, node: str) -> list[Path]:
+        """The checkpoints that a node reads from outside of the tree."""
+        operation = self.tree.operation(node)
+        if isinstance(operation, Load):
+            return [operation.path]
+        given = operation.base if isinstance(operation, Merge) else None
+        if isinstance(operation, Train):
+            given = operation.start
+        return [] if given is None else [given]
+
+    def _is_one(self, node: str, other: str) -> bool:
         """Whether two nodes are one model that is used twice, and so computed once."""
-        if node.key is not None and other.key is not None:
-            return node.key == other.key
-        pending = [(node.node, other.node)]
+        pending = [(node, other)]
         while pending:
             pair = pending.pop()
             inputs = [self.tree.inputs(name) for name in pair]

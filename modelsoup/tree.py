@@ -106,9 +106,10 @@ class Tree:
     """A tree of operations.
 
     Attributes:
-        graph: node names, each with its `operation` and the `level` that it is drawn at (1 is the
-            root's); an edge leads from each input to what is made of it, with its `position` among
-            the inputs.
+        graph: node names, each with its `operation`; the `level` that it is drawn at (1 is the
+            root's); and the `model` that it is, which is its name, or the name of its first use
+            where a model is used again. An edge leads from each input to what is made of it, with
+            its `position` among the inputs.
         root: the node whose checkpoint is the result.
         seed: what the seeds of the nodes are derived from.
     """
@@ -172,6 +173,7 @@ class Builder:
         self.graph: networkx.DiGraph[str] = networkx.DiGraph()
         self._seed = seed
         self._last: dict[str, int] = {}  # name → the last number that it got
+        self._first: dict[str, str] = {}  # name with a number → without it
         self.place = ""  # where the nodes to come are written, file:line:column, for problems
 
     def add(self, name: str, operation: Operation, inputs: Sequence[str] = ()) -> str:
@@ -184,7 +186,9 @@ class Builder:
             raise PlanError(f"two nodes are called {name!r}")
         if len(self.graph) >= MAX_NODES:
             raise PlanError(f"the tree has more than {MAX_NODES:,} nodes")
-        self.graph.add_node(name, operation=operation, level=1, place=self.place)
+        self.graph.add_node(
+            name, operation=operation, level=1, place=self.place, model=self.model(name)
+        )
         for position, source in enumerate(inputs):
             self.graph.add_edge(source, name, position=position)
         return name
@@ -197,7 +201,18 @@ class Builder:
         while f"{name}#{number}" in self.graph:
             number += 1
         self._last[name] = number
+        self._first[f"{name}#{number}"] = name
         return f"{name}#{number}"
+
+    def model(self, name: str) -> str:
+        """What a node is called that is part of a model's first use, or of its only one."""
+        end = len(name)
+        while end > 0:
+            first = self._first.get(name[:end])
+            if first is not None:
+                return first + name[end:]
+            end = name.rfind(".", 0, end)
+        return name
 
     def join(
         self, name: str, inputs: Sequence[str], merge: Merge, finetune: FineTune | None

@@ -194,6 +194,7 @@ class _Expander:
         self.builder = Builder(self.file.seed)
         self.used: set[str] = set()
         self.within: list[str] = []
+        self.named: dict[str, tuple[str | int, ...]] = {}  # a node's own name → where it is written
         self.faults: dict[str, None] = {}  # in order, each once
         self.items = 0
 
@@ -271,7 +272,9 @@ class _Expander:
     def _node(
         self, item: _OfNode | _PairNode, path: tuple[str | int, ...], name: str
     ) -> str | None:
-        name = item.name or name
+        if item.name is not None:
+            again = self.named.setdefault(item.name, path) == path  # of a model that is used again
+            name = self.builder.free_name(item.name) if again else item.name
         inside = item.of if isinstance(item, _OfNode) else item.pair
         key = "of" if isinstance(item, _OfNode) else "pair"
         merge: Merge | None = None
@@ -295,8 +298,9 @@ class _Expander:
         try:
             if isinstance(item, _OfNode):
                 return self.builder.join(name, names, merge, finetune)
+            models = {self.builder.model(name): name for name in reversed(names)}
             return pair_levels(
-                self.builder, names, merge, finetune, odd=item.odd, name=name,
+                self.builder, names, merge, finetune, odd=models.get(item.odd, item.odd), name=name,
                 shuffle=None if item.shuffle is False else item.shuffle,
             )  # fmt: skip
         except PlanError as error:

@@ -21,7 +21,17 @@ from safetensors.numpy import load_file, save_file
 from trainers import network
 
 import modelsoup
-from modelsoup import FineTune, Merge, Recipe, RunError, Store, Training, binary_tree, parse_tree
+from modelsoup import (
+    FineTune,
+    Merge,
+    Recipe,
+    RunError,
+    Store,
+    Train,
+    Training,
+    binary_tree,
+    parse_tree,
+)
 from modelsoup.plan import check, node_seed
 from modelsoup.processes import ProcessExecutor
 
@@ -863,6 +873,17 @@ def test_two_nodes_that_would_write_to_one_place_are_a_problem(
         assert re.search(said, problems[0])
 
 
+@pytest.mark.parametrize("where", [".", "link"])
+def test_what_a_plan_reads_is_not_written_over(folder: Path, where: str) -> None:
+    (folder / "link").symlink_to(folder)
+    (folder / "edge").mkdir()
+    (folder / "a.safetensors").rename(folder / "edge" / "a.safetensors")
+    text = BESIDE.replace("a: a.saf", "a: edge/a.saf").replace("OTHER", "a").replace("INNER", "x")
+    text = text.replace("note: edge", f"note: {folder / where / 'edge'}")
+    (problem,) = check(parse_tree(text, folder=folder)[0]).problems
+    assert re.search("root: it would write .*edge in the place of .*edge/a.safetensors", problem)
+
+
 def test_a_node_that_is_used_twice_writes_its_place_once(folder: Path) -> None:
     text = BESIDE.replace("INNER", "inside")
     for other in ("inner", "{of: [inner, a]}"):
@@ -872,19 +893,39 @@ def test_a_node_that_is_used_twice_writes_its_place_once(folder: Path) -> None:
     assert "root.2: it would write inside, and inner the same" in problem
 
 
-def test_what_a_model_is_made_of_is_one_when_it_is_used_twice(folder: Path) -> None:
-    tuned = 'finetune: {trainer: "trainers:Add", steps: 2}'
-    text = (
-        "soup: 1\nmodels: {a: a.safetensors, b: b.safetensors, "
-        f"deep: {{of: [{{of: [a, b], {tuned}}}, a]}}}}\n"
-        "tree: {of: [deep, {of: [b, deep]}]}\n"
-    )
+@pytest.mark.parametrize(
+    "deep",
+    [
+        "{of: [{of: [a, b], TUNED}, a]}",
+        "{of: [{of: [a, b], TUNED, name: stage}, a]}",
+        "{pair: [a, b, c], odd: b, TUNED}",
+    ],
+)
+def test_a_subtree_that_is_used_twice_is_trained_once(folder: Path, deep: str) -> None:
+    deep = deep.replace("TUNED", 'finetune: {trainer: "trainers:Add", steps: 2}')
+    text = f"""soup: 1
+models: {{a: a.safetensors, b: b.safetensors, c: c.safetensors, deep: {deep}}}
+tree: {{of: [deep, {{of: [b, deep]}}]}}
+"""
     tree, _ = parse_tree(text, folder=folder)
-    assert node_seed(tree, "deep.1") == node_seed(tree, "deep#2.1")
+    tuned = [name for name, made in tree.operations() if isinstance(made, FineTune)]
     report = run(folder, text)
     assert report.records["deep#2"]["key"] == report.records["deep"]["key"]
-    trained = [n for n in report.computed if isinstance(tree.operation(n), FineTune)]
-    assert len(trained) == 1
+    assert 2 * len(set(tuned) & set(report.computed)) == len(tuned) > 0
+
+
+def test_a_number_in_a_models_own_name_makes_it_another_model(folder: Path) -> None:
+    leaf = '{train: {trainer: "trainers:Add"}}'
+    text = f"""soup: 1
+models: {{"run": {leaf}, "run#2": {leaf}, "run#3.1": {leaf}}}
+tree: {{of: [run, {{of: ["run#2", "run#3.1"]}}, {{of: [run, "run#2"]}}]}}
+"""
+    tree, _ = parse_tree(text, folder=folder)
+    seeds = {
+        name: node_seed(tree, name) for name, made in tree.operations() if isinstance(made, Train)
+    }
+    assert seeds["run#3"] == seeds["run"] and seeds["run#2#2"] == seeds["run#2"]
+    assert len(seeds) == 5 and len(set(seeds.values())) == 3
 
 
 def test_a_library_tree_runs_as_a_written_one(folder: Path) -> None:

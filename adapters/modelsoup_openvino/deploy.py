@@ -119,7 +119,9 @@ def content(trainer: Deployable, options: Any) -> str:
     try:
         return digest_files(files(trainer, options))
     except OSError as error:
-        raise ParameterError(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise ParameterError(
+            f"{error.filename or 'an image'} cannot be read: {error.strerror}"
+        ) from error
 
 
 def must_measure(trainer: Deployable, names: Sequence[str]) -> None:

@@ -144,7 +144,7 @@ def quantisation_aware(
     own = session.networks[name].eval()
     reference = deepcopy(own)
     told = {
-        "start": _digest(start), "network": name, "seed": seed, "epochs": epochs,
+        "format": 2, "start": _digest(start), "network": name, "seed": seed, "epochs": epochs,
         "frozen": sorted(frozen), "held_out": held_out, "how": asdict(how),
         "training": identity(trainer, options), "images": content(trainer, options),
     }  # fmt: skip

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import statistics
 import sys
@@ -36,6 +37,7 @@ HERE = Path(__file__).resolve().parent
 LEAVES = {"very-slow": 5e-5, "slow": 1.5e-4, "fast": 1.5e-3, "very-fast": 3e-2}  # Table I
 RATE = 2e-4  # of fine-tuning, and of the model without a tree
 CHOSEN = {2: ("very-slow", "fast"), 3: tuple(LEAVES)}  # levels → leaves
+QAT_EPOCHS = 5  # the longest training in INT8; what is measured after fewer is on its way
 PICTURES = 6  # in a row of a page
 OTHER = "other"  # the leaf of Table VI that was trained on another pair
 
@@ -186,15 +188,19 @@ def plan(
         content["models"]["alone"]["train"]["init"] = seed
         if row.int8 is None:
             return content | {"tree": "alone"}
-        return content | {"tree": {"of": ["alone"], "finetune": _quantised(row, options, edge)}}
+        return content | {"tree": {"of": ["alone"], "finetune": _quantised(options, edge)}}
     if finetune:
         content["defaults"]["finetune"] = options | {"lr": RATE, "init": seed}
     odd = {"odd": OTHER} if row.asymmetric else {"shuffle": seed}
     return content | {"tree": {"pair": list(names), **odd}}
 
 
-def _quantised(row: Row, options: dict[str, Any], edge: str) -> dict[str, Any]:
-    """Table VII's training in INT8, on the same images, with outputs for all test images."""
+def _quantised(options: dict[str, Any], edge: str) -> dict[str, Any]:
+    """Table VII's training in INT8, on the same images, with outputs for all test images.
+
+    It is one for all rows: each epoch leaves its outputs, and its rate does not depend on how many
+    there are.
+    """
     own = ("trainer", "epochs", "data_a", "data_b")  # what openvino-qat has in other words
     training = {name: value for name, value in options.items() if name not in own}
     x = Path(options["data_a"])
@@ -203,7 +209,7 @@ def _quantised(row: Row, options: dict[str, Any], edge: str) -> dict[str, Any]:
             f"Table VII wants the pair in the order of its name, not {x.parent.name} reversed"
         )
     return {
-        "trainer": "openvino-qat", "of": "cyclegan", "out": edge, "epochs": row.int8,
+        "trainer": "openvino-qat", "of": "cyclegan", "out": edge, "epochs": QAT_EPOCHS,
         "held_out": 10_000, "rounds": 0, "pictures": True,
         "training": training | {"data": str(x.parent)},
     }  # fmt: skip
@@ -229,7 +235,7 @@ def run_row(
 ) -> Path:  # fmt: skip
     """Carry a row's plan out, and give its root's checkpoint."""
     label = "-".join([row.name, f"seed{seed}", *(f"{k}={v}" for k, v in template.items())])
-    content = plan(row, size, data, seed, edge=str(out / label), **template)
+    content = plan(row, size, data, seed, edge=str(edge_of(row, size, data, seed, out)), **template)
     tree, _ = modelsoup.parse_tree(yaml.safe_dump(content), folder=Path.cwd())
 
     def say(event: modelsoup.Event) -> None:
@@ -243,10 +249,19 @@ def run_row(
     return checkpoint
 
 
+def edge_of(row: Row, size: Size, data: Path | None, seed: int, out: Path) -> Path:
+    """The folder of a plan that ends in INT8: another plan, such as a shorter one, has another."""
+    text = json.dumps(plan(row, size, data, seed))
+    return out / f"table{row.table}-int8-seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
 def measure(
-    checkpoint: Path, row: Row, size: Size, data: Path | None
+    checkpoint: Path, row: Row, size: Size, data: Path | None, edge: Path | None = None
 ) -> tuple[dict[str, float], list[list[np.ndarray]]]:  # fmt: skip
-    """A root's figures on all test images of X, and its first translations."""
+    """A root's figures on all test images of X, and its first translations.
+
+    Those of a row in INT8 are in its folder `edge`.
+    """
     from modelsoup_i2i.data import Transform
     from modelsoup_i2i.images import list_images, read_image
     from modelsoup_i2i.metrics import evaluate
@@ -261,14 +276,14 @@ def measure(
         [transform.for_test(read_image(file)) for file in list_images(folder)]
         for folder in folders
     )  # fmt: skip
-    if row.int8 is None:
+    if row.int8 is None or edge is None:
         made = list(translate_arrays(checkpoint, x, direction="x2y"))
     else:
-        edge = checkpoint.with_suffix("") / "pictures" / f"int8-{row.int8}"
-        made = [read_image(file) for file in list_images(edge)] if edge.is_dir() else []
+        after = edge / "pictures" / f"int8-{row.int8}"
+        made = [read_image(file) for file in list_images(after)] if after.is_dir() else []
         if len(made) != len(x):
             raise modelsoup.ParameterError(
-                f"{edge} has {len(made)} pictures for {len(x)} test images: if it was changed "
+                f"{after} has {len(made)} pictures for {len(x)} test images: if it was changed "
                 f"since it was made, begin in another folder with --out"
             )
     paired = data is None  # the emoji have the same names in both styles
@@ -322,11 +337,18 @@ def one_table(arguments: argparse.Namespace, size: Size) -> None:
         )
     if arguments.print_plans:
         for row in rows:
-            content = plan(row, size, arguments.data, arguments.seeds[0], edge=row.name)
+            content = plan(row, size, arguments.data, arguments.seeds[0])
             print(f"# {row.name}.yaml\n{yaml.safe_dump(content, sort_keys=False)}")
         return
-    must_have_weights(size.metrics)  # before hours of training, not after
     out = arguments.out
+    # Before hours of training, not after:
+    must_have_weights(size.metrics)
+    for row in rows:
+        plan(row, size, arguments.data, arguments.seeds[0])
+    if any(row.int8 is not None for row in rows):
+        from modelsoup_openvino.versions import need
+
+        need("nncf", "openvino")
     out.mkdir(parents=True, exist_ok=True)
     done, pages = [], []
     with modelsoup.ProcessExecutor(arguments.workers) as executor:
@@ -334,7 +356,8 @@ def one_table(arguments: argparse.Namespace, size: Size) -> None:
             figures = []
             for seed in arguments.seeds:
                 root = run_row(row, size, arguments.data, seed, out, executor)
-                found, pictures = measure(root, row, size, arguments.data)
+                edge = edge_of(row, size, arguments.data, seed, out)
+                found, pictures = measure(root, row, size, arguments.data, edge)
                 figures.append(found)
                 pages += [(labelled(row), pictures)] if seed == arguments.seeds[0] else []
             told = ("–" if f is None else f"{f:.2f}" for f in (row.fid64, row.lpips))
