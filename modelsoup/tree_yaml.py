@@ -272,8 +272,9 @@ class _Expander:
     def _node(
         self, item: _OfNode | _PairNode, path: tuple[str | int, ...], name: str
     ) -> str | None:
-        if item.name is not None:
-            again = self.named.setdefault(item.name, path) == path  # of a model that is used again
+        if item.name:
+            again = self.named.get(item.name) == path  # it is part of a model that is used again
+            self.named.setdefault(item.name, path)
             name = self.builder.free_name(item.name) if again else item.name
         inside = item.of if isinstance(item, _OfNode) else item.pair
         key = "of" if isinstance(item, _OfNode) else "pair"

@@ -256,7 +256,7 @@ def edge_of(row: Row, size: Size, data: Path | None, seed: int, out: Path) -> Pa
 
 
 def measure(
-    checkpoint: Path, row: Row, size: Size, data: Path | None, edge: Path | None = None
+    checkpoint: Path, row: Row, size: Size, data: Path | None, edge: Path = Path("edge")
 ) -> tuple[dict[str, float], list[list[np.ndarray]]]:  # fmt: skip
     """A root's figures on all test images of X, and its first translations.
 
@@ -276,7 +276,7 @@ def measure(
         [transform.for_test(read_image(file)) for file in list_images(folder)]
         for folder in folders
     )  # fmt: skip
-    if row.int8 is None or edge is None:
+    if row.int8 is None:
         made = list(translate_arrays(checkpoint, x, direction="x2y"))
     else:
         after = edge / "pictures" / f"int8-{row.int8}"
