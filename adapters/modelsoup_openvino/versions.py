@@ -9,6 +9,7 @@ no compiler, NNCF computes with torch's own operations, more slowly, with the sa
 from __future__ import annotations
 
 import atexit
+import hashlib
 import logging
 import os
 import re
@@ -184,22 +185,23 @@ def extension(say: Say) -> Iterator[None]:
             "operations, which is slower and gives the same results"
         )
     else:
-        shared = (
-            _cache()
-            / "nncf-extension"
-            / "-".join(
-                [f"python{sys.version_info[0]}.{sys.version_info[1]}", *installed().values()]
-            )
-        )
+        shared = _cache() / "nncf-extension" / _build_name()
         if shared.is_dir():
             # Times are kept: ninja compiles again what is newer than its result.
             shutil.copytree(shared, own, dirs_exist_ok=True)
         else:
-            say("NNCF compiles its C++ extension, once for this machine: about a minute")
+            say("NNCF compiles its C++ extension, once for this environment: about a minute")
     with _environment(patch):
         yield
     if shared is not None and not shared.is_dir() and any((own / _EXTENSION).rglob("*.so")):
         _publish(own, shared)
+
+
+def _build_name() -> str:
+    """What a build is for. The compiler is told where torch is: elsewhere all is compiled anew."""
+    python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    place = hashlib.sha256(os.fsencode(sys.prefix)).hexdigest()[:8]
+    return "-".join([python, *installed().values(), place])
 
 
 def _publish(built: Path, shared: Path) -> None:

@@ -176,6 +176,14 @@ def test_without_a_compiler_it_is_said_and_torch_computes(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_another_environment_has_a_build_of_its_own(monkeypatch):
+    """Its compiler's command would be another, and all be compiled at every start."""
+    own = versions._build_name()
+    assert own == versions._build_name()
+    monkeypatch.setattr(sys, "prefix", sys.prefix + "-other")
+    assert versions._build_name() != own
+
+
 def test_a_compiler_that_does_not_run_is_none(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(tmp_path / "missing"))
     assert versions.compiler() is None
