@@ -21,7 +21,8 @@ It may also have `groups(options)`, the layer groups of its architecture by name
 plan can be checked without training; `files(options)`, the paths of files whose content is part of
 the result's key, `identity(options)`, what of the options is, and `version`;
 `notices(options)`, sentences that a plan shows as warnings; and `outputs(options)`, what it writes
-beside its result, so that a plan in which two nodes would write the same is refused.
+beside its result, so that a plan is refused in which two nodes would write the same, or one over
+what is read.
 
 A name that the start checkpoint lacks is initialised by the trainer; names in `job.frozen` must
 come out as they went in, byte by byte.

@@ -199,6 +199,10 @@ FAULTS = [
         "tree: {of: [c, {of: [a, b], name: n}]}\n",
         "two nodes are called 'n'",
     ),
+    (
+        "soup: 1\nmodels: {n: a, b: b}\ntree: {of: [n, {of: [b, b], name: n}]}\n",
+        "two nodes are called 'n'",
+    ),
     (HEAD + "tree: {pair: [a, b, c], odd: z}\n", "the plan:3:1: odd is 'z'"),
     (HEAD + "tree: {pair: [a]}\n", "tree.pair is"),
     (HEAD + "tree: {of: []}\n", "tree.of is"),

@@ -116,7 +116,7 @@ class OpenVinoQat:
         return []
 
     def outputs(self, options: OpenVinoOptions) -> list[Path]:
-        """The folder that is replaced: no other node may write there."""
+        """The folder that is replaced: nothing else of a plan may be there."""
         return [options.out]
 
     def train(self, job: Job) -> None:
