@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli_shared import colored, json_option, print_json, say
+from .cli_shared import colored, echo, json_option, print_json, say
 from .cli_tree import plan, run, store
-from .errors import ParameterError, SoupError, listed, nearest
+from .errors import ParameterError, SoupError, listed, nearest, speaking
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -75,23 +75,28 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with speaking("command"):
+                return super().invoke(ctx)
         except SoupError as error:
-            raise _Mistake(str(error)) from error
+            raise _Mistake(error) from error
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            raise _Mistake(f"{where}{error.strerror or error}") from error
+            raise _Mistake(SoupError(f"{where}{error.strerror or error}")) from error
 
 
 class _Mistake(click.ClickException):
-    """The user's mistake: one sentence, exit code 1."""
+    """The user's mistake: a sentence each line, exit code 1."""
 
     exit_code = 1
 
+    def __init__(self, error: SoupError) -> None:
+        super().__init__(str(error))
+        self.lines = error.args or ("",)
+
     def show(self, file: Any = None) -> None:
-        colored("Error", self.message, "red")
+        colored("Error", self.lines, "red")
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -224,7 +229,7 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
 
     show.show_merge(report)
     for notice in report.notices:
-        say("warning", notice.message)
+        say(notice.level, notice.message)
     if report.output is not None and report.output.is_file() and Path(models[0]).is_dir():
         say("note", "config and tokenizer were not copied; with a folder as --output they are")
 
@@ -374,7 +379,7 @@ def convert(
     report = torch_convert.convert(
         source, output, key=key, strip_prefixes=strip_prefix, force=force
     )
-    click.echo(f"{report.output}: {report.tensors} tensors, {report.nbytes:,} bytes")
+    echo(f"{report.output}: {report.tensors} tensors, {report.nbytes:,} bytes")
     if report.key:
         say("note", f"took the state dict under {report.key!r}")
     if report.skipped:

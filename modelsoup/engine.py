@@ -12,7 +12,15 @@ from typing import Any, Unpack
 
 from .checkpoint import SUFFIX, Checkpoint, StrPath, open_checkpoint
 from .dtypes import numpy_dtype
-from .errors import MismatchError, NonfiniteError, OutputError, ParameterError, listed, nearest
+from .errors import (
+    MismatchError,
+    NonfiniteError,
+    OutputError,
+    ParameterError,
+    listed,
+    nearest,
+    option,
+)
 from .lineage import Digests, record
 from .recipe import MergePlan, Notice, Recipe, RecipeFields, plan_merge
 from .stream import SLICE, Inputs, Nonfinite, Progress, Stream, default_workers
@@ -184,8 +192,9 @@ def _weights_name(output: Path, first: Checkpoint) -> str:
 
 
 def _strict(notices: Sequence[Notice], strict: bool) -> None:
-    if strict and notices:
-        raise MismatchError("; ".join(notice.message for notice in notices) + " (--strict)")
+    warnings = [notice.message for notice in notices if notice.level == "warning"]
+    if strict and warnings:
+        raise MismatchError(f"{'; '.join(warnings)} ({option('strict')})")
 
 
 def _execute(

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
 
 LISTED = 5
 """How many names an error lists before it only counts the rest."""
 
 
 class SoupError(Exception):
-    """Something the user can put right; the message is one sentence, the commands exit with 1."""
+    """Something the user can put right; the message is one sentence, the commands exit with 1.
+
+    Args:
+        *lines: one sentence each. They hold names from files, so that whatever could drive the
+            terminal or begin another line is spelt out.
+    """
+
+    def __init__(self, *lines: object) -> None:
+        super().__init__(*(printable(str(line)) for line in lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class CheckpointError(SoupError):
@@ -62,11 +76,76 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
 
 
 def printable(text: str) -> str:
-    """A text whose control characters are spelt out: a name must not drive the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    """A text from a file, fit to be shown: what is no printable character is spelt out.
+
+    Control characters, line breaks, marks that turn the direction of writing, and the surrogates
+    that stand for bytes that are no UTF-8: a name must neither drive the terminal nor forge a line.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def listed(names: Sequence[str], limit: int = LISTED) -> str:
     """The first names and how many more there are: `a, b, c and 4 more`."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+Dialect = Literal["command", "python", "plan"]
+
+_dialect: ContextVar[Dialect] = ContextVar("dialect", default="python")
+
+
+@contextmanager
+def speaking(dialect: Dialect) -> Iterator[None]:
+    """Have hints speak as the command line, Python or a plan's file does, within a `with` block."""
+    token = _dialect.set(dialect)
+    try:
+        yield
+    finally:
+        _dialect.reset(token)
+
+
+def option(name: str, value: str | None = None) -> str:
+    """An option as whoever reads the hint would write it: `--base BASE`, `base=…`, `base: BASE`.
+
+    Args:
+        name: as in Python: `on_integer`.
+        value: a placeholder or a word; None for a switch.
+    """
+    dialect = _dialect.get()
+    if dialect == "command":
+        flag = f"--{name.replace('_', '-')}"
+        return flag if value is None else f"{flag} {value}"
+    if dialect == "plan":
+        return f"{name}: {'true' if value is None else value}"
+    if value is None:
+        return f"{name}=True"
+    return f"{name}={value!r}" if value.islower() else f"{name}=…"
+
+
+def parameter_option(name: str, value: str) -> str:
+    """A merge method's parameter, as `option` has it: `--set t=0.4`, `parameters={'t': 0.4}`."""
+    dialect = _dialect.get()
+    if dialect == "command":
+        return f"--set {name}={value}"
+    return f"{name}: {value}" if dialect == "plan" else f"parameters={{{name!r}: {value}}}"
+
+
+def layer_option(rules: Sequence[tuple[str, str]]) -> str:
+    """Layer rules (pattern, what), as `option` has them, quoted so that they can be pasted."""
+    dialect = _dialect.get()
+    if dialect == "command":
+        return " ".join(f"--layers {_for_the_shell(f'{p}={what}')}" for p, what in rules)
+    if dialect == "plan":
+        return f"layers: {{{', '.join(f'{_for_yaml(p)}: {what}' for p, what in rules)}}}"
+    return f"layers=[{', '.join(repr(f'{p}={what}') for p, what in rules)}]"
+
+
+def _for_the_shell(text: str) -> str:
+    return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
+def _for_yaml(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -50,13 +50,9 @@ class DamagedError(StoreError):
         key: what it is named by.
     """
 
-    def __init__(self, message: str, key: str) -> None:
-        super().__init__(message, key)
-        self.message = message
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
         self.key = key
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class LeafChangedError(RunError):
@@ -66,12 +62,14 @@ class LeafChangedError(RunError):
         path: which.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, message: str, path: Path = Path()) -> None:
+        super().__init__(message)
         self.path = path
 
-    def __str__(self) -> str:
-        return f"{self.path} changed while the run read it: run again"
+
+def leaf_changed(path: Path) -> LeafChangedError:
+    """That a file of the user's is not what it was."""
+    return LeafChangedError(f"{path} changed while the run read it: run again", path)
 
 
 @dataclass(frozen=True)
@@ -327,7 +325,7 @@ def _must_open(source: Source) -> None:
 
 def _damaged(source: Source) -> StoreError | RunError:
     if source.key is None:
-        return LeafChangedError(source.path)
+        return leaf_changed(source.path)
     return DamagedError(f"the stored result of {source.node} ({source.key}) is damaged", source.key)
 
 

@@ -142,7 +142,7 @@ class Plan:
             PlanError: one line for each problem.
         """
         if self.problems:
-            raise PlanError("\n".join(self.problems))
+            raise PlanError(*self.problems)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data: what `soup plan --json` prints."""

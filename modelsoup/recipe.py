@@ -220,11 +220,13 @@ class Notice:
         kind: `dropped`, `added`, `carried`, `recalibrate` or `dtype`.
         message: one sentence.
         names: the tensors it is about.
+        level: a `warning` is an error under `strict`; a `note` only says what was done.
     """
 
     kind: str
     message: str
     names: tuple[str, ...]
+    level: Literal["warning", "note"] = "warning"
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,15 @@ from .errors import (
     StoreError,
     nearest,
 )
-from .node import DamagedError, LeafChangedError, OnTheWay, Source, Task, perform
+from .node import (
+    DamagedError,
+    LeafChangedError,
+    OnTheWay,
+    Source,
+    Task,
+    leaf_changed,
+    perform,
+)
 from .plan import NodePlan, Plan, check, node_seed
 from .store import DEFAULT_STORE, NoResultError, Store, content_digest
 from .stream import default_workers
@@ -523,7 +531,7 @@ class _Walk:
             else f"{node}: {error}"
             for node, error in self.failed.items()
         ]
-        raise RunError("\n".join(lines))
+        raise RunError(*lines)
 
 
 def _export(source: Source, output: Path, *, force: bool) -> Path:
@@ -563,7 +571,7 @@ def _verify(source: Source, copy: Path) -> None:
         same = False
     if not same:
         if source.key is None:
-            raise LeafChangedError(source.path)
+            raise leaf_changed(source.path)
         raise DamagedError(f"the stored result of {source.node} is damaged", source.key)
 
 

@@ -205,7 +205,7 @@ class _Expander:
             return PlanFile.model_validate(self.text.content)
         except ValidationError as error:
             faults = [self._sentence(fault) for fault in error.errors()]
-            raise PlanError("\n".join(dict.fromkeys(faults))) from None
+            raise PlanError(*dict.fromkeys(faults)) from None
 
     def _sentence(self, fault: Mapping[str, Any]) -> str:
         """One of pydantic's faults as a sentence with its place."""
@@ -247,7 +247,7 @@ class _Expander:
         tree = self.file.tree
         root = self._item(tree, ("tree",), ROOT)
         if self.faults or root is None:
-            raise PlanError("\n".join(self.faults))
+            raise PlanError(*self.faults)
         unused = [name for name in self.file.models if name not in self.used]
         warnings = [
             f"{self.text.at('models', name)}: the model {name!r} is not used" for name in unused

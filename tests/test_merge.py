@@ -907,7 +907,7 @@ def test_what_the_user_did_not_ask_for_is_told_and_refused_where_strict(
     names = tuple(expected.split())
     models = pair(tmp_path, *({n: np.ones(2, F32) for n in m.split()} for m in (first, second)))
     sentence = refusal(tmp_path, models, MismatchError, strict=True, **options)
-    assert sentence.endswith("(--strict)")
+    assert sentence.endswith("(strict=True)")
     assert all(name in sentence for name in names)
     refusal(tmp_path, models, MismatchError, strict=True, dry_run=True, **options)
     report = merge(models, out, **options)
