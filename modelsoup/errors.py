@@ -92,6 +92,11 @@ def listed(names: Sequence[str], limit: int = LISTED) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 tensor`, `2,000 tensors`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 Dialect = Literal["command", "python", "plan"]
 
 _dialect: ContextVar[Dialect] = ContextVar("dialect", default="python")

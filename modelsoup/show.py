@@ -26,7 +26,7 @@ from rich.tree import Tree
 from .checkpoint import Checkpoint
 from .compare import DiffReport, DiffRow
 from .engine import MergeReport
-from .errors import printable
+from .errors import counted, printable
 from .inspection import Node
 from .lineage import identity, parents
 from .recipe import MergePlan
@@ -67,11 +67,6 @@ def _scaled(number: float, units: tuple[str, ...]) -> str:
     return f"{digits} {units[power]}"
 
 
-def plural(number: int, noun: str) -> str:
-    """`1 tensor`, `2 tensors`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def show_merge(report: MergeReport) -> None:
     """What a merge did, or, after a dry run, would do."""
     plan = report.plan
@@ -79,7 +74,7 @@ def show_merge(report: MergeReport) -> None:
     parameters = sum(step.elements for step in plan.steps)
     done = f"{report.output}:" if report.output else "would write"
     out.print(
-        f"[bold]{escape(str(done))}[/] {plural(len(plan.steps), 'tensor')}, "
+        f"[bold]{escape(str(done))}[/] {counted(len(plan.steps), 'tensor')}, "
         f"{count(parameters)} parameters, {size(plan.bytes_written)}"
     )
     show_rules(plan, out)
@@ -101,9 +96,9 @@ def show_rules(plan: MergePlan, out: Console) -> None:
 def show_inspection(checkpoint: Checkpoint, root: Node, *, tensors: bool) -> None:
     """The tree of names; with `tensors`, every single tensor instead."""
     out = console()
-    files = plural(len(checkpoint.files), "file")
+    files = counted(len(checkpoint.files), "file")
     out.print(
-        f"[bold]{escape(str(checkpoint.path))}[/] {plural(root.tensors, 'tensor')}, "
+        f"[bold]{escape(str(checkpoint.path))}[/] {counted(root.tensors, 'tensor')}, "
         f"{count(root.parameters)} parameters, {size(root.nbytes)} in {files}; {_dtypes(root)}"
     )
     for key, value in sorted(checkpoint.metadata.items()):
@@ -134,7 +129,7 @@ def _grow(tree: Tree, node: Node) -> None:
             continue
         label = Text(child.name)
         label.append(
-            f"{_times(child)}  {plural(child.tensors, 'tensor')}, {count(child.parameters)} "
+            f"{_times(child)}  {counted(child.tensors, 'tensor')}, {count(child.parameters)} "
             f"parameters, {size(child.nbytes)}, {_dtypes(child)}",
             style="dim",
         )
@@ -212,14 +207,14 @@ def show_diff(report: DiffReport, by: str) -> None:
         table.add_row(*_cells(report.total), style="bold")
         out.print(table)
     if same:
-        out.print(f"equal: {plural(len(same), by)} of {len(report.rows)}")
+        out.print(f"equal: {counted(len(same), by)} of {len(report.rows)}")
     for title, names in (
         ("only in the first", report.only_in_first),
         ("only in the second", report.only_in_second),
         ("of another shape or kind", [f"{n}: {a} | {b}" for n, a, b in report.mismatched]),
     ):
         if names:
-            out.print(f"{title}: {plural(len(names), 'tensor')}")
+            out.print(f"{title}: {counted(len(names), 'tensor')}")
             for name in names:
                 out.print(Text(f"  {name}"))
     if report.equal:
@@ -241,12 +236,12 @@ def show_verification(report: VerifyReport) -> None:
     checkpoint = report.checkpoint
     out.print(
         f"{escape(str(checkpoint.path))}: headers and byte ranges of "
-        f"{plural(len(checkpoint.files), 'file')} are sound, {plural(len(checkpoint), 'tensor')}"
+        f"{counted(len(checkpoint.files), 'file')} are sound, {counted(len(checkpoint), 'tensor')}"
     )
     if report.nonfinite:
-        out.print(f"NaN or infinity in {plural(len(report.nonfinite), 'tensor')}:", style="red")
+        out.print(f"NaN or infinity in {counted(len(report.nonfinite), 'tensor')}:", style="red")
         for name, n in report.nonfinite:
-            out.print(Text(f"  {name}: {plural(n, 'element')}"))
+            out.print(Text(f"  {name}: {counted(n, 'element')}"))
     else:
         out.print("all float values are finite")
     if not report.has_lineage:
