@@ -1,42 +1,32 @@
-"""Open a checkpoint by its headers alone: one safetensors file, a sharded folder, or an index.
-
-The header reader accepts nothing that the reference library refuses, and refuses a little more:
-a name that occurs twice, keys that the format does not know, tensors written as JSON arrays, and
-dtypes written as objects.
-"""
+"""Open a checkpoint by its headers alone: one safetensors file, an index, or a model folder."""
 
 from __future__ import annotations
 
 import json
 import os
-import stat
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from operator import itemgetter
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 
 from .dtypes import DTYPES, numpy_dtype
 from .errors import CheckpointError, listed, nearest
-
-MAX_HEADER = 100_000_000
-"""Bytes: the format's limit; checked before anything of that size is allocated."""
-
-HeaderRow = tuple[str, str, tuple[int, ...], int, int]
-"""A tensor's name, dtype, shape, start and nbytes."""
+from .header import MAX_HEADER, DuplicateKeyError, read_header, read_into, without_duplicates
+from .reading import FileState, open_regular, read_small, state_of
 
 SUFFIX = ".safetensors"
-INDEX_SUFFIX = ".safetensors.index.json"
-_PREFERRED_INDEXES = (
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors.index.json",
+_PREFERRED = ("model", "diffusion_pytorch_model")
+# `model.safetensors.index.json`, and a variant's `model.safetensors.index.fp16.json`.
+_INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?P<variant>\.[\w-]+)?\.json")
+_SHARD = re.compile(
+    r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<variant>\.[\w-]+)?\.safetensors"
 )
-_FOREIGN_INDEXES = (".bin.index.json", ".msgpack.index.json", ".h5.index.json")
-_LIMIT = 2**64
-_ENTRY_KEYS = ("dtype", "shape", "data_offsets")
-_EXPECTED = list(_ENTRY_KEYS)
+_LISTS_OF_PARTS = ("model_index.json", "modules.json")
+_TRAINING_STATE = re.compile(r"checkpoint-\d+")
 
 StrPath = str | os.PathLike[str]
 
@@ -45,7 +35,8 @@ class TensorInfo(NamedTuple):  # quicker to make than a dataclass: there may be 
     """Where one tensor lies.
 
     Attributes:
-        name: its name in the checkpoint.
+        name: its name in the checkpoint: in a folder of several parts, the part's prefix and its
+            name in the part's files.
         dtype: its safetensors dtype, such as `BF16` (see `modelsoup.dtypes.DTYPES`).
         shape: its shape; `()` is a scalar.
         file: the file that holds it.
@@ -71,6 +62,18 @@ class TensorInfo(NamedTuple):  # quicker to make than a dataclass: there may be 
         return self.start + self.nbytes
 
 
+class Part(NamedTuple):
+    """Weights of a checkpoint that have files of their own.
+
+    Attributes:
+        prefix: what its tensors' names begin with: nothing, or its folder, such as `unet/`.
+        stem: what its files are called, without suffix and number: `model`.
+    """
+
+    prefix: str
+    stem: str
+
+
 class Checkpoint(Mapping[str, np.ndarray]):
     """A checkpoint whose headers were read; a tensor's bytes are read when it is asked for.
 
@@ -79,10 +82,14 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     Attributes:
         path: what was opened, a file or a folder.
-        files: the safetensors files, in the order of the index or of their names.
+        files: the safetensors files, part by part, in the order of their names.
         tensors: name → `TensorInfo`, in file order.
         metadata: the `__metadata__` of the first file.
         is_folder: whether a model folder (or its index) was opened, not a single file.
+        parts: of a folder with weights in several folders, each; else the one that there is.
+        states: file → its state when its header was read. A file that is in another state later is
+            another file, of which the header tells nothing.
+        notes: sentences on what was taken, where there was a choice.
         key: what stands for its content in lineages, in place of its digest; for merges of a tree,
             which have the same lineage whether or not what they merge was ever written.
         digest: the XXH3-128 digest that lineages will have, where it is known beforehand.
@@ -93,13 +100,17 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     def __init__(
         self, path: Path, files: tuple[Path, ...], tensors: dict[str, TensorInfo],
-        metadata: dict[str, str], *, is_folder: bool,
+        metadata: dict[str, str], *, is_folder: bool, parts: Sequence[Part] = (Part("", "model"),),
+        states: Mapping[Path, FileState] | None = None, notes: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.path = path
         self.files = files
         self.tensors = tensors
         self.metadata = metadata
         self.is_folder = is_folder
+        self.parts = tuple(parts)
+        self.states = states or {}
+        self.notes = tuple(notes)
 
     @property
     def name(self) -> str:
@@ -125,13 +136,58 @@ class Checkpoint(Mapping[str, np.ndarray]):
         """How many elements all tensors have together."""
         return sum(info.elements for info in self.tensors.values())
 
+    def file_name(self, file: Path) -> str:
+        """What lineages call one of its files: within a folder, by the way to it."""
+        return file.relative_to(self.path).as_posix() if self.is_folder else file.name
+
+    def open(self, file: Path) -> int:
+        """A descriptor to read one of its files by, which is what its header was read from.
+
+        Raises:
+            CheckpointError: it was replaced or changed since.
+            OSError: it cannot be opened.
+        """
+        descriptor = open_regular(file)
+        try:
+            self.must_be_unchanged(file, descriptor)
+        except CheckpointError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def must_be_unchanged(self, file: Path, descriptor: int) -> None:
+        """Whether an open file still is what its header was read from.
+
+        Raises:
+            CheckpointError: it was replaced or changed since.
+        """
+        if file in self.states and state_of(descriptor) != self.states[file]:
+            raise CheckpointError(f"{file} changed while it was read: begin again")
+
+    @contextmanager
+    def reading(self, info: TensorInfo) -> Iterator[Callable[[memoryview, int], None]]:
+        """Read one tensor piece by piece: a function that fills a buffer from one of its bytes.
+
+        Raises:
+            CheckpointError: its file was replaced, changed or truncated since it was opened, or
+                was meanwhile.
+        """
+        descriptor = self.open(info.file)
+        try:
+            yield lambda buffer, offset: read_into(
+                descriptor, buffer, info.start + offset, info.file
+            )
+            self.must_be_unchanged(info.file, descriptor)
+        finally:
+            os.close(descriptor)
+
     def __getitem__(self, name: str) -> np.ndarray:
         info = self.tensors.get(name)
         if info is None:
             raise KeyError(f"{self.path} has no tensor {name!r}{nearest(name, self.tensors)}")
         buffer = bytearray(info.nbytes)
-        with info.file.open("rb", buffering=0) as file:
-            read_into(file.fileno(), memoryview(buffer), info.start, info.file)
+        with self.reading(info) as read:
+            read(memoryview(buffer), 0)
         try:
             return np.frombuffer(buffer, numpy_dtype(info.dtype)).reshape(info.shape)
         except ValueError:  # an empty tensor may have a size that no array can have
@@ -145,27 +201,34 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self.tensors)
 
+    # A mapping's comparison would compare arrays, which have no truth value.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     def __repr__(self) -> str:
         return f"<Checkpoint {self.path}: {len(self)} tensors, {self.nbytes} bytes>"
 
 
-def open_checkpoint(path: StrPath) -> Checkpoint:
+def open_checkpoint(path: StrPath, *, shard: bool = False) -> Checkpoint:
     """Open a checkpoint, reading headers only.
 
     Args:
-        path: a `.safetensors` file; a `*.safetensors.index.json`; or a folder that holds an index,
-            or one or several `.safetensors` files without one.
+        path: a `.safetensors` file; a `*.safetensors.index.json`; or a model folder, of which
+            `docs/checkpoints.md` says what is taken.
+        shard: whether a file may be one of several, as its name tells, and so not the whole.
 
     Raises:
-        CheckpointError: missing, damaged, ambiguous, or not safetensors.
+        CheckpointError: missing, damaged, ambiguous, incomplete, or not safetensors.
     """
     path = Path(path)
     try:
         if path.is_dir():
             return _open_folder(path)
-        if path.name.endswith(".index.json"):
-            return _open_index(path.parent, path)
-        return _open_files(path, [path], is_folder=False)
+        if path.name.endswith(".index.json") or _INDEX.fullmatch(path.name):
+            return _opened(path.parent, [_by_index(path)], is_folder=True)
+        if not shard:
+            must_be_whole(path)
+        return _opened(path, [_Found(_stem(path), (path,))], is_folder=False)
     except FileNotFoundError as error:
         missing = Path(error.filename or path)
         folder = missing.parent
@@ -178,31 +241,147 @@ def open_checkpoint(path: StrPath) -> Checkpoint:
         ) from error
 
 
-def _open_folder(folder: Path) -> Checkpoint:
-    indexes = sorted(
-        index for index in folder.glob("*.index.json") if not index.name.endswith(_FOREIGN_INDEXES)
-    )
-    files = sorted(folder.glob("*" + SUFFIX))
-    by_name = {index.name: index for index in indexes}
-    chosen = next((by_name[name] for name in _PREFERRED_INDEXES if name in by_name), None)
-    if chosen is None and len(indexes) > 1:
+def must_be_whole(file: Path) -> None:
+    """Whether a file is a checkpoint of its own, by its name.
+
+    Raises:
+        CheckpointError: it is one of several shards.
+    """
+    named = _SHARD.fullmatch(file.name)
+    if named and int(named["total"]) > 1 and file.exists():
         raise CheckpointError(
-            f"{folder} has {len(indexes)} indexes ({listed([i.name for i in indexes])}): "
-            f"give the path of the one to use"
+            f"{file} is one of {int(named['total'])} shards, not a whole checkpoint: give its "
+            f"folder, {file.parent}, or its index"
         )
-    chosen = chosen or (indexes[0] if indexes else None)
-    if chosen is not None:
-        rival = folder / chosen.name.removesuffix(".index.json")
-        if rival.exists():
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One part's weights.
+
+    Attributes:
+        stem: what they are called.
+        files: where they lie.
+        index: the index, if there is one.
+        places: what the index says: tensor name → file.
+        prefix: of the names of its tensors.
+    """
+
+    stem: str
+    files: tuple[Path, ...]
+    index: Path | None = None
+    places: Mapping[str, Path] = field(default_factory=dict)
+    prefix: str = ""
+
+
+def _stem(file: Path) -> str:
+    """What the weights of a file or of an index are called, number aside, a variant included."""
+    named = _INDEX.fullmatch(file.name) or _SHARD.fullmatch(file.name)
+    if named is not None:
+        return named["stem"] + (named["variant"] or "")
+    return file.name.removesuffix(".index.json").removesuffix(SUFFIX)
+
+
+def _by_index(index: Path) -> _Found:
+    places = read_index(index)
+    return _Found(_stem(index), tuple(sorted(set(places.values()))), index, places)
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    notes: list[str] = []
+    root = _family(folder, notes)
+    found = [] if root is None else [root]
+    apart = []
+    for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        weights = {p for p in inner.iterdir() if p.suffix == SUFFIX or _INDEX.fullmatch(p.name)}
+        if not weights - set(root.files if root else ()):
+            continue
+        part = _family(inner, notes) if _is_part(inner) else None
+        if part is None:
+            apart.append(inner.name)
+        else:
+            found.append(replace(part, prefix=f"{inner.name}/"))
+    if apart:
+        notes.append(f"weights in {listed(apart)} are no part of {folder}, and were left alone")
+    if not found:
+        raise CheckpointError(
+            f"{folder} holds no .safetensors file and no index{_unconverted(folder)}"
+        )
+    return _opened(folder, found, is_folder=True, notes=notes)
+
+
+def _is_part(inner: Path) -> bool:
+    """Whether weights in a model folder's subfolder belong to the model.
+
+    Where the folder has a list of its parts, as pipelines of diffusers and sentence-transformers
+    have, it says; else all do but the states of a training.
+    """
+    for name in _LISTS_OF_PARTS:
+        try:
+            content = json.loads(read_small(inner.parent / name, MAX_HEADER))
+        except (OSError, ValueError, RecursionError):
+            continue  # there is no such list
+        if isinstance(content, dict):
+            return inner.name in content
+        if isinstance(content, list):
+            return inner.name in [m.get("path") for m in content if isinstance(m, dict)]
+    return _TRAINING_STATE.fullmatch(inner.name) is None
+
+
+def _family(folder: Path, notes: list[str]) -> _Found | None:
+    """The weights of one folder, of all that may lie there: those that are called `model`.
+
+    Raises:
+        CheckpointError: there are several, and none of them is called so; or shards are missing.
+    """
+    inside = sorted(folder.iterdir())
+    indexes = {_stem(path): path for path in inside if _INDEX.fullmatch(path.name)}
+    families: dict[str, list[Path]] = {}
+    for path in inside:
+        if path.suffix == SUFFIX:
+            families.setdefault(_stem(path), []).append(path)
+    stems = list(dict.fromkeys((*indexes, *families)))
+    chosen = next((stem for stem in _PREFERRED if stem in stems), None)
+    if chosen is None and len(indexes) == 1:
+        (chosen,) = indexes
+    found = None
+    if chosen in indexes:
+        found = _by_index(indexes[chosen])
+        rival = folder / f"{chosen}{SUFFIX}"
+        if rival.exists() and rival not in found.files:
             raise CheckpointError(
-                f"{folder} holds two checkpoints, {rival.name} and {chosen.name}: "
+                f"{folder} holds two checkpoints, {rival.name} and {indexes[chosen].name}: "
                 f"give the path of the one to use"
             )
-        return _open_index(folder, chosen)
-    if not files:
-        hint = _unconverted(folder)
-        raise CheckpointError(f"{folder} holds no .safetensors file and no index{hint}")
-    return _open_files(folder, files, is_folder=True)
+        stems = [s for s in stems if s in indexes or not set(families[s]) <= set(found.files)]
+    if chosen is None and len(stems) > 1:
+        raise CheckpointError(
+            f"{folder} holds {len(stems)} checkpoints, {listed(stems)}: give the path of the one "
+            f"to use"
+        )
+    if not stems:
+        return None
+    chosen = chosen or stems[0]
+    others = [stem for stem in stems if stem != chosen]
+    if others:
+        notes.append(
+            f"{folder} holds {len(stems)} checkpoints: {chosen} was taken, not {listed(others)}"
+        )
+    return found or _Found(chosen, _all_shards(folder, chosen, families[chosen]))
+
+
+def _all_shards(folder: Path, stem: str, files: Sequence[Path]) -> tuple[Path, ...]:
+    """The files of a checkpoint without an index, if by their names none is missing."""
+    named = [match for file in files if (match := _SHARD.fullmatch(file.name))]
+    numbers = sorted((int(match["total"]), int(match["number"])) for match in named)
+    total = numbers[0][0] if numbers else 1
+    whole = [(total, number) for number in range(1, total + 1)]
+    if (named and len(named) < len(files)) or (numbers and numbers != whole):
+        raise CheckpointError(
+            f"{folder} does not hold the {total} shards of {stem}, but "
+            f"{listed([file.name for file in files])}"
+        )
+    return tuple(files)
 
 
 def _unconverted(folder: Path) -> str:
@@ -219,8 +398,8 @@ def read_index(index: Path) -> dict[str, Path]:
         OSError: it cannot be read.
     """
     try:
-        content = json.loads(index.read_bytes(), object_pairs_hook=_without_duplicates)
-    except _DuplicateKeyError as error:
+        content = json.loads(read_small(index, MAX_HEADER), object_pairs_hook=without_duplicates)
+    except DuplicateKeyError as error:
         raise CheckpointError(f"{index}: tensor {error.key!r} occurs twice in the index") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{index} is not JSON: {error}") from None
@@ -236,284 +415,61 @@ def read_index(index: Path) -> dict[str, Path]:
         pure = PurePosixPath(shard)
         # A link inside the folder is followed (the Hugging Face cache is made of them); a path
         # that leaves the folder by its name is not.
-        if pure.is_absolute() or ".." in pure.parts or "\\" in shard or not pure.parts:
+        unusual = "\\" in shard or "\0" in shard or not pure.parts
+        if pure.is_absolute() or ".." in pure.parts or unusual:
             raise CheckpointError(f"{index} names a shard outside its folder: {shard!r}")
         shards[shard] = index.parent / pure
         if not shards[shard].is_file():
-            beside = [p.name for p in index.parent.glob("*" + pure.suffix)]
+            beside = [p.name for p in index.parent.iterdir() if p.suffix == pure.suffix]
             raise CheckpointError(
                 f"{index} names the shard {shard!r}, which is not there{nearest(shard, beside)}"
             )
     return {name: shards[shard] for name, shard in weight_map.items()}
 
 
-def _open_index(folder: Path, index: Path) -> Checkpoint:
-    places = read_index(index)
-    checkpoint = _open_files(folder, sorted(set(places.values())), is_folder=True)
-    absent = [name for name, file in places.items() if not _lies_in(checkpoint, name, file)]
-    if absent:
-        raise CheckpointError(
-            f"{index} places {len(absent)} tensors in shards that do not hold them: "
-            f"{listed(absent)}"
-        )
-    unlisted = [name for name in checkpoint.tensors if name not in places]
-    if unlisted:
-        raise CheckpointError(
-            f"{index} does not list {len(unlisted)} tensors that its shards hold: "
-            f"{listed(unlisted)} (are shards of another checkpoint left in the folder?)"
-        )
-    return checkpoint
-
-
-def _lies_in(checkpoint: Checkpoint, name: str, file: Path) -> bool:
-    info = checkpoint.tensors.get(name)
-    return info is not None and info.file == file
-
-
-def _open_files(path: Path, files: list[Path], *, is_folder: bool) -> Checkpoint:
+def _opened(
+    path: Path, found: Sequence[_Found], *, is_folder: bool, notes: Sequence[str] = ()
+) -> Checkpoint:
     tensors: dict[str, TensorInfo] = {}
     metadata: dict[str, str] | None = None
-    for file in files:
-        in_file, file_metadata = read_header(file)
-        metadata = file_metadata if metadata is None else metadata
-        twice = [name for name in in_file if name in tensors]
-        if twice:
-            raise CheckpointError(
-                f"{path}: {len(twice)} tensors are both in {tensors[twice[0]].file.name} and in "
-                f"{file.name} ({listed(twice)}): give the path of the file to use"
-            )
-        tensors.update(in_file)
-    return Checkpoint(path, tuple(files), tensors, metadata or {}, is_folder=is_folder)
+    states: dict[Path, FileState] = {}
+    for part in found:
+        before = len(tensors)
+        for file in part.files:
+            header = read_header(file)
+            metadata = header.metadata if metadata is None else metadata
+            states[file] = header.state
+            infos = [
+                TensorInfo(part.prefix + row[0], *row[1:3], file, *row[3:]) for row in header.rows
+            ]
+            twice = [info.name for info in infos if info.name in tensors]
+            if twice:
+                raise CheckpointError(
+                    f"{path}: {len(twice)} tensors are both in {tensors[twice[0]].file.name} and "
+                    f"in {file.name} ({listed(twice)}): give the path of the file to use"
+                )
+            tensors.update((info.name, info) for info in infos)
+        if part.index is not None:
+            _must_agree(part, dict(list(tensors.items())[before:]))
+    parts = [Part(part.prefix, part.stem) for part in found]
+    return Checkpoint(
+        path, tuple(states), tensors, metadata or {}, is_folder=is_folder, parts=parts,
+        states=states, notes=notes,
+    )  # fmt: skip
 
 
-class _DuplicateKeyError(ValueError):
-    def __init__(self, key: str) -> None:
-        super().__init__(f"the name {key!r} occurs twice")
-        self.key = key
-
-
-def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise _DuplicateKeyError(key)
-            seen.add(key)
-    return result
-
-
-def _integer(text: str) -> int | float:
-    """An integer; minus zero, which no unsigned field may be, as a float."""
-    return -0.0 if text == "-0" else int(text)
-
-
-def _said(value: object) -> str:
-    """A field of a tensor as an error shows it; objects were parsed to tuples of pairs."""
-    return "an object" if isinstance(value, tuple) else str(value)[:60]
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
-
-
-def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Read and check the header of one safetensors file.
-
-    Returns:
-        the tensors in file order, and `__metadata__` (empty if there is none).
-
-    Raises:
-        CheckpointError: not safetensors, or not sound: see `docs/checkpoints.md` for every reason.
-        OSError: the file cannot be read.
-    """
-    rows, metadata = header_rows(file)
-    tensors = {
-        name: TensorInfo(name, dtype, shape, file, start, nbytes)
-        for name, dtype, shape, start, nbytes in rows
-    }
-    return tensors, dict(metadata)
-
-
-def header_rows(file: Path) -> tuple[list[HeaderRow], dict[str, str]]:
-    """As `read_header`, but the tensors as plain rows, the same list for the same header.
-
-    Raises:
-        CheckpointError, OSError: see `read_header`.
-    """
-    if not stat.S_ISREG(file.stat().st_mode):  # to open a pipe would wait for who writes to it
-        raise CheckpointError(f"{file} is not a regular file")
-    with file.open("rb", buffering=0) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        prefix = stream.read(9)
-        if len(prefix) < 8:
-            raise CheckpointError(
-                f"{file} is not a safetensors file: it has {size} bytes, fewer than the 8 of a "
-                f"header's length{_hint(prefix)}"
-            )
-        length = int.from_bytes(prefix[:8], "little")
-        if length > MAX_HEADER:
-            raise CheckpointError(
-                f"{file} is not a safetensors file: its first 8 bytes give a header of {length} "
-                f"bytes, over the limit of {MAX_HEADER}{_hint(prefix)}"
-            )
-        if length > size - 8:
-            raise CheckpointError(
-                f"{file} is truncated or not a safetensors file: its header should have {length} "
-                f"bytes, but only {size - 8} follow{_hint(prefix)}"
-            )
-        header = bytearray(length)
-        read_into(stream.fileno(), memoryview(header), 8, file)
-    try:
-        return _parse_header(bytes(header), size - 8 - length)
-    except _HeaderError as error:
-        raise CheckpointError(f"{file}: {error}") from error.__cause__
-    except RecursionError:
-        raise CheckpointError(f"{file}: the header is nested too deeply") from None
-
-
-def _hint(prefix: bytes) -> str:
-    """What a file may be, from its first 9 bytes; none if a safetensors header begins there."""
-    if prefix[8:] == b"{":
-        return ""
-    if prefix[:2] == b"PK" or prefix[:1] == b"\x80":
-        return " (it looks like a PyTorch pickle: use `soup convert` first)"
-    if prefix[:7] == b"version":
-        return " (it looks like a Git LFS pointer: fetch the file itself first)"
-    if prefix[:4] == b"GGUF":
-        return " (it looks like a GGUF file, which is not supported)"
-    return ""
-
-
-class _HeaderError(Exception):
-    """What is wrong with a header."""
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise _HeaderError(reason)
-
-
-# Models that are merged often have the very same header.
-@lru_cache(maxsize=1)
-def _parse_header(header: bytes, data_size: int) -> tuple[list[HeaderRow], dict[str, str]]:
-    """The tensors, in file order, and the metadata."""
-    try:
-        # Given as text: from bytes, json would guess UTF-16 and skip a byte order mark. Objects
-        # become tuples of pairs, without a call of ours for each: a header may have 100,000.
-        pairs = json.loads(
-            header.decode("utf-8"), object_pairs_hook=tuple, parse_constant=_no_constant,
-            parse_int=_integer if b"-0" in header else None,
-        )  # fmt: skip
-        if b"\\u" in header:
-            _check_unicode(pairs)
-        if not isinstance(pairs, tuple):
-            _refuse(f"the header is a JSON {type(pairs).__name__}, not an object")
-        content = _without_duplicates(pairs)
-        metadata = content.pop("__metadata__", None)
-        metadata = {} if metadata is None else metadata
-        if isinstance(metadata, tuple):
-            metadata = _without_duplicates(metadata)
-    except _DuplicateKeyError as error:
-        _refuse(f"the header has the name {error.key!r} twice")
-    except ValueError as error:
-        _refuse(f"the header is not JSON: {error}")
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        _refuse("the header's __metadata__ is not an object of strings")
-
-    data_start = 8 + len(header)
-    found: list[HeaderRow] = []
-    for name, entry in content.items():
-        try:
-            (key_0, dtype_name), (key_1, shape), (key_2, offsets) = entry
-            # A JSON array of arrays would unpack in the same way.
-            usual = type(entry) is tuple and (key_0, key_1, key_2) == _ENTRY_KEYS
-        except (TypeError, ValueError):
-            usual = False
-        if not usual:
-            dtype_name, shape, offsets = _fields(name, entry)
-        dtype = DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
-        if dtype is None:
-            known = nearest(_said(dtype_name), DTYPES)
-            said = repr(dtype_name) if isinstance(dtype_name, str) else _said(dtype_name)
-            _refuse(f"tensor {name!r} has the unknown dtype {said}{known}")
-        if not _unsigned_list(shape):
-            _refuse(f"tensor {name!r} has the shape {_said(shape)}, not a list of sizes")
-        if not _unsigned_list(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-            _refuse(f"tensor {name!r} has the data_offsets {_said(offsets)}, not [start, end]")
-        elements = 1
-        for length in shape:
-            elements *= length
-            if elements >= _LIMIT:  # in the middle too: the reference counts in 64 bits
-                break
-        bits, nbytes = elements * dtype.bits, offsets[1] - offsets[0]
-        if bits >= _LIMIT:
-            _refuse(f"tensor {name!r} has the shape {str(shape)[:60]}, more than 2^64 bits")
-        if bits % 8:
-            _refuse(f"tensor {name!r} has {elements} elements of {dtype.name}: no whole bytes")
-        if bits // 8 != nbytes:
-            _refuse(
-                f"tensor {name!r} of dtype {dtype.name} and shape {shape} needs {bits // 8} bytes, "
-                f"but its data_offsets span {nbytes}"
-            )
-        start = data_start + offsets[0]
-        found.append((name, dtype.name, tuple(shape), start, nbytes))
-
-    found.sort(key=itemgetter(3, 4))
-    position = data_start
-    for name, _, _, start, nbytes in found:
-        if start != position:
-            fault = "overlaps the tensor before it" if start < position else "leaves a hole"
-            _refuse(f"tensor {name!r} {fault}: it starts at byte {start}, not {position}")
-        position += nbytes
-    if position != data_start + data_size:
-        short = data_start + data_size - position
-        if short < 0:
-            _refuse(
-                f"truncated: {-short} bytes of tensor data are missing from the end of the file"
-            )
-        _refuse(f"{short} bytes at the end of the file belong to no tensor")
-    return found, metadata
-
-
-def _unsigned_list(value: object) -> bool:
-    if type(value) is not list:
-        return False
-    for item in value:  # noqa: SIM110  # three times as fast as all(…), and called this often
-        if type(item) is not int or not 0 <= item < _LIMIT:
-            return False
-    return True
-
-
-def _fields(name: str, entry: object) -> tuple[Any, ...]:
-    """A tensor's dtype, shape and offsets, in whatever order its entry has them."""
-    if not isinstance(entry, tuple):
-        _refuse(f"tensor {name!r} has {type(entry).__name__} where {_EXPECTED} were expected")
-    try:
-        fields = _without_duplicates(entry)
-    except _DuplicateKeyError as error:
-        _refuse(f"the header has the name {error.key!r} twice")
-    if fields.keys() != set(_ENTRY_KEYS):
-        _refuse(f"tensor {name!r} has {sorted(fields)} where {_EXPECTED} were expected")
-    return tuple(fields[key] for key in _ENTRY_KEYS)
-
-
-def _check_unicode(content: object) -> None:
-    """Refuse lone surrogates, which an escape can spell and no UTF-8 text can hold."""
-    json.dumps(content, ensure_ascii=False).encode("utf-8")
-
-
-def read_into(descriptor: int, buffer: memoryview, offset: int, file: Path) -> None:
-    """Fill `buffer` from `offset` of an open file.
-
-    Raises:
-        CheckpointError: the file ended first: it was truncated after it was opened.
-    """
-    done = 0
-    while done < len(buffer):
-        count = os.preadv(descriptor, [buffer[done:]], offset + done)
-        if count == 0:
-            raise CheckpointError(
-                f"{file} ended at byte {offset + done}, before the {len(buffer)} bytes that its "
-                f"header places at {offset}: it was truncated while it was read"
-            )
-        done += count
+def _must_agree(part: _Found, tensors: Mapping[str, TensorInfo]) -> None:
+    """Whether an index places exactly what its shards hold."""
+    here = {name.removeprefix(part.prefix): info.file for name, info in tensors.items()}
+    absent = [name for name, file in part.places.items() if here.get(name) != file]
+    if absent:
+        raise CheckpointError(
+            f"{part.index} places {len(absent)} tensors in shards that do not hold them: "
+            f"{listed(absent)}"
+        )
+    unlisted = [name for name in here if name not in part.places]
+    if unlisted:
+        raise CheckpointError(
+            f"{part.index} does not list {len(unlisted)} tensors that its shards hold: "
+            f"{listed(unlisted)} (are shards of another checkpoint left in the folder?)"
+        )

@@ -109,7 +109,7 @@ def main() -> None:
 
 
 @main.command(no_args_is_help=True)
-@click.argument("models", nargs=-1, required=True, metavar="A B [C …]", type=click.Path())
+@click.argument("models", nargs=-1, metavar="A B [C …]", type=click.Path())
 @click.option(
     "-o",
     "--output",
@@ -146,8 +146,8 @@ def main() -> None:
 @click.option(
     "--rest",
     metavar="WHAT",
-    help="Tensors that no rule matches: first, second or base (kept from that model), drop, "
-    "error.  [default: first]",
+    help="Tensors that no rule matches: merge, first, second or base (kept from that model), "
+    "drop, error.  [default: merge if all rules only keep or drop, else first]",
 )
 @click.option(
     "--group",
@@ -178,7 +178,7 @@ def main() -> None:
     "--config",
     metavar="FILE",
     type=click.Path(),
-    help="A YAML file with these options as keys; the command line wins.",
+    help="A YAML file with these options as keys, models and output too; the command line wins.",
 )
 @click.option("--shard-size", metavar="SIZE", help="Divide a folder's weights: 5GB, 500MB.")
 @click.option("--workers", type=int, metavar="N", help="Threads.  [default: the cores, at most 8]")
@@ -186,7 +186,10 @@ def main() -> None:
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--strict", is_flag=True, help="Make warnings errors.")
 @click.option(
-    "--allow-nonfinite", is_flag=True, help="Let NaN, infinity and weights that sum to zero pass."
+    "--allow-nonfinite",
+    multiple=True,
+    metavar="PATTERN",
+    help="Let NaN and infinity pass in these tensors; '*': in all, and weights that sum to zero.",
 )
 @click.option("--sha256", is_flag=True, help="Record SHA-256 digests of the inputs too.")
 @click.option(
@@ -212,14 +215,20 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
     if options["verbose"]:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     talks = not (options["quiet"] or options["as_json"])
-    output = options["output"] or ("soup" if options["shard_size"] else engine.DEFAULT_OUTPUT)
-    recipe = _recipe(options)
+    in_file = {} if options["config"] is None else _config(options["config"])
+    told = {name: in_file.pop(name) for name in _BESIDE_THE_RECIPE if name in in_file}
+    of_command = {name: options.get(name) for name in _BESIDE_THE_RECIPE}
+    told |= {n: value for n, value in of_command.items() if not (value is None or value is False)}
+    paths = list(models) or told.pop("models", None)
+    told.pop("models", None)
+    if not paths:
+        raise click.UsageError("Missing argument 'A B [C …]': the models")
+    output = told.pop("output", "soup" if "shard_size" in told else engine.DEFAULT_OUTPUT)
+    recipe = _recipe(options, in_file)
     with _progress("merging", shown=talks and not options["dry_run"]) as progress:
         report = engine.merge(
-            models, output, recipe, base=options["base"], shard_size=options["shard_size"],
-            workers=options["workers"], force=options["force"], strict=options["strict"],
-            allow_nonfinite=options["allow_nonfinite"], sha256=options["sha256"],
-            fsync=not options["no_fsync"], dry_run=options["dry_run"], progress=progress,
+            paths, output, recipe, force=options["force"], fsync=not options["no_fsync"],
+            dry_run=options["dry_run"], progress=progress, **told,
         )  # fmt: skip
     if options["as_json"]:
         print_json(report.as_json())
@@ -230,51 +239,65 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
     show.show_merge(report)
     for notice in report.notices:
         say(notice.level, notice.message)
-    if report.output is not None and report.output.is_file() and Path(models[0]).is_dir():
+    if report.output is not None and report.output.is_file() and Path(paths[0]).is_dir():
         say("note", "config and tokenizer were not copied; with a folder as --output they are")
 
 
-def _recipe(options: Mapping[str, Any]) -> Any:
-    """The recipe of the --config file and, over it, of the command line."""
-    from . import recipe
+# Options of `soup merge` that a --config file may have, and the types that they have there.
+_BESIDE_THE_RECIPE: dict[str, Any] = {
+    "models": list, "output": str, "base": str, "shard_size": (str, int), "workers": int,
+    "strict": bool, "sha256": bool,
+}  # fmt: skip
 
-    content: dict[str, Any] = {}
-    if options["config"]:
-        content = _read_yaml(options["config"])
-        recipe.recipe_from_mapping(content, options["config"])  # its faults, under its name
+
+def _config(path: str) -> dict[str, Any]:
+    """What a --config file says; paths in it are relative to it, as in a plan."""
+    from .recipe import plain_keys
+    from .yaml_text import read_yaml
+
+    content = plain_keys(read_yaml(Path(path)).content, path)
+    for name, kind in _BESIDE_THE_RECIPE.items():
+        if name in content and not isinstance(content[name], kind):
+            raise ParameterError(f"{path} has {content[name]!r} as {name!r}")
+    folder = Path(path).parent
+    for name in ("output", "base"):
+        if name in content:
+            content[name] = folder / content[name]
+    if "models" in content:
+        content["models"] = [folder / str(model) for model in content["models"]]
+    return content
+
+
+def _recipe(options: Mapping[str, Any], in_file: dict[str, Any]) -> Any:
+    """The recipe of the --config file and, over it, of the command line."""
+    from .recipe import Recipe, recipe_fields
+
+    content: dict[str, Any] = dict(recipe_fields(in_file, options["config"] or "the command line"))
+    if options["method"] not in (None, content.get("method")):
+        content["parameters"] = {}  # another method's
     for name, other in (("beta", "weights"), ("weights", "beta")):
         if options[name] is not None:
             content.pop(other, None)  # the file's, which the command line's replaces
     for name in ("method", "beta", "rest", "dtype", "on_integer", "seed"):
         if options[name] is not None:
             content[name] = options[name]
-    if options["weights"]:
+    if options["weights"] is not None:
         content["weights"] = _numbers("--weights", options["weights"])
-    if options["layers"]:
-        content["layers"] = list(options["layers"])
-    if options["low_level"]:
-        content["low_level"] = list(options["low_level"])
+    for name in ("layers", "low_level", "allow_nonfinite"):
+        if options[name]:
+            content[name] = list(options[name])
+    if options["layers"] and options["rest"] is None:
+        content.pop("rest", None)  # it belongs to the layers that are replaced
     if options["groups"]:
         content["groups"] = _groups(options["groups"])
-    parameters = dict(content.get("parameters", {}))
     for setting in options["settings"]:
         name, equals, value = setting.partition("=")
         if not equals or not name:
             raise ParameterError(f"--set has {setting!r}, but must be NAME=VALUE")
-        parameters[name.strip()] = value
-    return recipe.recipe_from_mapping({**content, "parameters": parameters}, "the command line")
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ParameterError(f"{path} is no mapping of options")
-    return content
+        parameters = {"parameters": {name.strip(): value}}
+        own = recipe_fields({"method": content.get("method"), **parameters}, "the command line")
+        content["parameters"] = {**content["parameters"], **own["parameters"]}
+    return Recipe(**content)
 
 
 def _numbers(option: str, text: str) -> list[float]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .checkpoint import Checkpoint, StrPath, TensorInfo, open_checkpoint, read_into
+from .checkpoint import Checkpoint, StrPath, TensorInfo, open_checkpoint
 from .dtypes import DTYPES, numpy_dtype
 from .errors import ParameterError, nearest
 from .statistics import BLOCK
@@ -121,7 +121,7 @@ def diff(
         else:
             mismatched.append((name, _described(info), _described(other)))
     with ThreadPoolExecutor(default_workers()) as pool:
-        sums = list(pool.map(_compare, *zip(*pairs, strict=True))) if pairs else []
+        sums = list(pool.map(lambda pair: _compare(a, b, *pair), pairs))
     groups: dict[str, list[_Sums]] = {}
     for (info, _), found in zip(pairs, sums, strict=True):
         groups.setdefault(_row_name(info.name, by), []).append(found)
@@ -162,14 +162,15 @@ class _Sums:
     signs: float = math.nan
 
 
-def _compare(a: TensorInfo, b: TensorInfo) -> _Sums:
+def _compare(first: Checkpoint, second: Checkpoint, a: TensorInfo, b: TensorInfo) -> _Sums:
     if DTYPES[a.dtype].kind != "float":
-        equal = all(x.tobytes() == y.tobytes() for x, y in _chunks(a, b, raw=True))
+        chunks = _chunks(first, second, a, b, raw=True)
+        equal = all(x.tobytes() == y.tobytes() for x, y in chunks)
         return _Sums(a.elements, equal)
     sums = np.zeros(5)
     equal = True
     with np.errstate(all="ignore"):
-        for stored_a, stored_b in _chunks(a, b, raw=False):
+        for stored_a, stored_b in _chunks(first, second, a, b, raw=False):
             x, y = stored_a.astype(np.float64), stored_b.astype(np.float64)
             equal = equal and bool(np.array_equal(x, y, equal_nan=True))
             gap = x - y
@@ -178,17 +179,19 @@ def _compare(a: TensorInfo, b: TensorInfo) -> _Sums:
     return _Sums(a.elements, equal, *sums.tolist())
 
 
-def _chunks(a: TensorInfo, b: TensorInfo, *, raw: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _chunks(
+    first: Checkpoint, second: Checkpoint, a: TensorInfo, b: TensorInfo, *, raw: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The two tensors' elements (or bytes), a block at a time."""
-    with a.file.open("rb", buffering=0) as file_a, b.file.open("rb", buffering=0) as file_b:
+    with first.reading(a) as read_a, second.reading(b) as read_b:
         kinds = [np.dtype(np.uint8) if raw else numpy_dtype(info.dtype) for info in (a, b)]
         total = a.nbytes if raw else a.elements
         for start in range(0, total, BLOCK):
             count = min(BLOCK, total - start)
             arrays = []
-            for info, file, kind in zip((a, b), (file_a, file_b), kinds, strict=True):
+            for read, kind in zip((read_a, read_b), kinds, strict=True):
                 array = np.empty(count * kind.itemsize, np.uint8)
-                read_into(file.fileno(), array.data, info.start + start * kind.itemsize, info.file)
+                read(array.data, start * kind.itemsize)
                 arrays.append(array.view(kind))
             yield arrays[0], arrays[1]
 

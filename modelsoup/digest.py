@@ -11,7 +11,10 @@ from pathlib import Path
 
 import xxhash
 
-from .checkpoint import Checkpoint, StrPath, read_into
+from .checkpoint import Checkpoint, StrPath
+from .errors import CheckpointError
+from .header import read_into
+from .reading import open_regular, state_of
 
 _BUFFER = 1 << 20
 
@@ -32,17 +35,25 @@ class FileDigest:
 class FileReader:
     """Reads slices of one file and hashes the whole file from the bytes that pass by.
 
+    Args:
+        file: which.
+        of: the checkpoint whose file it is: one that is no more what its header was read from is
+            refused.
+        sha256: compute that digest too.
+
     A digest needs the bytes in order. Slices that are read in file order, as a merge reads them,
     are hashed as they come, at no extra read; what a slice jumps over is read for the hash alone;
     a slice that lies behind is only read. The lock must be held by the caller during `read`.
     """
 
-    def __init__(self, file: Path, *, sha256: bool = False) -> None:
+    def __init__(self, file: Path, *, of: Checkpoint | None = None, sha256: bool = False) -> None:
         self.file = file
         self.lock = threading.Lock()
         self.extra_bytes = 0  # read for the digest alone
-        self._descriptor = os.open(file, os.O_RDONLY)
-        self._size = os.fstat(self._descriptor).st_size
+        self._of = of
+        self._descriptor = open_regular(file) if of is None else of.open(file)
+        self._state = state_of(self._descriptor)
+        self._size = self._state.size
         self._position = 0
         self._xxh3 = xxhash.xxh3_128()
         self._sha256 = None
@@ -78,10 +89,17 @@ class FileReader:
             self._update(part)
 
     def finish(self) -> FileDigest:
-        """Hash what was not read yet, and give the digest."""
+        """Hash what was not read yet, and give the digest.
+
+        Raises:
+            CheckpointError: the file changed while it was read.
+        """
         self._advance(self._size)
+        if state_of(self._descriptor) != self._state:
+            raise CheckpointError(f"{self.file} changed while it was read: begin again")
+        name = self.file.name if self._of is None else self._of.file_name(self.file)
         return FileDigest(
-            self.file.name, self._size, self._xxh3.hexdigest(),
+            name, self._size, self._xxh3.hexdigest(),
             None if self._sha256 is None else self._sha256.hexdigest(),
         )  # fmt: skip
 
@@ -90,9 +108,9 @@ class FileReader:
         os.close(self._descriptor)
 
 
-def digest_file(file: Path, *, sha256: bool = False) -> FileDigest:
-    """The digest of a whole file, read once from front to back."""
-    reader = FileReader(file, sha256=sha256)
+def digest_file(file: Path, *, of: Checkpoint | None = None, sha256: bool = False) -> FileDigest:
+    """The digest of a whole file, read once from front to back; arguments as of `FileReader`."""
+    reader = FileReader(file, of=of, sha256=sha256)
     try:
         return reader.finish()
     finally:
@@ -111,7 +129,7 @@ def combined(digests: list[FileDigest], algorithm: str) -> str:
 
 def digest_checkpoint(checkpoint: Checkpoint) -> list[FileDigest]:
     """The digests of a checkpoint's files, in order."""
-    return [digest_file(file) for file in checkpoint.files]
+    return [digest_file(file, of=checkpoint) for file in checkpoint.files]
 
 
 def content_of(files: Iterable[StrPath]) -> list[list[str]]:

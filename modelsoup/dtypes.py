@@ -88,12 +88,17 @@ _LARGEST_FINITE: dict[str, int] = {
 }
 
 
-def parse_dtype(text: str) -> str:
-    """The safetensors name of a float dtype given as `bf16`, `float32`, `F8_E4M3`, ….
+def parse_dtype(dtype: object) -> str:
+    """The safetensors name of a float dtype.
+
+    Args:
+        dtype: a name such as `bf16`, `float32` or `F8_E4M3`, or a dtype of numpy, ml_dtypes or
+            torch.
 
     Raises:
-        ParameterError: not the name of a dtype that can be merged.
+        ParameterError: not a dtype that can be merged.
     """
+    text = str(getattr(dtype, "name", getattr(dtype, "__name__", dtype))).removeprefix("torch.")
     name = _ALIASES.get(text.lower())
     if name is None:
         raise ParameterError(

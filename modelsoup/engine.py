@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
-from .checkpoint import SUFFIX, Checkpoint, StrPath, open_checkpoint
-from .dtypes import numpy_dtype
+from .checkpoint import SUFFIX, Checkpoint, Part, StrPath, open_checkpoint
+from .companions import adapt_configs, companions, missing_layers
 from .errors import (
+    LISTED,
     MismatchError,
     NonfiniteError,
     OutputError,
     ParameterError,
+    counted,
     listed,
     nearest,
     option,
+    patterns_option,
 )
 from .lineage import Digests, record
 from .recipe import MergePlan, Notice, Recipe, RecipeFields, plan_merge
+from .rules import covering
 from .stream import SLICE, Inputs, Nonfinite, Progress, Stream, default_workers
 from .unmade import Unmade
 from .writer import (
@@ -32,12 +37,21 @@ from .writer import (
     OutputTensor,
     check_output,
     header_bytes,
-    layout,
+    layout_parts,
+    overlaps,
     parse_size,
 )
 
 DEFAULT_OUTPUT = "soup.safetensors"
-_DIFFUSION = "diffusion_pytorch_model"
+
+# What a single file may be called so that who loads a folder finds it.
+_KNOWN_STEMS = (
+    "model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights", "open_clip_model",
+)  # fmt: skip
+# Metadata that holds a digest of the model: of the data section, with what stands before it.
+_DATA_DIGESTS = {"sshs_model_hash": "", "modelspec.hash_sha256": "0x"}
+_DIGEST_WORDS = ("hash", "sha256", "checksum", "digest")
+_TRAINING = "ss_"  # what a training began with, which is as true as ever
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,6 @@ def merge(
     workers: int | None = None,
     force: bool = False,
     strict: bool = False,
-    allow_nonfinite: bool = False,
     sha256: bool = False,
     fsync: bool = True,
     dry_run: bool = False,
@@ -116,15 +129,14 @@ def merge(
         shard_size: bytes, or `5GB`: divide a folder's weights into shards of at most this size.
         workers: threads; None takes the number of cores, at most 8.
         force: replace an existing output.
-        strict: make an error of every notice.
-        allow_nonfinite: let NaN, infinity and a zero sum of weights pass.
+        strict: make an error of every warning.
         sha256: record SHA-256 digests of the inputs too.
         fsync: flush to the disk before the output appears.
         dry_run: check everything that headers can show, and write nothing.
         progress: called, from any thread, with the number of bytes that were read or written since
             the last call and the number expected in all.
         **fields: of `Recipe`: `method`, `beta`, `weights`, `parameters`, `layers`, `rest`,
-            `groups`, `low_level`, `dtype`, `seed`, `on_integer`.
+            `groups`, `low_level`, `dtype`, `seed`, `on_integer`, `allow_nonfinite`.
 
     Raises:
         SoupError: anything that the user can put right; no output is left behind then.
@@ -135,28 +147,46 @@ def merge(
         raise ParameterError(f"give a recipe or its fields, not both: {', '.join(fields)}")
     if workers is not None and workers < 1:
         raise ParameterError(f"workers is {workers}, but must be at least 1")
+    if isinstance(models, str | os.PathLike):
+        raise ParameterError(f"models is {str(models)!r}, one path, but must be a list of paths")
+    if not str(output):
+        raise OutputError("the output is an empty path")
     output = Path(output)
     opened = [_open(model) for model in models]
     opened_base = None if base is None else _open(base)
-    plan = plan_merge(opened, recipe, base=opened_base, allow_nonfinite=allow_nonfinite)
-    _refuse_inputs(output, [*opened, *([opened_base] if opened_base else [])])
-    check_output(output, force=force)
-    files = layout(
-        (OutputTensor(step.name, step.dtype, step.shape) for step in plan.steps),
-        file_name=_weights_name(output, plan.models[0]),
+    plan = plan_merge(opened, recipe, base=opened_base)
+    inputs = [*opened, *([opened_base] if opened_base else [])]
+    taken = overlaps(output, [path for model in inputs for path in (model.path, *model.files)])
+    if taken is not None:
+        raise OutputError(f"the output {output} would replace the input {taken}")
+    notices = list(plan.notices)
+    try:
+        check_output(output, force=force)
+    except OutputError as error:
+        if not (dry_run and os.path.lexists(output)):
+            raise
+        notices.append(Notice("output", str(error), (), "note"))
+    files = layout_parts(
+        [OutputTensor(step.name, step.dtype, step.shape) for step in plan.steps],
+        _parts(output, plan),
         shard_size=None if shard_size is None else parse_size(shard_size),
     )
+    if shard_size is not None and output.suffix == SUFFIX:
+        raise OutputError(
+            f"the output {output} is one file, and is not divided into shards: name a folder"
+        )
     if len(files) > 1 and output.suffix == SUFFIX:
         raise OutputError(
-            f"the output {output} is one file, but shards of that size would be {len(files)}: "
-            f"name a folder"
+            f"the output {output} is one file, but the models have weights in "
+            f"{listed([part.prefix or '.' for part in plan.models[0].parts])}: name a folder"
         )
-    _strict(plan.notices, strict)
+    notices += _of_the_folder(plan, output)
+    _strict(notices, strict)
     if dry_run:
-        return MergeReport(None, plan, plan.notices)
+        return MergeReport(None, plan, tuple(notices))
     return _execute(
-        plan, output, files, workers=workers or default_workers(), force=force,
-        allow_nonfinite=allow_nonfinite, sha256=sha256, fsync=fsync, progress=progress,
+        plan, output, files, workers=workers or default_workers(), force=force, sha256=sha256,
+        fsync=fsync, progress=progress, notices=notices,
     )  # fmt: skip
 
 
@@ -172,23 +202,34 @@ def _open(model: StrPath | Checkpoint) -> Checkpoint:
     return model if isinstance(model, Checkpoint) else open_checkpoint(model)
 
 
-def _refuse_inputs(output: Path, inputs: Sequence[Checkpoint]) -> None:
-    for model in inputs:
-        for path in (model.path, *model.files):
-            if output.exists() and path.exists() and output.samefile(path):
-                raise OutputError(f"the output {output} is one of the inputs")
-            if output.is_dir() and path.resolve().is_relative_to(output.resolve()):
-                raise OutputError(f"the output {output} holds the input {path}")
-
-
-def _weights_name(output: Path, first: Checkpoint) -> str:
-    """A file's own name; in a folder, the name that the first model's weights have there."""
+def _parts(output: Path, plan: MergePlan) -> list[Part]:
+    """What the output's files are called: as those of the models."""
     if output.suffix == SUFFIX:
-        return output.name
-    while isinstance(first, Unmade):
-        first = first.plan.models[0]
-    diffusion = any(file.name.startswith(_DIFFUSION) for file in first.files)
-    return f"{_DIFFUSION if diffusion else 'model'}{SUFFIX}"
+        whole = all(not part.prefix for model in plan.models for part in model.parts)
+        if whole:
+            return [Part("", output.name.removesuffix(SUFFIX))]
+    every = [*plan.models, *([plan.base] if plan.base is not None else [])]
+    parts: dict[str, Part] = {}
+    for model in every:
+        for part in model.parts:
+            known = model.is_folder or part.stem in _KNOWN_STEMS
+            parts.setdefault(part.prefix, part if known else part._replace(stem="model"))
+    return list({**parts, "": parts.get("", Part("", "model"))}.values())
+
+
+def _of_the_folder(plan: MergePlan, output: Path) -> list[Notice]:
+    """What of the first model's folder goes along, looked at before anything is done."""
+    folder = plan.models[0].companions
+    if output.suffix == SUFFIX or folder is None:
+        return []
+    for _ in companions(folder, without=output):  # for its errors
+        pass
+    names = [step.name for step in plan.steps]
+    return [
+        Notice("config", f"{said}, but the output lacks {counted(len(gone), 'layer')} of them: "
+               f"{listed(gone)}", tuple(gone))
+        for said, gone in missing_layers(folder, list(plan.models[0].tensors), names)
+    ]  # fmt: skip
 
 
 def _strict(notices: Sequence[Notice], strict: bool) -> None:
@@ -199,16 +240,22 @@ def _strict(notices: Sequence[Notice], strict: bool) -> None:
 
 def _execute(
     plan: MergePlan, output: Path, files: list[OutputFile], *, workers: int, force: bool,
-    allow_nonfinite: bool, sha256: bool, fsync: bool, progress: Progress | None,
+    sha256: bool, fsync: bool, progress: Progress | None, notices: Sequence[Notice] = (),
     slice_elements: int = SLICE,
 ) -> MergeReport:  # fmt: skip
     """Carry out a plan. `slice_elements` (a multiple of `BLOCK`) is there for the tests."""
     _allow_many_files()
-    metadata = {k: v for k, v in plan.models[0].metadata.items() if k != LINEAGE_KEY}
     first = plan.models[0]
+    metadata, false = _metadata(first.metadata, len(files))
+    told = list(notices or plan.notices)
+    if false:
+        what = f"{listed(false)} of the metadata {'was' if len(false) == 1 else 'were'} left out"
+        told.append(Notice("metadata", f"{what}: it is no digest of this model", (), "note"))
 
-    def with_lineage(digests: Digests | None) -> dict[str, str]:
-        content = record(plan, digests, sha256=sha256)
+    def with_lineage(
+        digests: Digests | None, nonfinite: Mapping[str, int] | None = None
+    ) -> dict[str, str]:
+        content = record(plan, digests, sha256=sha256, nonfinite=nonfinite)
         return {**metadata, LINEAGE_KEY: json.dumps(content, separators=(",", ":"))}
 
     inputs = Inputs(plan, sha256=sha256)
@@ -220,26 +267,73 @@ def _execute(
             output, files, with_lineage(None), force=force, fsync=fsync, copy_from=copy_from
         ) as writer:
             stream.run(writer, files)
-            if stream.nonfinite and not allow_nonfinite:
-                raise NonfiniteError(_nonfinite_sentence(stream.nonfinite))
+            if refused := stream.refused_nonfinite():
+                names = list(dict.fromkeys(fault.name for fault in refused))
+                every = [step.name for step in plan.steps]
+                patterns = covering(names, every)
+                hinted = patterns if len(patterns) <= 2 * LISTED else ["*"]
+                raise NonfiniteError(_nonfinite_sentence(refused, hinted))
             digests = inputs.digests()
-            writer.update_metadata(with_lineage(digests))
-            dtype = plan.recipe.dtype or (first.dtype if isinstance(first, Unmade) else None)
-            if copy_from is not None and dtype is not None:
-                _update_config(writer.path("config.json"), dtype)
+            metadata.update(_data_digests(writer, files, metadata))
+            writer.update_metadata(with_lineage(digests, stream.nonfinite_results()))
+            if copy_from is not None and (dtype := _changed_dtype(plan)) is not None:
+                adapt_configs(
+                    writer.path(""), [part.prefix for part in first.parts], dtype,
+                    quantised=any(step.quantized for step in plan.steps),
+                )  # fmt: skip
             writer.commit()
     finally:
         inputs.close()
-    notices = list(plan.notices)
     if stream.nonfinite:
-        names = tuple(dict.fromkeys(fault.name for fault in stream.nonfinite))
-        notices.append(Notice("nonfinite", _nonfinite_sentence(stream.nonfinite), names))
+        found = tuple(dict.fromkeys(fault.name for fault in stream.nonfinite))
+        told.append(Notice("nonfinite", _nonfinite_sentence(stream.nonfinite), found))
+    final = with_lineage(digests, stream.nonfinite_results())
     return MergeReport(
-        output, plan, tuple(notices), stream.bytes_read + inputs.extra_bytes,
-        sum(len(header_bytes(f, with_lineage(digests))) for f in files) + plan.bytes_written,
+        output, plan, tuple(told), stream.bytes_read + inputs.extra_bytes,
+        sum(len(header_bytes(f, final)) for f in files) + plan.bytes_written,
         digests,
         sha256,
     )  # fmt: skip
+
+
+def _metadata(of_first: Mapping[str, str], files: int) -> tuple[dict[str, str], list[str]]:
+    """What of the first model's metadata is true of the output too, and which of it is not.
+
+    Digests of one model are none of another: they are computed anew where that is known how, of a
+    checkpoint that is one file, and else left out.
+    """
+    kept, false = {}, []
+    for key, text in of_first.items():
+        if key in _DATA_DIGESTS and files == 1:
+            kept[key] = _DATA_DIGESTS[key] + "0" * 64
+        elif any(word in key.lower() for word in _DIGEST_WORDS) and not key.startswith(_TRAINING):
+            false.append(key)
+        elif key != LINEAGE_KEY:
+            kept[key] = text
+    return kept, false
+
+
+def _data_digests(
+    writer: CheckpointWriter, files: Sequence[OutputFile], metadata: Mapping[str, str]
+) -> dict[str, str]:
+    """The digests that the metadata is to have, of what was written."""
+    wanted = [key for key in _DATA_DIGESTS if key in metadata]
+    if not wanted:
+        return {}
+    import hashlib  # loads OpenSSL, which a merge seldom needs
+
+    digest = hashlib.sha256()
+    for piece in writer.data(files[0].name):
+        digest.update(piece)
+    return {key: _DATA_DIGESTS[key] + digest.hexdigest() for key in wanted}
+
+
+def _changed_dtype(plan: MergePlan) -> str | None:
+    """The dtype that the config of the output must name, where it may be another."""
+    first = plan.models[0]
+    if plan.recipe.dtype is not None:
+        return str(plan.recipe.dtype)
+    return first.dtype if isinstance(first, Unmade) else None
 
 
 def _allow_many_files() -> None:
@@ -250,28 +344,20 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
-def _update_config(config: Path, dtype: str) -> None:
-    """Let a model folder's config name the dtype that its weights now have."""
-    if not config.is_file():
-        return
-    try:
-        content = json.loads(config.read_text("utf-8"))
-    except ValueError:
-        return  # not transformers' config; it was copied as it is
-    keys = [key for key in ("torch_dtype", "dtype") if key in content]
-    if keys:
-        content.update(dict.fromkeys(keys, numpy_dtype(dtype).name))
-        config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+def _nonfinite_sentence(faults: Sequence[Nonfinite], hinted: Sequence[str] = ()) -> str:
+    """Which tensors, where and how many elements, the first few by name.
 
-
-def _nonfinite_sentence(faults: Sequence[Nonfinite]) -> str:
-    """Which tensors, where and how many elements, the first few by name."""
+    Args:
+        faults: where.
+        hinted: patterns of the tensors, to say how they may pass.
+    """
     totals: dict[tuple[str, str], int] = {}
     for fault in faults:
         key = (fault.name, fault.where)
         totals[key] = totals.get(key, 0) + fault.count
-    tensors = len({name for name, _ in totals})
+    names = list(dict.fromkeys(name for name, _ in totals))
     said = [f"{name} ({count} in {where})" for (name, where), count in sorted(totals.items())]
-    return (
-        f"NaN or infinity in {tensors} tensors: {listed(said)} (--allow-nonfinite lets them pass)"
-    )
+    how = ""
+    if hinted:
+        how = f" ({patterns_option('allow_nonfinite', hinted)} lets them pass)"
+    return f"NaN or infinity in {counted(len(names), 'tensor')}: {listed(said)}{how}"

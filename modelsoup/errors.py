@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -97,6 +98,22 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def sized(nbytes: float) -> str:
+    """`1.23 GB`: bytes in powers of 1000, as Hugging Face counts."""
+    return _scaled(nbytes, ("B", "kB", "MB", "GB", "TB"))
+
+
+def count(number: float) -> str:
+    """`1.23 G`: a count in powers of 1000."""
+    return _scaled(number, ("", "k", "M", "G", "T")).strip()
+
+
+def _scaled(number: float, units: tuple[str, ...]) -> str:
+    power = min(len(units) - 1, int(math.log10(number) // 3)) if number >= 1 else 0
+    digits = f"{number / 1000**power:.3g}" if power else f"{number:.0f}"
+    return f"{digits} {units[power]}"
+
+
 Dialect = Literal["command", "python", "plan"]
 
 _dialect: ContextVar[Dialect] = ContextVar("dialect", default="python")
@@ -127,7 +144,8 @@ def option(name: str, value: str | None = None) -> str:
         return f"{name}: {'true' if value is None else value}"
     if value is None:
         return f"{name}=True"
-    return f"{name}={value!r}" if value.islower() else f"{name}=…"
+    is_word = value.isascii() and value.islower()
+    return f"{name}={value!r}" if is_word else f"{name}=…"
 
 
 def parameter_option(name: str, value: str) -> str:
@@ -146,6 +164,17 @@ def layer_option(rules: Sequence[tuple[str, str]]) -> str:
     if dialect == "plan":
         return f"layers: {{{', '.join(f'{_for_yaml(p)}: {what}' for p, what in rules)}}}"
     return f"layers=[{', '.join(repr(f'{p}={what}') for p, what in rules)}]"
+
+
+def patterns_option(name: str, patterns: Sequence[str]) -> str:
+    """An option that takes patterns, as `option` has it."""
+    dialect = _dialect.get()
+    if dialect == "command":
+        flag = f"--{name.replace('_', '-')}"
+        return " ".join(f"{flag} {_for_the_shell(pattern)}" for pattern in patterns)
+    if dialect == "plan":
+        return f"{name}: [{', '.join(map(_for_yaml, patterns))}]"
+    return f"{name}={list(patterns)!r}"
 
 
 def _for_the_shell(text: str) -> str:

@@ -28,7 +28,10 @@ Digests = Mapping[int, "Sequence[FileDigest] | Digests"]
 """Model index → its files' digests, or those of the models that it is merged from on the way."""
 
 
-def record(plan: MergePlan, digests: Digests | None, *, sha256: bool) -> dict[str, Any]:
+def record(
+    plan: MergePlan, digests: Digests | None, *, sha256: bool,
+    nonfinite: Mapping[str, int] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The lineage of a merge, as it is stored.
 
     Inputs that have a lineage bring it along, each ancestor once, under its digest in `ancestors`:
@@ -43,6 +46,7 @@ def record(plan: MergePlan, digests: Digests | None, *, sha256: bool) -> dict[st
             something in their place that takes at least as much room, and as much if the models
             know their digests.
         sha256: whether SHA-256 digests are among them.
+        nonfinite: how many elements of a tensor are NaN or infinite, and may be.
     """
     recipe = plan.recipe
     content: dict[str, Any] = {
@@ -73,6 +77,8 @@ def record(plan: MergePlan, digests: Digests | None, *, sha256: bool) -> dict[st
             ancestors[identity(entry)] = earlier
     if ancestors:
         content["ancestors"] = ancestors
+    if nonfinite:
+        content["nonfinite"] = dict(nonfinite)
     return content
 
 
@@ -107,7 +113,7 @@ def record_training(
 
 def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
     """A recipe as JSON, without what was left at its default."""
-    content: dict[str, Any] = {"method": recipe.method}
+    content: dict[str, Any] = {"method": recipe.method_name}
     if recipe.beta is not None:
         content["beta"] = recipe.beta
     if recipe.weights is not None:
@@ -120,6 +126,8 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
     for name in ("groups", "low_level", "dtype", "on_integer"):
         if getattr(recipe, name):
             content[name] = getattr(recipe, name)
+    if recipe.allow_nonfinite:
+        content["allow_nonfinite"] = list(recipe.allow_nonfinite)
     content["seed"] = recipe.seed
     return content
 

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from .checkpoint import SUFFIX, Checkpoint, open_checkpoint, read_into
+from .checkpoint import SUFFIX, Checkpoint, TensorInfo, open_checkpoint
 from .dtypes import DTYPES, has_nonfinite, numpy_dtype
 from .engine import merge
 from .errors import CheckpointError, RunError, StoreError, TrainerError, listed
@@ -268,7 +268,7 @@ def _merge(task: Task, operation: Merge, output: Path) -> dict[str, Any]:
         "frozen": [name for name in plan.frozen if name in there],
         "notices": [
             *_notices_on_the_way(plan.models),
-            *(notice.message for notice in report.notices),
+            *(notice.message for notice in report.notices if notice.level == "warning"),
         ],
         "digest": content_digest(output),
         "bytes_read": bytes_read(plan),
@@ -310,7 +310,7 @@ def _notices_on_the_way(models: Sequence[Checkpoint]) -> list[str]:
     for model in models:
         if isinstance(model, Unmade):
             found += _notices_on_the_way(model.plan.models)
-            found += [notice.message for notice in model.plan.notices]
+            found += [n.message for n in model.plan.notices if n.level == "warning"]
     return found
 
 
@@ -349,7 +349,7 @@ def _adopt(
         offset = 0
         for tensor in files[0].tensors:
             info = tensors[tensor.name]
-            if not _copied(info, writer, file_name, offset):
+            if not _copied(checkpoint, info, writer, file_name, offset):
                 bad.append(tensor.name)
             offset += info.nbytes
         if bad:
@@ -357,14 +357,16 @@ def _adopt(
         writer.commit()
 
 
-def _copied(info: Any, writer: CheckpointWriter, file_name: str, offset: int) -> bool:
+def _copied(
+    checkpoint: Checkpoint, info: TensorInfo, writer: CheckpointWriter, file_name: str, offset: int
+) -> bool:
     """Copy one tensor; whether all of it is finite."""
     looked_at = DTYPES[info.dtype].kind == "float"
     finite = True
-    with info.file.open("rb", buffering=0) as file:
+    with checkpoint.reading(info) as read:
         for begin in range(0, info.nbytes, _CHUNK):
             buffer = np.empty(min(_CHUNK, info.nbytes - begin), np.uint8)
-            read_into(file.fileno(), buffer.data, info.start + begin, info.file)
+            read(buffer.data, begin)
             if looked_at and has_nonfinite(buffer.view(numpy_dtype(info.dtype)), info.dtype):
                 finite = False
             writer.write(file_name, buffer.data, offset + begin)

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import SUFFIX, Checkpoint, HeaderRow, TensorInfo, header_rows, open_checkpoint
+from .checkpoint import SUFFIX, Checkpoint, TensorInfo, must_be_whole, open_checkpoint
+from .companions import companions
 from .digest import content_of, digest_file
 from .dtypes import DTYPES
 from .errors import CheckpointError, PlanError, SoupError, listed
+from .header import Row, read_header
 from .lineage import recipe_as_json
 from .recipe import MergePlan, Recipe, Step, plan_merge
 from .rules import BASE
@@ -34,7 +36,6 @@ from .trainer import (
 )
 from .tree import FineTune, Load, Merge, Operation, Train, Training, Tree
 from .unmade import Unmade, can_be_unmade, takes_unmade
-from .writer import companions
 
 KEY_FORMAT = 2
 """Changes when the same operation on the same inputs would give other bytes."""
@@ -337,7 +338,7 @@ class _Checker:
     problems: dict[str, list[str]] = field(default_factory=dict)  # sentence → whom it is about
     signatures: dict[str, Signature] = field(default_factory=dict)
     interned: dict[Any, Signature] = field(default_factory=dict)
-    headers: dict[int, tuple[list[HeaderRow], Signature]] = field(default_factory=dict)
+    headers: dict[int, tuple[list[Row], Signature]] = field(default_factory=dict)
     merges: dict[Any, _Merged | SoupError] = field(default_factory=dict)
     merge_plans: dict[str, MergePlan] = field(default_factory=dict)  # node → what it does
     outputs: dict[str, list[Path]] = field(default_factory=dict)  # node → its trainer's own
@@ -493,7 +494,8 @@ class _Checker:
 
     def _signature_of(self, path: Path) -> Signature:
         if path.is_file() and path.suffix == SUFFIX:
-            rows, _ = header_rows(path)
+            must_be_whole(path)
+            rows = read_header(path).rows
             known = self.headers.get(id(rows))
             if known is None:
                 made = self._intern({name: (dtype, shape) for name, dtype, shape, *_ in rows})
@@ -616,7 +618,7 @@ def _merged(
     return _Merged(
         plan, {step.name: (step.dtype, step.shape) for step in plan.steps}, merged, kept,
         plan.dropped, plan.frozen, elements, bytes_read(plan), plan.bytes_written, _memory(plan),
-        tuple(notice.message for notice in plan.notices),
+        tuple(notice.message for notice in plan.notices if notice.level == "warning"),
     )  # fmt: skip
 
 

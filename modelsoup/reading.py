@@ -6,6 +6,31 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import NamedTuple
+
+
+class FileState(NamedTuple):
+    """Which file something was read from, and in which state: any change to it makes another.
+
+    Attributes:
+        device, inode: which file, whatever it is called.
+        size: in bytes.
+        written, changed: when its content and when anything of it changed last, in nanoseconds.
+    """
+
+    device: int
+    inode: int
+    size: int
+    written: int
+    changed: int
+
+
+def state_of(descriptor: int) -> FileState:
+    """The state of an open file."""
+    found = os.fstat(descriptor)
+    return FileState(
+        found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    )
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:

@@ -4,56 +4,89 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 import numpy as np
 
+from . import low_rank
 from .checkpoint import Checkpoint, TensorInfo
 from .dtypes import DTYPES, compute_dtype, parse_dtype
-from .errors import MismatchError, ParameterError, listed, nearest
-from .methods import Method, build_parameters, get_method
+from .errors import (
+    MismatchError,
+    ParameterError,
+    counted,
+    layer_option,
+    listed,
+    nearest,
+    option,
+    parameter_option,
+)
+from .methods import Method, build_parameters, get_method, method_names
+from .methods.registry import external_name
+from .quantized import (
+    Scales,
+    is_activation_scale,
+    packed_weights,
+    scaled_weights,
+    tells_of_codes,
+)
 from .rules import (
     BASE,
     RESTS,
+    WORDS,
     Assignment,
     ParameterValue,
     Rest,
     Rule,
     assign,
+    hint,
+    matching,
     parse_fractions,
     parse_layers,
     parse_value,
+    plain,
     source_name,
 )
 
 OnInteger = Literal["max", "first", "error"]
 ON_INTEGER: tuple[OnInteger, ...] = ("max", "first", "error")
-Kind = Literal["merge", "copy", "integer"]
+Kind = Literal["merge", "copy", "integer", "scales"]
+
+FEW = 1 << 13
+"""Elements: among so few a threshold is found in one pass."""
 
 ZERO_SUM = 1e-8
 """Weights whose sum is smaller cannot be normalised."""
 
 _COUNTER = "num_batches_tracked"
 _RUNNING = ("running_mean", "running_var")
+_STORED = ("stored_mean", "stored_var")  # BigGAN's
 _SPECTRAL = ("weight_u", "weight_v", "weight.0._u", "weight.0._v")
+_SINGULAR = re.compile(r"(?:u|sv)\d+")  # BigGAN's vectors and values
+
+Level = Literal["warning", "note"]
+Remedy = Literal["first or drop", "second or drop", "drop", "named"]
+_KEEPING: dict[int, Remedy] = {0: "first or drop", 1: "second or drop"}
 
 
 class RecipeFields(TypedDict, total=False):
     """The keywords of `Recipe`, for `modelsoup.merge(…, **fields)`."""
 
-    method: str
+    method: str | None
     beta: float | None
     weights: Sequence[float] | None
     parameters: Mapping[str, ParameterValue]
     layers: Any
-    rest: Rest
+    rest: Rest | None
     groups: Mapping[str, Sequence[str]]
     low_level: Any
-    dtype: str | None
+    dtype: Any
     seed: int
     on_integer: OnInteger | None
+    allow_nonfinite: bool | str | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -61,43 +94,50 @@ class Recipe:
     """What decides the bytes of a merge, the models aside.
 
     Attributes:
-        method: the merge method's name, see `soup methods`.
+        method: the merge method's name, see `soup methods`; None is `linear`.
         beta: the first of two models' share, in [0, 1].
         weights: one weight a model.
         parameters: the method's other parameters.
         layers: layer rules, see `modelsoup.rules.parse_layers`; none merges every tensor.
-        rest: what happens to tensors that no rule matches: kept from the `first`, `second` or
-            `base` model, `drop`, or `error`.
+        rest: what happens to tensors that no rule matches: `merge`, kept from the `first`, `second`
+            or `base` model, `drop`, or `error`. None: they are merged where all rules only keep or
+            drop, as these are exceptions; else kept from the first, as the rules say what to merge.
         groups: name → patterns, for `group:NAME`.
         low_level: how much of the depth counts as low-level, see `modelsoup.rules.parse_fractions`.
-        dtype: the stored dtype of all float tensors; None keeps the first model's.
+        dtype: the stored dtype of all float tensors, a name or a numpy or torch dtype; None keeps
+            the first model's.
         seed: seeds the methods that drop at random.
         on_integer: what to take where integer tensors differ; None takes the maximum of
             `num_batches_tracked` and is an error elsewhere.
+        allow_nonfinite: patterns of tensors that may hold NaN and infinity where they are merged;
+            True is all of them, and weights that sum to zero as well.
 
     Raises:
         SoupError: a value that is wrong whatever the models are.
     """
 
-    method: str = "linear"
+    method: str | None = None
     beta: float | None = None
     weights: Sequence[float] | None = None
     parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
     layers: Any = ()
-    rest: Rest = "first"
+    rest: Rest | None = None
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     low_level: Any = None
-    dtype: str | None = None
+    dtype: Any = None
     seed: int = 0
     on_integer: OnInteger | None = None
+    allow_nonfinite: Any = ()
 
     def __post_init__(self) -> None:
-        get_method(self.method)
+        get_method(self.method_name)
         if self.beta is not None and self.weights is not None:
-            raise ParameterError("give --beta or --weights, not both")
+            raise ParameterError(
+                f"give {option('beta', 'β')} or {option('weights', 'W')}, not both"
+            )
         if self.beta is not None:
-            _check_beta(self.beta)
-        if self.rest not in RESTS:
+            self._set("beta", _check_beta(self.beta))
+        if self.rest is not None and self.rest not in RESTS:
             raise ParameterError(
                 f"rest is {self.rest!r}{nearest(str(self.rest), RESTS)} "
                 f"(expected {', '.join(RESTS)})"
@@ -108,58 +148,145 @@ class Recipe:
                 f"(expected {', '.join(ON_INTEGER)})"
             )
         if self.dtype is not None:
-            object.__setattr__(self, "dtype", parse_dtype(str(self.dtype)))
+            self._set("dtype", parse_dtype(self.dtype))
         if self.weights is not None:
-            _check_list("weights", self.weights)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            self._set("weights", _check_list("weights", self.weights))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
             raise ParameterError(f"seed is {self.seed!r}, not an integer")
+        self._set("seed", int(self.seed))
         for name in ("groups", "parameters"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ParameterError(f"{name} is {getattr(self, name)!r}, not a mapping from names")
-        object.__setattr__(self, "layers", tuple(parse_layers(self.layers)))
-        object.__setattr__(self, "low_level", parse_fractions(self.low_level))
+        self._set("parameters", {name: plain(value) for name, value in self.parameters.items()})
+        self._set("layers", tuple(parse_layers(self.layers)))
+        for rule in self.layers:
+            _check_method(rule)
+        self._set("low_level", parse_fractions(self.low_level))
+        exceptions = bool(self.layers) and all(rule.action != "merge" for rule in self.layers)
+        if self.rest is None:
+            self._set("rest", "merge" if exceptions else "first")
+        allowed = self.allow_nonfinite
+        if isinstance(allowed, bool | str):
+            allowed = ("*",) if allowed is True else (allowed,) if allowed else ()
+        if not all(isinstance(pattern, str) for pattern in allowed):
+            raise ParameterError(f"allow_nonfinite is {allowed!r}, not a list of patterns")
+        self._set("allow_nonfinite", tuple(allowed))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def method_name(self) -> str:
+        """The method where a rule does not name another."""
+        return "linear" if self.method is None else self.method
+
+    @property
+    def asks_to_merge(self) -> list[str]:
+        """What was given that has a use only where something is merged."""
+        given = [name for name in ("method", "beta", "weights") if getattr(self, name) is not None]
+        return [*given, *self.parameters]
+
+
+def _check_method(rule: Rule) -> None:
+    """Whether what is no word of the grammar is a method: one could mean either."""
+    names = method_names()
+    if rule.method is not None and rule.method not in names:
+        raise ParameterError(
+            f"the rule for {rule.pattern!r} has {rule.method!r}, which is no word of rules and no "
+            f"merge method{nearest(rule.method, [*WORDS, *names])}"
+        )
 
 
 def recipe_from_mapping(content: object, where: str) -> Recipe:
-    """A recipe from a YAML mapping; what is no field of `Recipe` is one of the method's parameters.
+    """A recipe from a YAML mapping, as plans and `--config` have it; see `recipe_fields`."""
+    return Recipe(**recipe_fields(content, where))
+
+
+def recipe_fields(content: object, where: str) -> RecipeFields:
+    """The fields of a `Recipe` from a YAML mapping.
+
+    What is no field is one of the method's parameters. `layers` may have `rest` as a key like any
+    other, and `subnetwork` may be a key of its own beside `layers: subnetwork`.
 
     Raises:
         ParameterError: not a mapping, or a key that neither the recipe nor its method knows.
     """
+    given = plain_keys(content, where)
+    known = {f.name for f in dataclasses.fields(Recipe)}
+    method = get_method(str(given.get("method") or "linear"))
+    own = {external_name(f) for f in dataclasses.fields(method.parameters)}
+    parameters = given.pop("parameters", {})
+    if not isinstance(parameters, Mapping):
+        raise ParameterError(f"{where} has {parameters!r} as parameters, which is no mapping")
+    layers = given.get("layers")
+    if layers == "subnetwork" and "subnetwork" in given:
+        given["layers"] = {"subnetwork": given.pop("subnetwork")}
+    elif isinstance(layers, Mapping) and "rest" in layers:
+        if "rest" in given:
+            raise ParameterError(f"{where} has 'rest' twice: beside 'layers' and in it")
+        given["rest"] = layers["rest"]
+        given["layers"] = {pattern: what for pattern, what in layers.items() if pattern != "rest"}
+    if isinstance(groups := given.get("groups"), Mapping):
+        given["groups"] = {name: _patterns(where, name, group) for name, group in groups.items()}
+    unknown = [name for name in given if name not in known | own]
+    if unknown:
+        raise ParameterError(
+            f"{where} has the unknown key {unknown[0]!r}{nearest(unknown[0], known | own)} "
+            f"(expected {', '.join(sorted(known))}, or a parameter of {method.name!r})"
+        )
+    beside = {name: value for name, value in given.items() if name not in known}
+    twice = sorted(beside.keys() & parameters.keys())
+    if twice:
+        raise ParameterError(f"{where} has {twice[0]!r} twice: among 'parameters' and beside them")
+    named = {**parameters, **beside}
+    fields = {name: value for name, value in given.items() if name in known}
+    fields["parameters"] = {name: parse_value(name, value) for name, value in named.items()}
+    return cast(RecipeFields, fields)
+
+
+def plain_keys(content: object, where: str) -> dict[str, Any]:
+    """A mapping's content, `on-integer` and `on_integer` being one key.
+
+    Raises:
+        ParameterError: not a mapping, or one that has a key in both spellings.
+    """
     if not isinstance(content, Mapping):
         raise ParameterError(f"{where} is no mapping of options")
-    known = {f.name for f in dataclasses.fields(Recipe)}
-    method = get_method(str(content.get("method", "linear")))
-    own = {f.name.rstrip("_") for f in dataclasses.fields(method.parameters)}
     given: dict[str, Any] = {}
-    parameters: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
-        if name == "parameters":
-            if not isinstance(value, Mapping):
-                raise ParameterError(f"{where} has {value!r} as parameters, which is no mapping")
-            parameters.update({k: parse_value(k, v) for k, v in value.items()})
-        elif name in known:
-            given[name] = value
-        elif name in own:
-            parameters[name] = parse_value(name, value)
-        else:
-            raise ParameterError(
-                f"{where} has the unknown key {key!r}{nearest(name, known | own)} "
-                f"(expected {', '.join(sorted(known))}, or a parameter of {method.name!r})"
-            )
-    return Recipe(**given, parameters=parameters)
+        if name in given:
+            raise ParameterError(f"{where} has the key {name!r} twice")
+        given[name] = value
+    return given
 
 
-def _check_list(name: str, numbers: object) -> None:
+def _patterns(where: str, name: object, group: object) -> list[str]:
+    patterns = [group] if isinstance(group, str) else group
+    if not isinstance(patterns, list | tuple) or not all(isinstance(p, str) for p in patterns):
+        raise ParameterError(f"{where}: the group {name!r} is no list of patterns: {group!r}")
+    return list(patterns)
+
+
+def _check_list(name: str, numbers: object) -> tuple[float, ...]:
+    numbers = numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
     if isinstance(numbers, str) or not isinstance(numbers, Sequence):
         raise ParameterError(f"{name} is {numbers!r}, not a list of numbers")
+    for number in numbers:
+        if not _is_number(number):
+            raise ParameterError(f"{name} has {number!r}, which is no number")
+    return tuple(float(number) for number in numbers)
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is a number, of Python or numpy, and no truth value."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _check_beta(beta: object) -> float:
-    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta <= 1:
+    if not _is_number(beta) or not 0 <= float(beta) <= 1:  # type: ignore[arg-type]
         raise ParameterError(f"beta is {beta!r}, but must be between 0 and 1")
-    return float(beta)
+    return float(beta)  # type: ignore[arg-type]
 
 
 class Step(NamedTuple):
@@ -167,12 +294,15 @@ class Step(NamedTuple):
 
     Attributes:
         name, dtype, shape: of the output tensor.
-        kind: `merge` (a copy if it comes from one source unchanged), `copy`, or `integer`.
+        kind: `merge`, `copy` (of one source, perhaps to another dtype), `integer`, or `scales`.
         rule: index of its rule.
         sources: (model index, tensor) of what is read; the base has the index `BASE` and is first.
         method: for `merge`.
         parameters: for `merge`, prepared.
         policy: for `integer`, what to take where they differ.
+        scales: for each source, where its scales are, if it holds quantised codes.
+        quantized: where the scales of the result are, if it is quantised. For `scales`, which are
+            written with the codes that they are for, themselves.
     """
 
     name: str
@@ -184,6 +314,8 @@ class Step(NamedTuple):
     method: Method | None = None
     parameters: Any = None
     policy: OnInteger = "error"
+    scales: tuple[Scales | None, ...] = ()
+    quantized: Scales | None = None
 
     @property
     def elements(self) -> int:
@@ -199,17 +331,19 @@ class Step(NamedTuple):
     def passes(self) -> int:
         """How often the sources are read: for `select` as a rule, nearly equal values cost more.
 
-        A gram takes one pass before the merge itself; an exact threshold two; restoring a norm one.
+        A gram takes one pass before the merge itself; an exact threshold two; restoring a norm one;
+        the scales of a quantised result one.
         """
         method, parameters = self.method, self.parameters
+        passes = 1 + (self.quantized is not None)
         if method is None or method.shape in ("elementwise", "whole"):
-            return 1
+            return passes
         if method.shape == "gram":
-            return 2
+            return passes + 1
         if method.sparsify is None or all(density in (0, 1) for density in parameters.density):
-            return 1
-        threshold = 2 if method.sparsify == "magnitude" else 0
-        return 1 + threshold + bool(parameters.rescale)
+            return passes
+        threshold = 0 if method.sparsify == "random" else 1 if self.elements <= FEW else 2
+        return passes + threshold + bool(parameters.rescale)
 
 
 @dataclass(frozen=True)
@@ -217,7 +351,8 @@ class Notice:
     """Something the user did not ask for and should know.
 
     Attributes:
-        kind: `dropped`, `added`, `carried`, `recalibrate` or `dtype`.
+        kind: `taken`, `dropped`, `added`, `rest`, `carried`, `quantized`, `recalibrate`, `empty`,
+            `dtype`, `config` or `nonfinite`.
         message: one sentence.
         names: the tensors it is about.
         level: a `warning` is an error under `strict`; a `note` only says what was done.
@@ -226,7 +361,7 @@ class Notice:
     kind: str
     message: str
     names: tuple[str, ...]
-    level: Literal["warning", "note"] = "warning"
+    level: Level = "warning"
 
 
 @dataclass(frozen=True)
@@ -252,6 +387,7 @@ class MergePlan:
         added: names in the output that the first model has not.
         frozen: names that a trainer must not change afterwards.
         notices: what the user should know before anything is read.
+        may_be_nonfinite: names of tensors that may hold NaN or infinity although they are merged.
     """
 
     models: tuple[Checkpoint, ...]
@@ -263,6 +399,7 @@ class MergePlan:
     added: tuple[str, ...]
     frozen: tuple[str, ...]
     notices: tuple[Notice, ...]
+    may_be_nonfinite: frozenset[str] = frozenset()
 
     @property
     def bytes_written(self) -> int:
@@ -293,7 +430,7 @@ class MergePlan:
     def rule_counts(self) -> list[RuleCount]:
         """Per rule, how many tensors and parameters it took."""
         sizes = {step.name: step.elements for step in self.steps}
-        for model in reversed(self.models):
+        for model in (*([] if self.base is None else [self.base]), *reversed(self.models)):
             sizes.update({n: model.tensors[n].elements for n in self.dropped if n in model.tensors})
         counts = []
         for index, rule in enumerate(self.assignment.rules):
@@ -304,85 +441,91 @@ class MergePlan:
 
 
 def plan_merge(
-    models: Sequence[Checkpoint], recipe: Recipe, *, base: Checkpoint | None = None,
-    allow_nonfinite: bool = False,
-) -> MergePlan:  # fmt: skip
+    models: Sequence[Checkpoint], recipe: Recipe, *, base: Checkpoint | None = None
+) -> MergePlan:
     """Decide for every tensor how it is made, and find every fault that headers can show.
 
     Args:
         models: the models, the first of which gives the output's dtypes.
         recipe: what to do with them.
         base: the base model, for methods and rules that use one.
-        allow_nonfinite: let weights sum to zero although they are to be normalised.
 
     Raises:
         ParameterError: a method, parameter or count that does not fit.
         RuleError: a rule that matches nothing.
-        MismatchError: names, shapes or dtypes do not fit together under the rules.
+        MismatchError: names, shapes or dtypes do not fit together under the rules; or what is to be
+            merged are codes or factors, which mean nothing one by one.
     """
-    return _Planner(tuple(models), recipe, base, allow_nonfinite).plan()
+    return _Planner(tuple(models), recipe, base).plan()
 
 
 class _Planner:
     def __init__(
-        self, models: tuple[Checkpoint, ...], recipe: Recipe, base: Checkpoint | None,
-        allow_nonfinite: bool,
-    ) -> None:  # fmt: skip
+        self, models: tuple[Checkpoint, ...], recipe: Recipe, base: Checkpoint | None
+    ) -> None:
         self.models = models
         self.recipe = recipe
         self.base = base
-        self.allow_nonfinite = allow_nonfinite
         self.rules: tuple[Rule, ...] = ()
+        self.names: list[str] = []
         self.prepared: dict[int, tuple[Method, Any, int | None]] = {}
-        self.missing: dict[str, list[str]] = {}
-        self.shapes: list[str] = []
-        self.dtypes: list[str] = []
-        self.mixed: list[str] = []
-        self.unbased: list[str] = []
+        # What is wrong, and what can be done about it → with which tensors.
+        self.faults: dict[tuple[str, Remedy], list[str]] = {}
+        self.details: dict[str, str] = {}  # name → how the models differ
+        self.notices: dict[tuple[str, str, Level], list[str]] = {}
+        self.every = every = [*models, *([] if base is None else [base])]
+        self.scaled = {id(model): scaled_weights(model.tensors) for model in every}
+        scales = {s.name for found in self.scaled.values() for s in found.values()}
+        quantized = [model for model in every if self.scaled[id(model)]]
+        # What is not merged for itself: scales go with their codes, and so does what tells of them.
+        self.followers = scales | {
+            name for model in quantized for name in model.tensors if tells_of_codes(name)
+        }
+        self.packed = {n: s for model in every for n, s in packed_weights(model.tensors).items()}
+        self.factors = {name for model in every for name in low_rank.factors(model.tensors)}
 
     def plan(self) -> MergePlan:
         if not self.models:
             raise ParameterError("a merge needs at least one model")
         recipe, first = self.recipe, self.models[0]
-        names = list(dict.fromkeys(name for model in self.models for name in model.tensors))
+        names = dict.fromkeys(name for model in self.models for name in model.tensors)
+        of_base = () if self.base is None else self.base.tensors
+        self.names = [n for n in dict.fromkeys((*names, *of_base)) if n not in self.followers]
         assignment = assign(
-            names, recipe.layers, rest=recipe.rest, groups=recipe.groups,
+            self.names, recipe.layers, rest=recipe.rest or "first", groups=recipe.groups,
             fractions=recipe.low_level,
         )  # fmt: skip
         self.rules = assignment.rules
         if recipe.low_level and not any(rule.low_level for rule in self.rules):
             raise ParameterError(
-                "low-level has a depth, but no rule uses it (add the rule low-level: "
-                "--layers low-level)"
+                f"low-level has a depth, but no rule uses it (add the rule low-level: "
+                f"{option('layers', 'low-level')})"
             )
         self._check_sources()
         for index, rule in enumerate(self.rules):
             if rule.action == "merge":
                 self.prepared[index] = self._prepare(rule)
-        uses_base = any(m.base for m, _, _ in self.prepared.values()) or any(
-            rule.source == BASE for rule in self.rules if rule.action == "keep"
-        )
-        if self.base is not None and not uses_base:
-            named = ", ".join(sorted({m.name for m, _, _ in self.prepared.values()})) or "no method"
-            raise ParameterError(f"--base was given, but {named} uses no base model")
-
+        self._check_base()
         steps: list[Step] = []
         dropped: list[str] = []
-        for name in names:
-            step = self._step(name, assignment.chosen[name])
-            if step is None:
+        for name in self.names:
+            made = self._steps(name, assignment.chosen[name])
+            steps += made
+            if not made:
                 dropped.append(name)
-            else:
-                steps.append(step)
-        self._raise_mismatches()
-        added = tuple(step.name for step in steps if step.name not in first.tensors)
-        frozen = tuple(n for n, index in assignment.chosen.items() if self.rules[index].frozen)
+        steps += self._followers_of(steps)
+        self._raise_faults()
+        self._must_merge(assignment)
         if not steps:
             raise MismatchError("the output would have no tensors: every one is dropped")
-        notices = self._notices(assignment, steps, dropped, added)
+        there = [step.name for step in steps]
+        nonfinite = matching(recipe.allow_nonfinite, there, recipe.groups)
+        added = tuple(step.name for step in steps if step.name not in first.tensors)
+        frozen = tuple(n for n, index in assignment.chosen.items() if self.rules[index].frozen)
+        self._notice_steps(assignment, steps, added)
         return MergePlan(
             self.models, self.base, recipe, assignment, tuple(steps), tuple(dropped), added,
-            frozen, tuple(notices),
+            frozen, self._collected(), frozenset(nonfinite),
         )  # fmt: skip
 
     def _check_sources(self) -> None:
@@ -390,18 +533,42 @@ class _Planner:
             if rule.action != "keep":
                 continue
             if rule.source == BASE and self.base is None:
-                raise ParameterError(f"the rule {str(rule)!r} wants a base model (--base)")
+                raise ParameterError(
+                    f"the rule {str(rule)!r} wants a base model ({option('base', 'BASE')})"
+                )
             if rule.source >= len(self.models):
                 raise ParameterError(
                     f"the rule {str(rule)!r} wants model {rule.source + 1}, but there are "
                     f"{len(self.models)}"
                 )
 
+    def _check_base(self) -> None:
+        uses_base = any(m.base for m, _, _ in self.prepared.values()) or any(
+            rule.source == BASE for rule in self.rules if rule.action == "keep"
+        )
+        if self.base is not None and not uses_base:
+            named = ", ".join(sorted({m.name for m, _, _ in self.prepared.values()})) or "no method"
+            raise ParameterError(f"a base model was given, but {named} uses none")
+
+    def _must_merge(self, assignment: Assignment) -> None:
+        """Whether what was asked for is done at all: a copy would look like a merge."""
+        asked = self.recipe.asks_to_merge
+        if asked and not any(assignment.taken(index) for index in self.prepared):
+            raise ParameterError(
+                f"{' and '.join(asked)} {'was' if len(asked) == 1 else 'were'} given, but by the "
+                f"rules no tensor is merged (add a rule that merges, such as "
+                f"{layer_option([('*', 'merge')])})"
+            )
+        if len(self.models) == 1 and not (asked or self.recipe.layers or self.recipe.dtype):
+            raise ParameterError(
+                "one model alone is not merged: give more, or say what else is to be done with it"
+            )
+
     def _prepare(self, rule: Rule) -> tuple[Method, Any, int | None]:
         """A rule's method, its prepared parameters, and the model it copies, if it does."""
         recipe, count = self.recipe, len(self.models)
-        method = get_method(rule.method or recipe.method)
-        own_method = rule.method is not None and rule.method != recipe.method
+        method = get_method(rule.method or recipe.method_name)
+        own_method = rule.method is not None and rule.method != recipe.method_name
         given: dict[str, Any] = {} if own_method else dict(recipe.parameters)
         changed = dict(rule.parameters)
         beta = changed.pop("beta", None)
@@ -410,7 +577,7 @@ class _Planner:
             beta = recipe.beta
         if recipe.weights is not None and beta is None and not own_method:
             if "weight" in given:
-                raise ParameterError("the weights are given twice: by --weights and as 'weight'")
+                raise ParameterError("the weights are given twice: as 'weights' and as 'weight'")
             given["weight"] = tuple(recipe.weights)
         if beta is not None:
             meant = self._from_beta(method, _check_beta(beta))
@@ -424,14 +591,15 @@ class _Planner:
             wanted = f"exactly {low}" if low == high else f"at least {low}"
             raise ParameterError(f"{method.name!r} merges {wanted} models, but {count} were given")
         if method.base and self.base is None:
-            raise ParameterError(f"{method.name!r} needs a base model (--base BASE)")
+            raise ParameterError(f"{method.name!r} needs a base model ({option('base', 'BASE')})")
         checked = build_parameters(method, given, count)
-        if method.prepare and getattr(checked, "normalize", False) and not self.allow_nonfinite:
+        anything = "*" in recipe.allow_nonfinite
+        if method.prepare and getattr(checked, "normalize", False) and not anything:
             total = sum(checked.weight)
             if abs(total) < ZERO_SUM:
                 raise ParameterError(
                     f"the weights of {method.name!r} sum to {total:g} and cannot be normalised "
-                    f"(--set normalize=false, or other weights)"
+                    f"({parameter_option('normalize', 'false')}, or other weights)"
                 )
         prepared = method.prepare(checked) if method.prepare else checked
         copied = method.identity(checked) if method.identity else None
@@ -439,147 +607,253 @@ class _Planner:
 
     def _from_beta(self, method: Method, beta: float) -> dict[str, Any]:
         if method.from_beta is None:
-            raise ParameterError(f"beta means nothing to {method.name!r}: use --weights")
+            raise ParameterError(
+                f"beta means nothing to {method.name!r}: use {option('weights', 'W')}"
+            )
         if len(self.models) != 2:
             raise ParameterError(
                 f"beta is the share of the first of two models, but {len(self.models)} were given: "
-                f"use --weights"
+                f"use {option('weights', 'W')}"
             )
         return method.from_beta(beta)
 
-    def _step(self, name: str, index: int) -> Step | None:
+    def _notice(self, kind: str, what: str, name: str, level: Level = "warning") -> None:
+        self.notices.setdefault((kind, what, level), []).append(name)
+
+    def _fault(self, what: str, name: str, remedy: Remedy = "first or drop") -> list[Step]:
+        self.faults.setdefault((what, remedy), []).append(name)
+        return []
+
+    def _steps(self, name: str, index: int) -> list[Step]:
+        """How a tensor is made: not at all if it is left out, with its scales if it has some."""
         rule = self.rules[index]
         if rule.action == "drop":
-            return None
+            return []
+        has = [k for k, model in enumerate(self.models) if name in model.tensors]
         if rule.action == "keep":
-            source = self.base if rule.source == BASE else self.models[rule.source]
-            assert source is not None  # _check_sources saw to it
-            info = source.tensors.get(name)
-            if info is None:
-                if index < len(self.rules) - 1:  # asked for by a rule, not by --rest
-                    who = source_name(rule.source)
-                    self.missing.setdefault(f"kept from the {who} model", []).append(name)
-                return None
-            return self._copy(name, index, rule.source, info)
-        found = [model.tensors.get(name) for model in self.models]
-        if None in found:
-            absent = " and ".join(
-                f"{self.models[index].name}, the {source_name(index)} model"
-                for index, info in enumerate(found)
-                if info is None
+            source = self._model(rule.source)
+            if name in source.tensors:
+                return self._copy(name, index, rule.source, source.tensors[name])
+            if has and index < len(self.rules) - 1:  # asked for by a rule, not by what is left
+                what = f"not in {model_called(rule.source)}, from which a rule keeps"
+                return self._fault(what, name)
+        if not has or rule.action == "keep":
+            who = "only in the base model" if not has else f"not in {model_called(rule.source)}"
+            self._notice("dropped", f"left out ({who})", name)
+            return []
+        if name in self.packed:
+            what = (
+                f"packed by {self.packed[name]}, and codes cannot be merged (dequantise the models "
+                f"first)"
             )
-            self.missing.setdefault(f"missing from {absent}", []).append(name)
-            return None
-        return self._merge(name, index, cast("list[TensorInfo]", found))
+            return self._fault(what, name)
+        if name in self.factors and not low_rank.are_named(rule.pattern):
+            what = (
+                "part of low-rank updates: a mean of factors is no factor of the mean (merge "
+                "models that the adapters were applied to)"
+            )
+            return self._fault(what, name, "named")
+        absent = [k for k in range(len(self.models)) if k not in has]
+        if absent:
+            who = " and ".join(f"{self.models[k].name}, {model_called(k)}" for k in absent)
+            return self._fault(f"missing from {who}", name, _KEEPING.get(has[0], "drop"))
+        return self._merge(name, index, [model.tensors[name] for model in self.models])
 
-    def _copy(self, name: str, index: int, model: int, info: TensorInfo) -> Step:
-        return Step(
-            name, self._output_dtype(info.dtype), info.shape, "copy", index, ((model, info),)
-        )
+    def _model(self, index: int) -> Checkpoint:
+        model = self.base if index == BASE else self.models[index]
+        assert model is not None  # _check_sources saw to it
+        return model
+
+    def _scales(self, model: int, name: str) -> Scales | None:
+        return self.scaled[id(self._model(model))].get(name)
+
+    def _copy(
+        self, name: str, index: int, model: int, info: TensorInfo, dtype: str | None = None
+    ) -> list[Step]:
+        """A tensor of one model, with its scales, or without where it is stored as a wider one."""
+        source, scales = ((model, info),), self._scales(model, name)
+        dtype = self._output_dtype(dtype or info.dtype)
+        if scales is None or dtype != info.dtype:
+            of_codes = () if scales is None else (scales,)
+            return [Step(name, dtype, info.shape, "copy", index, source, scales=of_codes)]
+        beside = self._model(model).tensors[scales.name]
+        return [
+            Step(name, dtype, info.shape, "copy", index, source),
+            Step(scales.name, beside.dtype, beside.shape, "copy", index, ((model, beside),)),
+        ]
 
     def _output_dtype(self, dtype: str) -> str:
-        wanted = self.recipe.dtype
+        wanted: str | None = self.recipe.dtype
         return wanted if wanted is not None and DTYPES[dtype].kind == "float" else dtype
 
-    def _merge(self, name: str, index: int, infos: list[TensorInfo]) -> Step | None:
+    def _merge(self, name: str, index: int, infos: list[TensorInfo]) -> list[Step]:
         method, parameters, copied = self.prepared[index]
-        based = None
-        if method.base and self.base is not None:
-            based = self.base.tensors.get(name)
-        every = [*infos, based] if based is not None else infos
+        based = self.base.tensors.get(name) if method.base and self.base is not None else None
+        every = [*infos, *([] if based is None else [based])]
         if len({info.shape for info in every}) > 1:
-            shapes = " and ".join(str(list(info.shape)) for info in every)
-            self.shapes.append(f"{name} ({shapes})")
-            return None
+            self.details[name] = " and ".join(str(list(info.shape)) for info in every)
+            return self._fault("of different shapes", name)
         dtypes = {info.dtype for info in every}
         kinds = {DTYPES[dtype].kind for dtype in dtypes}
-        if kinds == {"float"}:
-            if method.base and based is None:
-                self.unbased.append(name)
-                return None
-            if copied is not None:
-                return self._copy(name, index, copied, infos[copied])
-            sources = [*enumerate(infos)]
-            if based is not None:
-                sources.insert(0, (BASE, based))
+        if kinds != {"float"}:
             if len(dtypes) > 1:
-                self.mixed.append(name)
-            dtype = self._output_dtype(infos[0].dtype)
-            return Step(
-                name, dtype, infos[0].shape, "merge", index, tuple(sources), method, parameters
-            )
-        if len({info.dtype for info in infos}) > 1 or len(kinds) > 1:
-            self.dtypes.append(f"{name} ({' and '.join(info.dtype for info in every)})")
-            return None
-        default: OnInteger = "max" if name.rpartition(".")[2] == _COUNTER else "error"
-        return Step(
-            name, infos[0].dtype, infos[0].shape, "integer", index, tuple(enumerate(infos)),
-            policy=self.recipe.on_integer or default,
+                self.details[name] = " and ".join(info.dtype for info in every)
+                return self._fault("of different dtypes, which cannot be merged", name)
+            default: OnInteger = "max" if name.rpartition(".")[2] == _COUNTER else "error"
+            self._notice_carried(name)
+            return [
+                Step(
+                    name, infos[0].dtype, infos[0].shape, "integer", index,
+                    tuple(enumerate(infos)), policy=self.recipe.on_integer or default,
+                )
+            ]  # fmt: skip
+        if method.base and based is None:
+            return self._fault("missing from the base model", name)
+        if copied is not None and self._is_alike(name, infos[0], copied):
+            return self._copy(name, index, copied, infos[copied], infos[0].dtype)
+        sources = [*([] if based is None else [(BASE, based)]), *enumerate(infos)]
+        scales = tuple(self._scales(model, name) for model, _ in sources)
+        dtype = self._output_dtype(infos[0].dtype)
+        if (
+            len({None if s else info.dtype for s, (_, info) in zip(scales, sources, strict=True)})
+            > 1
+        ):
+            self._notice("dtype", f"stored in different dtypes; the output has {dtype}", name)
+        step = Step(
+            name, dtype, infos[0].shape, "merge", index, tuple(sources), method, parameters,
+            scales=scales if any(scales) else (),
         )  # fmt: skip
-
-    def _raise_mismatches(self) -> None:
-        """One sentence for each way in which the models do not fit, all at once."""
-        faults = [
-            f"{len(names)} tensors are {where}: {listed(names)} ({self._remedy(names[0])})"
-            for where, names in self.missing.items()
-        ]
-        if self.unbased:
-            faults.append(
-                f"{len(self.unbased)} tensors are missing from the base: {listed(self.unbased)} "
-                f"(keep them with a rule such as --layers '{self.unbased[0]}=first')"
-            )
-        if self.shapes:
-            faults.append(
-                f"{len(self.shapes)} tensors differ in shape: {listed(self.shapes)} (keep them "
-                f"with a rule such as --layers '{self.shapes[0].split(' ')[0]}=first')"
-            )
-        if self.dtypes:
-            faults.append(
-                f"{len(self.dtypes)} tensors differ in dtype and cannot be merged: "
-                f"{listed(self.dtypes)} (keep them with a rule such as --layers "
-                f"'{self.dtypes[0].split(' ')[0]}=first')"
-            )
-        if faults:
-            raise MismatchError("the models do not fit together: " + "; ".join(faults))
-
-    def _remedy(self, name: str) -> str:
-        """What to do about a tensor that not every model has."""
-        has = next(index for index, model in enumerate(self.models) if name in model.tensors)
-        keep = f"keep them with a rule such as --layers '{name}={source_name(has)}', or "
-        return f"{keep if has < 2 else ''}leave them out with '=drop'"
-
-    def _notices(
-        self, assignment: Assignment, steps: list[Step], dropped: list[str], added: tuple[str, ...]
-    ) -> list[Notice]:
-        notices = []
-
-        def notice(kind: str, names: Sequence[str], message: str) -> None:
-            if names:
-                text = f"{len(names)} tensors {message}: {listed(names)}"
-                notices.append(Notice(kind, text, tuple(names)))
-
-        unasked = [n for n in dropped if self.rules[assignment.chosen[n]].action != "drop"]
-        notice(
-            "dropped", unasked, "are not in the model that the rest is kept from, so are left out"
-        )
-        last = len(self.rules) - 1
-        notice(
-            "added", [n for n in added if assignment.chosen[n] == last],
-            "are not in the first model and were added",
+        quantized = self._scales(0, name) if dtype == infos[0].dtype else None
+        if any(scales):
+            how = f"stored as {dtype}" if quantized is None else "quantised again"
+            what = f"quantised: merged as values, and {how}"
+            self._notice("quantized", what, name, "note")
+        if quantized is None:
+            return [step]
+        beside = Step(
+            quantized.name, quantized.dtype, quantized.shape, "scales", index, (),
+            quantized=quantized,
         )  # fmt: skip
+        return [step._replace(quantized=quantized), beside]
+
+    def _is_alike(self, name: str, first: TensorInfo, copied: int) -> bool:
+        """Whether a copy of a model's tensor is stored as the first model's is."""
+        as_stored = self._output_dtype(first.dtype) == first.dtype
+        return not as_stored or self._scales(copied, name) == self._scales(0, name)
+
+    def _notice_carried(self, name: str) -> None:
         if self.recipe.on_integer is None:
-            carried = [s.name for s in steps if s.kind == "integer"]
-            notice("carried", carried, "are not floats and are carried over, not averaged")
-        merged = [s.name for s in steps if s.kind == "merge"]
-        running = [n for n in merged if n.rpartition(".")[2] in _RUNNING]
-        notice("recalibrate", running, "are BatchNorm statistics, averaged: re-estimate them")
-        spectral = [n for n in merged if n.endswith(_SPECTRAL)]
-        notice("recalibrate", spectral, "are spectral-norm vectors, averaged: re-estimate them")
-        notice(
-            "dtype", self.mixed, f"are stored in different dtypes; the output has {_stored(steps)}"
-        )
-        return notices
+            what = "carried over and not averaged, as only floats are"
+            self._notice("carried", what, name, "note")
+
+    def _followers_of(self, steps: Sequence[Step]) -> list[Step]:
+        """What tells of codes, where the output still has some: ranges of activations, markers."""
+        codes = {s.name for s in steps if DTYPES[s.dtype].bits == 8 and s.kind != "integer"}
+        has_codes = any(name in codes for found in self.scaled.values() for name in found)
+        rest = len(self.rules) - 1
+        made: list[Step] = []
+        for name in dict.fromkeys(n for model in self.models for n in model.tensors):
+            if not (has_codes and tells_of_codes(name) and name in self.followers):
+                continue
+            sources = tuple(
+                (k, model.tensors[name]) for k, model in enumerate(self.models)
+                if name in model.tensors
+            )  # fmt: skip
+            info = sources[0][1]
+            if not is_activation_scale(name) or len({(i.dtype, i.shape) for _, i in sources}) > 1:
+                made.append(Step(name, info.dtype, info.shape, "copy", rest, sources[:1]))
+                continue
+            self._notice(
+                "recalibrate", "of the ranges of activations, the largest: calibrate anew", name
+            )
+            made.append(Step(name, info.dtype, info.shape, "integer", rest, sources, policy="max"))
+        return made
+
+    def _raise_faults(self) -> None:
+        """One sentence for each way in which the models do not fit, all at once."""
+        if not self.faults:
+            return
+        told = [
+            f"{counted(len(names), 'tensor')} {'is' if len(names) == 1 else 'are'} {what}: "
+            f"{listed([self._detailed(name) for name in names])} ({self._remedy(names, remedy)})"
+            for (what, remedy), names in self.faults.items()
+        ]
+        raise MismatchError("the models do not fit together: " + "; ".join(told))
+
+    def _detailed(self, name: str) -> str:
+        return f"{name} ({self.details[name]})" if name in self.details else name
+
+    def _remedy(self, names: Sequence[str], remedy: Remedy) -> str:
+        """What to do about tensors, so that it is done and all others are merged as before."""
+        if remedy == "named":
+            rules = layer_option([("*lora*", "merge"), ("*alpha*", "merge")])
+            return f"to merge the factors all the same, name them: {rules}"
+        place = " before your other rules" if self.recipe.layers else ""
+        first, _, other = remedy.partition(" or ")
+        words = [first, *([other] if other else [])]
+        said = "leave them out" if first == "drop" else "keep them"
+        return f"{said} with {hint(names, self.names, *words)}{place}"
+
+    def _notice_steps(
+        self, assignment: Assignment, steps: Sequence[Step], added: tuple[str, ...]
+    ) -> None:
+        rest = len(self.rules) - 1
+        for name in added:
+            if assignment.chosen.get(name) == rest:
+                self._notice("added", "not in the first model and added", name)
+        if self.recipe.layers:
+            for name in assignment.taken(rest):
+                what = f"matched by no rule and {_done(self.rules[rest])}"
+                self._notice("rest", what, name, "note")
+        for step in steps:
+            last = step.name.rpartition(".")[2]
+            if not step.elements:
+                self._notice("empty", "without elements", step.name)
+            if step.kind != "merge":
+                continue
+            if last in _RUNNING or last.startswith(_STORED):
+                self._notice(
+                    "recalibrate",
+                    "of BatchNorm's statistics and averaged: estimate them anew",
+                    step.name,
+                )
+            if self._is_spectral(step.name):
+                self._notice(
+                    "recalibrate",
+                    "of spectral normalisation and averaged: estimate them anew",
+                    step.name,
+                )
+
+    def _is_spectral(self, name: str) -> bool:
+        """Whether a tensor is a singular vector that spectral normalisation keeps.
+
+        `weight_v` beside `weight_g` is a direction of weight normalisation, a weight like any.
+        """
+        home, dot, last = name.rpartition(".")
+        if last == "weight_v" and f"{home}{dot}weight_g" in self.models[0].tensors:
+            return False
+        return name.endswith(_SPECTRAL) or _SINGULAR.fullmatch(last) is not None
+
+    def _collected(self) -> tuple[Notice, ...]:
+        notices = [
+            Notice(
+                kind, f"{counted(len(names), 'tensor')} {'is' if len(names) == 1 else 'are'} "
+                f"{what}: {listed(names)}", tuple(names), level,
+            )
+            for (kind, what, level), names in self.notices.items()
+        ]  # fmt: skip
+        taken = [Notice("taken", note, (), "note") for m in self.every for note in m.notes]
+        return (*taken, *notices)
 
 
-def _stored(steps: list[Step]) -> str:
-    return ", ".join(sorted({step.dtype for step in steps if step.kind == "merge"}))
+def model_called(index: int) -> str:
+    """How a sentence calls an input: `the first model`, `model 3`, `the base model`."""
+    name = source_name(index)
+    return name if index > 1 else f"the {name} model"
+
+
+def _done(rule: Rule) -> str:
+    """What a rule does, as something that was done."""
+    if rule.action == "merge":
+        return "merged"
+    return "left out" if rule.action == "drop" else f"kept from {model_called(rule.source)}"

@@ -14,18 +14,21 @@ Image-to-Image Translation with Imbalanced Datasets on the Edge") are words in t
 from __future__ import annotations
 
 import fnmatch
+import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
-from .errors import RuleError, listed, nearest
+from .errors import RuleError, counted, layer_option, listed, nearest, option
 
 Action = Literal["merge", "keep", "drop"]
-Rest = Literal["first", "second", "base", "drop", "error"]
+Rest = Literal["merge", "first", "second", "base", "drop", "error"]
 
-RESTS: tuple[Rest, ...] = ("first", "second", "base", "drop", "error")
+RESTS: tuple[Rest, ...] = ("merge", "first", "second", "base", "drop", "error")
 BASE = -1
 """As `Rule.source`: the base model."""
 
@@ -35,6 +38,13 @@ _PRESETS = ("all", "low-level", "frozen", "subnetwork")
 WORDS = ("merge", *_SOURCES, *_DROPS, "freeze", *_PRESETS[:3])
 
 ParameterValue = float | bool | tuple[float, ...]
+
+_TRUTHS = {
+    **dict.fromkeys(("true", "yes", "on"), True),
+    **dict.fromkeys(("false", "no", "off"), False),
+}
+_PATIENCE = 10.0  # seconds for a regular expression and all names
+_HINTED = 5  # patterns in a hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +131,43 @@ def rule_from(pattern: str, items: object) -> Rule:
             )
         rule = _with_word(Rule("*"), pattern)
     if isinstance(items, Mapping):
-        parameters = dict(items)
-        for word in ("action", "method"):
-            if word in parameters:
-                rule = _with_word(rule, str(parameters.pop(word)))
-        if parameters.pop("freeze", False):
-            rule = replace(rule, frozen=True)
-        return replace(rule, parameters={k: parse_value(k, v) for k, v in parameters.items()})
-    for item in items if isinstance(items, list) else [items]:
-        rule = _with_word(rule, item)
+        parameters = {str(name).replace("_", "-"): value for name, value in items.items()}
+        words = [str(parameters.pop(w)) for w in ("action", "method") if w in parameters]
+        switched = {"freeze": "freeze", "frozen": "freeze", "low-level": "low-level"}
+        for name in [name for name in parameters if name in switched]:
+            if _truth(name, parameters.pop(name)):
+                words.append(switched[name])
+        rule = _with_words(rule, words)
+        given = {n.replace("-", "_"): parse_value(n, v) for n, v in parameters.items()}
+        rule = replace(rule, parameters={**rule.parameters, **given})
+    else:
+        rule = _with_words(rule, items if isinstance(items, list) else [items])
+    if rule.action != "merge" and (rule.method or rule.parameters):
+        useless = rule.method or next(iter(rule.parameters))
+        raise RuleError(
+            f"the rule {str(replace(rule, method=None, parameters={}))!r} merges nothing, so that "
+            f"{useless!r} has no use"
+        )
+    return rule
+
+
+def _truth(name: str, value: object) -> bool:
+    truth = _TRUTHS.get(value.lower()) if isinstance(value, str) else value
+    if not isinstance(truth, bool):
+        raise RuleError(f"{name!r} is {value!r}, not true or false")
+    return truth
+
+
+def _with_words(rule: Rule, words: Sequence[object]) -> Rule:
+    """A rule with all its words, of which one says what is done."""
+    done: dict[tuple[Action, int], object] = {}
+    for word in words:
+        rule = _with_word(rule, word)
+        if str(word) in ("all", "merge", *_SOURCES, *_DROPS):
+            done.setdefault((rule.action, rule.source), word)
+    if len(done) > 1:
+        first, second, *_ = done.values()
+        raise RuleError(f"the rule for {rule.pattern!r} has both {first!r} and {second!r}")
     return rule
 
 
@@ -167,18 +205,24 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def plain(value: object) -> object:
+    """A number or array of numpy as Python's own."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def parse_value(name: str, value: object) -> ParameterValue:
     """A parameter's value from text, YAML or Python: a number, a truth value, or a list of numbers.
 
     Raises:
         RuleError: none of these.
     """
+    value = plain(value)
     if isinstance(value, bool):
         return value
     if isinstance(value, str):
         text = value.strip().lower()
-        if text in ("true", "yes", "on", "false", "no", "off"):
-            return text in ("true", "yes", "on")
+        if text in _TRUTHS:
+            return _TRUTHS[text]
         value = text.split(",") if "," in text else text
     try:
         if isinstance(value, list | tuple):
@@ -301,8 +345,8 @@ def assign(
     Args:
         names: all tensor names.
         rules: in order; none at all means `all`.
-        rest: what happens to a tensor that no rule matches: it is kept from the `first`, `second`
-            or `base` model, dropped, or an error.
+        rest: what happens to a tensor that no rule matches: it is merged, kept from the `first`,
+            `second` or `base` model, dropped, or an error.
         groups: name → patterns, for `group:` patterns and the preset `low-level`.
         fractions: pattern → fraction, for the preset `low-level` where no such group is defined.
 
@@ -320,18 +364,34 @@ def assign(
         fresh = [name for name in names if name in matching and name not in chosen]
         if not fresh and names:
             raise RuleError(
-                f"the rule {str(rule)!r} never applies: earlier rules take all of its "
-                f"{len(matching)} tensors"
+                f"the rule {str(rule)!r} never applies: earlier rules take all of the "
+                f"{counted(len(matching), 'tensor')} that it matches"
             )
         chosen.update(dict.fromkeys(fresh, index))
     left = [name for name in names if name not in chosen]
     if left and rest == "error":
-        raise RuleError(f"no rule matches {len(left)} tensors: {listed(left)}")
-    final.append(
-        Rule("(rest)", "drop") if rest == "drop" else Rule("(rest)", "keep", _SOURCES.get(rest, 0))
-    )
+        raise RuleError(f"no rule matches {counted(len(left), 'tensor')}: {listed(left)}")
+    final.append(_with_word(Rule("(rest)"), "first" if rest == "error" else rest))
     chosen.update(dict.fromkeys(left, len(final) - 1))
     return Assignment(tuple(final), {name: chosen[name] for name in names})
+
+
+def matching(
+    patterns: Sequence[str], names: Sequence[str], groups: Mapping[str, Sequence[str]]
+) -> set[str]:
+    """The names that any of some patterns match.
+
+    Raises:
+        RuleError: a malformed pattern, or one that matches nothing.
+    """
+    context = _Context(names, dict(groups), {})
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = context.matching(Rule(pattern))
+        if not matched:
+            raise RuleError(context.nothing(pattern))
+        found |= matched
+    return found
 
 
 class _Context:
@@ -363,7 +423,9 @@ class _Context:
             patterns = [patterns] if isinstance(patterns, str) else patterns
             nested = (self._by_pattern(inner, (*within, pattern)) for inner in patterns)
             return set().union(*nested)
-        matches = matcher(pattern)
+        if pattern.startswith("re:"):
+            return _matching(pattern, self.names)
+        matches = re.compile(fnmatch.translate(pattern)).match
         return {name for name in self.names if matches(name)}
 
     def _low_level(self, within: set[str]) -> set[str]:
@@ -379,8 +441,8 @@ class _Context:
         if "low-level" in self.groups:
             return self._by_pattern("group:low-level")
         raise RuleError(
-            "the preset 'low-level' needs a group of that name or a fraction of the depth "
-            "(--low-level 0.3)"
+            f"the preset 'low-level' needs a group of that name or a fraction of the depth "
+            f"({option('low_level', '0.3')})"
         )
 
     def nothing(self, pattern: str) -> str:
@@ -392,20 +454,99 @@ class _Context:
         candidates = sorted(firsts | words | set(sorted(stems)[:2000]) | set(self.names[:2000]))
         wanted = pattern.removeprefix("re:").rstrip(".*$")
         return (
-            f"the pattern {pattern!r} matches none of the {len(self.names)} tensors"
+            f"the pattern {pattern!r} matches no tensor (of {len(self.names):,})"
             f"{nearest(wanted, candidates) or f' (the first are {listed(self.names[:3])})'}"
         )
 
 
-def matcher(pattern: str) -> Callable[[str], Any]:
-    """A predicate over whole names from a glob or a `re:` pattern.
+# What a process of its own does, which can be ended: a pattern may try more ways than anybody can
+# wait for, or fill the memory.
+_MATCH = """
+import json, re, resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))
+pattern, names = json.load(sys.stdin)
+try:
+    matches = re.compile(pattern).fullmatch
+    told = [i for i, name in enumerate(names) if matches(name)]
+except (re.error, OverflowError, RecursionError, MemoryError, ValueError) as error:
+    told = str(error) or type(error).__name__
+json.dump(told, sys.stdout)
+"""
+
+
+def _matching(pattern: str, names: Sequence[str]) -> set[str]:
+    """The names that a regular expression matches whole.
 
     Raises:
-        RuleError: not a regular expression.
+        RuleError: it is none, or takes too long or too much memory.
     """
-    if pattern.startswith("re:"):
-        try:
-            return re.compile(pattern.removeprefix("re:")).fullmatch
-        except re.error as error:
-            raise RuleError(f"{pattern!r} is not a regular expression: {error}") from None
-    return re.compile(fnmatch.translate(pattern)).match
+    try:
+        done = subprocess.run(  # noqa: S603  # this very interpreter
+            [sys.executable, "-I", "-S", "-W", "ignore", "-c", _MATCH],
+            input=json.dumps([pattern.removeprefix("re:"), list(names)]), capture_output=True,
+            text=True, timeout=_PATIENCE, check=True,
+        )  # fmt: skip
+        told = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        raise RuleError(
+            f"{pattern!r} could not be compared with {counted(len(names), 'name')} in "
+            f"{_PATIENCE:g} s: avoid repetitions of repetitions, such as (a+)+"
+        ) from None
+    except (subprocess.CalledProcessError, ValueError):
+        told = "it is too large"
+    if isinstance(told, str):
+        raise RuleError(f"{pattern!r} is not a regular expression that can be used: {told}")
+    return {names[index] for index in told}
+
+
+def hint(names: Sequence[str], every: Iterable[str], *what: str) -> str:
+    """An option that has rules do something else with some tensors, and with no others.
+
+    Args:
+        names: the tensors.
+        every: all tensor names.
+        what: one or more things to do; the first is spelt out, the others are said to be possible.
+    """
+    patterns = covering(names, every)
+    shown = layer_option([(pattern, what[0]) for pattern in patterns[:_HINTED]])
+    more = "" if len(patterns) <= _HINTED else " …"
+    other = "".join(f", or '={word}'" for word in what[1:])
+    return f"{shown}{more}{other}"
+
+
+def covering(names: Sequence[str], every: Iterable[str]) -> list[str]:
+    """Few patterns that match just these of all names: by how they begin, or else how they end."""
+    if len(names) == 1:
+        return [_plainly(names[0])]
+    wanted = set(names)
+    others = [name for name in every if name not in wanted]
+    by_start = _patterns(names, others, lambda dots: [slice(0, dot + 1) for dot in dots], "{}*")
+    by_end = _patterns(names, others, lambda dots: [slice(dot, None) for dot in dots[::-1]], "*{}")
+    return min(by_start, by_end, key=len)
+
+
+def _patterns(
+    names: Sequence[str], others: Sequence[str], ends: Callable[[list[int]], list[slice]], glob: str
+) -> list[str]:
+    """For each name the shortest of its ends that no other name has, or all of it; each once."""
+
+    def ends_of(name: str) -> list[str]:
+        return [name[end] for end in ends([i for i, c in enumerate(name) if c == "."])]
+
+    taken = {end for name in others for end in ends_of(name)}
+    patterns: dict[str, None] = {}
+    for name in names:
+        end = next((end for end in ends_of(name) if end not in taken), None)
+        patterns[_plainly(name) if end is None else glob.format(_plainly(end))] = None
+    return list(patterns)
+
+
+def _plainly(text: str) -> str:
+    """A glob that matches a text, whatever is in it."""
+    special = text in _PRESETS or text.startswith(("re:", "group:", " "))
+    escaped = [f"[{c}]" if c in "[*?" else c for c in text]
+    if escaped and special and len(escaped[0]) == 1:
+        escaped[0] = f"[{escaped[0]}]"
+    if escaped[-1:] == [" "]:
+        escaped[-1] = "[ ]"
+    return "".join(escaped)

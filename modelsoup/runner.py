@@ -44,7 +44,7 @@ from .plan import NodePlan, Plan, check, node_seed
 from .store import DEFAULT_STORE, NoResultError, Store, content_digest
 from .stream import default_workers
 from .tree import FineTune, Load, Merge, Operation, Train, Tree
-from .writer import PARTIAL_SUFFIX, check_output, remove_stale, replace_folder
+from .writer import PARTIAL_SUFFIX, check_output, flush, place, remove, remove_stale
 
 State = Literal["waiting", "running", "done", "kept", "failed", "skipped", "fused"]
 KEEPS = ("all", "root")
@@ -549,18 +549,12 @@ def _export(source: Source, output: Path, *, force: bool) -> Path:
         else:
             shutil.copyfile(source.path, partial)
         _verify(source, partial)
-        _flush(partial)
-        if partial.is_dir():
-            replace_folder(partial, output)
-        else:
-            os.replace(partial, output)
+        flush(partial)
+        place(partial, output, force=force)
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+        remove(partial)
     return output
 
 
@@ -573,13 +567,3 @@ def _verify(source: Source, copy: Path) -> None:
         if source.key is None:
             raise leaf_changed(source.path)
         raise DamagedError(f"the stored result of {source.node} is damaged", source.key)
-
-
-def _flush(path: Path) -> None:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -26,7 +26,7 @@ from rich.tree import Tree
 from .checkpoint import Checkpoint
 from .compare import DiffReport, DiffRow
 from .engine import MergeReport
-from .errors import counted, printable
+from .errors import count, counted, printable, sized
 from .inspection import Node
 from .lineage import identity, parents
 from .recipe import MergePlan
@@ -51,22 +51,6 @@ def console(*, stderr: bool = False) -> Console:
     )  # fmt: skip
 
 
-def size(nbytes: float) -> str:
-    """`1.23 GB`: bytes in powers of 1000."""
-    return _scaled(nbytes, ("B", "kB", "MB", "GB", "TB"))
-
-
-def count(number: float) -> str:
-    """`1.23 G`: a count in powers of 1000."""
-    return _scaled(number, ("", "k", "M", "G", "T")).strip()
-
-
-def _scaled(number: float, units: tuple[str, ...]) -> str:
-    power = min(len(units) - 1, int(math.log10(number) // 3)) if number >= 1 else 0
-    digits = f"{number / 1000**power:.3g}" if power else f"{number:.0f}"
-    return f"{digits} {units[power]}"
-
-
 def show_merge(report: MergeReport) -> None:
     """What a merge did, or, after a dry run, would do."""
     plan = report.plan
@@ -75,11 +59,11 @@ def show_merge(report: MergeReport) -> None:
     done = f"{report.output}:" if report.output else "would write"
     out.print(
         f"[bold]{escape(str(done))}[/] {counted(len(plan.steps), 'tensor')}, "
-        f"{count(parameters)} parameters, {size(plan.bytes_written)}"
+        f"{count(parameters)} parameters, {sized(plan.bytes_written)}"
     )
     show_rules(plan, out)
     if report.output is None:
-        out.print(f"reads {size(plan.bytes_read)} at least once", style="dim")
+        out.print(f"reads {sized(plan.bytes_read)} at least once", style="dim")
 
 
 def show_rules(plan: MergePlan, out: Console) -> None:
@@ -99,7 +83,7 @@ def show_inspection(checkpoint: Checkpoint, root: Node, *, tensors: bool) -> Non
     files = counted(len(checkpoint.files), "file")
     out.print(
         f"[bold]{escape(str(checkpoint.path))}[/] {counted(root.tensors, 'tensor')}, "
-        f"{count(root.parameters)} parameters, {size(root.nbytes)} in {files}; {_dtypes(root)}"
+        f"{count(root.parameters)} parameters, {sized(root.nbytes)} in {files}; {_dtypes(root)}"
     )
     for key, value in sorted(checkpoint.metadata.items()):
         shown = value if len(value) <= 80 else f"{value[:77]}…"
@@ -130,7 +114,7 @@ def _grow(tree: Tree, node: Node) -> None:
         label = Text(child.name)
         label.append(
             f"{_times(child)}  {counted(child.tensors, 'tensor')}, {count(child.parameters)} "
-            f"parameters, {size(child.nbytes)}, {_dtypes(child)}",
+            f"parameters, {sized(child.nbytes)}, {_dtypes(child)}",
             style="dim",
         )
         _grow(tree.add(label), child)
@@ -166,7 +150,7 @@ def show_lineage(checkpoint: Checkpoint, made: Mapping[str, Any] | None) -> None
             label.append(" (base)" if entry is merge.get("base") else "")
             label.append(f" ← {printable(described(origin))}" if origin else "")
             label.append(" (its inputs are shown elsewhere)" if origin and again else "")
-            known = "key" if "key" in entry else f"{size(entry['size'])}, xxh3-128"
+            known = "key" if "key" in entry else f"{sized(entry['size'])}, xxh3-128"
             label.append(f"  {known} {digest}", style="dim")
             inner = branch.add(label)
             if origin and not again:

@@ -12,11 +12,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.tree import Tree as RichTree
 
-from .errors import printable
+from .errors import count, printable, sized
 from .picture import what
 from .plan import NodePlan, Plan, check
 from .runner import Event
-from .show import Text, console, count, size
+from .show import Text, console
 from .store import Entry
 from .tree import Tree
 
@@ -41,8 +41,8 @@ def show_plan(plan: Plan) -> None:
         for number, node in enumerate(steps, 1):
             table.add_row(
                 str(number), Text(node.node), Text(what(plan, node.node)),
-                size(node.bytes_read) if node.kind == "merge" else "",
-                size(node.bytes_written) if node.signature is not None else "?",
+                sized(node.bytes_read) if node.kind == "merge" else "",
+                sized(node.bytes_written) if node.signature is not None else "?",
             )  # fmt: skip
         out.print(table)
     out.print()
@@ -51,8 +51,8 @@ def show_plan(plan: Plan) -> None:
     out.print(
         Text(
             f"{len(models)} models in {plan.tree.levels} levels; {len(steps)} steps to do; merges "
-            f"read {size(plan.bytes_read)}, the store grows by {size(plan.bytes_written)}, merges "
-            f"need about {size(plan.memory)} of memory"
+            f"read {sized(plan.bytes_read)}, the store grows by {sized(plan.bytes_written)}, "
+            f"merges need about {sized(plan.memory)} of memory"
         )
     )
     if unknown:
@@ -160,7 +160,7 @@ def show_entries(entries: Sequence[Entry]) -> None:
         said = " ".join(f"{k} {v:.4g}" for k, v in metrics.items())  # type: ignore[attr-defined]
         table.add_row(
             entry.key[:12], Text(str(record.get("node"))), str(record.get("operation")),
-            size(entry.nbytes), f"{record.get('seconds', 0):.1f}", Text(said),
+            sized(entry.nbytes), f"{record.get('seconds', 0):.1f}", Text(said),
         )  # fmt: skip
     out.print(table)
-    out.print(f"{len(entries)} results, {size(sum(e.nbytes for e in entries))}")
+    out.print(f"{len(entries)} results, {sized(sum(e.nbytes for e in entries))}")

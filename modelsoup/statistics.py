@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
+from .recipe import FEW, Step
+
 BLOCK = 1 << 16
 """Elements: small enough for the second-level cache, large enough for numpy to be quick."""
 
@@ -21,7 +23,7 @@ _LANES = 1 << 10  # sums side by side, which the first-level cache holds
 # How many bits of a magnitude each pass counts, from the top. The first pass sorts every element
 # into a table, which must stay in the first-level cache; the others few.
 _DIGITS = {4: (12, 10, 9), 8: (12, 13, 13, 13, 12)}
-_FEW = 4 << 20  # elements: so many that may hold the threshold are collected, not counted on
+_MOST = 4 << 20  # elements: so many that may hold the threshold are collected, not counted on
 _L1_EPSILON = 1e-7  # as in mergekit: a norm below this is not restored
 
 
@@ -118,7 +120,7 @@ class LargestMagnitudes:
     The threshold is exact. The bits of a magnitude order as the magnitude does: one pass counts the
     upper dozen, which leaves few elements that may hold the threshold, and a second collects
     those. Where too many are left (a tensor of nearly equal magnitudes) more passes count on, a
-    dozen bits each, so that memory stays bounded.
+    dozen bits each, so that memory stays bounded. Of a small tensor all are collected at once.
     """
 
     def __init__(self, kept: int, elements: int, dtype: np.dtype[Any], *, rescale: bool) -> None:
@@ -126,13 +128,14 @@ class LargestMagnitudes:
         self._key = np.dtype(f"u{dtype.itemsize}")
         self._mask = self._key.type(2 ** (8 * dtype.itemsize - 1) - 1)
         self._digits = list(_DIGITS[dtype.itemsize])  # those still to be counted
-        self._counts = np.zeros(2 ** self._digits[0], np.int64)
+        self._stage = "collect" if elements <= FEW else "count"  # or equal, and then norm
+        counted = 2 ** self._digits[0] if self._stage == "count" else 0
+        self._counts = np.zeros(counted, np.int64)
         self._lock = threading.Lock()
         self._prefix = 0  # the threshold's bits, as far as they are known
         self._wanted = kept  # how many to take among those with that prefix
         self._whole = False  # whether all of them are kept
         self._equal = np.zeros(blocks, np.int64)  # elements at the threshold, then those before
-        self._stage = "count"  # then collect or equal, which find the threshold, then norm
         self._collected: list[np.ndarray] = [np.empty(0, self._key)] * blocks
         self._rescale = _Rescale(blocks) if rescale else None
         self.needs_pass = True
@@ -151,7 +154,7 @@ class LargestMagnitudes:
         if self._stage == "equal":
             self._equal[block] = np.count_nonzero(keys == self._prefix)
             return
-        if len(self._digits) < len(_DIGITS[self._key.itemsize]):
+        if len(self._digits) < len(_DIGITS[self._key.itemsize]):  # it is known how they begin
             keys = keys[(keys >> self._key.type(sum(self._digits))) == self._prefix]
         if self._stage == "collect":
             self._collected[block] = keys
@@ -192,7 +195,7 @@ class LargestMagnitudes:
         self._prefix = (self._prefix << self._digits.pop(0)) | digit
         if not self._digits:
             self._stage = "equal"
-        elif left <= _FEW:
+        elif left <= _MOST:
             self._stage = "collect"
         else:
             self._counts = np.zeros(2 ** self._digits[0], np.int64)
@@ -309,6 +312,27 @@ class TaskVectors:
             if sparsifier is not None:
                 sparsifier.apply(block, delta)
         return (x[0], *deltas)
+
+
+def state_bytes(step: Step) -> int:
+    """How much memory what is gathered of a step's tensors takes at most.
+
+    Candidates for a threshold are most of it: as many as there are elements, where magnitudes are
+    nearly equal.
+    """
+    method, blocks = step.method, -(-step.elements // BLOCK)
+    if method is None or method.shape not in ("gram", "select"):
+        return 0
+    if method.shape == "gram":
+        return 8 * blocks * len(step.sources) ** 2
+    models = len(step.sources) - 1
+    if method.sparsify != "magnitude":
+        return 16 * blocks * models
+    thinned = sum(0 < density < 1 for density in step.parameters.density)
+    itemsize = step.compute_dtype.itemsize
+    collected = min(step.elements, _MOST) * itemsize
+    counts = 0 if step.elements <= FEW else 8 << _DIGITS[itemsize][0]
+    return int(thinned * (counts + collected + 32 * blocks))
 
 
 def task_vectors(

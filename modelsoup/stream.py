@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,14 @@ import numpy as np
 from .checkpoint import TensorInfo
 from .digest import FileDigest, FileReader
 from .dtypes import DTYPES, count_nonfinite, has_nonfinite, narrow, numpy_dtype, widen
-from .errors import MismatchError, ParameterError, SoupError, listed
+from .errors import MismatchError, ParameterError, SoupError, counted, listed, option
 from .lineage import Digests
 from .methods import get_method
 from .methods.registry import number_type, numbers
-from .recipe import MergePlan, Step
-from .rules import BASE, source_name
-from .statistics import BLOCK, Gram, Statistic, TaskVectors, task_vectors
+from .quantized import Quantizer, Scales, dequantize
+from .recipe import MergePlan, Step, model_called
+from .rules import BASE, hint
+from .statistics import BLOCK, Gram, Statistic, TaskVectors, state_bytes, task_vectors
 from .unmade import Unmade, is_undecided
 from .writer import CheckpointWriter, OutputFile
 
@@ -45,6 +47,7 @@ _ELEMENTWISE_BLOCK = 2 * BLOCK
 _BUFFERS = 48 << 20  # bytes, all workers together
 _LARGEST_TEMPORARY = 8 << 20  # bytes, above that of any block
 _GROUP = 256 << 20  # input bytes between two passes over the same tensors
+_STATE = 32 << 20  # bytes of what is gathered in them, unless one tensor takes more
 _SMALL = BLOCK // 4  # elements
 _WORTH_LOOPS = 128 << 20  # elements in a merge; for fewer, numpy is done before a loop is loaded
 _MAX_WORKERS = 8  # more do not read faster
@@ -81,11 +84,15 @@ class Nonfinite:
         name: the tensor's name.
         where: an input's file name, or `the result`.
         count: how many elements.
+        allowed: whether it may be there: it was only copied, or the recipe says so.
+        written: whether it is in the output, and not just in what that was made of.
     """
 
     name: str
     where: str
     count: int
+    allowed: bool
+    written: bool
 
 
 class Inputs:
@@ -95,6 +102,7 @@ class Inputs:
     """
 
     def __init__(self, plan: MergePlan, *, sha256: bool) -> None:
+        self.plan = plan
         models = dict(enumerate(plan.models))
         if plan.base is not None:
             models[BASE] = plan.base
@@ -106,7 +114,7 @@ class Inputs:
                 if isinstance(model, Unmade):
                     self.below[index] = Inputs(model.plan, sha256=sha256)
                 for file in model.files:
-                    self._readers[index, file] = FileReader(file, sha256=sha256)
+                    self._readers[index, file] = FileReader(file, of=model, sha256=sha256)
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
@@ -158,6 +166,8 @@ class _Job:
     result: str = "the result"  # what errors call it
     parts: tuple[Step, ...] = ()  # the steps that were joined into `step`, if any were
     statistic: Statistic | None = None
+    scales: list[tuple[Scales, np.ndarray] | None] = field(default_factory=list)  # of the sources
+    quantizer: Quantizer | None = None
     function: Callable[[Any, Any], Any] | None = None  # elementwise, over `numbers`
     into: Callable[[Any, Any, Any, Any], None] | None = None  # the same, as in `Method`
     numbers: Any = None
@@ -167,6 +177,13 @@ class _Job:
     @property
     def is_whole(self) -> bool:
         return self.step.method is not None and self.step.method.shape == "whole"
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether something must be known of whole tensors before it is written."""
+        method = self.step.method
+        select = method is not None and method.shape in ("gram", "select")
+        return select or self.step.quantized is not None or any(self.step.scales)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +243,7 @@ class Stream:
         self._total = plan.bytes_streamed
         elements = sum(step.elements for step in plan.steps)
         self._wants_loops = elements >= _WORTH_LOOPS or os.environ.get("MODELSOUP_FAST") == "1"
+        self._places: dict[str, tuple[str, int]] = {}  # of tensors of scales
         self._order = threading.Lock()
         self._count = threading.Lock()
         self._stop = threading.Event()
@@ -239,6 +257,8 @@ class Stream:
         jobs = _joined(self._jobs(files))
         with ThreadPoolExecutor(self.workers) as pool:
             for group in _groups(jobs):
+                for job in group:
+                    self._begin(job)
                 while waiting := [j for j in group if j.statistic and j.statistic.needs_pass]:
                     self._all(pool, waiting, self._gather)
                     for job in waiting:
@@ -246,9 +266,26 @@ class Stream:
                         job.statistic.end_pass()
                 for job in group:
                     self._prepare(job)
+                if quantized := [job for job in group if job.quantizer]:
+                    self._all(pool, quantized, self._measure)
+                    for job in quantized:
+                        self._write_scales(job)
                 self._all(pool, group, self._write)
-                for job in group:
-                    job.statistic = None  # its memory is wanted for the next group
+                for job in group:  # its memory is wanted for the next group
+                    job.statistic = job.quantizer = None
+                    job.scales.clear()
+
+    def refused_nonfinite(self) -> list[Nonfinite]:
+        """What must not be there."""
+        return [fault for fault in self.nonfinite if not fault.allowed]
+
+    def nonfinite_results(self) -> dict[str, int]:
+        """How many elements of the output's tensors are NaN or infinite, where any are."""
+        found: Counter[str] = Counter()
+        for fault in self.nonfinite:
+            if fault.written:
+                found[fault.name] += fault.count
+        return dict(sorted(found.items()))
 
     def _jobs(self, files: Sequence[OutputFile]) -> Iterator[_Job]:
         steps = {step.name: step for step in self.plan.steps}
@@ -257,11 +294,12 @@ class Stream:
             for tensor in file.tensors:
                 step = steps[tensor.name]
                 job = _job_of(step, self.inputs, file.name, offset)
-                offset += tensor.nbytes
-                if step.elements:
-                    self._add_statistic(job)
+                if step.kind == "scales":
+                    self._places[step.name] = (file.name, offset)
+                elif step.elements:
                     self._prepare_below(job)
                     yield job
+                offset += tensor.nbytes
 
     def _prepare_below(self, job: _Job) -> None:
         """What is merged on the way waits for no statistic, and is wanted for those above it."""
@@ -270,8 +308,14 @@ class Stream:
                 self._prepare_below(below)
                 self._prepare(below)
 
-    def _add_statistic(self, job: _Job) -> None:
+    def _begin(self, job: _Job) -> None:
+        """Set up what is to be known of a job's tensors before they are merged."""
         step, method = job.step, job.step.method
+        for (model, _), scales in zip(step.sources, step.scales, strict=bool(step.scales)):
+            found = None if scales is None else (scales, self._read_scales(job, model, scales))
+            job.scales.append(found)
+        if step.quantized is not None:
+            job.quantizer = Quantizer(step.quantized, step.dtype)
         if method is None or step.kind != "merge":
             return
         if method.shape == "gram":
@@ -283,6 +327,24 @@ class Stream:
                 step.parameters, method.sparsify, step.elements, step.compute_dtype,
                 seed=self.plan.recipe.seed, name=step.name,
             )  # fmt: skip
+
+    def _read_scales(self, job: _Job, model: int, scales: Scales) -> np.ndarray:
+        """A tensor's scales, flattened, in float32."""
+        info = job.inputs.models[model].tensors[scales.name]
+        stored = np.empty(info.elements, numpy_dtype(info.dtype))
+        job.inputs.reader(model, info).peek(stored.view(np.uint8).data, info.start)
+        self._report(info.nbytes, read=True)
+        wide = np.empty(info.elements, np.float32)
+        widen(stored, wide)
+        return wide
+
+    def _write_scales(self, job: _Job) -> None:
+        """The scales of a result that was measured."""
+        assert job.quantizer is not None and self._writer is not None
+        stored = job.quantizer.finish().view(np.uint8)
+        file_name, offset = self._places[job.quantizer.scales.name]
+        self._writer.write(file_name, stored.data, offset)
+        self._report(stored.nbytes, read=False)
 
     def _prepare(self, job: _Job) -> None:
         """Find the elementwise function of a job, now that its statistics are known."""
@@ -313,6 +375,8 @@ class Stream:
             and method is not None
             and dtype == np.float32
             and not isinstance(job.statistic, TaskVectors)
+            and not any(step.scales)
+            and step.quantized is None
         ):
             from .fused import loop_for, parameter_array  # not for small merges, to start at once
 
@@ -430,6 +494,8 @@ class Stream:
                     continue
                 wide = buffers.wide(index, place.stop - place.start, dtype)
                 widen(array[place], wide)
+                if unit.job.scales and (scales := unit.job.scales[index]) is not None:
+                    dequantize(wide, start, *scales)
                 x.append(wide)
             yield start // BLOCK, place, x
 
@@ -463,10 +529,16 @@ class Stream:
             return stored[0]
         return self._compute(unit, stored, buffers)
 
+    def _measure(self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers) -> None:
+        """Look at one slice of a result that is to be quantised."""
+        assert unit.job.quantizer is not None
+        with np.errstate(all="ignore"):
+            for place, made in self._merged(unit, stored, buffers, None):
+                unit.job.quantizer.measure(made, unit.start + place.start)
+
     def _compute(self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers) -> np.ndarray:
         job, elements = unit.job, unit.stop - unit.start
         kind = numpy_dtype(job.step.dtype)
-        dtype = job.step.compute_dtype
         result = buffers.raw(0, elements * kind.itemsize)
         if job.loop is not None:
             assert job.loop_parameters is not None
@@ -474,30 +546,12 @@ class Stream:
             if job.loop(addresses, result.ctypes.data, elements, job.loop_parameters):
                 return result
         out = result.view(kind)
+        target = out if job.into is not None and kind == job.step.compute_dtype else None
         with np.errstate(all="ignore"):
-            if job.is_whole:
-                self._whole(job, stored, out)
-            elif job.into is not None:
-                own = [numpy_dtype(info.dtype) != dtype for _, info in job.step.sources]
-                for _, place, x in self._blocks(unit, stored, buffers, dtype):
-                    if kind == dtype:
-                        job.into(x, job.numbers, out[place], own)
-                        continue
-                    made = x[0] if own[0] else np.empty_like(x[0])
-                    job.into(x, job.numbers, made, own)
-                    narrow(made, out[place])
-            else:
-                for block, place, x in self._blocks(unit, stored, buffers, dtype):
-                    assert job.function is not None
-                    values: Sequence[np.ndarray] = x
-                    if isinstance(job.statistic, TaskVectors):
-                        values = job.statistic.apply(block, x)
-                    made = job.function(tuple(values), job.numbers)
-                    if np.shape(made) != x[0].shape:
-                        raise ParameterError(
-                            f"the method {job.step.method and job.step.method.name!r} returned an "
-                            f"array of shape {list(np.shape(made))} for {x[0].size} elements"
-                        )
+            for place, made in self._merged(unit, stored, buffers, target):
+                if job.quantizer is not None:
+                    narrow(job.quantizer.quantize(made, unit.start + place.start), out[place])
+                elif target is None:
                     narrow(made, out[place])
         method = job.step.method
         shows = method is None or method.propagates or method.shape == "gram"
@@ -505,13 +559,46 @@ class Stream:
             self._look(unit, _typed(job, stored), out)
         return result
 
-    def _whole(self, job: _Job, stored: list[np.ndarray], out: np.ndarray) -> None:
+    def _merged(
+        self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers, target: np.ndarray | None
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """The values of a slice of a result, block by block: the place in the slice, the values.
+
+        They are valid until the next block; in `target`, where one is given.
+        """
+        job, dtype = unit.job, unit.job.step.compute_dtype
+        if job.is_whole:
+            yield slice(0, unit.stop - unit.start), self._whole(job, stored)
+            return
+        own = [numpy_dtype(info.dtype) != dtype for _, info in job.step.sources]
+        for block, place, x in self._blocks(unit, stored, buffers, dtype):
+            if job.into is not None:
+                made = x[0] if own[0] else np.empty_like(x[0])
+                made = made if target is None else target[place]
+                job.into(x, job.numbers, made, own)
+                yield place, made
+                continue
+            assert job.function is not None
+            values: Sequence[np.ndarray] = x
+            if isinstance(job.statistic, TaskVectors):
+                values = job.statistic.apply(block, x)
+            made = job.function(tuple(values), job.numbers)
+            if np.shape(made) != x[0].shape:
+                raise ParameterError(
+                    f"the method {job.step.method and job.step.method.name!r} returned an "
+                    f"array of shape {list(np.shape(made))} for {x[0].size} elements"
+                )
+            yield place, made
+
+    def _whole(self, job: _Job, stored: list[np.ndarray]) -> np.ndarray:
         step = job.step
         assert step.method is not None
         x = []
-        for (_, info), array in zip(step.sources, _typed(job, stored), strict=True):
+        for k, ((_, info), array) in enumerate(zip(step.sources, _typed(job, stored), strict=True)):
             wide = np.empty(array.size, step.compute_dtype)
             widen(array, wide)
+            if job.scales and (scales := job.scales[k]) is not None:
+                dequantize(wide, 0, *scales)
             x.append(wide.reshape(info.shape))
         made = np.asarray(step.method.function(tuple(x), numbers(step.parameters, wide.dtype)))
         if made.shape != step.shape:
@@ -519,29 +606,35 @@ class Stream:
                 f"the method {step.method.name!r} made {step.name} with the shape "
                 f"{list(made.shape)}, not {list(step.shape)}"
             )
-        narrow(made.reshape(-1).astype(step.compute_dtype, copy=False), out)
+        return made.reshape(-1).astype(step.compute_dtype, copy=False)
 
     def _look(self, unit: _Unit, inputs: Sequence[np.ndarray], result: np.ndarray | None) -> None:
-        """Note where there is NaN or infinity."""
-        step = unit.job.step
-        arrays = [
-            (
-                f"{unit.job.inputs.models[model].name}, the {source_name(model)} model",
-                info.dtype,
-                array,
-            )
-            for (model, info), array in zip(step.sources, inputs, strict=True)
-            if model not in unit.job.inputs.below  # looked at when it was made
-        ]
+        """Note where there is NaN or infinity.
+
+        What is only copied may hold it, as a mask does, as long as the copy has no more of it.
+        """
+        job, step = unit.job, unit.job.step
+        is_copy, may = step.kind == "copy", job.inputs.plan.may_be_nonfinite
+        outermost = job.inputs is self.inputs
+        faults = []
+        copied: dict[str, int] = {}
+        for (model, info), array in zip(step.sources, inputs, strict=True):
+            if model in job.inputs.below:  # looked at when it was made
+                continue
+            where = f"{job.inputs.models[model].name}, {model_called(model)}"
+            counts = _nonfinite_by_tensor(unit, array, info.dtype)
+            if is_copy:
+                copied = counts
+            if not is_copy or result is None:
+                faults += [
+                    Nonfinite(name, where, n, is_copy or name in may, is_copy and outermost)
+                    for name, n in counts.items()
+                ]
         if result is not None:
-            arrays.append((unit.job.result, step.dtype, result))
-        faults = [
-            Nonfinite(name, where, count)
-            for where, dtype, array in arrays
-            if has_nonfinite(array, dtype)
-            for name, part in _by_tensor(unit, array)
-            if (count := count_nonfinite(part))
-        ]
+            faults += [
+                Nonfinite(name, job.result, n, n <= copied.get(name, 0) or name in may, outermost)
+                for name, n in _nonfinite_by_tensor(unit, result, step.dtype).items()
+            ]
         if faults:
             with self._count:
                 self.nonfinite += faults
@@ -552,15 +645,19 @@ class Stream:
         Raises:
             MismatchError: they differ, and nothing says what to take.
         """
-        differing = []
-        for step in self.plan.steps:
-            if step.elements and is_undecided(step) and self._differs(step):
-                differing.append(f"{step.name} ({step.dtype})")
+        differing = [
+            step for step in self.plan.steps
+            if step.elements and is_undecided(step) and self._differs(step)
+        ]  # fmt: skip
         if differing:
+            names = [step.name for step in differing]
+            every = [step.name for step in self.plan.steps]
+            are = "is no float differs" if len(names) == 1 else "are no floats differ"
             raise MismatchError(
-                f"{len(differing)} tensors that are not floats differ between the models: "
-                f"{listed(differing)} (--on-integer first or max says what to take, or a rule such "
-                f"as --layers '{differing[0].split(' ')[0]}=first')"
+                f"{counted(len(names), 'tensor')} that {are} "
+                f"between the models: {listed([f'{s.name} ({s.dtype})' for s in differing])} "
+                f"({option('on_integer', 'first')} or max says what to take, or keep them with "
+                f"{hint(names, every, 'first', 'drop')})"
             )
 
     def _differs(self, step: Step) -> bool:
@@ -599,6 +696,14 @@ def _most_buffers(plan: MergePlan) -> int:
     most = max(len(step.sources) for step in plan.steps)
     models = [*plan.models, *([] if plan.base is None else [plan.base])]
     return 1 + most + sum(_most_buffers(m.plan) for m in models if isinstance(m, Unmade))
+
+
+def _nonfinite_by_tensor(unit: _Unit, array: np.ndarray, dtype: str) -> dict[str, int]:
+    """How many elements of each tensor of a unit are NaN or infinite, where any are."""
+    if not has_nonfinite(array, dtype):
+        return {}
+    counts = ((name, count_nonfinite(part)) for name, part in _by_tensor(unit, array))
+    return {name: count for name, count in counts if count}
 
 
 def _by_tensor(unit: _Unit, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -666,8 +771,8 @@ def _continues(job: _Job, following: _Job) -> bool:
     return (
         not job.below
         and not following.below
-        and job.statistic is None
-        and following.statistic is None
+        and not job.is_gathered
+        and not following.is_gathered
         and not job.is_whole
         and step.kind != "integer"
         and (step.kind, step.dtype, step.method) == (other.kind, other.dtype, other.method)
@@ -697,13 +802,15 @@ def _one_of(run: list[_Job]) -> _Job:
 def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
     """Jobs that go through their passes together; those with one pass need no division."""
     group: list[_Job] = []
-    filled = 0
+    filled = state = 0
     for job in jobs:
-        nbytes = sum(info.nbytes for _, info in job.readers) if job.statistic else 0
-        if group and filled + nbytes > _GROUP:
+        nbytes = sum(info.nbytes for _, info in job.readers) if job.is_gathered else 0
+        held = state_bytes(job.step)
+        if group and (filled + nbytes > _GROUP or state + held > _STATE):
             yield group
-            group, filled = [], 0
+            group, filled, state = [], 0, 0
         group.append(job)
         filled += nbytes
+        state += held
     if group:
         yield group

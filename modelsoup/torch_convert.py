@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import MAX_HEADER, SUFFIX, StrPath, read_index
+from .checkpoint import SUFFIX, StrPath, read_index
 from .dtypes import DTYPES
 from .errors import CheckpointError, OutputError, ParameterError, SoupError, listed, nearest
+from .header import MAX_HEADER
 from .writer import CheckpointWriter, OutputTensor, check_output, layout
 
 if TYPE_CHECKING:

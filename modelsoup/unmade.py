@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .checkpoint import SUFFIX, Checkpoint, TensorInfo
+from .checkpoint import Checkpoint, TensorInfo
 from .dtypes import DTYPES
 from .recipe import MergePlan, Step
-from .writer import LINEAGE_KEY, OutputTensor, layout
+from .writer import LINEAGE_KEY, OutputTensor, layout_parts
 
 
 class Unmade(Checkpoint):
@@ -34,15 +34,15 @@ class Unmade(Checkpoint):
     def __init__(self, plan: MergePlan, *, name: str, node: str, key: str) -> None:
         path, start = Path(name), 0
         tensors = {}
-        outputs = (OutputTensor(step.name, step.dtype, step.shape) for step in plan.steps)
-        (file,) = layout(outputs, file_name=f"model{SUFFIX}", shard_size=None)
-        for tensor in file.tensors:  # in the order in which they would lie in the file
-            info = TensorInfo(tensor.name, tensor.dtype, tensor.shape, path, start, tensor.nbytes)
-            tensors[tensor.name] = info
-            start += tensor.nbytes
+        outputs = [OutputTensor(step.name, step.dtype, step.shape) for step in plan.steps]
         first = plan.models[0]
+        for file in layout_parts(outputs, first.parts, shard_size=None):
+            for tensor in file.tensors:  # in the order in which they would lie in the file
+                info = TensorInfo(*tensor, path, start, tensor.nbytes)
+                tensors[tensor.name] = info
+                start += tensor.nbytes
         metadata = {name: text for name, text in first.metadata.items() if name != LINEAGE_KEY}
-        super().__init__(path, (), tensors, metadata, is_folder=first.is_folder)
+        super().__init__(path, (), tensors, metadata, is_folder=first.is_folder, parts=first.parts)
         self.plan = plan
         self.node = node
         self.key = key
@@ -67,9 +67,10 @@ class Unmade(Checkpoint):
 def can_be_unmade(plan: MergePlan) -> bool:
     """Whether every tensor is made element by element, from the same elements of the inputs."""
     return takes_unmade(plan) and all(
-        step.kind != "merge" or (step.method is not None and step.method.shape == "elementwise")
+        (step.kind != "merge" or (step.method is not None and step.method.shape == "elementwise"))
+        and not any(step.scales) and step.quantized is None
         for step in plan.steps
-    )
+    )  # fmt: skip
 
 
 def takes_unmade(plan: MergePlan) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import Checkpoint, StrPath, TensorInfo, open_checkpoint, read_into
+from .checkpoint import Checkpoint, StrPath, TensorInfo, open_checkpoint
 from .dtypes import DTYPES, count_nonfinite, has_nonfinite, numpy_dtype
 from .lineage import InputCheck, check_inputs, read_lineage
 from .statistics import BLOCK
@@ -75,7 +75,7 @@ def verify(path: StrPath | Checkpoint, *, folders: Sequence[StrPath] | None = No
         folders = [checkpoint.path.resolve().parent, Path.cwd()]
     floats = [i for i in checkpoint.tensors.values() if DTYPES[i.dtype].kind == "float"]
     with ThreadPoolExecutor(default_workers()) as pool:
-        counts = list(pool.map(_nonfinite, floats))
+        counts = list(pool.map(lambda info: _nonfinite(checkpoint, info), floats))
     return VerifyReport(
         checkpoint,
         tuple((info.name, n) for info, n in zip(floats, counts, strict=True) if n),
@@ -84,13 +84,13 @@ def verify(path: StrPath | Checkpoint, *, folders: Sequence[StrPath] | None = No
     )
 
 
-def _nonfinite(info: TensorInfo) -> int:
+def _nonfinite(checkpoint: Checkpoint, info: TensorInfo) -> int:
     found = 0
     buffer = np.empty(min(_CHUNK, info.nbytes), np.uint8)
-    with info.file.open("rb", buffering=0) as file:
+    with checkpoint.reading(info) as read:
         for start in range(0, info.nbytes, _CHUNK):
             part = buffer[: min(_CHUNK, info.nbytes - start)]
-            read_into(file.fileno(), part.data, info.start + start, info.file)
+            read(part.data, start)
             values = part.view(numpy_dtype(info.dtype))
             if has_nonfinite(values, info.dtype):
                 found += count_nonfinite(values)

@@ -8,6 +8,8 @@ was killed, and the next run to the same output removes it.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import fcntl
 import json
@@ -15,37 +17,25 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from .checkpoint import INDEX_SUFFIX, SUFFIX, StrPath
+from .checkpoint import SUFFIX, Part, StrPath, open_checkpoint
+from .companions import WEIGHTS, copy_companions
 from .dtypes import DTYPES
-from .errors import OutputError, ParameterError
+from .errors import CheckpointError, OutputError, ParameterError, nearest, option, sized
+from .header import MAX_HEADER
 
 PARTIAL_SUFFIX = ".soup-partial"
 REPLACED_SUFFIX = ".soup-replaced"
 LINEAGE_KEY = "modelsoup"
 
-_WEIGHTS = frozenset(
-    [
-        ".safetensors",
-        ".bin",
-        ".pt",
-        ".pth",
-        ".ckpt",
-        ".h5",
-        ".msgpack",
-        ".gguf",
-        ".onnx",
-        ".ot",
-        ".pb",
-        ".tflite",
-        ".mlmodel",
-    ]
-)
+_CHUNK = 8 << 20
+_LONGEST_NAME = 255  # bytes, where the system does not say
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 
@@ -68,10 +58,17 @@ class OutputTensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One file of the output: its name in the output folder and its tensors in file order."""
+    """One file of the output.
+
+    Attributes:
+        name: its name in the output folder, with the way to it.
+        tensors: in file order.
+        prefix: what their names begin with, but not in the file: that of its part.
+    """
 
     name: str
     tensors: tuple[OutputTensor, ...]
+    prefix: str = ""
 
 
 def parse_size(text: str | int) -> int:
@@ -120,6 +117,28 @@ def layout(
     ]
 
 
+def layout_parts(
+    tensors: Sequence[OutputTensor], parts: Sequence[Part], *, shard_size: int | None
+) -> list[OutputFile]:
+    """As `layout`, for a folder with weights in several folders: the files of one after the other.
+
+    Args:
+        tensors: all that is written; each belongs to the part with the longest prefix that its name
+            begins with.
+        parts: which there may be; one without tensors has no file.
+        shard_size: as in `layout`.
+    """
+    of_part: dict[Part, list[OutputTensor]] = {part: [] for part in parts}
+    by_length = sorted(parts, key=lambda part: -len(part.prefix))
+    for tensor in tensors:
+        of_part[next(p for p in by_length if tensor.name.startswith(p.prefix))].append(tensor)
+    return [
+        OutputFile(part.prefix + file.name, file.tensors, part.prefix)
+        for part, inside in of_part.items() if inside or len(parts) == 1
+        for file in layout(inside, file_name=part.stem + SUFFIX, shard_size=shard_size)
+    ]  # fmt: skip
+
+
 def header_bytes(file: OutputFile, metadata: Mapping[str, str], *, least: int = 0) -> bytes:
     """The header of one file, with its length before it, padded to 8 bytes and to `least` bytes."""
     content: dict[str, object] = {}
@@ -128,7 +147,7 @@ def header_bytes(file: OutputFile, metadata: Mapping[str, str], *, least: int = 
     offset = 0
     for tensor in file.tensors:
         stop = offset + tensor.nbytes
-        content[tensor.name] = {
+        content[tensor.name.removeprefix(file.prefix)] = {
             "dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (offset, stop),
         }  # fmt: skip
         offset = stop
@@ -173,25 +192,26 @@ class CheckpointWriter:
         self._partial = self._new_partial()
 
     def _new_partial(self) -> Path:
-        return self.output.with_name(f".{self.output.name}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}")
+        return _temporary(self.output, PARTIAL_SUFFIX)
 
     def __enter__(self) -> Self:
         check_output(self.output, force=self._force)
         remove_stale(self.output)
-        headers = {n: header_bytes(f, self._metadata) for n, f in self._files.items()}
+        headers = {name: self._header(name, self._metadata) for name in self._files}
         sizes = {
             n: len(headers[n]) + sum(t.nbytes for t in f.tensors) for n, f in self._files.items()
         }
         free = shutil.disk_usage(self.output.parent).free
         if sum(sizes.values()) > free:
             raise OutputError(
-                f"{self.output} needs {sum(sizes.values()) / 1e9:.2f} GB, but the disk has only "
-                f"{free / 1e9:.2f} GB free"
+                f"{self.output} needs {sized(sum(sizes.values()))}, but the disk has only "
+                f"{sized(free)} free"
             )
         try:
             while not self._claim():
                 self._partial = self._new_partial()
             for name in self._files:
+                self.path(name).parent.mkdir(exist_ok=True)
                 created = os.O_CREAT | os.O_EXCL if self.is_folder else 0
                 descriptor = os.open(self.path(name), os.O_RDWR | created, 0o666)
                 self._descriptors[name] = descriptor
@@ -206,6 +226,15 @@ class CheckpointWriter:
                 raise self._output_error(error) from error
             raise
         return self
+
+    def _header(self, file_name: str, metadata: Mapping[str, str], *, least: int = 0) -> bytes:
+        header = header_bytes(self._files[file_name], metadata, least=least)
+        if len(header) - 8 > MAX_HEADER:
+            raise OutputError(
+                f"the header of {file_name} in {self.output} would have {len(header):,} bytes, "
+                f"more than the {MAX_HEADER:,} that a reader takes"
+            )
+        return header
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,
@@ -255,17 +284,38 @@ class CheckpointWriter:
         self._pwrite(file_name, data, self._data_starts[file_name] + offset)
 
     def update_metadata(self, metadata: Mapping[str, str]) -> None:
-        """Replace `__metadata__`, by one whose header is not longer.
+        """Replace `__metadata__`; what was written moves if the header becomes longer.
 
         Raises:
-            ValueError: the new header is longer.
+            OutputError: the disk is full, or the header longer than a reader takes.
         """
-        for name, file in self._files.items():
-            header = header_bytes(file, metadata, least=self._data_starts[name])
-            if len(header) != self._data_starts[name]:
-                raise ValueError(f"the header of {name} would be longer than it was")
+        for name in self._files:
+            start = self._data_starts[name]
+            header = self._header(name, metadata, least=start)
+            if len(header) > start:
+                self._move_data(name, len(header) - start)
             self._pwrite(name, memoryview(header), 0)
         self._metadata = dict(metadata)
+
+    def _move_data(self, name: str, by: int) -> None:
+        """Move a file's data towards its end, the last part first."""
+        descriptor, start = self._descriptors[name], self._data_starts[name]
+        try:
+            end = os.fstat(descriptor).st_size
+            while end > start:
+                begin = max(start, end - _CHUNK)
+                self._pwrite(name, memoryview(os.pread(descriptor, end - begin, begin)), begin + by)
+                end = begin
+        except OSError as error:
+            raise self._output_error(error) from error
+        self._data_starts[name] = start + by
+
+    def data(self, file_name: str) -> Iterable[bytes]:
+        """What the data section of a file holds, piece by piece."""
+        descriptor, position = self._descriptors[file_name], self._data_starts[file_name]
+        while piece := os.pread(descriptor, _CHUNK, position):
+            yield piece
+            position += len(piece)
 
     def commit(self) -> None:
         """Flush everything and rename it into place.
@@ -274,96 +324,150 @@ class CheckpointWriter:
             OutputError: the output appeared meanwhile, or the disk is full.
         """
         try:
-            if self.is_folder and len(self._files) > 1:
-                self._write_index()
-            for descriptor in self._descriptors.values():
-                if self._fsync:
-                    os.fsync(descriptor)
-            if self._fsync and self.is_folder:
-                _fsync_folder(self._partial)
-            check_output(self.output, force=self._force)
             if self.is_folder:
-                replace_folder(self._partial, self.output)
-            else:
-                os.replace(self._partial, self.output)
+                self._write_indexes()
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
             if self._fsync:
-                _fsync_folder(self.output.parent)
+                flush(self._partial)
+            place(self._partial, self.output, force=self._force)
+            if self._fsync:
+                _flush_one(self.output.parent)
         except OSError as error:
             raise self._output_error(error) from error
 
-    def _write_index(self) -> None:
-        names = list(self._files)
-        stem = names[0].rsplit("-", 3)[0]
-        weight_map = {t.name: n for n, f in self._files.items() for t in f.tensors}
-        total = sum(t.nbytes for f in self._files.values() for t in f.tensors)
-        content = {
-            "metadata": {"total_size": total},
-            "weight_map": dict(sorted(weight_map.items())),
-        }
-        path = self._partial / (stem + INDEX_SUFFIX)
-        with path.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-            file.flush()
-            if self._fsync:
-                os.fsync(file.fileno())
+    def _write_indexes(self) -> None:
+        indexes: dict[Path, list[OutputFile]] = {}
+        for name, file in self._files.items():
+            numbered = self.path(name)
+            stem = numbered.name.rsplit("-", 3)[0]
+            if numbered.name != stem:
+                indexes.setdefault(numbered.with_name(f"{stem}{SUFFIX}.index.json"), []).append(
+                    file
+                )
+        for path, files in indexes.items():
+            if len(files) < 2:  # a name that looks like a shard's
+                continue
+            weight_map = {
+                tensor.name.removeprefix(file.prefix): Path(file.name).name
+                for file in files for tensor in file.tensors
+            }  # fmt: skip
+            content = {
+                "metadata": {"total_size": sum(t.nbytes for f in files for t in f.tensors)},
+                "weight_map": dict(sorted(weight_map.items())),
+            }
+            path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
     def _discard(self) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
+        # What cannot be closed or removed here is of no use to anybody, and the next run to this
+        # output removes it. (What was replaced, if anything was, is gone already.)
+        descriptors = [*self._descriptors.values(), *([] if self._lock is None else [self._lock])]
         self._descriptors.clear()
-        _remove(self._partial)  # gone already when it was committed
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        with contextlib.suppress(OSError):
+            remove(self._partial)
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._lock = None
 
 
 def check_output(output: Path, *, force: bool) -> None:
     """Whether an output may be written.
 
+    A link is replaced as what it is, and not followed.
+
     Raises:
-        OutputError: its folder is missing or cannot be written to; it exists and `force` is not
-            given; or it is a folder that modelsoup did not write.
+        OutputError: its name is none that it can have; its folder is missing or cannot be written
+            to; it exists and `force` is not given; or it is a folder that modelsoup did not write.
     """
+    if output.name in ("", ".."):
+        raise OutputError(
+            f"the output {str(output)!r} has no name of its own (expected a file that ends in "
+            f"{SUFFIX}, or a new folder)"
+        )
+    suffix = output.suffix.lower()
+    is_folder = output.suffix != SUFFIX
+    if is_folder and (suffix in WEIGHTS or nearest(suffix, [SUFFIX])):
+        raise OutputError(
+            f"the output {output} ends in {output.suffix} (expected {SUFFIX}, or a folder's name)"
+        )
     parent = output.parent
     if not parent.is_dir():
         raise OutputError(f"the folder {parent} of the output {output.name} does not exist")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"the folder {parent} of the output {output.name} is not writable")
-    is_folder = output.suffix != SUFFIX
+    longest = max(len(os.fsencode(_temporary(output, s).name)) for s in _TEMPORARIES)
+    limit = os.pathconf(parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else _LONGEST_NAME
+    if longest > limit:
+        raise OutputError(
+            f"the output's name has {len(os.fsencode(output.name))} bytes, and may have "
+            f"{limit - longest + len(os.fsencode(output.name))} here: {output.name[:40]}…"
+        )
+    if output.is_mount():
+        raise OutputError(f"the output {output} is a mount point, which cannot be replaced")
     if is_folder and output.is_dir():
         if not any(output.iterdir()):
             return
         if not force:
-            raise OutputError(f"the folder {output} exists and is not empty (--force replaces it)")
+            raise OutputError(
+                f"the folder {output} exists and is not empty ({option('force')} replaces it)"
+            )
         if not _was_written_by_us(output):
             raise OutputError(
-                f"the folder {output} was not written by modelsoup, so --force does not replace it:"
-                f" remove it yourself or name another output"
+                f"the folder {output} was not written by modelsoup, so {option('force')} does not "
+                f"replace it: remove it yourself or name another output"
             )
-    elif output.is_dir() or (is_folder and output.exists()):
+    elif output.is_dir() or (is_folder and os.path.lexists(output)):
         other = "folder" if output.is_dir() else "file"
         raise OutputError(
             f"{output} is a {other}: an output that ends in {SUFFIX} is a file, any other a folder"
         )
-    elif output.exists() and not force:
-        raise OutputError(f"{output} exists (--force replaces it)")
+    elif os.path.lexists(output) and not force:
+        raise OutputError(f"{output} exists ({option('force')} replaces it)")
 
 
 def _was_written_by_us(folder: Path) -> bool:
-    from .checkpoint import open_checkpoint
-    from .errors import CheckpointError
-
     try:
         return LINEAGE_KEY in open_checkpoint(folder).metadata
     except CheckpointError:
         return False
 
 
+def overlaps(output: Path, inputs: Iterable[Path]) -> Path | None:
+    """The first of some paths that an output would replace: itself, or what lies in it.
+
+    Compared as the system knows files, whatever they are called: by links, other mounts of the same
+    disk, and names that only look different.
+    """
+    if not os.path.lexists(output):
+        return None
+    place = output.parent.resolve() / output.name
+    for path in inputs:
+        whole = Path(os.path.abspath(path))
+        for named in (whole, whole.resolve()):
+            for folder in (named, *named.parents):
+                if folder == place or (folder.exists() and _is_same(folder, output)):
+                    return path
+    return None
+
+
+def _is_same(path: Path, output: Path) -> bool:
+    return output.exists() and os.path.samestat(path.stat(), output.stat())
+
+
+_TEMPORARIES = (PARTIAL_SUFFIX, REPLACED_SUFFIX)
+
+
+def _temporary(output: Path, suffix: str) -> Path:
+    """A name beside an output that nothing else has."""
+    return output.with_name(f".{output.name}.{os.urandom(4).hex()}{suffix}")
+
+
 def remove_stale(output: Path) -> list[Path]:
     """Remove temporaries that killed runs left for this output; those in use are locked."""
     removed = []
     suffixes = [PARTIAL_SUFFIX]
-    if output.exists():  # else a replaced folder may be the only copy left: see replace_folder
+    if output.exists():  # else a replaced folder may be the only copy left: see `place`
         suffixes.append(REPLACED_SUFFIX)
     # Not a glob: `.model.*` would find the temporaries of `model.v2` too.
     ours = re.compile(
@@ -371,12 +475,12 @@ def remove_stale(output: Path) -> list[Path]:
     )
     for path in sorted(p for p in output.parent.iterdir() if ours.fullmatch(p.name)):
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:  # its owner finished between the listing and now
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(path)
+            remove(path)
             removed.append(path)
         except (BlockingIOError, PermissionError):  # it is in use, or another user's
             continue
@@ -385,74 +489,105 @@ def remove_stale(output: Path) -> list[Path]:
     return removed
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def replace_folder(partial: Path, output: Path) -> None:
-    """Put a finished folder in its place; an old one there is lost only once the new one stands."""
-    if not output.exists():
-        os.rename(partial, output)
-        remove_stale(output)  # one that a kill left, as below
-        return
-    # A kill between the two renames leaves the old folder under a name that is not cleaned away
-    # until a new output stands in its place.
-    old = partial.with_name(f".{output.name}.{os.urandom(4).hex()}{REPLACED_SUFFIX}")
-    os.rename(output, old)
-    os.rename(partial, output)
-    _remove(old)
+def flush(path: Path) -> None:
+    """Have a file, or a folder with all that is in it, written to the disk."""
+    for folder, _, files in os.walk(path, topdown=False):
+        for name in files:
+            _flush_one(Path(folder, name))
+        _flush_one(Path(folder))
+    if not path.is_dir():
+        _flush_one(path)
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def copy_companions(source: Path, target: Path, *, without: Path | None = None) -> list[str]:
-    """Copy a model folder's other files (config, tokenizer, …), subfolders included.
+def place(partial: Path, output: Path, *, force: bool) -> None:
+    """Give a finished file or folder its name, in one step where the system can.
 
-    Left out: weights in any format and their indexes, hidden files, links to folders (which could
-    lead round in circles), and the model card (`README.md`), which describes the other model.
+    What was there is lost only once the new stands in its place. Without `force` nothing is
+    replaced, not even what has appeared in this moment.
 
-    Args:
-        source: the model folder.
-        target: where the copies go.
-        without: a folder to leave out: the output, where it lies in the model folder.
-
-    Returns:
-        the copied files' paths, relative to `source`.
+    Raises:
+        OutputError: see `check_output`.
+        OSError: the system refuses; what was there is there as before.
     """
-    copied = []
-    for path in companions(source, without=without):
-        relative = path.relative_to(source)
-        (target / relative).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target / relative)
-        copied.append(str(relative))
-    return copied
+    check_output(output, force=force)
+    try:
+        if not partial.is_dir():
+            if force:
+                os.replace(partial, output)
+            elif not _renamed(partial, output, _NO_REPLACE):
+                _link(partial, output)
+            return
+        if not os.path.lexists(output) or not (output.is_symlink() or any(output.iterdir())):
+            os.rename(partial, output)  # which the system refuses if there is something by now
+        elif not _renamed(partial, output, _EXCHANGE):
+            # A kill between the two leaves the old folder under a name that is not cleaned away
+            # until a new output stands in its place.
+            old = _temporary(output, REPLACED_SUFFIX)
+            os.rename(output, old)
+            try:
+                os.rename(partial, output)
+            except OSError:
+                os.rename(old, output)
+                raise
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise OutputError(f"{output} appeared while it was made, and is left alone") from error
+        raise
+    with contextlib.suppress(OSError):  # else the next run to this output removes it
+        remove(partial)  # the old one, if the two were exchanged
+        remove_stale(output)  # or if they were renamed, or a kill left it
 
 
-def companions(source: Path, *, without: Path | None = None) -> Iterator[Path]:
-    """The files that `copy_companions` copies, in order."""
-    left_out = None if without is None else without.resolve()
-    for folder, folders, files in os.walk(source):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and Path(folder, name).resolve() != left_out
-        )
-        for name in sorted(files):
-            path = Path(folder) / name
-            if (
-                name.startswith(".")
-                or name.lower() == "readme.md"
-                or name.endswith(".index.json")
-                or path.suffix.lower() in _WEIGHTS
-            ):
-                continue
-            yield path
+def _link(partial: Path, output: Path) -> None:
+    """Rename by a hard link, which replaces nothing; just rename where there are none."""
+    try:
+        os.link(partial, output)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK):
+            raise
+        os.rename(partial, output)
+    else:
+        partial.unlink()
+
+
+_NO_REPLACE, _EXCHANGE = "RENAME_NOREPLACE", "RENAME_EXCHANGE"
+# The system's call, what stands for the current folder, and its flags.
+_RENAMES = {
+    "linux": ("renameat2", (-100,), {_NO_REPLACE: 1, _EXCHANGE: 2}),
+    "darwin": ("renamex_np", (), {_NO_REPLACE: 4, _EXCHANGE: 2}),
+}
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+
+
+def _renamed(source: Path, target: Path, how: str) -> bool:
+    """Rename in one step, with a condition that `os.rename` has not; false where it is unknown.
+
+    Raises:
+        OSError: the target exists, or whatever else prevents it.
+    """
+    name, here, flags = _RENAMES.get(sys.platform, ("", (), {}))
+    call = getattr(ctypes.CDLL(None, use_errno=True), name, None) if name else None
+    if call is None:
+        return False
+    if call(*here, os.fsencode(source), *here, os.fsencode(target), flags[how]) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _UNSUPPORTED:
+        return False
+    raise OSError(number, os.strerror(number), str(source), None, str(target))

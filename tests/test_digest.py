@@ -191,9 +191,10 @@ def test_a_file_alone_has_the_digests_of_its_bytes(tmp_path: Path, content: byte
     assert digest_file(path, sha256=True) == true_digest(path, sha256=True)
 
 
-def test_a_digest_is_published_in_the_form_that_everybody_prints() -> None:
+def test_a_digest_is_published_in_the_form_that_everybody_prints(tmp_path: Path) -> None:
     """Known values: the empty input, from the specifications of XXH3 and of SHA-2."""
-    digest = digest_file(Path(os.devnull), sha256=True)
+    (tmp_path / "empty").touch()
+    digest = digest_file(tmp_path / "empty", sha256=True)
     assert digest.xxh3_128 == "99aa06d3014798d86001c324468d497f"
     assert digest.sha256 == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
@@ -231,11 +232,22 @@ def test_several_files_have_one_digest_that_depends_on_their_order() -> None:
 
 
 def test_a_checkpoints_digests_come_in_the_order_of_its_files(tmp_path: Path) -> None:
-    for name in ("b", "a", "c"):
-        save_file({name: np.ones(3, np.float32)}, tmp_path / f"{name}.safetensors")
+    for number in (2, 1, 3):
+        file = tmp_path / f"model-0000{number}-of-00003.safetensors"
+        save_file({f"t{number}": np.ones(3, np.float32)}, file)
     checkpoint = open_checkpoint(tmp_path)
     assert digest_checkpoint(checkpoint) == [true_digest(file) for file in checkpoint.files]
-    assert [digest.name[0] for digest in digest_checkpoint(checkpoint)] == ["a", "b", "c"]
+    assert [digest.name[10] for digest in digest_checkpoint(checkpoint)] == ["1", "2", "3"]
+
+
+def test_a_file_that_changes_while_it_is_digested_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(DATA)
+    with closing(FileReader(path)) as reader:
+        read(reader, 0, 100)
+        os.utime(path, ns=(1, 1))
+        with pytest.raises(CheckpointError, match=rf"^{path} changed while it was read"):
+            reader.finish()
 
 
 def test_files_have_one_digest_of_their_names_and_content(tmp_path: Path) -> None:

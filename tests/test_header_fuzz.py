@@ -26,8 +26,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelsoup import CheckpointError, open_checkpoint
-from modelsoup.checkpoint import MAX_HEADER
 from modelsoup.dtypes import DTYPES
+from modelsoup.header import MAX_HEADER
 
 SECONDS = float(os.environ.get("MODELSOUP_FUZZ_SECONDS", "60"))
 ROUND = settings(

@@ -27,6 +27,7 @@ from safetensors.numpy import save_file
 
 import modelsoup
 from modelsoup import engine
+from modelsoup.errors import speaking
 from modelsoup.methods import registry
 from modelsoup.statistics import BLOCK, Gram, LargestMagnitudes
 from modelsoup.writer import layout
@@ -115,7 +116,7 @@ def merged_in_slices(
     tensors = [modelsoup.OutputTensor(step.name, step.dtype, step.shape) for step in plan.steps]
     engine._execute(
         plan, output, layout(tensors, file_name=output.name, shard_size=None), workers=workers,
-        force=True, allow_nonfinite=False, sha256=False, fsync=False, progress=None,
+        force=True, sha256=False, fsync=False, progress=None,
         slice_elements=slice_elements,
     )  # fmt: skip
     return output.read_bytes()
@@ -930,7 +931,7 @@ A, B = np.array([1, 2, 3], np.float32), np.array([1.5, 1, 4], np.float32)
 def refused(folder: Path, count: int, base: bool, options: dict[str, Any]) -> str:
     """The sentence with which a merge is refused; nothing must be left behind."""
     models = [A, B, A][:count]
-    with pytest.raises(modelsoup.ParameterError) as caught:
+    with pytest.raises(modelsoup.ParameterError) as caught, speaking("command"):
         merged_one(folder, models, base=B if base else None, **options)
     assert not [path for path in folder.iterdir() if "merged" in path.name]
     return str(caught.value)
@@ -1007,7 +1008,7 @@ REFUSED: dict[str, tuple[int, bool, dict[str, Any], str]] = {
     "beta above 1": (2, False, {"beta": 1.5}, "beta is 1.5, but must be between 0 and 1"),
     "beta is NaN": (2, False, {"beta": NAN}, "beta is nan, but must be between 0 and 1"),
     "beta and weights": (
-        2, False, {"beta": 0.5, "weights": [1, 1]}, "give --beta or --weights, not both"
+        2, False, {"beta": 0.5, "weights": [1, 1]}, "give --beta β or --weights W, not both"
     ),
     "weights twice": (
         2, False, {"weights": [1, 1], "parameters": {"weight": [1, 2]}},
@@ -1035,13 +1036,13 @@ REFUSED: dict[str, tuple[int, bool, dict[str, Any], str]] = {
     ),
     "no base": (2, False, TIES_OF_TWO, "'ties' needs a base model (--base BASE)"),
     "a base that nothing uses": (
-        2, True, {"method": "linear"}, "--base was given, but linear uses no base model"
+        2, True, {"method": "linear"}, "a base model was given, but linear uses none"
     ),
     "slerp of three": (
         3, False, {"method": "slerp", "parameters": {"t": 0.5}},
         "'slerp' merges exactly 2 models, but 3 were given",
     ),
-    "linear of one": (1, False, {}, "'linear' merges at least 2 models, but 1 were given"),
+    "linear of one": (1, False, {}, "one model alone is not merged"),
 }  # fmt: skip
 
 

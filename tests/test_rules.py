@@ -88,7 +88,7 @@ def test_a_dot_in_a_glob_is_a_dot() -> None:
 
 
 def test_case_matters() -> None:
-    assert "matches none" in refusal(["Disc.weight"], "disc.*")
+    assert "matches no tensor" in refusal(["Disc.weight"], "disc.*")
 
 
 @pytest.mark.parametrize(
@@ -106,11 +106,11 @@ def test_a_regular_expression_must_match_the_whole_name(pattern: str, expected: 
 
 
 def test_a_regular_expression_that_matches_only_a_part_matches_nothing() -> None:
-    assert "matches none of the 1 tensors" in refusal(["disc.weight"], "re:disc")
+    assert "matches no tensor (of 1)" in refusal(["disc.weight"], "re:disc")
 
 
 def test_what_is_no_regular_expression_is_told() -> None:
-    assert "'re:a(' is not a regular expression" in refusal(["a"], "re:a(")
+    assert "'re:a(' is not a regular expression that can be used" in refusal(["a"], "re:a(")
 
 
 def test_a_group_is_the_union_of_its_patterns_and_may_name_others() -> None:
@@ -147,7 +147,7 @@ def test_a_preset_or_group_that_is_misspelt_is_a_pattern_with_a_hint(
     pattern: str, near: str
 ) -> None:
     sentence = refusal(["a.b"], pattern, groups={"low-level": ["a"], "head": ["a"]})
-    assert f"the pattern {pattern!r} matches none" in sentence and f"'{near}'" in sentence
+    assert f"the pattern {pattern!r} matches no tensor" in sentence and f"'{near}'" in sentence
     assert "no group is called 'x'" in refusal(["a"], "group:x")
 
 
@@ -170,7 +170,8 @@ def test_the_order_of_rules_is_the_order_of_decisions() -> None:
 def test_a_rule_that_earlier_rules_leave_nothing_is_told() -> None:
     sentence = refusal(["disc.a", "disc.b", "gen.a"], "disc.*", "disc.a=drop", "gen.*")
     assert sentence == (
-        "the rule 'disc.a → drop' never applies: earlier rules take all of its 1 tensors"
+        "the rule 'disc.a → drop' never applies: earlier rules take all of the 1 tensor that it "
+        "matches"
     )
 
 
@@ -255,7 +256,7 @@ def test_a_pattern_that_matches_nothing_is_told_with_the_nearest_names(
     pattern: str, near: str
 ) -> None:
     sentence = refusal(["disc.conv.weight", "gen.weight"], pattern)
-    assert f"the pattern {pattern!r} matches none of the 2 tensors" in sentence
+    assert f"the pattern {pattern!r} matches no tensor (of 2)" in sentence
     assert f"'{near}'" in sentence
 
 
@@ -265,7 +266,7 @@ def test_where_no_name_is_near_the_first_ones_are_shown() -> None:
 
 
 def test_an_empty_group_is_told() -> None:
-    assert "matches none" in refusal(["a"], "group:g", groups={"g": []})
+    assert "matches no tensor" in refusal(["a"], "group:g", groups={"g": []})
 
 
 # How a rule is written
@@ -475,7 +476,7 @@ def test_low_level_without_a_group_or_a_fraction_is_told() -> None:
 
 def test_a_fraction_for_names_that_are_not_there_is_told() -> None:
     sentence = refusal(CYCLEGAN, "low-level", fractions={"D_*": 0.6, "disc_*": 0.3})
-    assert "'disc_*' matches none" in sentence
+    assert "'disc_*' matches no tensor" in sentence
 
 
 def test_frozen_merges_the_low_levels_and_freezes_them() -> None:

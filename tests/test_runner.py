@@ -723,7 +723,7 @@ def test_a_full_disk_under_the_store_is_told_and_leaves_no_half_result(folder: P
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "GB free" in done.stderr
+    assert "kB free" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout.count("record.json") == 1  # the first merge fitted, and is whole
     assert not (folder / "soup.safetensors").exists()

@@ -136,7 +136,7 @@ tree: {of: [sub, {path-like: no}]}
     train = tree.operation("t")
     assert train == Train(Training("trainers:Add", {"add": 0.2}), folder / "b.safetensors")
     sub, root = tree.operation("sub"), tree.operation("root.merge")
-    assert (sub.recipe.beta, sub.recipe.weights) == (None, [0.2, 0.8])
+    assert (sub.recipe.beta, sub.recipe.weights) == (None, (0.2, 0.8))
     assert (root.recipe.beta, root.recipe.rest) == (0.3, "drop")
     assert root.recipe.groups == {"low-level": ["*.low.*"]}  # the trainer's
     assert tree.operation("root").training.options == {"add": 5, "steps": 2}

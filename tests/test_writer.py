@@ -396,7 +396,7 @@ def test_a_failure_at_the_start_leaves_nothing_behind(tmp_path: Path) -> None:
     model.mkdir()
     (model / "config.json").symlink_to("gone")
     output = tmp_path / "out" / "soup"
-    with pytest.raises(OutputError, match="No such file"):
+    with pytest.raises(CheckpointError, match=rf"^the link {model}/config.json leads nowhere$"):
         write(output, ONE, copy_from=model)
     assert entries(output.parent) == []
 
@@ -525,9 +525,9 @@ def test_an_existing_output_is_refused_without_force(output: Path) -> None:
         with pytest.raises(OutputError) as caught:
             write(output, TWO)
         assert str(caught.value) == (
-            f"{output} exists (--force replaces it)"
+            f"{output} exists (force=True replaces it)"
             if output.suffix
-            else f"the folder {output} exists and is not empty (--force replaces it)"
+            else f"the folder {output} exists and is not empty (force=True replaces it)"
         )
     assert stored(output) == before
     assert entries(output.parent) == [output.name]
@@ -560,7 +560,7 @@ def test_a_folder_that_modelsoup_did_not_write_is_never_replaced(tmp_path: Path)
         with pytest.raises(OutputError) as caught:
             write(output, ONE, force=True)
         assert str(caught.value) == (
-            f"the folder {output} was not written by modelsoup, so --force does not replace it: "
+            f"the folder {output} was not written by modelsoup, so force=True does not replace it: "
             f"remove it yourself or name another output"
         )
         assert (output / name).read_bytes() == content
@@ -743,8 +743,7 @@ def test_space_is_checked_before_anything_is_written(output: Path) -> None:
     with pytest.raises(OutputError) as caught, CheckpointWriter(output, files, OURS):
         pass
     assert re.fullmatch(
-        rf"{re.escape(str(output))} needs 1152921504\.61 GB, "
-        rf"but the disk has only \d+\.\d\d GB free",
+        rf"{re.escape(str(output))} needs 1\.15e\+06 TB, but the disk has only \d\S+ \wB free",
         str(caught.value),
     )
     assert entries(output.parent) == []
@@ -869,7 +868,7 @@ def test_companions_that_do_not_fit_leave_nothing_behind(tmp_path: Path) -> None
 
 def test_an_output_larger_than_the_free_space_is_not_begun(output: Path, tmp_path: Path) -> None:
     said = on_a_small_disk(output.parent, output.name, "more than free", tmp_path)
-    assert said == [f"{output} needs 0.01 GB, but the disk has only 0.00 GB free", "[]"]
+    assert said == [f"{output} needs 5.24 MB, but the disk has only 4.19 MB free", "[]"]
 
 
 # Metadata
@@ -896,21 +895,42 @@ def test_shorter_metadata_leaves_the_header_as_long(output: Path) -> None:
     assert stored(output) == ONE
 
 
-def test_longer_metadata_is_refused_and_changes_nothing(output: Path) -> None:
-    with CheckpointWriter(output, SMALL, {"modelsoup": "0" * 32}) as writer:
-        fill(writer, SMALL, ONE)
-        with pytest.raises(ValueError, match=r"the header of model\.safetensors would be longer"):
-            writer.update_metadata({"modelsoup": "0" * 64})
+def test_longer_metadata_moves_what_is_written(output: Path) -> None:
+    """Over several pieces of what is moved at a time, and twice."""
+    big = {f"t{n}": ("U8", (3_000_001,), random.Random(n).randbytes(3_000_001)) for n in range(4)}
+    files = layout(described(big), file_name="model.safetensors", shard_size=None)
+    with CheckpointWriter(output, files, {"modelsoup": "0"}) as writer:
+        fill(writer, files, big)
+        for length in (64, 5_000):
+            writer.update_metadata({"modelsoup": "1" * length})
         writer.commit()
-    assert open_checkpoint(output).metadata == {"modelsoup": "0" * 32}
-    assert stored(output) == ONE
+    assert open_checkpoint(output).metadata == {"modelsoup": "1" * 5_000}
+    assert stored(output) == big
+    file = output if output.is_file() else output / "model.safetensors"
+    assert file.read_bytes() == reference(big, {"modelsoup": "1" * 5_000})
+
+
+@pytest.mark.parametrize("when", ["at first", "later"])
+def test_a_header_that_no_reader_would_take_is_not_written(
+    output: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelsoup.writer.MAX_HEADER", 1_000)
+    long = {"modelsoup": "0" * 1_000}
+    with (
+        pytest.raises(OutputError, match=r"bytes, more than the 1,000 that a reader takes$"),
+        CheckpointWriter(output, SMALL, long if when == "at first" else OURS) as writer,
+    ):
+        fill(writer, SMALL, ONE)
+        writer.update_metadata(long)
+    assert entries(output.parent) == []
 
 
 def test_every_shard_carries_the_metadata(tmp_path: Path) -> None:
     output = write(tmp_path / "out" / "soup", TWO, {"modelsoup": "x"}, shard_size=8)
     shards = sorted(output.glob("*.safetensors"))
     assert len(shards) == 2
-    assert [open_checkpoint(shard).metadata for shard in shards] == [{"modelsoup": "x"}] * 2
+    found = [open_checkpoint(shard, shard=True).metadata for shard in shards]
+    assert found == [{"modelsoup": "x"}] * 2
 
 
 # Companions
@@ -958,9 +978,10 @@ def test_an_output_folder_appears_with_its_companions(model: Path, tmp_path: Pat
 
 def test_companions_behind_links_are_copied_as_files(model: Path, tmp_path: Path) -> None:
     """The Hugging Face cache is made of links, which would lead nowhere from another place."""
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
-    (snapshot / "config.json").symlink_to(model / "config.json")
+    snapshot = tmp_path / "models--x" / "snapshots" / "0f3a"
+    snapshot.mkdir(parents=True)
+    model.rename(tmp_path / "models--x" / "blobs")
+    (snapshot / "config.json").symlink_to("../../blobs/config.json")
     output = write(tmp_path / "out" / "soup", ONE, copy_from=snapshot)
     assert copied(output) == {"config.json": "kept: config.json"}
     assert not (output / "config.json").is_symlink()
@@ -986,3 +1007,33 @@ def test_an_output_inside_the_model_folder_does_not_swallow_itself(model: Path) 
     write(output, TWO, copy_from=model, force=True)
     assert "soup/config.json" not in copied(output)
     assert stored(output) == TWO
+
+
+def test_a_link_out_of_the_model_is_refused_by_name(model: Path, tmp_path: Path) -> None:
+    """Else somebody's secret would be in the output, and then in a repository."""
+    (tmp_path / "secret").write_text("secret")
+    for target in (tmp_path / "secret", Path("../../secret")):
+        (model / "vae" / "tokens.json").symlink_to(target)
+        with pytest.raises(CheckpointError) as caught:
+            write(tmp_path / "out" / "soup", ONE, copy_from=model)
+        assert str(caught.value).startswith(f"the link {model}/vae/tokens.json leads out of the")
+        (model / "vae" / "tokens.json").unlink()
+    assert entries(tmp_path / "out") == []
+    (model / "vae" / "same.json").symlink_to("../config.json")
+    assert "vae/same.json" in copied(write(tmp_path / "out" / "soup", ONE, copy_from=model))
+
+
+def test_what_is_neither_file_nor_folder_is_refused_by_name(model: Path, tmp_path: Path) -> None:
+    os.mkfifo(model / "vae" / "pipe.json")
+    with pytest.raises(CheckpointError, match=rf"^{model}/vae/pipe.json is neither a file nor"):
+        write(tmp_path / "out" / "soup", ONE, copy_from=model)
+    assert entries(tmp_path / "out") == []
+
+
+def test_nothing_is_copied_that_lists_weights(model: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors.index.fp16.json", "tf_model.h5.index.json"):
+        (model / name).write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    (model / "model_index.json").write_text("{}")
+    names = copied(write(tmp_path / "out" / "soup", ONE, copy_from=model))
+    assert "model_index.json" in names, "which lists the parts of a pipeline"
+    assert not [name for name in names if ".index." in name]

@@ -45,6 +45,7 @@ def _linear_into(x: Any, p: Any, out: Any, own: Any) -> None:
 @method(
     "linear",
     LinearParameters,
+    models=(1, None),
     prepare=_prepare,
     from_beta=lambda beta: {"weight": (beta, 1 - beta), "normalize": False},
     propagates=True,
