@@ -335,13 +335,14 @@ def inspect(path: str, tensors: bool, lineage: bool, as_json: bool) -> None:
     """Show what is in a checkpoint: names as a tree, parameters, bytes, dtypes."""
     from .checkpoint import open_checkpoint
     from .inspection import as_json as node_as_json
-    from .inspection import summarize
+    from .inspection import notes_on, summarize
     from .lineage import read_lineage
 
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, shard=True)
     made = read_lineage(checkpoint)
     if as_json:
         content: dict[str, Any] = {"path": str(checkpoint.path), "metadata": checkpoint.metadata}
+        content["notes"] = notes_on(checkpoint)
         if lineage:
             content["lineage"] = made
         elif tensors:
@@ -362,6 +363,8 @@ def inspect(path: str, tensors: bool, lineage: bool, as_json: bool) -> None:
         show.show_lineage(checkpoint, made)
     else:
         show.show_inspection(checkpoint, summarize(checkpoint), tensors=tensors)
+    for note in notes_on(checkpoint):
+        say("note", note)
 
 
 @main.command(no_args_is_help=True)
@@ -450,6 +453,7 @@ def methods(name: str | None, as_json: bool) -> None:
 def verify(path: str, inputs: tuple[str, ...], as_json: bool) -> None:
     """Check headers, byte ranges, values, and the inputs' digests where they are at hand."""
     from . import verification
+    from .inspection import notes_on
 
     report = verification.verify(path, folders=inputs or None)
     if as_json:
@@ -458,6 +462,8 @@ def verify(path: str, inputs: tuple[str, ...], as_json: bool) -> None:
         from . import show
 
         show.show_verification(report)
+    for note in notes_on(report.checkpoint):
+        say("note", note)
     if not report.sound:
         raise SoupError(f"{path} is not sound")
 

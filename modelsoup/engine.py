@@ -33,6 +33,7 @@ from .unmade import Unmade
 from .writer import (
     LINEAGE_KEY,
     CheckpointWriter,
+    OccupiedError,
     OutputFile,
     OutputTensor,
     check_output,
@@ -162,8 +163,8 @@ def merge(
     notices = list(plan.notices)
     try:
         check_output(output, force=force)
-    except OutputError as error:
-        if not (dry_run and os.path.lexists(output)):
+    except OccupiedError as error:
+        if not dry_run:
             raise
         notices.append(Notice("output", str(error), (), "note"))
     files = layout_parts(
@@ -249,6 +250,7 @@ def _execute(
     metadata, false = _metadata(first.metadata, len(files))
     told = list(notices or plan.notices)
     if false:
+        false.sort()
         what = f"{listed(false)} of the metadata {'was' if len(false) == 1 else 'were'} left out"
         told.append(Notice("metadata", f"{what}: it is no digest of this model", (), "note"))
 

@@ -98,6 +98,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def are_counted(number: int, noun: str) -> str:
+    """`1 tensor is`, `2,000 tensors are`."""
+    return f"{counted(number, noun)} {'is' if number == 1 else 'are'}"
+
+
 def sized(nbytes: float) -> str:
     """`1.23 GB`: bytes in powers of 1000, as Hugging Face counts."""
     return _scaled(nbytes, ("B", "kB", "MB", "GB", "TB"))

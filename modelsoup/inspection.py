@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .checkpoint import Checkpoint, TensorInfo
+from .errors import are_counted, listed
 from .rules import natural_key
 
 _DEEPEST = 100  # branches, one below the other; what lies deeper stays one name
@@ -37,6 +38,13 @@ class Node:
     shape: tuple[int, ...] | None
     children: tuple[Node, ...]
     repeats: int = 1
+
+
+def notes_on(checkpoint: Checkpoint) -> list[str]:
+    """Sentences on what a reader might not expect: which files were taken, and what is empty."""
+    empty = [name for name, info in checkpoint.tensors.items() if not info.elements]
+    told = [f"{are_counted(len(empty), 'tensor')} without elements: {listed(empty)}"]
+    return [*checkpoint.notes, *(told if empty else [])]
 
 
 def summarize(checkpoint: Checkpoint) -> Node:

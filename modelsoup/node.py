@@ -26,7 +26,7 @@ import numpy as np
 from .checkpoint import SUFFIX, Checkpoint, TensorInfo, open_checkpoint
 from .dtypes import DTYPES, has_nonfinite, numpy_dtype
 from .engine import merge
-from .errors import CheckpointError, RunError, StoreError, TrainerError, listed
+from .errors import CheckpointError, RunError, StoreError, TrainerError, listed, speaking
 from .lineage import Digests, record_training
 from .plan import bytes_read, described, trainer_of
 from .recipe import plan_merge
@@ -256,10 +256,11 @@ def _trained(
 
 
 def _merge(task: Task, operation: Merge, output: Path) -> dict[str, Any]:
-    report = merge(
-        [_model(source) for source in task.sources], output, operation.recipe,
-        base=None if task.base is None else _model(task.base), workers=task.workers, force=True,
-    )  # fmt: skip
+    with speaking("plan"):
+        report = merge(
+            [_model(source) for source in task.sources], output, operation.recipe,
+            base=None if task.base is None else _model(task.base), workers=task.workers, force=True,
+        )  # fmt: skip
     # The inputs' digests were computed while they were merged; what does not agree made nothing.
     _must_agree(report.digests, task.sources, task.base)
     plan = report.plan

@@ -19,7 +19,7 @@ from .checkpoint import SUFFIX, Checkpoint, TensorInfo, must_be_whole, open_chec
 from .companions import companions
 from .digest import content_of, digest_file
 from .dtypes import DTYPES
-from .errors import CheckpointError, PlanError, SoupError, listed
+from .errors import CheckpointError, PlanError, SoupError, listed, speaking
 from .header import Row, read_header
 from .lineage import recipe_as_json
 from .recipe import MergePlan, Recipe, Step, plan_merge
@@ -601,7 +601,8 @@ def _merged(
     models = [_virtual(name, signature) for name, signature in zip(names, signatures, strict=True)]
     based = None if base is None else _virtual(str(base_path), base)
     try:
-        plan = plan_merge(models, recipe, base=based)
+        with speaking("plan"):
+            plan = plan_merge(models, recipe, base=based)
     except CheckpointError:
         raise
     except SoupError as error:

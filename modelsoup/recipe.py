@@ -17,7 +17,7 @@ from .dtypes import DTYPES, compute_dtype, parse_dtype
 from .errors import (
     MismatchError,
     ParameterError,
-    counted,
+    are_counted,
     layer_option,
     listed,
     nearest,
@@ -774,7 +774,7 @@ class _Planner:
         if not self.faults:
             return
         told = [
-            f"{counted(len(names), 'tensor')} {'is' if len(names) == 1 else 'are'} {what}: "
+            f"{are_counted(len(names), 'tensor')} {what}: "
             f"{listed([self._detailed(name) for name in names])} ({self._remedy(names, remedy)})"
             for (what, remedy), names in self.faults.items()
         ]
@@ -837,8 +837,8 @@ class _Planner:
     def _collected(self) -> tuple[Notice, ...]:
         notices = [
             Notice(
-                kind, f"{counted(len(names), 'tensor')} {'is' if len(names) == 1 else 'are'} "
-                f"{what}: {listed(names)}", tuple(names), level,
+                kind, f"{are_counted(len(names), 'tensor')} {what}: {listed(names)}",
+                tuple(names), level,
             )
             for (kind, what, level), names in self.notices.items()
         ]  # fmt: skip

@@ -51,6 +51,11 @@ def console(*, stderr: bool = False) -> Console:
     )  # fmt: skip
 
 
+def _plain(path: object) -> str:
+    """A path within a text with markup."""
+    return escape(printable(str(path)))
+
+
 def show_merge(report: MergeReport) -> None:
     """What a merge did, or, after a dry run, would do."""
     plan = report.plan
@@ -58,7 +63,7 @@ def show_merge(report: MergeReport) -> None:
     parameters = sum(step.elements for step in plan.steps)
     done = f"{report.output}:" if report.output else "would write"
     out.print(
-        f"[bold]{escape(str(done))}[/] {counted(len(plan.steps), 'tensor')}, "
+        f"[bold]{_plain(done)}[/] {counted(len(plan.steps), 'tensor')}, "
         f"{count(parameters)} parameters, {sized(plan.bytes_written)}"
     )
     show_rules(plan, out)
@@ -82,7 +87,7 @@ def show_inspection(checkpoint: Checkpoint, root: Node, *, tensors: bool) -> Non
     out = console()
     files = counted(len(checkpoint.files), "file")
     out.print(
-        f"[bold]{escape(str(checkpoint.path))}[/] {counted(root.tensors, 'tensor')}, "
+        f"[bold]{_plain(checkpoint.path)}[/] {counted(root.tensors, 'tensor')}, "
         f"{count(root.parameters)} parameters, {sized(root.nbytes)} in {files}; {_dtypes(root)}"
     )
     for key, value in sorted(checkpoint.metadata.items()):
@@ -134,7 +139,7 @@ def show_lineage(checkpoint: Checkpoint, made: Mapping[str, Any] | None) -> None
     """What a checkpoint was made of, and what that was made of, as a tree."""
     out = console()
     if made is None:
-        out.print(f"{escape(str(checkpoint.path))} holds no lineage: modelsoup did not make it")
+        out.print(f"{_plain(checkpoint.path)} holds no lineage: modelsoup did not make it")
         return
     tree = Tree(Text(f"{checkpoint.name} ← {described(made)}"))
     ancestors = made.get("ancestors", {})
@@ -219,7 +224,7 @@ def show_verification(report: VerifyReport) -> None:
     out = console()
     checkpoint = report.checkpoint
     out.print(
-        f"{escape(str(checkpoint.path))}: headers and byte ranges of "
+        f"{_plain(checkpoint.path)}: headers and byte ranges of "
         f"{counted(len(checkpoint.files), 'file')} are sound, {counted(len(checkpoint), 'tensor')}"
     )
     if report.nonfinite:
@@ -286,7 +291,7 @@ def progress_bar(title: str) -> Iterator[Callback]:
         TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task(escape(title), total=None)
+        task = bar.add_task(_plain(title), total=None)
 
         def advance(nbytes: int, total: int) -> None:
             bar.update(task, advance=nbytes, total=total)

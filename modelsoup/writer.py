@@ -40,6 +40,10 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 
 
+class OccupiedError(OutputError):
+    """There is something where the output is to be."""
+
+
 class OutputTensor(NamedTuple):
     """A tensor to be written: its name, safetensors dtype and shape."""
 
@@ -377,8 +381,10 @@ def check_output(output: Path, *, force: bool) -> None:
     A link is replaced as what it is, and not followed.
 
     Raises:
-        OutputError: its name is none that it can have; its folder is missing or cannot be written
-            to; it exists and `force` is not given; or it is a folder that modelsoup did not write.
+        OccupiedError: it exists and `force` is not given, or it is a folder that modelsoup did not
+            write.
+        OutputError: its name is none that it can have, or its folder is missing or cannot be
+            written to.
     """
     if output.name in ("", ".."):
         raise OutputError(
@@ -409,21 +415,21 @@ def check_output(output: Path, *, force: bool) -> None:
         if not any(output.iterdir()):
             return
         if not force:
-            raise OutputError(
+            raise OccupiedError(
                 f"the folder {output} exists and is not empty ({option('force')} replaces it)"
             )
         if not _was_written_by_us(output):
-            raise OutputError(
+            raise OccupiedError(
                 f"the folder {output} was not written by modelsoup, so {option('force')} does not "
                 f"replace it: remove it yourself or name another output"
             )
     elif output.is_dir() or (is_folder and os.path.lexists(output)):
         other = "folder" if output.is_dir() else "file"
-        raise OutputError(
+        raise OccupiedError(
             f"{output} is a {other}: an output that ends in {SUFFIX} is a file, any other a folder"
         )
     elif os.path.lexists(output) and not force:
-        raise OutputError(f"{output} exists ({option('force')} replaces it)")
+        raise OccupiedError(f"{output} exists ({option('force')} replaces it)")
 
 
 def _was_written_by_us(folder: Path) -> bool:
