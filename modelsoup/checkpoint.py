@@ -440,7 +440,8 @@ def _opened(
             metadata = header.metadata if metadata is None else metadata
             states[file] = header.state
             infos = [
-                TensorInfo(part.prefix + row[0], *row[1:3], file, *row[3:]) for row in header.rows
+                TensorInfo(part.prefix + name, dtype, shape, file, start, nbytes)
+                for name, dtype, shape, start, nbytes in header.rows
             ]
             twice = [info.name for info in infos if info.name in tensors]
             if twice:

@@ -90,10 +90,19 @@ class Scales:
         )
 
 
+WORDS = (
+    "scale", "absmax", "quant", "qweight", "qzeros", "g_idx", "scb", "weight_format", "_packed",
+    "zero_point", "_blocks", "w_q", "_data",
+)  # fmt: skip
+"""One of them is in any name of a scale or of packed codes, in lower case; else in few names."""
+
+
 def scaled_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, Scales]:
     """The float8 tensors that have scales beside them, of schemes that are known."""
     found = {}
     for name, info in tensors.items():
+        if info.dtype not in _LARGEST:
+            continue
         scale = _scale_of(name, info, tensors)
         scales = None if scale is None else _scheme(info, scale)
         if scales is not None:
@@ -102,7 +111,7 @@ def scaled_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, Scales]:
 
 
 def _scale_of(name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> TensorInfo | None:
-    if info.dtype not in _LARGEST or not info.elements:
+    if not info.elements:
         return None
     home, dot, last = name.rpartition(".")
     names = (f"{name}_scale_inv", f"{name}_scale", f"{home}{dot}scale_{last}")

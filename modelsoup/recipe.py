@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 import numpy as np
 
-from . import low_rank
+from . import low_rank, quantized
 from .checkpoint import Checkpoint, TensorInfo
 from .dtypes import DTYPES, compute_dtype, parse_dtype
 from .errors import (
@@ -65,6 +65,7 @@ _COUNTER = "num_batches_tracked"
 _RUNNING = ("running_mean", "running_var")
 _STORED = ("stored_mean", "stored_var")  # BigGAN's
 _SPECTRAL = ("weight_u", "weight_v", "weight.0._u", "weight.0._v")
+_SPECTRAL_STARTS = ("w", "_", "u", "s")
 _SINGULAR = re.compile(r"(?:u|sv)\d+")  # BigGAN's vectors and values
 
 Level = Literal["warning", "note"]
@@ -473,24 +474,28 @@ class _Planner:
         self.faults: dict[tuple[str, Remedy], list[str]] = {}
         self.details: dict[str, str] = {}  # name → how the models differ
         self.notices: dict[tuple[str, str, Level], list[str]] = {}
-        self.every = every = [*models, *([] if base is None else [base])]
+        self.every = every = [*models, *([] if base is None else [base])]  # the base's names last
         self.scaled = {id(model): scaled_weights(model.tensors) for model in every}
         scales = {s.name for found in self.scaled.values() for s in found.values()}
-        quantized = [model for model in every if self.scaled[id(model)]]
+        with_scales = [model for model in every if self.scaled[id(model)]]
+        self.is_quantized = bool(with_scales)
         # What is not merged for itself: scales go with their codes, and so does what tells of them.
         self.followers = scales | {
-            name for model in quantized for name in model.tensors if tells_of_codes(name)
+            name for model in with_scales for name in model.tensors if tells_of_codes(name)
         }
-        self.packed = {n: s for model in every for n, s in packed_weights(model.tensors).items()}
-        self.factors = {name for model in every for name in low_rank.factors(model.tensors)}
+        # Most models have no such names, which one look at all of them shows.
+        text = "\n".join(dict.fromkeys(n for model in every for n in model.tensors)).lower()
+        with_codes = every if any(word in text for word in quantized.WORDS) else []
+        with_factors = every if any(word in text for word in low_rank.WORDS) else []
+        self.packed = {n: s for m in with_codes for n, s in packed_weights(m.tensors).items()}
+        self.factors = {name for m in with_factors for name in low_rank.factors(m.tensors)}
 
     def plan(self) -> MergePlan:
         if not self.models:
             raise ParameterError("a merge needs at least one model")
         recipe, first = self.recipe, self.models[0]
-        names = dict.fromkeys(name for model in self.models for name in model.tensors)
-        of_base = () if self.base is None else self.base.tensors
-        self.names = [n for n in dict.fromkeys((*names, *of_base)) if n not in self.followers]
+        names = dict.fromkeys(name for model in self.every for name in model.tensors)
+        self.names = [name for name in names if name not in self.followers]
         assignment = assign(
             self.names, recipe.layers, rest=recipe.rest or "first", groups=recipe.groups,
             fractions=recipe.low_level,
@@ -513,13 +518,16 @@ class _Planner:
             steps += made
             if not made:
                 dropped.append(name)
-        steps += self._followers_of(steps)
+        if self.is_quantized:
+            steps += self._followers_of(steps)
         self._raise_faults()
         self._must_merge(assignment)
         if not steps:
             raise MismatchError("the output would have no tensors: every one is dropped")
-        there = [step.name for step in steps]
-        nonfinite = matching(recipe.allow_nonfinite, there, recipe.groups)
+        nonfinite: set[str] = set()
+        if recipe.allow_nonfinite:
+            there = [step.name for step in steps]
+            nonfinite = matching(recipe.allow_nonfinite, there, recipe.groups)
         added = tuple(step.name for step in steps if step.name not in first.tensors)
         frozen = tuple(n for n, index in assignment.chosen.items() if self.rules[index].frozen)
         self._notice_steps(assignment, steps, added)
@@ -629,18 +637,12 @@ class _Planner:
         rule = self.rules[index]
         if rule.action == "drop":
             return []
-        has = [k for k, model in enumerate(self.models) if name in model.tensors]
         if rule.action == "keep":
-            source = self._model(rule.source)
-            if name in source.tensors:
-                return self._copy(name, index, rule.source, source.tensors[name])
-            if has and index < len(self.rules) - 1:  # asked for by a rule, not by what is left
-                what = f"not in {model_called(rule.source)}, from which a rule keeps"
-                return self._fault(what, name)
-        if not has or rule.action == "keep":
-            who = "only in the base model" if not has else f"not in {model_called(rule.source)}"
-            self._notice("dropped", f"left out ({who})", name)
-            return []
+            return self._keep(name, index, rule)
+        infos = [model.tensors.get(name) for model in self.models]
+        absent = [k for k, info in enumerate(infos) if info is None] if None in infos else []
+        if len(absent) == len(infos):
+            return self._leave_out("only in the base model", name)
         if name in self.packed:
             what = (
                 f"packed by {self.packed[name]}, and codes cannot be merged (dequantise the models "
@@ -653,11 +655,26 @@ class _Planner:
                 "models that the adapters were applied to)"
             )
             return self._fault(what, name, "named")
-        absent = [k for k in range(len(self.models)) if k not in has]
         if absent:
             who = " and ".join(f"{self.models[k].name}, {model_called(k)}" for k in absent)
-            return self._fault(f"missing from {who}", name, _KEEPING.get(has[0], "drop"))
-        return self._merge(name, index, [model.tensors[name] for model in self.models])
+            has = next(k for k in range(len(infos)) if k not in absent)
+            return self._fault(f"missing from {who}", name, _KEEPING.get(has, "drop"))
+        return self._merge(name, index, cast("list[TensorInfo]", infos))
+
+    def _keep(self, name: str, index: int, rule: Rule) -> list[Step]:
+        """A tensor that a rule, or what is done with the rest, keeps from one model."""
+        info = self._model(rule.source).tensors.get(name)
+        if info is not None:
+            return self._copy(name, index, rule.source, info)
+        if not any(name in model.tensors for model in self.models):
+            return self._leave_out("only in the base model", name)
+        if index < len(self.rules) - 1:  # asked for by a rule, not by what is left
+            return self._fault(f"not in {model_called(rule.source)}, from which a rule keeps", name)
+        return self._leave_out(f"not in {model_called(rule.source)}", name)
+
+    def _leave_out(self, why: str, name: str) -> list[Step]:
+        self._notice("dropped", f"left out ({why})", name)
+        return []
 
     def _model(self, index: int) -> Checkpoint:
         model = self.base if index == BASE else self.models[index]
@@ -665,6 +682,8 @@ class _Planner:
         return model
 
     def _scales(self, model: int, name: str) -> Scales | None:
+        if not self.is_quantized:
+            return None
         return self.scaled[id(self._model(model))].get(name)
 
     def _copy(
@@ -711,30 +730,30 @@ class _Planner:
             return self._fault("missing from the base model", name)
         if copied is not None and self._is_alike(name, infos[0], copied):
             return self._copy(name, index, copied, infos[copied], infos[0].dtype)
-        sources = [*([] if based is None else [(BASE, based)]), *enumerate(infos)]
-        scales = tuple(self._scales(model, name) for model, _ in sources)
+        sources = (*(() if based is None else ((BASE, based),)), *enumerate(infos))
         dtype = self._output_dtype(infos[0].dtype)
-        if (
-            len({None if s else info.dtype for s, (_, info) in zip(scales, sources, strict=True)})
-            > 1
-        ):
+        step = Step(name, dtype, infos[0].shape, "merge", index, sources, method, parameters)
+        if self.is_quantized:
+            scales = tuple(self._scales(model, name) for model, _ in sources)
+            if any(scales):
+                return self._of_codes(step, scales, infos[0].dtype)
+        if len(dtypes) > 1:
             self._notice("dtype", f"stored in different dtypes; the output has {dtype}", name)
-        step = Step(
-            name, dtype, infos[0].shape, "merge", index, tuple(sources), method, parameters,
-            scales=scales if any(scales) else (),
-        )  # fmt: skip
-        quantized = self._scales(0, name) if dtype == infos[0].dtype else None
-        if any(scales):
-            how = f"stored as {dtype}" if quantized is None else "quantised again"
-            what = f"quantised: merged as values, and {how}"
-            self._notice("quantized", what, name, "note")
-        if quantized is None:
+        return [step]
+
+    def _of_codes(self, step: Step, scales: tuple[Scales | None, ...], dtype: str) -> list[Step]:
+        """A merge of the values that codes stand for, quantised as the first model is."""
+        own = self._scales(0, step.name) if step.dtype == dtype else None
+        how = f"stored as {step.dtype}" if own is None else "quantised again"
+        self._notice("quantized", f"quantised: merged as values, and {how}", step.name, "note")
+        step = step._replace(scales=scales, quantized=own)
+        if own is None:
             return [step]
         beside = Step(
-            quantized.name, quantized.dtype, quantized.shape, "scales", index, (),
-            quantized=quantized,
+            own.name, own.dtype, own.shape, "scales", step.rule, (),
+            quantized=own,
         )  # fmt: skip
-        return [step._replace(quantized=quantized), beside]
+        return [step, beside]
 
     def _is_alike(self, name: str, first: TensorInfo, copied: int) -> bool:
         """Whether a copy of a model's tensor is stored as the first model's is."""
@@ -806,23 +825,18 @@ class _Planner:
                 what = f"matched by no rule and {_done(self.rules[rest])}"
                 self._notice("rest", what, name, "note")
         for step in steps:
-            last = step.name.rpartition(".")[2]
             if not step.elements:
                 self._notice("empty", "without elements", step.name)
             if step.kind != "merge":
                 continue
+            last = step.name.rpartition(".")[2]
+            of = None
             if last in _RUNNING or last.startswith(_STORED):
-                self._notice(
-                    "recalibrate",
-                    "of BatchNorm's statistics and averaged: estimate them anew",
-                    step.name,
-                )
-            if self._is_spectral(step.name):
-                self._notice(
-                    "recalibrate",
-                    "of spectral normalisation and averaged: estimate them anew",
-                    step.name,
-                )
+                of = "BatchNorm's statistics"
+            elif last[:1] in _SPECTRAL_STARTS and self._is_spectral(step.name):
+                of = "spectral normalisation"
+            if of is not None:
+                self._notice("recalibrate", f"of {of} and averaged: estimate them anew", step.name)
 
     def _is_spectral(self, name: str) -> bool:
         """Whether a tensor is a singular vector that spectral normalisation keeps.

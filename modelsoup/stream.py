@@ -171,19 +171,13 @@ class _Job:
     function: Callable[[Any, Any], Any] | None = None  # elementwise, over `numbers`
     into: Callable[[Any, Any, Any, Any], None] | None = None  # the same, as in `Method`
     numbers: Any = None
+    is_gathered: bool = False  # something must be known of whole tensors before it is written
     loop: Loop | None = None
     loop_parameters: np.ndarray | None = None
 
     @property
     def is_whole(self) -> bool:
         return self.step.method is not None and self.step.method.shape == "whole"
-
-    @property
-    def is_gathered(self) -> bool:
-        """Whether something must be known of whole tensors before it is written."""
-        method = self.step.method
-        select = method is not None and method.shape in ("gram", "select")
-        return select or self.step.quantized is not None or any(self.step.scales)
 
 
 @dataclass(frozen=True, slots=True)
@@ -688,7 +682,11 @@ def _job_of(step: Step, inputs: Inputs, file_name: str = "", offset: int = 0) ->
             readers.append((inputs.reader(model, info), info))
             below.append(None)
     found = tuple(below) if any(below) else ()
-    return _Job(step, readers, inputs, file_name, offset, found)
+    job = _Job(step, readers, inputs, file_name, offset, found)
+    if step.kind == "merge" or step.scales:
+        select = step.method is not None and step.method.shape in ("gram", "select")
+        job.is_gathered = select or step.quantized is not None or any(step.scales)
+    return job
 
 
 def _most_buffers(plan: MergePlan) -> int:

@@ -133,6 +133,9 @@ def layout_parts(
         shard_size: as in `layout`.
     """
     of_part: dict[Part, list[OutputTensor]] = {part: [] for part in parts}
+    if len(parts) == 1:
+        of_part[parts[0]] = list(tensors)
+        tensors = ()
     by_length = sorted(parts, key=lambda part: -len(part.prefix))
     for tensor in tensors:
         of_part[next(p for p in by_length if tensor.name.startswith(p.prefix))].append(tensor)
@@ -148,10 +151,10 @@ def header_bytes(file: OutputFile, metadata: Mapping[str, str], *, least: int = 
     content: dict[str, object] = {}
     if metadata:
         content["__metadata__"] = dict(sorted(metadata.items()))
-    offset = 0
+    offset, skipped = 0, len(file.prefix)
     for tensor in file.tensors:
         stop = offset + tensor.nbytes
-        content[tensor.name.removeprefix(file.prefix)] = {
+        content[tensor.name[skipped:]] = {
             "dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (offset, stop),
         }  # fmt: skip
         offset = stop
