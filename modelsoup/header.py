@@ -7,6 +7,7 @@ written as objects.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -78,12 +79,18 @@ def read_header(file: Path) -> Header:
         read_into(descriptor, memoryview(header), 8, file)
     finally:
         os.close(descriptor)
+    collects = gc.isenabled()
+    if length > _LARGE:  # looking for cycles among millions of objects takes longer than all else
+        gc.disable()
     try:
         rows, metadata = _parse_header(bytes(header), size - 8 - length)
     except _HeaderError as error:
         raise CheckpointError(f"{file}: {error}") from error.__cause__
     except RecursionError:
         raise CheckpointError(f"{file}: the header is nested too deeply") from None
+    finally:
+        if collects:
+            gc.enable()
     return Header(rows, dict(metadata), state)
 
 

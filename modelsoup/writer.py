@@ -542,7 +542,8 @@ def place(partial: Path, output: Path, *, force: bool) -> None:
             elif not _renamed(partial, output, _NO_REPLACE):
                 _link(partial, output)
             return
-        if not os.path.lexists(output) or not (output.is_symlink() or any(output.iterdir())):
+        is_free = not os.path.lexists(output) or not (output.is_symlink() or any(output.iterdir()))
+        if is_free or not force:
             os.rename(partial, output)  # which the system refuses if there is something by now
         elif not _renamed(partial, output, _EXCHANGE):
             # A kill between the two leaves the old folder under a name that is not cleaned away

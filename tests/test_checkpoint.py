@@ -921,3 +921,48 @@ def test_opening_reads_the_header_alone(file: Path) -> None:
     assert checkpoint.parameters == 2**39
     assert peak < 1_000_000
     assert numpy_dtype(checkpoint.tensors["t"].dtype) == ml_dtypes.bfloat16
+
+
+# Headers that are large on purpose
+
+MILLIONS = 17 << 20  # bytes: above what is parsed without a look at its form
+FLOODS = {
+    "lists": (b'{"a":[', b"[],", b"[]]}"),
+    "lists in lists": (b'{"a":', b"[", b""),
+    "a shape of many sizes": (
+        b'{"a":{"dtype":"F32","data_offsets":[0,4],"shape":[',
+        b"1,",
+        b"1]}}",
+    ),
+    "many keys of a tensor": (b'{"a":{', b'"k":{},', b'"z":1}}'),
+    "members that are no tensors": (b"{", b'"k":1,', b'"z":1}'),
+    "an endless string": (b'{"', b"a", b""),
+    "escapes": (b'{"', b"\\", b""),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_of_objects_is_refused_before_they_are_made(file: Path, flood: str) -> None:
+    """Parsed first, such a header takes thirty times its size, and seconds."""
+    start, piece, end = FLOODS[flood]
+    header = start + piece * (MILLIONS // len(piece)) + end
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
+    tracemalloc.start()
+    try:
+        sentence = refusal(file)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "the header is no object of tensors" in sentence
+    assert peak < 4 * len(header)
+
+
+def test_a_large_header_is_read_as_a_small_one(file: Path) -> None:
+    metadata = {"lineage": json.dumps({"a": [{}] * 100_000}) * 60, "k": 'v\u2028\\"'}
+    tensors = {"__metadata__": metadata, "x": ONE}
+    header = json.dumps(tensors, indent=3).encode()
+    assert len(header) > MILLIONS
+    file.write_bytes(struct.pack("<Q", len(header)) + header + FOUR)
+    checkpoint = open_checkpoint(file)
+    assert checkpoint["x"].tolist() == [1.0]
+    assert checkpoint.metadata == metadata

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from modelsoup import CheckpointError, open_checkpoint
 from modelsoup.dtypes import DTYPES
-from modelsoup.header import MAX_HEADER
+from modelsoup.header import MAX_HEADER, _must_be_flat
 
 SECONDS = float(os.environ.get("MODELSOUP_FUZZ_SECONDS", "60"))
 ROUND = settings(
@@ -107,6 +107,7 @@ def verdict(content: bytes, file: Path) -> str:
         return reason
     assert time.process_time() - started < 1, "slow"
     assert reference is not None, f"the reference library refuses {content!r}"
+    _must_be_flat(content[8 : 8 + int.from_bytes(content[:8], "little")])  # as of a large header
     found = {
         name: (info.dtype, info.shape, content[info.start : info.stop])
         for name, info in checkpoint.tensors.items()

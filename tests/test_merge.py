@@ -14,6 +14,7 @@ import signal
 import struct
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -1551,3 +1552,98 @@ def test_a_recipe_can_be_used_again_and_is_not_mixed_with_its_fields(tmp_path: P
         merge(models, tmp_path / "3.safetensors", recipe, beta=0.5)
     with pytest.raises(RuleError):
         modelsoup.Recipe(layers=[""])
+
+
+# Inputs that change while they are merged
+
+
+@pytest.mark.parametrize("change", ["replaced", "changed in place", "appended to"])
+@pytest.mark.parametrize("when", ["before it is read", "while it is read"])
+def test_an_input_that_changes_is_an_error_and_not_garbage(
+    change: str, when: str, tmp_path: Path, out: Path
+) -> None:
+    """The header was read from another file, or the bytes are of two."""
+    tensors = {f"t{n}": np.full(1 << 20, n, F32) for n in range(8)}
+    models = pair(tmp_path, tensors, tensors)
+    # As sound as the one before, with tensors in other places.
+    other = save(tmp_path / "other", {n: t + 1 for n, t in reversed(tensors.items())})
+    opened = [modelsoup.open_checkpoint(model) for model in models]
+
+    def disturb() -> None:
+        if not other.exists():
+            return
+        if change == "replaced":
+            os.replace(other, models[1])
+            return
+        other.unlink()
+        with models[1].open("r+b") as file:
+            file.seek(-4 if change == "changed in place" else 0, os.SEEK_END)
+            file.write(b"\0\0\0\1")
+
+    def progress(nbytes: int, total: int) -> None:
+        disturb()
+
+    if when == "before it is read":
+        disturb()
+    with pytest.raises(CheckpointError, match=rf"^{models[1]} changed while it was read"):
+        merge(opened, out, progress=progress if when == "while it is read" else None)
+    assert not out.exists()
+    assert [p.name for p in tmp_path.iterdir() if "soup" in p.name] == []
+
+
+def test_the_last_element_of_a_large_tensor_is_looked_at_by_every_method(tmp_path: Path) -> None:
+    """Also by those in whose result a NaN of an input does not show."""
+    good = np.ones(3 * BLOCK + 5, F32)
+    bad = good.copy()
+    bad[-1] = np.nan
+    for place in range(3):
+        values = [bad if k == place else good for k in range(3)]
+        a, b, base = (
+            save(tmp_path / f"{name}.safetensors", {"x": v})
+            for name, v in zip(("a", "b", "base"), values, strict=True)
+        )
+        for density in ([0, 1], [1, 0], [0.5, 0.5], [0, 0]):
+            for method in ("ties", "dare_ties", "dare_linear"):
+                sentence = refusal(
+                    tmp_path, [a, b], modelsoup.NonfiniteError, base=base, method=method,
+                    weights=[1, 1], parameters={"density": density},
+                )  # fmt: skip
+                assert f"x (1 in {('a', 'b', 'base')[place]}.safetensors" in sentence
+
+
+def test_a_part_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+    """It was left out without a word, and the output lacked it."""
+    for name in "ab":
+        save(tmp_path / name / "model.safetensors", zeros(w=(2,)))
+        for inner in ("head", "configs"):
+            (tmp_path / name / inner).mkdir()
+        save(tmp_path / name / "head" / "model.safetensors", zeros(w=(2,)))
+        (tmp_path / name / "configs" / "x.json").write_text("{}")
+    code = textwrap.dedent(f"""
+        import os
+        import modelsoup
+        folder = {str(tmp_path)!r}
+        modelsoup.merge([folder + "/a", folder + "/b"], folder + "/first")  # imports everything
+        os.setuid(65534)
+        try:
+            modelsoup.merge([folder + "/a", folder + "/b"], folder + "/out")
+        except modelsoup.SoupError as error:
+            print(error)
+    """)
+    if os.getuid() != 0:
+        pytest.skip("only root can become somebody who may not read")
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.owner() == "root" and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o755)
+    tmp_path.chmod(0o777)
+    for inner in ("head", "configs"):
+        (tmp_path / "a" / inner).chmod(0o700)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        assert done.stdout == f"cannot read {tmp_path / 'a' / inner}: Permission denied\n", (
+            done.stderr
+        )
+        (tmp_path / "a" / inner).chmod(0o755)
+        shutil.rmtree(tmp_path / "first")
+    assert not (tmp_path / "out").exists()

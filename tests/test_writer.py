@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
+import modelsoup.writer
 from modelsoup import CheckpointError, OutputError, ParameterError, open_checkpoint
 from modelsoup.dtypes import DTYPES
 from modelsoup.writer import (
@@ -1037,3 +1040,140 @@ def test_nothing_is_copied_that_lists_weights(model: Path, tmp_path: Path) -> No
     names = copied(write(tmp_path / "out" / "soup", ONE, copy_from=model))
     assert "model_index.json" in names, "which lists the parts of a pipeline"
     assert not [name for name in names if ".index." in name]
+
+
+# The last step
+
+
+def test_what_appears_in_the_last_moment_is_not_overwritten(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last look and the rename; the rename itself must refuse."""
+    check = modelsoup.writer.check_output
+
+    def late(path: Path, *, force: bool) -> None:
+        check(path, force=force)
+        if path.suffix:
+            path.write_bytes(b"precious")
+        else:
+            (path / "notes").mkdir(parents=True)
+
+    with CheckpointWriter(output, SMALL, OURS) as writer:
+        fill(writer, SMALL, ONE)
+        monkeypatch.setattr("modelsoup.writer.check_output", late)
+        with pytest.raises(OutputError, match="appeared while it was made"):
+            writer.commit()
+    assert entries(output.parent) == [output.name]
+    assert output.read_bytes() == b"precious" if output.suffix else entries(output) == ["notes"]
+
+
+@pytest.mark.parametrize("way", ["rename with conditions", "hard link", "plain rename"])
+def test_a_file_is_put_in_place_on_any_file_system(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    if way != "rename with conditions":
+        monkeypatch.setattr("modelsoup.writer._renamed", lambda *_: False)
+    if way == "plain rename":
+        monkeypatch.setattr(os, "link", refused)
+    output = tmp_path / "out" / "soup.safetensors"
+    assert stored(write(output, ONE)) == ONE
+    with pytest.raises(OutputError, match="exists"):
+        write(output, TWO)
+    assert stored(write(output, TWO, force=True)) == TWO
+    assert entries(output.parent) == [output.name]
+
+
+def test_a_folder_is_replaced_in_one_step_where_the_system_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that at no moment it is absent."""
+    output = write(tmp_path / "out" / "soup", ONE)
+    renames = []
+    monkeypatch.setattr(os, "rename", lambda *paths: renames.append(paths))
+    assert stored(write(output, TWO, force=True)) == TWO
+    assert renames == []
+    assert entries(output.parent) == ["soup"]
+
+
+def test_a_folder_whose_successor_cannot_be_renamed_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = write(tmp_path / "out" / "soup", ONE)
+    rename, calls = os.rename, []
+
+    def second_fails(source: Path, target: Path) -> None:
+        calls.append((source, target))
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr("modelsoup.writer._renamed", lambda *_: False)
+    monkeypatch.setattr(os, "rename", second_fails)
+    with pytest.raises(OutputError, match="Input/output error"):
+        write(output, TWO, force=True)
+    assert len(calls) == 3
+    assert stored(output) == ONE
+    assert entries(output.parent) == ["soup"]
+
+
+def test_a_mount_point_is_not_replaced(tmp_path: Path) -> None:
+    script = tmp_path / "check.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        from pathlib import Path
+        from modelsoup.writer import check_output
+        from modelsoup import OutputError
+        try:
+            check_output(Path({str(tmp_path / "mounted")!r}), force=True)
+        except OutputError as error:
+            print(error)
+    """)
+    )
+    (tmp_path / "mounted").mkdir()
+    command = f"mount -t tmpfs none {tmp_path / 'mounted'} && {sys.executable} {script}"
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, check=False
+    )
+    if "mount" in done.stderr or "unshare" in done.stderr:
+        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+    assert "is a mount point" in done.stdout
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(
+    model: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file and folder of the output is flushed, then it is renamed, then its folder."""
+    done: list[tuple[str, str]] = []
+    fsync = os.fsync
+
+    def flushed(descriptor: int) -> None:
+        done.append(("flush", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def renamed(source: Path, target: Path, how: str) -> bool:
+        done.append(("place", str(target)))
+        return False
+
+    rename = os.rename
+
+    def folder_renamed(source: Path, target: Path) -> None:
+        done.append(("place", str(target)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr("modelsoup.writer._renamed", renamed)
+    monkeypatch.setattr(os, "rename", folder_renamed)
+    shards = 8 if not output.suffix else None
+    write(output, TWO, shard_size=shards, copy_from=model if shards else None)
+    assert done[-1] == ("flush", str(output.parent))
+    assert done[-2] == ("place", str(output))
+    assert {what for what, _ in done[:-2]} == {"flush"}
+    partial = Path(done[0][1])
+    while partial.parent != output.parent:
+        partial = partial.parent
+    found = {str(Path(path).relative_to(partial)) for _, path in done[:-2]}
+    everything = {str(p.relative_to(output)) for p in output.rglob("*")} if shards else set()
+    assert found == {".", *everything}
