@@ -274,8 +274,9 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 def low_level(names: Iterable[str], fraction: float) -> set[str]:
     """The tensors of the first layers, in natural name order, of each subnetwork.
 
-    A subnetwork is what comes before the first dot (`G_A`); a layer, what comes before the last
-    (`G_A.model.1`, with its weight and bias). At least one layer of each is taken.
+    A subnetwork is what comes before the first dot (`G_A`), or a part of a folder (`unet/`); a
+    layer, what comes before the last dot (`G_A.model.1`, with its weight and bias). At least one
+    layer of each is taken.
 
     Args:
         names: tensor names.
@@ -283,7 +284,8 @@ def low_level(names: Iterable[str], fraction: float) -> set[str]:
     """
     layers: dict[str, dict[str, list[str]]] = {}
     for name in names:
-        subnetwork = name.partition(".")[0] if "." in name else ""
+        start, *more = re.split(r"[./]", name, maxsplit=1)
+        subnetwork = start if more else ""
         layers.setdefault(subnetwork, {}).setdefault(name.rpartition(".")[0], []).append(name)
     taken: set[str] = set()
     for of_one in layers.values():
