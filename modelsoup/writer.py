@@ -28,6 +28,7 @@ from .errors import OutputError, ParameterError
 PARTIAL_SUFFIX = ".soup-partial"
 REPLACED_SUFFIX = ".soup-replaced"
 LINEAGE_KEY = "modelsoup"
+CONVERTER_KEY = "converted_by"
 
 _WEIGHTS = frozenset(
     [
@@ -354,7 +355,7 @@ def _was_written_by_us(folder: Path) -> bool:
     from .errors import CheckpointError
 
     try:
-        return LINEAGE_KEY in open_checkpoint(folder).metadata
+        return not open_checkpoint(folder).metadata.keys().isdisjoint((LINEAGE_KEY, CONVERTER_KEY))
     except CheckpointError:
         return False
 
