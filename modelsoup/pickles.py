@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import pickletools
 import re
 import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -24,12 +25,25 @@ RATIO: Final = 16
 _LEAST_LIMIT: Final = 100_000_000
 _DEEPEST: Final = 100  # a tuple's hash calls itself for each level
 _MOST_NAMES: Final = 256
+_SHORT: Final = "it ends in the middle"
 _LONGEST_NAME: Final = 1000
 _WORD: Final = 8  # what a reference takes
 
-_NUMBERS: Final = {
-    pickle.BININT: struct.Struct("<i"), pickle.BININT1: struct.Struct("<B"),
-    pickle.BININT2: struct.Struct("<H"), pickle.BINFLOAT: struct.Struct(">d"),
+_INSTRUCTIONS: Final = frozenset(each.code.encode("latin1") for each in pickletools.opcodes)
+_PUT: Final = (pickle.BINPUT, pickle.LONG_BINPUT)
+_GET: Final = (pickle.BINGET, pickle.LONG_BINGET)
+_NUMBERS: Final = (pickle.BININT1, pickle.BININT, pickle.BININT2, pickle.BINFLOAT)
+_OPERANDS: Final = {
+    code: struct.Struct(form)
+    for form, codes in {
+        "<B": (pickle.BINPUT, pickle.BINGET, pickle.BININT1, pickle.LONG1, pickle.SHORT_BINSTRING,
+               pickle.PROTO),
+        "<H": (pickle.BININT2,),
+        "<I": (pickle.LONG_BINPUT, pickle.LONG_BINGET, pickle.BINUNICODE),
+        "<i": (pickle.BININT,),
+        ">d": (pickle.BINFLOAT,),
+    }.items()
+    for code in codes
 }  # fmt: skip
 _ATOMS: Final = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False}
 _EMPTY: Final = {pickle.EMPTY_LIST: "list", pickle.EMPTY_DICT: "dict", pickle.EMPTY_SET: "set"}
@@ -93,14 +107,23 @@ class _Global(str):
 class _Tuple:
     __slots__ = ("depth", "elements", "filled", "items", "weight")
 
-    depth: int
-
     def __init__(self, items: list[Any]) -> None:
         self.items = items
-        self.filled = [item for item in items if type(item) is _Made]
-        self.weight = _WORD + sum(map(_weight, items))
-        self.depth = 1 + max((i.depth for i in items if type(i) is _Tuple), default=0)
-        self.elements = sum(map(_elements, items))
+        self.weight, self.depth, self.elements = _WORD, 1, 0
+        self.filled: list[_Made] = []
+        for item in items:
+            kind = type(item)
+            if kind is str:
+                self.weight += _WORD + len(item)
+            elif kind is _Tuple:
+                self.weight += item.weight
+                self.depth = max(self.depth, item.depth + 1)
+                self.elements += item.elements
+            else:
+                self.weight += _WORD
+                if kind is _Made:
+                    self.elements += item.elements
+                    self.filled.append(item)
         if self.depth > _DEEPEST:
             raise PickleError("size", f"it has tuples nested more than {_DEEPEST} deep")
 
@@ -126,10 +149,6 @@ def _weight(value: Any) -> int:
     if type(value) is _Tuple:
         return value.weight
     return _WORD + len(value) if type(value) is str else _WORD
-
-
-def _elements(value: Any) -> int:
-    return value.elements if type(value) in (_Tuple, _Made) else 0
 
 
 def _is_tensor(value: Any) -> bool:
@@ -186,23 +205,16 @@ class Survey:
         memo: dict[int, Any] = {}
         while True:
             code = read(1)
-            if code in (pickle.BINPUT, pickle.LONG_BINPUT):
-                memo[_number(read, 1 if code == pickle.BINPUT else 4)] = stack[-1]
-            elif code in (pickle.BINGET, pickle.LONG_BINGET):
-                stack.append(memo[_number(read, 1 if code == pickle.BINGET else 4)])
-            elif code in _NUMBERS:
-                form = _NUMBERS[code]
-                stack.append(form.unpack(read(form.size))[0])
+            form = _OPERANDS.get(code)
+            operand: Any = form.unpack(read(form.size))[0] if form else None
+            if code in _PUT:
+                memo[operand] = stack[-1]
+            elif code in _GET:
+                stack.append(memo[operand])
             elif code == pickle.BINUNICODE:
-                stack.append(str(self._bytes(read, _number(read, 4)), "utf-8", "surrogatepass"))
-            elif code == pickle.SHORT_BINSTRING:
-                stack.append(str(self._bytes(read, _number(read, 1)), "utf-8"))
-            elif code == pickle.LONG1:
-                stack.append(pickle.decode_long(self._bytes(read, _number(read, 1))))
-            elif code in _ATOMS:
-                stack.append(_ATOMS[code])
-            elif code in _EMPTY:
-                stack.append(_Made(_EMPTY[code]))
+                stack.append(str(self._bytes(read, operand), "utf-8", "surrogatepass"))
+            elif code in _NUMBERS:
+                stack.append(operand)
             elif code == pickle.MARK:
                 below.append(stack)
                 stack = []
@@ -211,39 +223,46 @@ class Survey:
                 stack.append(_Tuple(items))
             elif code in _TUPLES:
                 stack.append(_Tuple(_popped(stack, _TUPLES[code])))
-            elif code in (pickle.APPEND, pickle.SETITEM):
-                items = _popped(stack, 1 if code == pickle.APPEND else 2)
-                self._fill(stack[-1], items, pairs=code == pickle.SETITEM)
-            elif code in (pickle.APPENDS, pickle.SETITEMS):
-                items, stack = stack, below.pop()
-                self._fill(stack[-1], items, pairs=code == pickle.SETITEMS)
+            elif code in _ATOMS:
+                stack.append(_ATOMS[code])
             elif code in (pickle.REDUCE, pickle.NEWOBJ):
                 arguments = stack.pop()
                 stack.append(self._call(stack.pop(), arguments))
+            elif code == pickle.BINPERSID:
+                stack.append(self._storage(stack.pop()))
+            elif code in _EMPTY:
+                stack.append(_Made(_EMPTY[code]))
+            elif code in (pickle.APPENDS, pickle.SETITEMS):
+                items, stack = stack, below.pop()
+                self._fill(stack[-1], items, pairs=code == pickle.SETITEMS)
+            elif code in (pickle.APPEND, pickle.SETITEM):
+                items = _popped(stack, 1 if code == pickle.APPEND else 2)
+                self._fill(stack[-1], items, pairs=code == pickle.SETITEM)
             elif code == pickle.BUILD:
                 state = stack.pop()
                 self._build(stack[-1], state)
-            elif code == pickle.BINPERSID:
-                stack.append(self._storage(stack.pop()))
             elif code == pickle.GLOBAL:
                 stack.append(self._global(_line(file), _line(file)))
-            elif code == pickle.PROTO:
-                read(1)
+            elif code == pickle.SHORT_BINSTRING:
+                stack.append(str(self._bytes(read, operand), "utf-8"))
+            elif code == pickle.LONG1:
+                stack.append(pickle.decode_long(self._bytes(read, operand)))
             elif code == pickle.STOP:
                 stack.pop()
                 return
-            elif code:
-                raise PickleError(
-                    "code", f"has the instruction {code[0]}, unknown to torch's loader"
-                )
+            elif code in _INSTRUCTIONS:
+                if code != pickle.PROTO:
+                    raise PickleError(
+                        "code", f"has the instruction {code[0]}, unknown to torch's loader"
+                    )
             else:
-                raise PickleError("damage", "it ends in the middle")
+                raise PickleError("damage", "it has what is no instruction" if code else _SHORT)
 
     def _bytes(self, read: Callable[[int], bytes], count: int) -> bytes:
         # Before they are read: room for as many as it says would be made at once.
         data = read(count) if count <= self.size else b""
         if len(data) != count:
-            raise PickleError("damage", "it ends in the middle")
+            raise PickleError("damage", _SHORT)
         return data
 
     def _add(self, cost: int) -> None:
@@ -331,13 +350,6 @@ def _popped(stack: list[Any], count: int) -> list[Any]:
     items = stack[len(stack) - count :]
     del stack[len(stack) - count :]
     return items
-
-
-def _number(read: Callable[[int], bytes], width: int) -> int:
-    data = read(width)
-    if len(data) != width:
-        raise PickleError("damage", "it ends in the middle")
-    return int.from_bytes(data, "little")
 
 
 def _line(file: BinaryIO) -> str:
