@@ -534,7 +534,7 @@ NEIGHBOURS = {
     "a function": (functools.partial(max, 1), "functools.partial"),
     "a generator": (random.getstate(), "tuple"),
     "numpy's generator": (np.random.RandomState(0).get_state(), "tuple"),
-    "bytes": (b"\xff\0", "bytes"),
+    "bytes": (b"\xff\0", "bytes|_codecs.encode"),  # as torch 2.4 has it
     "a byte array": (bytearray(b"\xff\0"), "bytearray"),
     "a counter": (collections.Counter("aab"), "dict"),
     "a set": ({1, "a"}, "set"),

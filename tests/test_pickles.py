@@ -331,7 +331,7 @@ def test_stand_ins_are_not_kept_and_what_the_user_allowed_is(tmp_path):
         pass
 
     path = write_zip(tmp_path / "in.pth", dict_of(w=tensor(1), x=named("no_such.Thing") + b")R"))
-    before = torch.serialization.get_safe_globals()
+    before = list(torch.serialization.get_safe_globals())
     torch.serialization.add_safe_globals([Mine])
     try:
         convert(path, tmp_path / "out.safetensors")
