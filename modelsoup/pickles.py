@@ -62,7 +62,10 @@ _ITERATES: Final = frozenset(
      "builtins.bytearray", "torch.Size", "torch.device", "_codecs.encode"]
 )  # fmt: skip
 _ALLOCATES: Final = re.compile(r"torch\.((cuda\.)?sparse\.|cuda\.|storage\.)?\w*(Tensor|Storage)")
-_COMPUTES: Final = re.compile(r"torch\._utils\._rebuild_(?!parameter)\w+")
+_COMPUTES: Final = re.compile(
+    r"torch\._utils\._rebuild_(device_tensor\w*|sparse_tensor|nested_tensor|qtensor)"
+)
+_ORDERED: Final = "collections.OrderedDict"
 _FROM_TYPE: Final = "torch._tensor._rebuild_from_type_v2"
 _SPARSE: Final = "torch._utils._rebuild_sparse_tensor"
 _PLAIN_TENSORS: Final = ("torch.Tensor", "torch.nn.parameter.Parameter")
@@ -136,12 +139,13 @@ class _Tuple:
 class _Made:
     """A list, dict, set or storage, or what a call makes."""
 
-    __slots__ = ("by", "elements", "size")
+    __slots__ = ("by", "elements", "filled", "size")
 
     def __init__(self, by: str, *, size: int = 0, elements: int = 0) -> None:
         self.by = by
         self.size = size  # what a copy of its items takes
-        self.elements = elements  # of a tensor or storage
+        self.elements = elements  # of a tensor
+        self.filled: list[_Made] = []  # a list's tensors
 
 
 def _weight(value: Any) -> int:
@@ -152,8 +156,22 @@ def _weight(value: Any) -> int:
 
 
 def _is_tensor(value: Any) -> bool:
-    """Whether to go through a value is to make an object of each of a tensor's rows."""
-    return type(value) is _Made and value.elements > 0
+    """Whether to go through a value is to make an object of each of its elements or rows."""
+    return type(value) is _Made and (value.elements > 0 or value.by == "storage")
+
+
+def _has_tensors(value: Any) -> bool:
+    """Whether to take a value for pairs is to go through a tensor."""
+    return _is_tensor(value) or (
+        type(value) in (_Tuple, _Made) and any(map(_is_tensor, value.filled))
+    )
+
+
+def _is_part(value: Any) -> bool:
+    """Whether a value is a part of a tensor: another, or numbers; and no list to make one of."""
+    if type(value) is _Tuple:
+        return all(type(item) is int for item in value.items)
+    return type(value) is not _Made or value.by not in _EMPTY.values()
 
 
 def _are_latin(given: Sequence[Any]) -> bool:
@@ -179,6 +197,7 @@ class Survey:
         names: the classes and functions that are asked for, as they are spelt → as Python 3 does.
         filled: what is filled like a `list` or a `dict`, by the name of what made it.
         storages: how many bytes each storage must have, by its key.
+        spread: by what objects were made whose state has tensors for items.
     """
 
     size: int
@@ -186,6 +205,7 @@ class Survey:
     names: dict[str, str] = field(default_factory=dict)
     filled: dict[str, Literal["list", "dict"]] = field(default_factory=dict)
     storages: dict[str, int] = field(default_factory=dict)
+    spread: set[str] = field(default_factory=set)
 
     def read(self, file: BinaryIO) -> None:
         """Go through one pickle, up to its end.
@@ -249,7 +269,7 @@ class Survey:
                 stack.append(pickle.decode_long(self._bytes(read, operand)))
             elif code == pickle.STOP:
                 stack.pop()
-                return
+                break
             elif code in _INSTRUCTIONS:
                 if code != pickle.PROTO:
                     raise PickleError(
@@ -257,6 +277,9 @@ class Survey:
                     )
             else:
                 raise PickleError("damage", "it has what is no instruction" if code else _SHORT)
+        # A dict's state is taken for pairs.
+        if any(by == _ORDERED or self.filled.get(by) == "dict" for by in self.spread):
+            raise PickleError("size", "it would go through a tensor as a dict's state")
 
     def _bytes(self, read: Callable[[int], bytes], count: int) -> bytes:
         # Before they are read: room for as many as it says would be made at once.
@@ -295,6 +318,8 @@ class Survey:
             self.filled[target.by] = "dict" if pairs else "list"
         if pairs:
             self._add(sum(map(_weight, items[::2])))
+        elif type(target) is _Made:
+            target.filled += filter(_is_tensor, items)
 
     def _call(self, function: Any, arguments: Any) -> Any:
         given: list[Any] = arguments.items
@@ -305,7 +330,7 @@ class Survey:
             return self._call(given[0], given[2])
         elements = arguments.elements
         if function in _ITERATES:
-            if any(map(_is_tensor, given)):
+            if any(map(_has_tensors if function == _ORDERED else _is_tensor, given)):
                 raise PickleError("size", f"it would make a {function} of a tensor")
             if function == "torch.Size":
                 return given[0]
@@ -314,21 +339,29 @@ class Survey:
             return _Made(function, size=arguments.size)
         if type(function) is _Global and _ALLOCATES.fullmatch(function) and given:
             raise PickleError("size", f"it would make a {function} of a size that it only names")
+        if type(function) is _Global and _COMPUTES.fullmatch(function):
+            parts = [p for g in given for p in (g.items if type(g) is _Tuple else [g])]
+            if not all(map(_is_part, parts)) or (
+                function == _SPARSE and type(given[1]) is not _Tuple
+            ):
+                raise PickleError("size", "it would make a tensor of what is none")
+            self._add(_WIDEST * elements)
         if function in _SHAPE_AT:
             elements = _count(given[_SHAPE_AT[function]])
-        elif type(function) is _Global and _COMPUTES.fullmatch(function):
-            if function == _SPARSE and type(given[1]) is not _Tuple:
-                raise PickleError("damage", "it has a sparse tensor without its parts")
-            self._add(_WIDEST * elements)
         return _Made(str(function), elements=elements)
 
     def _build(self, target: Any, state: Any) -> None:
-        if _is_tensor(state):
-            raise PickleError("size", "it would go through a tensor as the state of an object")
+        by = target.by if type(target) is _Made else ""
         self._add((state.size if type(state) in (_Tuple, _Made) else _WORD) + self._search())
-        is_tensor = type(target) is _Made and target.by.startswith("torch.")
-        if is_tensor and type(state) is _Tuple and len(state.items) == 4:  # of torch before 0.4
-            target.elements = _count(state.items[2])
+        if by in _ITERATES and by != _ORDERED:
+            raise PickleError("damage", f"it has a state of a {by}, which has none")
+        if by.startswith("torch."):
+            if _is_tensor(state):
+                raise PickleError("size", "it would go through a tensor as a tensor's state")
+            if type(state) is _Tuple and len(state.items) == 4:  # of torch before 0.4
+                target.elements = _count(state.items[2])
+        elif _has_tensors(state):
+            self.spread.add(by)
 
     def _storage(self, identifier: Any) -> _Made:
         word, kind = identifier.items[:2]
@@ -340,7 +373,7 @@ class Survey:
         name = str(kind).rpartition(".")[2].removesuffix("Storage")
         nbytes = count * _ITEM_SIZES.get(name, 1)
         self.storages[key] = max(nbytes, self.storages.get(key, 0))
-        return _Made("storage", elements=count)
+        return _Made("storage")
 
 
 def _popped(stack: list[Any], count: int) -> list[Any]:

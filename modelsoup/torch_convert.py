@@ -349,8 +349,8 @@ def _state_dict(
     tensors = {name: torch.Tensor.detach(tensor) for name, tensor in dicts[index].tensors.items()}
     for name in tensors:
         # Pickles can have names that are no text, even lone surrogates; a header cannot.
-        if not isinstance(name, str) or name != name.encode("utf-8", "replace").decode():
-            said = repr(name) if isinstance(name, str) else _name(name)
+        if _name(name) is not name or name != name.encode("utf-8", "replace").decode():
+            said = repr(name) if _name(name) is name else _name(name)
             raise CheckpointError(f"{file} has a tensor under {said}, which is not a name")
         if name == "__metadata__":
             raise CheckpointError(f"{file} has a tensor named {name!r}, as safetensors allows none")
@@ -525,7 +525,7 @@ def _name(key: object) -> str:
     """A key as a part of a path."""
     import torch
 
-    if isinstance(key, str):
+    if isinstance(key, str) and len(key) <= _LONGEST_PATH:
         return key
     if isinstance(key, (type, StandIn, torch.Tensor)):
         return f"<{kind_of(key)}>"
@@ -620,6 +620,6 @@ def _bytes(name: str, tensor: torch.Tensor) -> memoryview:
         plain = tensor.resolve_conj().resolve_neg().contiguous()
     except RuntimeError as error:
         check_memory(error, f"write the tensor {name!r}")
-        raise
+        raise CheckpointError(f"the tensor {name!r} cannot be read: {error}") from error
     flat = plain.as_strided((plain.numel(),), (1,))
     return memoryview(flat.view(torch.uint8).numpy())

@@ -42,8 +42,8 @@ _LEGACY_PICKLES = 5
 # empty stacks, looks up absent memos and builds tensors from what is no size. zipfile decodes
 # damaged names and meets versions that it does not know.
 _DAMAGE = (
-    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError,
-    TypeError, ValueError, struct.error,
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError,
+    RuntimeError, TypeError, ValueError, struct.error,
 )  # fmt: skip
 
 
@@ -81,8 +81,8 @@ def _first_line(text: str) -> str:
 
 
 def check_memory(error: Exception, what: str) -> None:
-    """Raise SoupError if it was for want of memory: torch has no error of its own for that."""
-    if "allocate memory" in str(error):
+    """Raise SoupError if it was for want of memory, which torch often tells by a RuntimeError."""
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):
         raise SoupError(f"there is not enough memory to {what}") from error
 
 
@@ -109,7 +109,8 @@ def _look(file: Path, stream: BinaryIO, size: int) -> tuple[Survey, bool]:
     if is_zip:
         return survey, _look_into_zip(file, stream, survey)
     stream.seek(0)
-    if tarfile.is_tarfile(stream):  # whose pickles torch < 2.6 would load with all that is in them
+    if _is_tar(stream.read(tarfile.BLOCKSIZE)):
+        # torch < 2.6 would load its pickles with all that is in them.
         raise CheckpointError(f"{file} is a tar file, the oldest of torch's forms: {REMEDY}")
     stream.seek(0)
     survey.read(stream)
@@ -120,6 +121,14 @@ def _look(file: Path, stream: BinaryIO, size: int) -> tuple[Survey, bool]:
     if sum(survey.storages.values()) > size - stream.tell():
         raise PickleError("damage", "it has fewer bytes than its storages")
     return survey, False
+
+
+def _is_tar(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "latin1", "strict")
+    except tarfile.TarError:
+        return False
+    return True
 
 
 def _look_into_zip(file: Path, stream: BinaryIO, survey: Survey) -> bool:

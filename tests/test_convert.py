@@ -486,6 +486,14 @@ def test_a_tensor_whose_name_safetensors_cannot_hold_is_refused(tmp_path, name):
     assert repr(name) in refusal(tmp_path, {"w": torch.ones(2), name: torch.ones(2)})
 
 
+def test_very_long_names_are_not_told_in_full(tmp_path):
+    content = {"k" * 100_000: {"w": torch.ones(2)}, "n" * 100_000: 3}
+    report = converted(tmp_path, content)
+    assert len(report.key) < 100 and len(paths(report)[0]) < 100
+    report.output.unlink()
+    assert len(refusal(tmp_path, {"w" * 100_000: torch.ones(2)})) < 300
+
+
 def test_dicts_that_contain_themselves_end(tmp_path):
     content = {"net": {"w": torch.ones(2)}}
     content["self"] = content
@@ -1139,6 +1147,32 @@ def test_a_run_that_is_stopped_midway_leaves_no_output(tmp_path, stop):
     if stop == signal.SIGKILL:  # nothing can clean up after it but the next run
         converted(tmp_path, {"w": torch.ones(2)})
         (tmp_path / "out.safetensors").unlink()
+    assert os.listdir(tmp_path) == ["in.pth"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit holds on Linux alone")
+def test_want_of_memory_is_told_and_leaves_no_output(tmp_path):
+    torch.save({"large": torch.ones(5000, 10_000).t()}, tmp_path / "in.pth")
+    run = (
+        "import resource, sys, torch\n"
+        "from pathlib import Path\n"
+        "from modelsoup.errors import SoupError\n"
+        "from modelsoup.torch_convert import convert\n"
+        "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
+        "limit = pages * resource.getpagesize() + 300_000_000\n"  # the file fits, a copy does not
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "try: convert('in.pth', 'out.safetensors')\n"
+        "except SoupError as error: print(error)\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", run],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout == "there is not enough memory to write the tensor 'large'\n"
     assert os.listdir(tmp_path) == ["in.pth"]
 
 

@@ -129,6 +129,12 @@ BOMBS = {
     "a set of a storage's elements": call("builtins.set", storage()),
     "a tensor as a dict's state": EMPTY_DICT + HUGE + b"b",
     "a tensor as an object's state": named("no_such.Config") + b")R" + HUGE + b"b(NNu",
+    "a tensor among a dict's pairs": call("collections.OrderedDict", list_of(HUGE)),
+    "a tensor among a dict's state's pairs": EMPTY_DICT + tuple_of(HUGE) + b"b",
+    "the same, in a list": EMPTY_DICT + list_of(HUGE) + b"b",
+    "a tensor within a counter's state": (
+        call("collections.Counter", b"}") + tuple_of(list_of(HUGE), b"N") + b"b"
+    ),
     "a tensor as a parameter's state": call(PARAMETER, tensor(1)) + HUGE + b"b",
     "a tensor in another dtype": call(
         REBUILD + "device_tensor_from_cpu_tensor",
@@ -138,6 +144,18 @@ BOMBS = {
         tuple_of(tensor(1, 2**40), HUGE, tuple_of(number(2)), b"\x89")
     ),
     "a sparse tensor whose parts are a tensor's": sparse(HUGE),
+    "a sparse tensor of a list of tensors": sparse(tuple_of(list_of(tensor(9)), tensor(9))),
+    "a sparse tensor of a tuple of tensors": sparse(tuple_of(tuple_of(tensor(9)), tensor(9))),
+    "a quantised tensor of a list of scales": call(
+        REBUILD + "qtensor", storage(kind="QInt8"), number(0), tuple_of(number(1)), b")",
+        tuple_of(named("torch.per_channel_affine"), list_of(HUGE), list_of(HUGE), number(0)),
+        b"\x89", EMPTY_DICT,
+    ),
+    "a quantised tensor of many scales": call(
+        REBUILD + "qtensor", storage(kind="QInt8"), number(0), tuple_of(number(1)), b")",
+        tuple_of(named("torch.per_channel_affine"), tensor(2**30), HUGE, number(0)),
+        b"\x89", EMPTY_DICT,
+    ),
     "a hash of 2^60 steps": b"}" + twice(60) + b"Ns",
     "a hash that calls itself 1,000,000 times": b"})" + b"\x85" * 1_000_000 + b"Ns",
     "one set, copied": repeated(b"](" + MANY[1:] + b"e", lambda v: call("builtins.set", v), 9000),
@@ -315,6 +333,9 @@ def test_what_would_run_something_is_refused_though_nothing_would_run(tmp_path, 
         b")R}b",
         b"N\x85R",
         b")R]b",
+        b")R" + tensor(2**40) + b"b",
+        b")R" + tuple_of(tensor(2**40)) + b"b",
+        tuple_of(tensor(2**40)) + b"R",
     ],
 )
 @pytest.mark.parametrize(
@@ -322,8 +343,8 @@ def test_what_would_run_something_is_refused_though_nothing_would_run(tmp_path, 
 )
 def test_a_stand_in_takes_whatever_it_is_given(tmp_path, name, use):
     path = write_zip(tmp_path / "in.pth", dict_of(w=tensor(1), x=list_of(named(name) + use)))
-    report = convert(path, tmp_path / "out.safetensors")
-    assert [str(entry) for entry in report.skipped] == ["x"]
+    report = convert(path, tmp_path / "out.safetensors", key=".")
+    assert [entry.path for entry in report.skipped] == ["x"]
 
 
 def test_stand_ins_are_not_kept_and_what_the_user_allowed_is(tmp_path):
