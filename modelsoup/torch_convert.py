@@ -230,6 +230,8 @@ def _chosen(source: Path) -> Path:
     parts = list(_parts(source))
     hint = f" (give the path of a file: {listed(others)})" if others else ""
     hint = hint or (f" (parts of it do: give the path of {listed(parts)})" if parts else "")
+    if any(name.endswith(SUFFIX) for name in names):
+        hint = " (it holds safetensors already)"
     raise CheckpointError(f"{source} holds neither {_MAIN} nor {_MAIN}.index.json{hint}")
 
 

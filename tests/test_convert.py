@@ -442,6 +442,9 @@ def test_numbers_are_no_model_beside_one(tmp_path):
     assert_holds(report.output, content["state_dict"])
     assert (report.key, paths(report)) == ("state_dict", ["best_acc1"])
     assert report.skipped[0].kind == "tensor"
+    content = {"rng": torch.get_rng_state(), "state_dict": {"w": torch.ones(2)}}
+    report = converted(tmp_path, content, force=True)
+    assert (report.key, paths(report)) == ("state_dict", ["rng"])
     numbers = {"a": torch.tensor(1.0), "b": torch.tensor(2.0)}
     report = converted(tmp_path, {"model": numbers, "step": 3}, force=True)
     assert_holds(report.output, numbers)
@@ -535,6 +538,7 @@ NEIGHBOURS = {
     "a time": (datetime.datetime(2026, 1, 2), "datetime.datetime"),
     "a log": (collections.defaultdict(list, loss=[0.5, 0.4]), "dict"),
     "a queue": (collections.deque([1, 2], maxlen=3), "list"),
+    "a queue of one": (collections.deque([1]), "list"),
     "a config": (Config(lr=0.1, net=Config(depth=3)), "dict"),
     "a choice": (Stage.VALIDATE, "test_convert.Stage"),
     "a class": (Trainer, "test_convert.Trainer"),
@@ -826,6 +830,8 @@ def test_a_folder_without_a_checkpoint_names_the_files_it_has(tmp_path):
     assert message.endswith("neither pytorch_model.bin nor pytorch_model.bin.index.json")
     torch.save({"w": torch.ones(2)}, folder / "net_g.pth")
     assert refusal_of_file(folder).endswith("(give the path of a file: net_g.pth)")
+    safetensors_torch.save_file({"w": torch.ones(3)}, folder / "model.safetensors")
+    assert refusal_of_file(folder).endswith("(it holds safetensors already)")
 
 
 @pytest.mark.parametrize("shard", ["../outside.bin", "/outside.bin", "..\\outside.bin", "", "."])
@@ -972,6 +978,15 @@ def test_a_variant_is_taken_only_where_there_is_nothing_plain(tmp_path):
     report.output.unlink()
     message = refusal_of_file(source)
     assert "holds 2 checkpoints, pytorch_model.ema.bin, pytorch_model.fp16.bin: give" in message
+
+
+def test_the_index_of_a_variant_is_taken_where_there_is_nothing_plain(tmp_path, shards):
+    source = sharded(tmp_path / "in", shards)
+    index = source / "pytorch_model.bin.index.json"
+    index.rename(source / "pytorch_model.bin.index.fp16.json")
+    report = convert(source, tmp_path / "out")
+    assert report.tensors == 3
+    assert (tmp_path / "out" / "model.fp16.safetensors").exists()
 
 
 def test_two_families_in_a_folder_are_not_guessed_about(tmp_path):

@@ -14,6 +14,7 @@ import tarfile
 import time
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -365,6 +366,16 @@ def test_stand_ins_are_not_kept_and_what_the_user_allowed_is(tmp_path):
         torch.load(path, weights_only=True)
 
 
+def test_conversions_at_once_do_not_lose_each_others_stand_ins(tmp_path):
+    def convert_one(number_of):
+        made = list_of(*[named(f"no_such.C{number_of}") + b")R"] * 3000)
+        path = write_zip(tmp_path / f"{number_of}.pth", dict_of(w=tensor(1), x=made))
+        return convert(path, tmp_path / f"{number_of}.safetensors").tensors
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(convert_one, range(24))) == [1] * 24
+
+
 def test_a_tensor_of_a_class_of_its_own_is_refused_by_name(tmp_path):
     made = from_type(REBUILD + "tensor_v2", "fastai.torch_core.TensorImage")
     message = refusal(write_zip(tmp_path / "in.pth", dict_of(w=made)))
@@ -477,6 +488,22 @@ def test_a_survey_tells_storages_names_and_what_is_filled():
     assert found.names["__builtin__.defaultdict"] == "builtins.defaultdict"
     assert found.filled["collections.deque"] == "list"
     assert found.filled["builtins.defaultdict"] == "dict"
+
+
+STORED = [
+    "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
+    "complex64", "complex128", "float8_e4m3fn",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_a_survey_knows_how_many_bytes_a_storage_has(tmp_path, dtype):
+    saved = torch.zeros(6, dtype=getattr(torch, dtype))
+    torch.save(saved, tmp_path / "in.pth")
+    with zipfile.ZipFile(tmp_path / "in.pth") as archive:
+        found = Survey(1000)
+        found.read(io.BytesIO(archive.read("in/data.pkl")))
+    assert found.storages == {"0": saved.nbytes}
 
 
 def test_what_ordinary_checkpoints_hold_costs_little(tmp_path):
