@@ -158,6 +158,7 @@ BOMBS = {
         b"\x89", EMPTY_DICT,
     ),
     "a hash of 2^60 steps": b"}" + twice(60) + b"Ns",
+    "the same, of a later key": b"}(K\1N" + twice(60) + b"Nu",
     "a hash that calls itself 1,000,000 times": b"})" + b"\x85" * 1_000_000 + b"Ns",
     "one set, copied": repeated(b"](" + MANY[1:] + b"e", lambda v: call("builtins.set", v), 9000),
     "one dict, copied": repeated(
