@@ -17,7 +17,7 @@ import click
 
 from .cli_shared import colored, echo, json_option, print_json, say
 from .cli_tree import plan, run, store
-from .errors import ParameterError, SoupError, listed, nearest, speaking
+from .errors import LISTED, ParameterError, SoupError, listed, nearest, speaking
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -395,21 +395,49 @@ def diff(first: str, second: str, by: str, as_json: bool) -> None:
     metavar="PREFIX",
     help="Take this off the names: 'module.', '_orig_mod.'; may be given several times.",
 )
+@click.option("--shard-size", metavar="SIZE", help="Divide a folder's weights: 5GB, 500MB.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 def convert(
-    source: str, output: str, key: str | None, strip_prefix: tuple[str, ...], force: bool
+    source: str,
+    output: str,
+    key: str | None,
+    strip_prefix: tuple[str, ...],
+    shard_size: str | None,
+    force: bool,
 ) -> None:
-    """Convert a PyTorch pickle (.pth, .pt, .bin) to safetensors; no code in it is run."""
+    """Convert a PyTorch pickle (.pth, .pt, .ckpt, .bin) to safetensors; no code in it is run.
+
+    IN is a file or a model folder; OUT a .safetensors file or, for a folder, a folder too, where
+    config and tokenizer come along.
+    """
     from . import torch_convert
 
     report = torch_convert.convert(
-        source, output, key=key, strip_prefixes=strip_prefix, force=force
+        source, output, key=key, strip_prefixes=strip_prefix, shard_size=shard_size, force=force
     )
     echo(f"{report.output}: {report.tensors} tensors, {report.nbytes:,} bytes")
+    if report.source != Path(source):
+        say("note", f"read {report.source}")
     if report.key:
         say("note", f"took the state dict under {report.key!r}")
     if report.skipped:
-        say("warning", f"{len(report.skipped)} entries are no tensors: {listed(report.skipped)}")
+        left_out = [str(entry) for entry in report.skipped[:LISTED]]
+        more = len(report.skipped) - len(left_out)
+        say("warning", f"left out: {', '.join(left_out)}{f' and {more} more' if more else ''}")
+    if report.empty:
+        say(
+            "warning",
+            f"without elements: {listed(report.empty)} (if ZeRO-3 trained the model, its weights "
+            f"are in other files, which zero_to_fp32.py gathers)",
+        )
+    if report.parts:
+        say(
+            "warning",
+            f"not converted: the weights in {listed(report.parts)}; `soup convert` takes each such "
+            f"folder by itself, to a .safetensors file",
+        )
+    if Path(source).is_dir() and report.output.is_file():
+        say("note", "config and tokenizer were not copied; with a folder as OUT they are")
     for names in report.shared:
         say("note", f"share memory, and are written as copies: {', '.join(names)}")
 

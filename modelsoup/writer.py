@@ -33,6 +33,7 @@ from .header import MAX_HEADER
 PARTIAL_SUFFIX = ".soup-partial"
 REPLACED_SUFFIX = ".soup-replaced"
 LINEAGE_KEY = "modelsoup"
+CONVERTER_KEY = "converted_by"
 
 _CHUNK = 8 << 20
 _LONGEST_NAME = 255  # bytes, where the system does not say
@@ -437,7 +438,7 @@ def check_output(output: Path, *, force: bool) -> None:
 
 def _was_written_by_us(folder: Path) -> bool:
     try:
-        return LINEAGE_KEY in open_checkpoint(folder).metadata
+        return not open_checkpoint(folder).metadata.keys().isdisjoint((LINEAGE_KEY, CONVERTER_KEY))
     except CheckpointError:
         return False
 

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
+import enum
+import functools
 import itertools
 import json
 import os
 import pickle
 import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelsoup import open_checkpoint
+from modelsoup.cli import main
 from modelsoup.errors import CheckpointError, OutputError, ParameterError, SoupError
 from modelsoup.torch_convert import convert
 
@@ -90,6 +101,10 @@ def refusal_of_file(path):
     assert sorted(os.listdir(folder)) == before
     assert "\n" not in str(refused.value)
     return str(refused.value)
+
+
+def paths(report):
+    return [entry.path for entry in report.skipped]
 
 
 class Calls:
@@ -251,7 +266,12 @@ def test_a_pickle_that_would_run_code_is_refused_with_its_reason(tmp_path, legac
 
 @pytest.mark.parametrize(
     ("function", "arguments", "name"),
-    [(eval, ("1",), "eval"), (Path, (".",), "pathlib.Path"), (slice, (1,), "slice")],
+    [
+        (eval, ("1",), "builtins.eval"),
+        (__import__, ("os",), "builtins.__import__"),
+        (open, ("/etc/passwd",), f"{open.__module__}.open"),
+        (subprocess.call, (["true"],), "subprocess.call"),
+    ],
 )
 def test_the_reason_names_what_the_pickle_asks_for(tmp_path, function, arguments, name):
     content = {"w": torch.ones(2), "deep": [{"x": Calls(function, *arguments)}]}
@@ -265,14 +285,15 @@ def test_a_pickle_of_no_tensors_that_would_run_code_is_refused_too(tmp_path):
 
 def test_a_whole_pickled_module_is_refused_with_what_to_do(tmp_path):
     message = refusal(tmp_path, torch.nn.Linear(2, 2))
-    assert "'torch.nn.modules.linear.Linear'" in message
+    assert "holds one torch.nn.modules.linear.Linear, not a dict of tensors" in message
     assert "`torch.save` its state_dict()" in message
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
 def test_a_pickle_instruction_that_torch_does_not_know_is_refused_with_its_number(tmp_path):
     (tmp_path / "new.pth").write_bytes(pickle.dumps({"w": 1}, protocol=4))
-    assert "(Unsupported operand 149)" in refusal_of_file(tmp_path / "new.pth")
+    assert "has the instruction 149, unknown to torch's loader" in refusal_of_file(
+        tmp_path / "new.pth"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -337,8 +358,6 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path, legacy):
         assert str(cut) in refusal_of_file(cut)
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 @pytest.mark.parametrize("legacy", [False, True])
 def test_damaged_bytes_are_refused_by_our_own_errors(tmp_path, legacy):
     source, output = tmp_path / "model.pth", tmp_path / "out.safetensors"
@@ -370,7 +389,7 @@ def test_entries_that_are_no_tensors_are_skipped_and_reported(tmp_path):
     report = converted(tmp_path, content)
     assert_holds(report.output, {"w": weight})
     assert report.key is None
-    assert report.skipped == ("epoch", "optimizer", "note")
+    assert paths(report) == ["epoch", "optimizer", "note"]
 
 
 def test_the_only_nested_dict_of_tensors_is_taken_and_named(tmp_path):
@@ -378,13 +397,13 @@ def test_the_only_nested_dict_of_tensors_is_taken_and_named(tmp_path):
     report = converted(tmp_path, content)
     assert_holds(report.output, {"w": torch.ones(2)})
     assert report.key == "model.state_dict"
-    assert report.skipped == ("epoch", "model.arch", "model.state_dict.v")
+    assert paths(report) == ["epoch", "model.arch", "model.state_dict.v"]
 
 
 def test_an_optimizers_state_is_never_taken_for_a_model(tmp_path):
     state = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
     report = converted(tmp_path, {"opt_g": state, "opt_d": state, "net": {"w": torch.ones(2)}})
-    assert (report.key, report.skipped) == ("net", ("opt_g", "opt_d"))
+    assert (report.key, paths(report)) == ("net", ["opt_g", "opt_d"])
     report.output.unlink()
     assert "holds the state of an optimizer" in refusal(tmp_path, state)
     assert "holds no tensors" in refusal(tmp_path, {"optimizer": state})
@@ -398,23 +417,37 @@ def test_an_optimizers_state_is_never_taken_for_a_model(tmp_path):
 def test_several_models_are_refused_by_name_until_one_is_chosen(tmp_path, names):
     content = {name: {"w": torch.full((2,), float(i))} for i, name in enumerate(names)}
     message = refusal(tmp_path, content)
-    assert f"under 2 keys, {names[0]}, {names[1]}: choose with --key" in message
+    assert f"under 2 keys, {names[0]}, {names[1]}: choose with key=…" in message
     for name, other in (names, names[::-1]):
         report = converted(tmp_path, content, key=name, force=True)
         assert_holds(report.output, content[name])
-        assert (report.key, report.skipped) == (name, (other,))
+        assert (report.key, paths(report)) == (name, [other])
 
 
 def test_tensors_beside_a_dict_of_tensors_are_not_guessed_about(tmp_path):
-    content = {"loss": torch.tensor(0.5), "net": {"w": torch.ones(2)}}
+    content = {"mean": torch.ones(3), "net": {"w": torch.ones(2)}}
     message = refusal(tmp_path, content)
-    assert "., net: choose with --key (. is the top level)" in message
+    assert "., net: choose with key=… (. is the top level)" in message
     report = converted(tmp_path, content, key="net")
     assert_holds(report.output, content["net"])
-    assert (report.key, report.skipped) == ("net", ("loss",))
+    assert (report.key, paths(report)) == ("net", ["mean"])
     report = converted(tmp_path, content, key=".", force=True)
-    assert_holds(report.output, {"loss": torch.tensor(0.5)})
-    assert (report.key, report.skipped) == (None, ("net",))
+    assert_holds(report.output, {"mean": torch.ones(3)})
+    assert (report.key, paths(report)) == (None, ["net"])
+
+
+def test_numbers_are_no_model_beside_one(tmp_path):
+    content = {"best_acc1": torch.tensor(76.2), "state_dict": {"w": torch.ones(2)}}
+    report = converted(tmp_path, content)
+    assert_holds(report.output, content["state_dict"])
+    assert (report.key, paths(report)) == ("state_dict", ["best_acc1"])
+    assert report.skipped[0].kind == "tensor"
+    content = {"rng": torch.get_rng_state(), "state_dict": {"w": torch.ones(2)}}
+    report = converted(tmp_path, content, force=True)
+    assert (report.key, paths(report)) == ("state_dict", ["rng"])
+    numbers = {"a": torch.tensor(1.0), "b": torch.tensor(2.0)}
+    report = converted(tmp_path, {"model": numbers, "step": 3}, force=True)
+    assert_holds(report.output, numbers)
 
 
 def test_a_key_is_a_dotted_path_or_leads_to_the_only_model_beneath(tmp_path):
@@ -456,11 +489,190 @@ def test_a_tensor_whose_name_safetensors_cannot_hold_is_refused(tmp_path, name):
     assert repr(name) in refusal(tmp_path, {"w": torch.ones(2), name: torch.ones(2)})
 
 
+def test_very_long_names_are_not_told_in_full(tmp_path):
+    content = {"k" * 100_000: {"w": torch.ones(2)}, "n" * 100_000: 3}
+    report = converted(tmp_path, content)
+    assert len(report.key) < 100 and len(paths(report)[0]) < 100
+    report.output.unlink()
+    assert len(refusal(tmp_path, {"w" * 100_000: torch.ones(2)})) < 300
+
+
 def test_dicts_that_contain_themselves_end(tmp_path):
     content = {"net": {"w": torch.ones(2)}}
     content["self"] = content
     report = converted(tmp_path, content, key="net")
     assert_holds(report.output, content["net"])
+
+
+# --- what lies beside the weights --------------------------------------------------------------
+
+
+class Config(dict):
+    """As EasyDict, mmcv's ConfigDict and the like: a dict of a class of its own."""
+
+    def __init__(self, **entries):
+        super().__init__(**entries)
+        self.__dict__.update(entries)
+
+
+class Stage(enum.Enum):
+    TRAIN = "train"
+    VALIDATE = "validate"
+
+
+class Trainer:
+    """As a callback or a metric: a class of the training's own code."""
+
+    def __init__(self, **state):
+        self.__dict__.update(state)
+
+
+WEIGHTS = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}
+
+NEIGHBOURS = {
+    "a numpy scalar": (np.float64(0.5), "numpy.*multiarray.scalar"),
+    "a numpy array": (np.arange(4), "numpy.ndarray"),
+    "objects in a numpy array": (np.array([{"lr": 1}], dtype=object), "numpy.ndarray"),
+    "arguments": (argparse.Namespace(lr=0.1, out=Path("runs")), "argparse.Namespace"),
+    "a path": (Path("/runs/7"), "pathlib.*PosixPath"),
+    "a time": (datetime.datetime(2026, 1, 2), "datetime.datetime"),
+    "a log": (collections.defaultdict(list, loss=[0.5, 0.4]), "dict"),
+    "a queue": (collections.deque([1, 2], maxlen=3), "list"),
+    "a queue of one": (collections.deque([1]), "list"),
+    "a config": (Config(lr=0.1, net=Config(depth=3)), "dict"),
+    "a choice": (Stage.VALIDATE, "test_convert.Stage"),
+    "a class": (Trainer, "test_convert.Trainer"),
+    "an object": (Trainer(step=3, best=None), "test_convert.Trainer"),
+    "a function": (functools.partial(max, 1), "functools.partial"),
+    "a generator": (random.getstate(), "tuple"),
+    "numpy's generator": (np.random.RandomState(0).get_state(), "tuple"),
+    "bytes": (b"\xff\0", "bytes|_codecs.encode"),  # as torch 2.4 has it
+    "a byte array": (bytearray(b"\xff\0"), "bytearray"),
+    "a counter": (collections.Counter("aab"), "dict"),
+    "a set": ({1, "a"}, "set"),
+    "a dtype": (torch.bfloat16, "torch.dtype"),
+    "a shape": (torch.Size([2, 3]), "torch.Size"),
+    "a slice": (slice(1, 2), "slice"),
+    "choices as keys": ({Stage.TRAIN: 1, Stage.VALIDATE: 2, Trainer: 3, (1, "a"): 4}, "dict"),
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_what_lies_beside_the_weights_is_left_out_and_named_with_its_class(tmp_path, name, legacy):
+    neighbour, kind = NEIGHBOURS[name]
+    content = {"state_dict": WEIGHTS, name: neighbour, "deep": {"x": [neighbour]}}
+    report = converted(tmp_path, content, legacy=legacy)
+    assert_holds(report.output, WEIGHTS)
+    assert report.key == "state_dict"
+    (left_out, deep) = report.skipped
+    assert (left_out.path, left_out.tensors, deep.path) == (name, 0, "deep")
+    assert re.fullmatch(kind.replace("*", ".*"), left_out.kind)
+
+
+def test_weights_in_a_dict_of_a_class_of_its_own_are_converted(tmp_path):
+    report = converted(tmp_path, Config(model=Config(**WEIGHTS), epoch=3))
+    assert_holds(report.output, WEIGHTS)
+    assert (report.key, paths(report)) == ("model", ["epoch"])
+
+
+CALLED = []
+
+
+def record():
+    CALLED.append(1)
+
+
+def test_a_function_that_a_pickle_names_is_not_called(tmp_path):
+    pickle.loads(pickle.dumps(Calls(record)))
+    assert CALLED.pop() == 1  # the pickle does bite
+    report = converted(tmp_path, {"w": torch.ones(2), "x": Calls(record)})
+    assert CALLED == []
+    assert [str(entry) for entry in report.skipped] == ["x (test_convert.record)"]
+
+
+def trained():
+    """A network and the optimizer that trained it."""
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return net, optimizer
+
+
+def test_tensors_within_objects_that_are_left_out_are_counted(tmp_path):
+    net, optimizer = trained()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, float)
+    content = {"model": net.state_dict(), "optimizer": optimizer, "plan": [scheduler], "net": net}
+    report = converted(tmp_path, content)
+    assert_holds(report.output, net.state_dict())
+    assert [str(entry) for entry in report.skipped] == [
+        "optimizer (torch.optim.adam.Adam, 8 tensors)",
+        "plan",  # which holds the optimizer again
+        "net (torch.nn.modules.linear.Linear, 2 tensors)",
+    ]
+
+
+def test_a_network_saved_whole_is_refused_with_its_class_and_what_to_do(tmp_path):
+    net, _ = trained()
+    remedy = "if you trust it, load it yourself and `torch.save` its state_dict()"
+    said = "model (torch.nn.modules.linear.Linear, 2 tensors)"
+    message = refusal(tmp_path, {"model": net, "epoch": 3})
+    assert "holds no tensors but in Python objects, which are not built" in message
+    assert said in message and message.endswith(remedy)
+    # A number is no model, where there is one that is not read.
+    message = refusal(tmp_path, {"model": net, "loss": torch.tensor(0.5)})
+    assert f"holds more in {said} than in the tensors under .: to take these" in message
+    assert message.endswith(remedy)
+    report = converted(tmp_path, {"model": net, "loss": torch.tensor(0.5)}, key=".")
+    assert_holds(report.output, {"loss": torch.tensor(0.5)})
+    assert [str(entry) for entry in report.skipped] == [said]
+
+
+def test_weights_that_are_numpy_arrays_are_refused_by_name(tmp_path):
+    message = refusal(tmp_path, {"state_dict": {"w": np.ones(3)}})
+    assert message.endswith("(it has state_dict.w (numpy.ndarray))")
+
+
+@pytest.mark.parametrize("mark", ["pytorch-lightning_version", "callbacks"])
+def test_a_lightning_files_state_dict_is_the_model_whatever_a_callback_holds(tmp_path, mark):
+    net, optimizer = trained()
+    content = {
+        "state_dict": net.state_dict(),
+        "optimizer_states": [optimizer.state_dict()],
+        "hyper_parameters": {"net": net, "lr": np.float32(0.1)},
+        "pytorch-lightning_version": "2.4.0",
+        "callbacks": {"Best{'monitor': 'loss'}": {"best": torch.ones(9), "path": Path("x")}},
+        "loops": {"fit_loop": {"best": {"k": torch.ones(9)}}},
+    }
+    content = {n: v for n, v in content.items() if n == mark or n not in ("callbacks", "loops")}
+    report = converted(tmp_path, content)
+    assert_holds(report.output, net.state_dict())
+    assert report.key == "state_dict"
+    assert set(paths(report)) == content.keys() - {"state_dict"}
+    if mark == "callbacks":
+        assert converted(tmp_path, content, key="callbacks", force=True).parameters == 9
+
+
+def test_arguments_of_a_training_are_told_from_a_model(tmp_path):
+    message = refusal(tmp_path, Trainer(learning_rate=0.1))
+    assert message.endswith("holds one test_convert.Trainer, not a dict of tensors by their names")
+
+
+def test_attributes_that_a_pickle_sets_do_not_stand_before_methods(tmp_path):
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.detach = weight.numel = weight.contiguous = "of no use"
+    report = converted(tmp_path, {"w": weight})
+    assert_holds(report.output, {"w": torch.ones(2)})
+
+
+def test_tensors_among_the_attributes_of_a_dict_are_told_of(tmp_path):
+    content = OrderedDict(w=torch.ones(2), epoch=3)
+    content.averages = [torch.ones(2)]
+    content._metadata = {"version": 2}
+    report = converted(tmp_path, content)
+    said = ["epoch", "attribute averages (list, 1 tensor)"]
+    assert [str(entry) for entry in report.skipped] == said
 
 
 # --- tensors that safetensors has not ----------------------------------------------------------
@@ -490,6 +702,13 @@ def test_dicts_that_contain_themselves_end(tmp_path):
 def test_a_tensor_that_safetensors_cannot_hold_is_named_with_its_dtype(tmp_path, make, dtype, kind):
     message = refusal(tmp_path, {"fine": torch.ones(2), "odd": make()})
     assert f"tensor 'odd' has the dtype {dtype} and is {kind}" in message
+
+
+def test_tensors_without_elements_are_converted_and_named(tmp_path):
+    content = {"w": torch.ones(2), "shard": torch.empty(0), "none": torch.empty(0, 3)}
+    report = converted(tmp_path, content)
+    assert_holds(report.output, content)
+    assert report.empty == ("shard", "none")
 
 
 # --- prefixes ----------------------------------------------------------------------------------
@@ -594,13 +813,14 @@ def test_shards_may_nest_their_tensors_under_the_same_key(tmp_path, shards):
     weight_map = {name: file for file, content in shards.items() for name in content}
     nested = {file: {"net": content, "step": 1} for file, content in shards.items()}
     report = convert(sharded(tmp_path / "model", nested, weight_map), tmp_path / "out.safetensors")
-    assert (report.tensors, report.key, report.skipped) == (3, "net", ("step",))
+    assert (report.tensors, report.key, paths(report)) == (3, "net", ["step"])
 
 
 def test_a_folder_that_holds_both_is_ambiguous(tmp_path, shards):
     folder = sharded(tmp_path / "model", shards)
     torch.save({"w": torch.ones(2)}, folder / "pytorch_model.bin")
-    assert "holds two checkpoints" in refusal_of_file(folder)
+    said = "holds 2 checkpoints, pytorch_model.bin, pytorch_model.bin.index.json: give the path"
+    assert said in refusal_of_file(folder)
 
 
 def test_a_folder_without_a_checkpoint_names_the_files_it_has(tmp_path):
@@ -610,6 +830,8 @@ def test_a_folder_without_a_checkpoint_names_the_files_it_has(tmp_path):
     assert message.endswith("neither pytorch_model.bin nor pytorch_model.bin.index.json")
     torch.save({"w": torch.ones(2)}, folder / "net_g.pth")
     assert refusal_of_file(folder).endswith("(give the path of a file: net_g.pth)")
+    safetensors_torch.save_file({"w": torch.ones(3)}, folder / "model.safetensors")
+    assert refusal_of_file(folder).endswith("(it holds safetensors already)")
 
 
 @pytest.mark.parametrize("shard", ["../outside.bin", "/outside.bin", "..\\outside.bin", "", "."])
@@ -665,6 +887,232 @@ def test_an_index_that_is_none_is_refused(tmp_path, text, reason):
     assert reason in refusal_of_file(tmp_path)
 
 
+# --- folders to folders ------------------------------------------------------------------------
+
+
+def model_folder(folder, name="pytorch_model.bin", content=None):
+    """A model folder as people have them: weights, a config, a tokenizer in a folder, a card."""
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "config.json").write_text('{"hidden_size": 2}')
+    (folder / "tokenizer" / "vocab.txt").write_text("a b c")
+    (folder / "README.md").write_text("the card of the original")
+    (folder / "optimizer.pt").write_bytes(b"large")
+    torch.save(WEIGHTS if content is None else content, folder / name)
+    return folder
+
+
+def files_in(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize(
+    ("name", "converted_name"),
+    [
+        ("pytorch_model.bin", "model.safetensors"),
+        ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"),
+        ("adapter_model.bin", "adapter_model.safetensors"),
+        ("open_clip_pytorch_model.bin", "open_clip_model.safetensors"),
+        ("pytorch_lora_weights.bin", "pytorch_lora_weights.safetensors"),
+        ("pytorch_model.fp16.bin", "model.fp16.safetensors"),
+    ],
+)
+def test_a_folder_becomes_a_folder_with_config_and_tokenizer(tmp_path, name, converted_name):
+    source = model_folder(tmp_path / "in", name)
+    before = {path: (source / path).read_bytes() for path in files_in(source)}
+    report = convert(source, tmp_path / "out")
+    assert (report.output, report.source) == (tmp_path / "out", source / name)
+    assert files_in(tmp_path / "out") == sorted(
+        ["config.json", "tokenizer/vocab.txt", converted_name]
+    )
+    assert (tmp_path / "out" / "config.json").read_text() == '{"hidden_size": 2}'
+    assert_holds(tmp_path / "out" / converted_name, WEIGHTS)
+    assert open_checkpoint(tmp_path / "out").metadata["format"] == "pt"
+    assert before == {path: (source / path).read_bytes() for path in files_in(source)}
+
+
+def test_a_folders_weights_are_divided(tmp_path, shards):
+    source = sharded(tmp_path / "in", shards)
+    report = convert(source, tmp_path / "out", shard_size=12)
+    shard_names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    assert files_in(tmp_path / "out") == [*shard_names, "model.safetensors.index.json"]
+    read = open_checkpoint(tmp_path / "out")
+    assert {name: list(read[name]) for name in read} == {
+        name: values for content in TWO_SHARDS.values() for name, values in content.items()
+    }
+    assert report.nbytes == 24
+    for size, wrong in ((0, "must be positive"), ("much", "is not a size")):
+        with pytest.raises(ParameterError, match=wrong):
+            convert(source, tmp_path / "other", shard_size=size)
+    with pytest.raises(ParameterError, match=r"divides a folder, and .* is one file"):
+        convert(source, tmp_path / "other.safetensors", shard_size=12)
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+
+def test_a_converted_folder_is_replaced_when_forced_and_no_other_is(tmp_path):
+    source = model_folder(tmp_path / "in")
+    convert(source, tmp_path / "out")
+    torch.save({"w": torch.zeros(1)}, source / "pytorch_model.bin")
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        convert(source, tmp_path / "out")
+    convert(source, tmp_path / "out", force=True)
+    assert_holds(tmp_path / "out" / "model.safetensors", {"w": torch.zeros(1)})
+    theirs = model_folder(tmp_path / "theirs")
+    with pytest.raises(OutputError, match="was not written by modelsoup"):
+        convert(source, theirs, force=True)
+    for output in (source, source / ".." / "in", tmp_path):
+        with pytest.raises(OutputError, match="would replace what is converted"):
+            convert(source, output, force=True)
+    inside = convert(source, source / "out")
+    assert files_in(inside.output) == ["config.json", "model.safetensors", "tokenizer/vocab.txt"]
+
+
+def test_a_variant_is_taken_only_where_there_is_nothing_plain(tmp_path):
+    source = model_folder(tmp_path / "in")
+    half = {"w": torch.zeros(2, dtype=torch.float16)}
+    torch.save(half, source / "pytorch_model.fp16.bin")
+    report = convert(source, tmp_path / "out.safetensors")
+    assert report.source.name == "pytorch_model.bin"
+    assert_holds(report.output, WEIGHTS)
+    torch.save(half, source / "pytorch_model.ema.bin")
+    (source / "pytorch_model.bin").unlink()
+    report.output.unlink()
+    message = refusal_of_file(source)
+    assert "holds 2 checkpoints, pytorch_model.ema.bin, pytorch_model.fp16.bin: give" in message
+
+
+def test_the_index_of_a_variant_is_taken_where_there_is_nothing_plain(tmp_path, shards):
+    source = sharded(tmp_path / "in", shards)
+    index = source / "pytorch_model.bin.index.json"
+    index.rename(source / "pytorch_model.bin.index.fp16.json")
+    report = convert(source, tmp_path / "out")
+    assert report.tensors == 3
+    assert (tmp_path / "out" / "model.fp16.safetensors").exists()
+
+
+def test_two_families_in_a_folder_are_not_guessed_about(tmp_path):
+    source = model_folder(tmp_path / "in")
+    torch.save(WEIGHTS, source / "adapter_model.bin")
+    assert "holds 2 checkpoints, adapter_model.bin, pytorch_model.bin" in refusal_of_file(source)
+
+
+def test_weights_in_sub_folders_are_told_of(tmp_path):
+    source = model_folder(tmp_path / "in")
+    (source / "2_Dense").mkdir()
+    torch.save(WEIGHTS, source / "2_Dense" / "pytorch_model.bin")
+    assert convert(source, tmp_path / "out").parts == ("2_Dense",)
+    assert convert(source, tmp_path / "one.safetensors").parts == ("2_Dense",)
+    # As the command advises:
+    assert_holds(convert(source / "2_Dense", tmp_path / "dense.safetensors").output, WEIGHTS)
+    (source / "pytorch_model.bin").unlink()
+    (source / "optimizer.pt").unlink()
+    assert refusal_of_file(source).endswith("(parts of it do: give the path of 2_Dense)")
+
+
+def test_a_folder_of_another_suffix_is_no_folder(tmp_path):
+    source = model_folder(tmp_path / "in")
+    for name in ("out.bin", "out.ckpt"):
+        with pytest.raises(OutputError, match=r"must end in \.safetensors, or name a folder"):
+            convert(source, tmp_path / name)
+    assert os.listdir(tmp_path) == ["in"]
+
+
+# --- what the command says ---------------------------------------------------------------------
+
+
+def said(*arguments, code=0):
+    result = CliRunner().invoke(main, ["convert", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result.output.splitlines()
+
+
+def test_the_command_says_what_was_taken_and_what_was_not(tmp_path):
+    tied = torch.ones(2)
+    weights = {"w": tied, "v": tied, "e": torch.empty(0)}
+    content = {"state_dict": weights, "args": argparse.Namespace(lr=1), "epoch": 3}
+    source = model_folder(tmp_path / "in", content=content)
+    model_folder(source / "part")
+    output = tmp_path / "out"
+    first, *notes = said(source, output)
+    assert first == f"{output}: 3 tensors, 16 bytes"
+    assert notes[:3] == [
+        f"note: read {source / 'pytorch_model.bin'}",
+        "note: took the state dict under 'state_dict'",
+        "warning: left out: args (argparse.Namespace), epoch",
+    ]
+    assert notes[3].startswith("warning: without elements: e (")
+    assert notes[4].startswith("warning: not converted: the weights in part; ")
+    assert notes[5:] == ["note: share memory, and are written as copies: w, v"]
+    one_file = said(source, tmp_path / "out.safetensors")
+    assert "note: config and tokenizer were not copied; with a folder as OUT they are" in one_file
+    many = {f"k{i}": i for i in range(9)}
+    torch.save({**many, "w": tied}, tmp_path / "in.pth")
+    lines = said(tmp_path / "in.pth", tmp_path / "many.safetensors")
+    assert lines[1:] == ["warning: left out: k0, k1, k2, k3, k4 and 4 more"]
+
+
+def test_the_commands_hints_can_be_followed_to_the_letter(tmp_path):
+    content = {"params": {"w": torch.zeros(2)}, "params_ema": {"w": torch.ones(2)}}
+    torch.save(content, tmp_path / "in.pth")
+    output = tmp_path / "out.safetensors"
+    (line,) = said(tmp_path / "in.pth", output, code=1)
+    assert line.endswith("under 2 keys, params, params_ema: choose with --key KEY")
+    said(tmp_path / "in.pth", output, "--key", "params_ema")
+    assert_holds(output, content["params_ema"])
+    (line,) = said(tmp_path / "in.pth", output, "--key", "params", code=1)
+    assert line.endswith("(--force replaces it)")
+    said(tmp_path / "in.pth", output, "--key", "params", "--force")
+    assert_holds(output, content["params"])
+    (line,) = said(tmp_path, tmp_path / "o.safetensors", "--shard-size", "1GB", code=1)
+    assert (
+        line
+        == f"Error: --shard-size SIZE divides a folder, and {tmp_path}/o.safetensors is one file"
+    )
+
+
+# --- files that are none -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a link to a pipe", "a device", "a socket"])
+def test_only_regular_files_are_opened(tmp_path, kind):
+    path = tmp_path / "in.pth"
+    if "pipe" in kind:
+        os.mkfifo(tmp_path / "pipe")
+    if kind == "a device":
+        path.symlink_to("/dev/zero")
+    elif kind == "a socket":
+        bound = socket.socket(socket.AF_UNIX)
+        bound.bind(os.path.relpath(path))  # a socket's path must be short
+        bound.close()
+    else:
+        path.symlink_to(tmp_path / "pipe")
+    message = refusal_of_file(tmp_path / "pipe" if kind == "a pipe" else path)
+    assert message.startswith("cannot read ")
+    if kind != "a socket":  # which cannot even be opened
+        assert message.endswith("it is not a regular file")
+
+
+@pytest.mark.parametrize("change", ["written to", "replaced", "removed"])
+def test_a_file_that_is_changed_while_it_is_converted_makes_no_output(tmp_path, change):
+    source, output = tmp_path / "in.pth", tmp_path / "out.safetensors"
+    torch.save(slow_to_write(), source)
+    with ThreadPoolExecutor() as pool:
+        converting = pool.submit(convert, source, output)
+        while not list(tmp_path.glob(".out.safetensors.*")):
+            assert not converting.done() or converting.exception() is None
+        if change == "written to":
+            with source.open("ab") as file:
+                file.write(b"more")
+        elif change == "replaced":
+            torch.save({"w": torch.ones(1)}, tmp_path / "new.pth")
+            os.replace(tmp_path / "new.pth", source)
+        else:
+            source.unlink()
+        error = converting.exception()
+    assert isinstance(error, CheckpointError)
+    assert str(error) == f"{source} was changed while it was converted: do it again"
+    assert not output.exists() and not list(tmp_path.glob(".out*"))
+
+
 # --- the output --------------------------------------------------------------------------------
 
 
@@ -690,16 +1138,15 @@ def test_an_output_of_another_suffix_is_refused(tmp_path):
         convert(tmp_path / "in.pth", tmp_path / "out.bin")
 
 
-def test_a_tensor_larger_than_the_disk_is_refused_before_it_is_made(tmp_path):
-    message = refusal(tmp_path, {"w": torch.ones(1).expand(2**45)}, OutputError)
-    assert "the disk has only" in message
+def slow_to_write():
+    """A GB to write, out of a file of 64 MB, so that something can happen in the middle."""
+    shared = torch.ones(2**24)
+    return {f"w{i}": shared for i in range(16)}
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_stopped_midway_leaves_no_output(tmp_path, stop):
-    # 4 GB to write, out of a file of some kilobytes, so that the signal comes in the middle.
-    large = {f"w{i}": torch.ones(1).expand(2**24) for i in range(64)}
-    torch.save(large, tmp_path / "in.pth")
+    torch.save(slow_to_write(), tmp_path / "in.pth")
     run = "import sys; from modelsoup.torch_convert import convert; convert(*sys.argv[1:])"
     with subprocess.Popen(
         [sys.executable, "-c", run, "in.pth", "out.safetensors"],
@@ -715,6 +1162,32 @@ def test_a_run_that_is_stopped_midway_leaves_no_output(tmp_path, stop):
     if stop == signal.SIGKILL:  # nothing can clean up after it but the next run
         converted(tmp_path, {"w": torch.ones(2)})
         (tmp_path / "out.safetensors").unlink()
+    assert os.listdir(tmp_path) == ["in.pth"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit holds on Linux alone")
+def test_want_of_memory_is_told_and_leaves_no_output(tmp_path):
+    torch.save({"large": torch.ones(5000, 10_000).t()}, tmp_path / "in.pth")
+    run = (
+        "import resource, sys, torch\n"
+        "from pathlib import Path\n"
+        "from modelsoup.errors import SoupError\n"
+        "from modelsoup.torch_convert import convert\n"
+        "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
+        "limit = pages * resource.getpagesize() + 300_000_000\n"  # the file fits, a copy does not
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "try: convert('in.pth', 'out.safetensors')\n"
+        "except SoupError as error: print(error)\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", run],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout == "there is not enough memory to write the tensor 'large'\n"
     assert os.listdir(tmp_path) == ["in.pth"]
 
 
