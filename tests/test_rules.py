@@ -562,3 +562,9 @@ def test_a_hundred_thousand_names_do_not_slow_the_nearest_down() -> None:
     start = time.process_time()
     assert "did you mean 'model" in refusal(names, "modle.*")
     assert time.process_time() - start < 3
+
+
+def test_each_part_of_a_pipeline_has_a_depth_of_its_own() -> None:
+    names = [f"{part}/{layer}.weight" for part in ("unet", "vae") for layer in ("conv.1", "conv.2")]
+    found = taken(names, "low-level", fractions={"*": 0.5})[0]
+    assert found == ["unet/conv.1.weight", "vae/conv.1.weight"]
