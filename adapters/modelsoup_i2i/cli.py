@@ -79,7 +79,7 @@ def translate(
     progress = shown if sys.stderr.isatty() else None
     written = run(
         model, source, output, direction=direction, batch=batch, device=device, force=force,
-        progress=progress,
+        progress=progress, say=lambda line: click.echo(line, err=True),
     )  # fmt: skip
     click.echo(f"{len(written)} written to {output}")
 

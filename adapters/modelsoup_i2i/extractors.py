@@ -45,7 +45,6 @@ class Extractor:
     `features` maps uint8 N × 3 × H × W to float N × dimension; `distance` maps two float batches in
     [−1, 1] to N distances. A metric uses the one or the other. Where the distance is one of
     `activations` (a list of tensors, N × …) by `compare`, those of a picture can be used again.
-    Pictures must have `least` pixels a side, or the last layers see nothing.
     """
 
     name: str
@@ -57,7 +56,6 @@ class Extractor:
     distance: Any = None
     activations: Any = None
     compare: Any = None
-    least: int = 1
 
 
 def extractor(
@@ -120,7 +118,7 @@ def lpips_alexnet(path: str | os.PathLike[str] | None = None) -> Extractor:
     )
     return Extractor(
         "lpips-alex", digest, 0, "none", _versions("torch", "lpips"),
-        distance=lambda first, second: network(first, second).flatten(), least=31,
+        distance=lambda first, second: network(first, second).flatten(),
     )  # fmt: skip
 
 
@@ -145,7 +143,7 @@ def shift_tolerant(path: str | os.PathLike[str] | None = None) -> Extractor:
     return Extractor(
         "st-alex", digest, 256, "none", _versions("torch", ST_PACKAGE),
         features=network.features, distance=network.distance,
-        activations=network.activations, compare=network.compare, least=21,
+        activations=network.activations, compare=network.compare,
     )  # fmt: skip
 
 

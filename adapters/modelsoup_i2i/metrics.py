@@ -31,8 +31,8 @@ from torch import nn
 from modelsoup import ParameterError, SoupError
 
 from .extractors import Extractor, extractor
-from .images import list_images, read_image
-from .metric_names import extractor_of, must_be_known, must_have, needs
+from .images import as_rgb, list_images, read_image, resized
+from .metric_names import extractor_of, must_be_known, must_have, must_suffice, needs
 
 PAIRS = 1000
 """How many random pairs `_pairs` and `_to_real` average over."""
@@ -79,6 +79,7 @@ def evaluate(
     Args:
         fake: translations: a folder, uint8 arrays height × width × 3, or a float tensor
             N × 3 × height × width in [−1, 1], which is rounded to uint8 as a saved picture is.
+            Grey and opacity (1 and 4 channels) are compared as they look, over white.
         real: pictures of the target domain.
         inputs: what was translated, in the order of `fake`.
         truth: what the translations should be, in the order of `fake`.
@@ -181,16 +182,12 @@ class _Measure:
         self.kept: dict[tuple[str, int], list[torch.Tensor]] = {}
 
     def of(self, name: str) -> Result:
+        fake, real = self._all("fake"), self.sets["real"]
+        must_suffice(name, fake[0].shape[:2], len(fake), len(real or []))
         through = extractor_of(name)
         if through is None:
             return self._fidelity(name)
         reading, extractor = name.partition("_")[2], self.extractor(through)
-        height, width = self._all("fake")[0].shape[:2]
-        if min(height, width) < extractor.least:
-            raise ParameterError(
-                f"{name} needs pictures of at least {extractor.least} pixels a side, and the first "
-                f"translation is {height} × {width}"
-            )
         if reading:
             return self._perceptual(name, extractor, reading)
         return self._of_sets(name, extractor)
@@ -198,8 +195,6 @@ class _Measure:
     def _of_sets(self, name: str, extractor: Extractor) -> Result:
         fake, real = (self.features(extractor.name, role) for role in ("fake", "real"))
         few = min(len(fake), len(real))
-        if few < 2:
-            raise ParameterError(f"{name} needs at least 2 pictures of each set, not {few}")
         if name.startswith("k"):
             return self._result(name, kernel(fake, real, self.seed), extractor)
         note = ""
@@ -223,8 +218,6 @@ class _Measure:
         fake = self._all("fake")
         random = np.random.default_rng(self.seed)
         if reading == "pairs":
-            if len(fake) < 2:
-                raise ParameterError(f"{name} needs at least 2 translations")
             first = random.integers(0, len(fake), PAIRS)
             other = (first + random.integers(1, len(fake), PAIRS)) % len(fake)
             second = "fake"
@@ -307,13 +300,7 @@ class _Measure:
         return [self._sized(picture, self._all("fake")[0]) for picture in pictures]
 
     def _sized(self, picture: np.ndarray, like: np.ndarray) -> np.ndarray:
-        if picture.shape == like.shape:
-            return picture
-        from PIL import Image
-
-        size = like.shape[1], like.shape[0]
-        scaled = Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)
-        return np.array(scaled, np.uint8)
+        return resized(picture, like.shape[:2], smooth=False)
 
 
 def _pictures(given: Pictures, role: str) -> list[np.ndarray]:
@@ -328,7 +315,7 @@ def _pictures(given: Pictures, role: str) -> list[np.ndarray]:
         found, what = list(given), role
     if not found:
         raise ParameterError(f"{what} holds no images")
-    return found
+    return [as_rgb(picture) for picture in found]
 
 
 def _stack(pictures: Sequence[np.ndarray]) -> torch.Tensor:
@@ -340,6 +327,11 @@ def _distance(metric: Any, fake: torch.Tensor, real: torch.Tensor) -> float:
     metric.update(fake, real=False)
     value = metric.compute()
     return float(value[0] if isinstance(value, tuple) else value)
+
+
+def must_be_importable() -> None:
+    """Raise a SoupError where torchmetrics, which every metric wants, cannot be imported."""
+    _torchmetrics("image", "PeakSignalNoiseRatio")
 
 
 def _torchmetrics(module: str, name: str) -> Callable[..., Any]:

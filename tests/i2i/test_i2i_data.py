@@ -80,6 +80,11 @@ def test_bad_folders_are_named(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(modelsoup.ParameterError, match=r"no images in .*empty"):
         find_domains((root / "trainA", tmp_path / "empty"))
+    (tmp_path / "empty" / "1.gif").touch()
+    with pytest.raises(
+        modelsoup.ParameterError, match=r"there are 1 of .*empty.* not read \(\.gif"
+    ):
+        find_domains((root / "trainA", tmp_path / "empty"))
     with pytest.raises(ImageError, match="does not exist"):
         find_domains((root / "trainA", tmp_path / "missing"))
 

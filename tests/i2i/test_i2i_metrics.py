@@ -180,7 +180,7 @@ def test_pictures_of_another_size_are_compared_at_the_translations_size():
 def test_canonical_names_need_canonical_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Neither a missing file nor one that only bears the name gives a number."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    pictures = [np.zeros((16, 16, 3), np.uint8)] * 3
+    pictures = [np.zeros((32, 32, 3), np.uint8)] * 3
     for name, file in (
         ("fid-64", extractors.INCEPTION), ("kid", extractors.INCEPTION),
         ("lpips_pairs", extractors.ALEXNET),
