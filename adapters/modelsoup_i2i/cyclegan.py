@@ -297,7 +297,7 @@ class CycleGAN:
         return METRICS
 
     def options_of(self, checkpoint: Path) -> dict[str, Any]:
-        """The options that a checkpoint decides, such as width and blocks."""
+        """The options that a checkpoint decides, such as width and blocks, and its size."""
         from .deployment import options_of
 
         return options_of(checkpoint)

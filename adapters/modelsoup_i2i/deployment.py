@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from modelsoup import open_checkpoint
+from modelsoup import Checkpoint, CheckpointError, open_checkpoint, read_lineage
 
-from .data import folders_of
+from .data import Mode, folders_of
 from .images import ImageError, list_images, read_image, to_tensor
 from .shapes import (
     DISCRIMINATORS,
@@ -90,13 +90,17 @@ def tested_on(options: CycleGANOptions) -> list[Path]:
 
 
 def options_of(checkpoint: Path) -> dict[str, Any]:
-    """The options that a checkpoint decides: widths, blocks and layers of its networks.
+    """The options that a checkpoint decides: widths, blocks, layers and channels of its networks.
+
+    Where its lineage says at which size it was trained, that too: the mode and both sizes of the
+    trainings that are nearest to it, if they agree.
 
     Raises:
         CheckpointError: it is missing or damaged.
         MismatchError: it holds no such networks.
     """
-    shapes = {name: info.shape for name, info in open_checkpoint(checkpoint).tensors.items()}
+    opened = open_checkpoint(checkpoint)
+    shapes = {name: info.shape for name, info in opened.tensors.items()}
     present = {name.partition(".")[0] for name in shapes}
     generator = next((name for name in GENERATORS if name in present), GENERATORS[0])
     own = generator_shape_of(shapes, f"{generator}.")
@@ -105,7 +109,58 @@ def options_of(checkpoint: Path) -> dict[str, Any]:
     if judges:
         judge = discriminator_shape_of(shapes, f"{judges[0]}.")
         found |= {"d_width": judge.width, "d_layers": judge.layers}
-    return found
+    return found | _trained_at(opened)
+
+
+def _trained_at(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Mode and sizes of the trainings that a checkpoint was made of; nothing if they differ."""
+    try:
+        made = read_lineage(checkpoint)
+    except CheckpointError:  # of a later version, say: then it tells as little as none
+        return {}
+    if made is None:
+        return {}
+    steps: Mapping[str, Any] = made.get("ancestors", {})
+    found: list[dict[str, Any]] = []
+    pending: list[tuple[Mapping[str, Any], dict[str, Any]]] = [(made, {})]
+    seen: set[str] = set()
+    while pending:
+        step, later = pending.pop()
+        options = step.get("options", {})
+        own = step.get("trainer") in _NAMES
+        # What is trained in INT8 has the trainer's options in its own, and the start's sizes.
+        told = _sizes(options if own else options.get("training", {}))
+        if told is None:
+            return {}
+        later = {**told, **later}
+        if own:
+            found.append({**_DEFAULTS, **later})
+            continue
+        for entry in step["inputs"]:
+            name = entry.get("key") or entry.get("xxh3_128")
+            if name in steps and name not in seen:
+                seen.add(name)
+                pending.append((steps[name], later))
+    return found[0] if found and all(sizes == found[0] for sizes in found) else {}
+
+
+_NAMES = ("cyclegan", "modelsoup_i2i:CycleGAN", "modelsoup_i2i.cyclegan:CycleGAN")
+"""How a plan, and with it a lineage, may call this trainer."""
+_DEFAULTS = {"mode": "resize_and_crop", "load_size": 286, "crop_size": 256}
+
+
+def _sizes(options: object) -> dict[str, Any] | None:
+    """Those of the options, from a file that anybody may have written, that say a size.
+
+    None where they are not what such options can be.
+    """
+    if not isinstance(options, dict):
+        return None
+    found = {name: options[name] for name in _DEFAULTS if name in options}
+    numbers = [found[name] for name in ("load_size", "crop_size") if name in found]
+    flat = [n for number in numbers for n in (number if isinstance(number, list) else [number])]
+    sound = found.get("mode", "none") in get_args(Mode) and all(type(n) is int for n in flat)
+    return found if sound else None
 
 
 def _pictures(options: CycleGANOptions, side: int, part: str) -> Iterator[tuple[Path, np.ndarray]]:

@@ -56,7 +56,7 @@ def sheet(
     inputs: Sequence[np.ndarray], expected: Sequence[np.ndarray],
     pictures: Mapping[int, Sequence[np.ndarray]], kept: int,
 ) -> np.ndarray:  # fmt: skip
-    """A page of pictures, uint8, H × W × 3 each: a row an image; input, float, INT8 by epoch.
+    """A page of pictures, uint8, H × W × C each: a row an image; input, float, INT8 by epoch.
 
     Args:
         inputs: images of any sizes; at most `SHOWN` become rows.
@@ -67,6 +67,7 @@ def sheet(
     Returns:
         uint8, height × width × 3.
     """
+    from modelsoup_i2i.images import as_rgb, pillow_image
     from PIL import Image, ImageDraw
 
     epochs = sorted({e for e in (*COLUMNS, kept, max(pictures)) if e in pictures})
@@ -85,13 +86,13 @@ def sheet(
     top = _BAND
     for row, height in zip(rows, heights, strict=True):
         for column, image in enumerate(row):
-            canvas.paste(Image.fromarray(image), (_GAP + column * wide, top))
+            canvas.paste(pillow_image(as_rgb(image)), (_GAP + column * wide, top))
         top += height
     return np.asarray(canvas)
 
 
 def as_pixels(image: np.ndarray) -> np.ndarray:
-    """float32, 1 × 3 × H × W in [−1, 1] to uint8, H × W × 3; rounded to nearest even, clamped."""
+    """float32, 1 × C × H × W in [−1, 1] to uint8, H × W × C; rounded to nearest even, clamped."""
     values = np.rint((image[0].astype(np.float32) + 1) * 127.5)
     return np.ascontiguousarray(values.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 

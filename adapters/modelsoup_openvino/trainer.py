@@ -83,7 +83,7 @@ class OpenVinoQat:
 
     name = "openvino-qat"
     options = OpenVinoOptions
-    version = "1"
+    version = "2"
 
     def groups(self, options: OpenVinoOptions) -> dict[str, Sequence[str]]:
         """The layer groups of the trainer whose networks they are."""
@@ -184,6 +184,8 @@ def quantise_to(
         rate=options.rate,
         folder=options.folder,
     )
+    known = trainer.options_of(start)
+    log(f"{start.name} decides: " + ", ".join(f"{name} {value}" for name, value in known.items()))
     from .deliver import deliver
     from .qat import quantisation_aware
 

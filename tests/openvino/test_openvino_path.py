@@ -23,6 +23,7 @@ from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_i2i.networks import load_generator
 from modelsoup_openvino import export, measure
 from modelsoup_openvino.quantise import Quantisation, load_quantised, quantised
+from PIL import Image
 from safetensors.numpy import load_file
 
 import modelsoup
@@ -40,8 +41,6 @@ def held_out(data, part="test"):
 
 
 def test_a_run_leaves_models_checkpoints_report_and_pictures(made):
-    from PIL import Image
-
     names = {path.name for path in made.out.iterdir()}
     assert names == {
         "int8.xml", "int8.bin", "fp32.xml", "fp32.bin", "fp16.xml", "fp16.bin",
@@ -263,6 +262,48 @@ def test_a_better_epoch_is_kept_with_frozen_tensors_as_they_were(quantise, start
             assert np.array_equal(inside[own], after[name])
     told = export.about(export.read(run.out / "int8.xml"))
     assert told["qat_epochs"] == "1"
+
+
+def test_a_trees_result_is_quantised_at_the_size_and_channels_of_its_training(data, tmp_path):
+    """Grey, of a side that is no multiple of four; neither is said again."""
+    from modelsoup_i2i.images import read_image, to_image, to_tensor
+    from modelsoup_i2i.networks import at_any_size
+    from modelsoup_openvino import Translator
+
+    training = {
+        "trainer": "cyclegan", "data": str(data), **SIZES, **SHAPE, "channels": 1,
+        "load_size": 34, "crop_size": 30, "epochs": 1,
+    }  # fmt: skip
+    models = {name: {"train": training | {"lr": lr}} for name, lr in (("a", 1e-4), ("b", 1e-3))}
+    plan = {"soup": 1, "models": models, "tree": {"of": ["a", "b"]}}
+    tree, _ = modelsoup.parse_tree(json.dumps(plan))
+    modelsoup.run(tree, tmp_path / "tree.safetensors", store=tmp_path / "store")
+    out = tmp_path / "out"
+    arguments = ["quantize", tmp_path / "tree.safetensors", "--trainer", "cyclegan", "--data", data]
+    quick = ["--epochs", "0", "--rounds", "0", "--pictures", "--set", "device=cpu"]
+    done = CliRunner().invoke(main, ["openvino", *map(str, [*arguments, "-o", out]), *quick])
+    assert done.exit_code == 0, done.output
+    assert "tree.safetensors decides: width 8, blocks 2, channels 1" in done.output
+    told = json.loads((out / "report.json").read_text())
+    sizes = {name: told["options"][name] for name in ("load_size", "crop_size", "channels")}
+    assert sizes == {"load_size": 34, "crop_size": 30, "channels": 1}
+    for file in sorted((out / "pictures").rglob("*.png")):
+        with Image.open(file) as picture:
+            assert (picture.mode, picture.size) == ("L", (30, 30)), file
+    model = export.read(out / "int8.xml")
+    assert list(model.input(0).get_shape()) == [1, 1, 32, 32]
+    assert export.about(model)["images"].startswith("grey, 1 x 1 x ")
+    assert told["likeness"]["psnr"] > 30
+    # In use as in the training: the picture is continued, and the result cut back.
+    picture = read_image(data / "testA/0.png", 1)[:30, :30]
+    network = load_generator(tmp_path / "tree.safetensors", "x2y")
+    with torch.no_grad():
+        expected = to_image(at_any_size(network, to_tensor(picture)[None])[0])
+    got = Translator(out / "fp32.xml")(picture)
+    assert got.shape == (30, 30, 1)
+    assert np.abs(got.astype(int) - expected).max() <= 1
+    with pytest.raises(modelsoup.ParameterError, match=r"has 3 channels, where .* such of 1"):
+        Translator(out / "fp32.xml")(np.zeros((30, 30, 3), np.uint8))
 
 
 def test_pictures_that_decide_the_choice_are_part_of_the_key(data, start, tmp_path):
