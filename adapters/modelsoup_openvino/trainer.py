@@ -133,6 +133,7 @@ class OpenVinoQat:
         from .deliver import FLOAT
 
         job.report(1.0, summary(told))
+        job.note({name: told[name] for name in ("origin", "quality", "versions", "machine")})
         shutil.copyfile(options.out / FLOAT, job.output)
 
     def _of(self, options: OpenVinoOptions) -> tuple[Deployable, Any]:

@@ -1,5 +1,7 @@
 """The trainer: whole trainings, resume after kill -9, trees, options, and what the core is told."""
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -569,22 +571,90 @@ def test_a_tree_of_each_strategy_runs(strategy: str, data: Path, tmp_path: Path)
         assert frozen == {n for n in names if any(fnmatchcase(n, p) for p in groups["low-level"])}
 
 
-def test_the_key_depends_on_the_images_content_and_on_nothing_beside(tmp_path: Path):
+def key(data: Path | None, *, trainer: str = "cyclegan", seed: int = 3, **options) -> str:
+    """What the result of one training is named by."""
+    given = {"trainer": trainer, **TINY, "count_b": 3, **options}
+    if data is not None:
+        given["data"] = str(data)
+    train = {name: value for name, value in given.items() if value is not None}
+    text = json.dumps({"soup": 1, "seed": seed, "models": {"a": {"train": train}}, "tree": "a"})
+    checked = modelsoup.check(modelsoup.parse_tree(text)[0])
+    assert checked.problems == ()
+    found = checked.nodes["a"].key
+    assert found is not None
+    return found
+
+
+DECIDE = {
+    "imbalance": 50, "count_b": 2, "subset_seed": 1, "mode": "crop", "load_size": 19,
+    "crop_size": 12, "flip": False, "batch": 2, "accumulate": 2, "lr": 1e-3, "epochs": 3,
+    "decay_epochs": 1, "loss": "tree-paper", "lambda_gan": 2.0, "lambda_cycle": 2.0,
+    "lambda_identity": 2.0, "balance": 0.75, "balance_invert": True,
+    "balance_identity": "by_generator", "balance_discriminators": True, "balance_doubled": True,
+    "channels": 1, "width": 8, "blocks": 2, "d_width": 8, "d_layers": 2, "init": 1,
+    "pool_size": 4, "processes": 2, "precision": "bf16", "on_bad_image": "skip",
+}  # fmt: skip
+DO_NOT = {
+    "device": "auto", "channels_last": True, "compile": True, "checkpoint_every": 3,
+    "sheet_every": 7, "tensorboard": True, "samples": "shown", "threads": 3, "cache_mb": 1,
+    "evaluate": ["psnr"],
+}  # fmt: skip
+BY_CONTENT = {"data", "data_a", "data_b", "test_a", "test_b"}
+
+
+def test_every_option_is_known_to_decide_the_key_or_not_to():
+    fields = {field.name for field in dataclasses.fields(CycleGANOptions)}
+    assert fields == {*DECIDE, *DO_NOT, *BY_CONTENT}
+    assert not DECIDE.keys() & DO_NOT.keys()
+
+
+@pytest.mark.parametrize("option", DECIDE)
+def test_an_option_that_decides_the_result_changes_its_key(option: str, data: Path):
+    other = {option: DECIDE[option]}
+    if option == "imbalance":
+        other["count_b"] = None
+    assert key(data, **other) != key(data)
+
+
+@pytest.mark.parametrize("option", DO_NOT)
+def test_an_option_that_does_not_decide_the_result_leaves_its_key(option: str, data: Path):
+    assert key(data, **{option: DO_NOT[option]}) == key(data)
+
+
+def test_the_key_depends_on_the_images_content_and_not_on_where_they_lie(tmp_path: Path):
     data = make_domains(tmp_path / "domains")
-
-    def keys(text: str) -> list[str]:
-        tree, _ = modelsoup.parse_tree(text)
-        return [node.key for node in modelsoup.check(tree).steps if node.key]
-
-    first = keys(plan(data, "all"))
-    assert first
-    assert keys(plan(data, "all", threads=2, device="auto", sheet_every=9)) == first
+    first = key(data)
     moved = data.rename(tmp_path / "moved")
-    assert keys(plan(moved, "all")) == first
-    assert keys(plan(moved, "all", init=1)) != first
-    image = moved / "trainA" / "0.png"
-    image.write_bytes((moved / "trainA" / "1.png").read_bytes())
-    assert keys(plan(moved, "all")) != first
+    assert key(moved) == first
+    folders = {"data_a": moved / "trainA", "data_b": moved / "trainB",
+               "test_a": moved / "testA", "test_b": moved / "testB"}  # fmt: skip
+    assert key(None, **{name: str(folder) for name, folder in folders.items()}) == first
+    used = CycleGANOptions(data=moved, count_b=3, **TINY).domains().b
+    (unused,) = {*(moved / "trainB").iterdir()} - {*used}
+    for image in (moved / "trainA" / "0.png", used[0], unused):
+        before = image.read_bytes()
+        image.write_bytes((moved / "trainA" / "1.png").read_bytes())
+        assert (key(moved) == first) == (image == unused)
+        image.write_bytes(before)
+    assert key(moved) == first
+
+
+class Versioned(CycleGAN):
+    """A trainer of its own name, whose code may change."""
+
+    name = "versioned"
+    version = "1"
+
+
+def test_the_key_depends_on_the_seed_and_on_the_trainers_name_and_version(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    modelsoup.register_trainer(Versioned())
+    assert key(data, seed=4) != key(data)
+    first = key(data, trainer="versioned")
+    assert first != key(data)
+    monkeypatch.setattr(Versioned, "version", "2")
+    assert key(data, trainer="versioned") != first
 
 
 def test_a_plan_is_checked_without_torch(data: Path, tmp_path: Path):

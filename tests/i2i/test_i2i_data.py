@@ -202,6 +202,26 @@ def test_each_image_of_the_rich_domain_comes_once_and_the_poor_ones_at_random(tm
         assert counts.sum() == 30 and counts.min() >= 2
 
 
+def test_pairs_are_not_aligned_and_others_in_each_epoch(tmp_path: Path):
+    """Equal names of both domains meet no more often than others."""
+    count, epochs = 8, 40
+    for kind in "AB":
+        (tmp_path / f"train{kind}").mkdir()
+        for n in range(count):
+            save_png(np.full((4, 4, 3), n, np.uint8), tmp_path / f"train{kind}" / f"{n}.png")
+    sampler = Sampler(opened(tmp_path, Transform("none")), seed=1)
+    met = np.zeros((epochs, count), int)
+    for epoch in range(epochs):
+        for n in range(count):
+            a, b = sampler.pair(epoch, n, sampler.order(epoch))
+            met[epoch, int(a[0, 0, 0])] = int(b[0, 0, 0])
+    assert len({tuple(pairs) for pairs in met}) == epochs
+    assert np.mean(met == np.arange(count)) < 2 / count
+    assert all(len(set(partners)) >= count - 1 for partners in met.T)
+    orders = {tuple(sampler.order(epoch)) for epoch in range(epochs)}
+    assert len(orders) == epochs
+
+
 @pytest.mark.parametrize("cache", [0, 4000, 1 << 20])
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_batches_are_the_same_however_they_are_prepared(tmp_path: Path, cache: int, threads: int):

@@ -134,6 +134,22 @@ def test_perceptual_distances_are_those_of_the_pairs_that_they_name():
     assert same["st-lpips_to_truth"] == pytest.approx(direct, rel=1e-5)
 
 
+@needs_alex
+def test_the_seed_draws_the_pairs_and_the_subsets():
+    """Of sets of two sizes; the same seed gives the same values."""
+    fake, real = emoji("testA", 12), emoji("testB", 9)
+
+    def of(seed: int) -> dict[str, float]:
+        names = ["st-lpips_pairs", "st-lpips_to_real", "kd-st-alex", "fd-st-alex"]
+        results = metrics.evaluate(fake, real, metrics=names, seed=seed)
+        return {result.name: result.value for result in results}
+
+    first, other = of(1), of(2)
+    assert first == of(1)
+    assert first.pop("fd-st-alex") == other.pop("fd-st-alex")  # draws nothing
+    assert all(first[name] != other[name] for name in first)
+
+
 def test_psnr_is_that_of_a_constant_error():
     dark, light = (np.full((16, 16, 3), value, np.uint8) for value in (100, 110))
     (result,) = metrics.evaluate([dark], truth=[light], metrics=["psnr"])

@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import modelsoup
 torch = pytest.importorskip("torch")
 pytest.importorskip("PIL")
 
+from modelsoup_i2i.images import to_tensor  # noqa: E402
 from modelsoup_i2i.processes import Place  # noqa: E402
 from modelsoup_i2i.session import DivergedError, Session  # noqa: E402
 
@@ -200,6 +201,65 @@ def flat(own: Session) -> dict[str, torch.Tensor]:
         for k, net in own.networks.items()
         for n, t in net.state_dict().items()
     }
+
+
+BALANCED = {"balance": 0.75, "lambda_gan": 1, "lambda_cycle": 5, "lambda_identity": 10}
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({}, (0.75, 0.25, 3.75, 1.25, 2.5, 7.5, 1, 1)),
+        ({"balance_invert": True}, (0.25, 0.75, 1.25, 3.75, 7.5, 2.5, 1, 1)),
+        ({"balance_doubled": True}, (1.5, 0.5, 7.5, 2.5, 5, 15, 1, 1)),
+        ({"balance_discriminators": True}, (0.75, 0.25, 3.75, 1.25, 2.5, 7.5, 0.75, 0.25)),
+        ({"balance_identity": "by_generator"}, (0.75, 0.25, 3.75, 1.25, 7.5, 2.5, 1, 1)),
+        ({"balance": None, "lambda_gan": 2}, (2, 2, 5, 5, 10, 10, 1, 1)),
+        ({"balance": None, "lambda_cycle": 3}, (1, 1, 3, 3, 10, 10, 1, 1)),
+        ({"balance": None, "lambda_identity": 0}, (1, 1, 5, 5, 0, 0, 1, 1)),
+    ],
+)
+def test_what_an_option_says_of_a_loss_is_what_the_generators_minimise(
+    data: Path, options: dict, weights: tuple[float, ...]
+):
+    names = ("gan_a", "gan_b", "cycle_a", "cycle_b", "identity_a", "identity_b")
+    own = session(data, **(BALANCED | options))
+    assert astuple(own.weights) == pytest.approx(weights)
+    ((a, b),) = images(1)
+    losses = own.step(a, b)
+    total = sum(
+        weight * losses.get(name, 0.0) for name, weight in zip(names, weights, strict=False)
+    )
+    assert losses["generator"] == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_a_discriminator_without_weight_does_not_learn(data: Path, weighed: bool):
+    """With λ = 1 all weight is that of X → Y."""
+    own = session(data, balance=1.0, balance_discriminators=weighed, lr=1e-3)
+    before = flat(own)
+    ((a, b),) = images(1)
+    own.step(a, b)
+    moved = {name.partition(".")[0] for name, t in flat(own).items()
+             if not torch.equal(t, before[name])}  # fmt: skip
+    assert ("D_A" in moved, "D_B" in moved) == (True, not weighed)
+
+
+def test_the_seed_of_the_subset_chooses_it(data: Path):
+    chosen = {
+        seed: session(data, count_b=2, subset_seed=seed).pictures.b for seed in range(6)
+    }  # fmt: skip
+    assert chosen[0] == session(data, count_b=2, subset_seed=0).pictures.b
+    assert len(set(chosen.values())) > 1
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_pictures_are_mirrored_where_that_is_asked_for(data: Path, flip: bool):
+    own = session(data, flip=flip, load_size=16, crop_size=16, epochs=20)
+    plain = {to_tensor(own.pictures[file]).numpy().tobytes() for file in own.pictures.a}
+    seen = [a[0].numpy().tobytes() for ((a, _),) in own.batches()]
+    share = sum(picture in plain for picture in seen) / len(seen)
+    assert 0.25 < share < 0.75 if flip else share == 1
 
 
 def test_a_half_balance_is_half_the_plain_loss(data: Path):
