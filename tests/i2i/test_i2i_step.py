@@ -357,9 +357,11 @@ def test_what_is_not_finite_stops_before_any_weight_breaks(data: Path, late: boo
 
 
 def test_bf16_trains_in_float32_weights(data: Path):
-    own = session(data, precision="bf16")
+    own, plain = session(data, precision="bf16"), session(data)
     for a, b in images(2):
-        losses = own.step(a, b)
+        losses, wanted = own.step(a, b), plain.step(a, b)
+    # Of eight bits: near, and not the same.
+    assert all(0 < abs(losses[n] - value) < 0.05 * value for n, value in wanted.items())
     assert all(math.isfinite(value) for value in losses.values())
     assert all(tensor.dtype == torch.float32 for tensor in flat(own).values())
 
