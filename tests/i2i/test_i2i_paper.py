@@ -78,13 +78,27 @@ def test_reversed_pairs_exchange_the_folders(paper: ModuleType, pairs: Path):
         paper.domains("apple_to_orange", pairs / "horse2zebra")
 
 
-def test_the_asymmetric_trees_third_leaf_wants_horses(paper: ModuleType, pairs: Path):
+def test_the_asymmetric_trees_third_leaf_is_trained_on_another_pair(paper: ModuleType, pairs: Path):
+    """Horses and zebras, or any set that is named: none of it is of the pair that is measured."""
     (row,) = [r for r in paper.paper_rows() if r.asymmetric]
-    leaf = paper.plan(row, paper.SIZES["paper"], pairs, 0)["models"]["other"]["train"]
+    size = paper.SIZES["paper"]
+    leaf = paper.plan(row, size, pairs, 0)["models"]["other"]["train"]
     assert leaf["data_a"] == str(pairs / "horse2zebra" / "trainA")
     (pairs / "horse2zebra").rename(pairs / "elsewhere")
-    with pytest.raises(modelsoup.ParameterError, match="horse2zebra, which is not in"):
-        paper.plan(row, paper.SIZES["paper"], pairs, 0)
+    with pytest.raises(modelsoup.ParameterError, match=r"another pair, and .*horse2zebra/trainA"):
+        paper.plan(row, size, pairs, 0)
+    (small,) = paper.small_rows([row])
+    for data, chosen in ((pairs, row), (None, small)):
+        content = paper.plan(chosen, size, data, 0, other=pairs / "elsewhere")
+        own, *rest = [
+            {Path(model["train"][key]).parent for key in ("data_a", "data_b")}
+            for name, model in sorted(content["models"].items(), key=lambda m: m[0] != "other")
+        ]
+        assert own == {pairs / "elsewhere"} and own not in rest
+    with pytest.raises(modelsoup.ParameterError, match=r"soup i2i data day-night SET.*--other SET"):
+        paper.plan(small, size, None, 0)
+    with pytest.raises(modelsoup.ParameterError, match=r"another pair, and .*nowhere/trainA"):
+        paper.plan(small, size, None, 0, other=pairs / "nowhere")
 
 
 def test_a_row_is_measured_on_test_folders_wherever_they_are(paper: ModuleType, tmp_path: Path):
