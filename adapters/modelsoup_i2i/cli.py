@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from modelsoup import ParameterError, SoupError
+from modelsoup import ParameterError, SoupError, printable
 
 _PATH = click.Path(path_type=Path)
 _DIRECTION = click.option(
@@ -53,9 +53,9 @@ def data(
         from .sources import prepare
     counts = prepare(
         name, output, files=files, size=size, count=count, seed=seed, force=force,
-        say=lambda line: click.echo(line, err=True),
+        say=_say,
     )  # fmt: skip
-    click.echo(f"{output}: " + ", ".join(f"{n} {part}" for part, n in counts.items()))
+    click.echo(printable(f"{output}: ") + ", ".join(f"{n} {part}" for part, n in counts.items()))
 
 
 @i2i.command()
@@ -79,9 +79,9 @@ def translate(
     progress = shown if sys.stderr.isatty() else None
     written = run(
         model, source, output, direction=direction, batch=batch, device=device, force=force,
-        progress=progress, say=lambda line: click.echo(line, err=True),
+        progress=progress, say=_say,
     )  # fmt: skip
-    click.echo(f"{len(written)} written to {output}")
+    click.echo(printable(f"{len(written)} written to {output}"))
 
 
 @i2i.command()
@@ -95,7 +95,7 @@ def export(model: Path, output: Path, direction: str, size: int | None, force: b
     with _needed("i2i"):
         from .translate import export_onnx
     export_onnx(model, output, direction=direction, size=size, force=force)
-    click.echo(f"{output}")
+    click.echo(printable(f"{output}"))
 
 
 @i2i.command(name="import")
@@ -183,6 +183,11 @@ def evaluate(
             f"{result.name:<18} {result.value:>10.4f}   {result.n_fake} translations"
             + (f", {result.n_real} others" if result.n_real else "")
         )
+
+
+def _say(line: str) -> None:
+    """A line on stderr, with what comes from files spelt out where it is not printable."""
+    click.echo(printable(line), err=True)
 
 
 @contextmanager

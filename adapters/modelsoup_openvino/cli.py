@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelsoup import ParameterError, SoupError
+from modelsoup import ParameterError, SoupError, printable
 
 if TYPE_CHECKING:
     from .trainer import OpenVinoOptions
@@ -120,7 +120,7 @@ def run(model: Path, source: Path, target: Path, precision: str, force: bool) ->
     from .infer import translate
 
     for written in translate(model, source, target, force=force, precision=precision):
-        click.echo(written)
+        click.echo(printable(str(written)))
 
 
 @openvino.command(no_args_is_help=True)
@@ -166,7 +166,7 @@ def _training(data: str | None, pairs: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    click.echo(printable(line), err=True)
 
 
 def _progress(done: float | None, figures: Mapping[str, float]) -> None:

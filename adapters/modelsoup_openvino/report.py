@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from modelsoup import printable
+
 COLUMNS = (0, 2, 5)
 """The paper's epochs; the sheet has those that there are, the kept one, and the last."""
 
@@ -28,7 +30,7 @@ def page(told: Mapping[str, Any]) -> str:
     """The report in Markdown."""
     origin, likeness = told["origin"], told["likeness"]
     lines = [
-        f"# {origin['network']} of {origin['source']} in INT8",
+        f"# {origin['network']} of {printable(origin['source'])} in INT8",
         "",
         f"Made from the checkpoint with the XXH3-128 `{origin['source_xxh3_128']}` by the trainer "
         f"`{origin['trainer']}`, with {_versions(told['versions'])}.",

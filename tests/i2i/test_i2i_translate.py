@@ -95,6 +95,19 @@ def test_a_model_of_no_pictures_is_told(photos, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_that_would_drive_the_terminal_is_spelt_out(model, photos, tmp_path):
+    from click.testing import CliRunner
+
+    from modelsoup.cli import main
+
+    (photos / "a\x1b[2J\n4 written.gif").touch()
+    asked = ["i2i", "translate", str(model), str(photos), str(tmp_path / "out"), "--device", "cpu"]
+    done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 0 and done.stdout == f"4 written to {tmp_path / 'out'}\n"
+    assert len(done.stderr.splitlines()) == 1 and "\x1b" not in done.stderr
+    assert r"such as a\x1b[2J\n4 written.gif" in done.stderr
+
+
 def test_pictures_that_are_not_read_are_named(model, photos, tmp_path):
     (photos / "e.gif").touch()
     said = []
