@@ -135,7 +135,7 @@ def import_(folder: Path, output: Path, epoch: str, direction: str, force: bool)
 )  # fmt: skip
 @click.option("--inception-weights", type=_PATH, metavar="PATH", help="For fid-… and kid.")
 @click.option("--lpips-backbone", type=_PATH, metavar="PATH", help="For lpips_….")
-@click.option("--device", default="cpu", show_default=True, help="Where the model translates.")
+@click.option("--device", default="cpu", show_default=True, help="Where all is computed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def evaluate(
     model: Path | None,
@@ -157,6 +157,7 @@ def evaluate(
     with _needed("i2i"):
         from .data import Transform
         from .evaluation import evaluate_folders, evaluate_model
+        from .images import left_out
     names = None if metrics is None else [name for name in metrics.split(",") if name]
     weights = {"inception_weights": inception_weights, "lpips_backbone": lpips_backbone}
     if model is not None:
@@ -167,12 +168,18 @@ def evaluate(
             transform=None if size is None else Transform(load=(size, size), crop=(size, size)),
             **weights,
         )  # fmt: skip
+        own, other = ("A", "B") if direction == "x2y" else ("B", "A")
+        folders = [root / f"test{own}", root / f"{real}{other}"]
     else:
         if size is not None:
             raise ParameterError("--size is for a model's inputs; --images are there already")
         if images is None or against is None:
             raise ParameterError("--images are compared with a folder: name it with --against")
-        results = evaluate_folders(images, against, metrics=names, **weights)
+        results = evaluate_folders(images, against, metrics=names, device=device, **weights)
+        folders = [images, against]
+    for folder in folders:
+        if (rest := left_out(folder)) is not None:
+            _say(f"left out: {rest}")
     if as_json:
         click.echo(json.dumps([result.as_json() for result in results], indent=2))
         return

@@ -352,6 +352,7 @@ class CycleGAN:
     def _sets(self, job: Job) -> Sets:
         """The test images, all of which can be measured with the metrics that are asked for."""
         from .evaluation import find_sets
+        from .images import left_out
 
         options: CycleGANOptions = job.options
         folders = options.tests()
@@ -359,7 +360,8 @@ class CycleGAN:
         sets, bad = find_sets(folders, transform=options.transform()).must_allow(
             options.evaluate, skip=options.on_bad_image == "skip"
         )
-        for fault in bad:
+        rest = [said for folder in folders if (said := left_out(folder)) is not None]
+        for fault in (*bad, *rest):
             job.log(f"left out of the test images: {fault}")
         return sets
 

@@ -152,7 +152,7 @@ def evaluate_model(
         direction: `x2y` or `y2x`.
         metrics: None for those that need no weights but a package's, and no truth if there is none.
         real: `test` or `train`: which pictures of the target domain.
-        device: where the model translates.
+        device: where the model translates, and extractors compute.
         transform: by whose test part all pictures come to size first; None takes them as they are.
         inception_weights: see `metrics.evaluate`.
         lpips_backbone: likewise.
@@ -182,6 +182,7 @@ def evaluate_model(
         metrics=_chosen(metrics, inputs=True, truth=sets.truth is not None),
         inception_weights=inception_weights,
         lpips_backbone=lpips_backbone,
+        device=device,
     )
 
 
@@ -205,6 +206,7 @@ def evaluate_folders(
     metrics: Sequence[str] | None = None,
     inception_weights: StrPath | None = None,
     lpips_backbone: StrPath | None = None,
+    device: str = "cpu",
 ) -> list[Result]:
     """Measure one folder of pictures against another; the same names are pairs, if all are there.
 
@@ -219,6 +221,7 @@ def evaluate_folders(
         metrics=_chosen(metrics, inputs=False, truth=truth is not None),
         inception_weights=inception_weights,
         lpips_backbone=lpips_backbone,
+        device=device,
     )
 
 

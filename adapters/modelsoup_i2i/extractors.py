@@ -40,7 +40,7 @@ class MissingWeightsError(SoupError):
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network with its provenance.
+    """A network with its provenance, on the CPU until its `network` is moved.
 
     `features` maps uint8 N × 3 × H × W to float N × dimension; `distance` maps two float batches in
     [−1, 1] to N distances. A metric uses the one or the other. Where the distance is one of
@@ -52,6 +52,7 @@ class Extractor:
     dimension: int
     resize: str
     versions: dict[str, str]
+    network: nn.Module
     features: Any = None
     distance: Any = None
     activations: Any = None
@@ -93,7 +94,7 @@ def inception(dimension: int, path: str | os.PathLike[str] | None = None) -> Ext
         raise SoupError(f"FID needs torchmetrics and torch-fidelity ({error}): {_FIT}") from error
     return Extractor(
         f"inception-{dimension}", digest, dimension, "299×299, bilinear as TensorFlow 1",
-        _versions("torch", "torchmetrics", "torch-fidelity"), features=network,
+        _versions("torch", "torchmetrics", "torch-fidelity"), network, features=network,
     )  # fmt: skip
 
 
@@ -117,7 +118,7 @@ def lpips_alexnet(path: str | os.PathLike[str] | None = None) -> Extractor:
         {key: state["features." + key.split(".", 1)[1]] for key in network.net.state_dict()}
     )
     return Extractor(
-        "lpips-alex", digest, 0, "none", _versions("torch", "lpips"),
+        "lpips-alex", digest, 0, "none", _versions("torch", "lpips"), network,
         distance=lambda first, second: network(first, second).flatten(),
     )  # fmt: skip
 
@@ -141,7 +142,7 @@ def shift_tolerant(path: str | os.PathLike[str] | None = None) -> Extractor:
     network.load_state_dict({_renamed(name): tensor for name, tensor in state.items()})
     network.eval().requires_grad_(False)
     return Extractor(
-        "st-alex", digest, 256, "none", _versions("torch", ST_PACKAGE),
+        "st-alex", digest, 256, "none", _versions("torch", ST_PACKAGE), network,
         features=network.features, distance=network.distance,
         activations=network.activations, compare=network.compare,
     )  # fmt: skip

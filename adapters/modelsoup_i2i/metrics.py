@@ -33,6 +33,7 @@ from modelsoup import ParameterError, SoupError
 from .extractors import Extractor, extractor
 from .images import as_rgb, list_images, read_image, resized
 from .metric_names import extractor_of, must_be_known, must_have, must_suffice, needs
+from .processes import chosen_device
 
 PAIRS = 1000
 """How many random pairs `_pairs` and `_to_real` average over."""
@@ -73,6 +74,7 @@ def evaluate(
     lpips_backbone: str | os.PathLike[str] | None = None,
     seed: int = 0,
     batch: int = 16,
+    device: str = "cpu",
 ) -> list[Result]:
     """Measure a set of translations.
 
@@ -88,6 +90,7 @@ def evaluate(
         lpips_backbone: likewise.
         seed: of the random pairs and subsets.
         batch: pictures at a time.
+        device: where extractors compute: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         ParameterError: an unknown metric, or one that needs pictures that were not given.
@@ -105,7 +108,7 @@ def evaluate(
         if there is not None and len(there) != n_fake:
             raise ParameterError(f"there are {n_fake} translations, but {len(there)} {role}")
     must_have(metrics, [role for role, there in sets.items() if there is not None])
-    measure = _Measure(sets, inception_weights, lpips_backbone, seed, batch)
+    measure = _Measure(sets, inception_weights, lpips_backbone, seed, batch, chosen_device(device))
     with torch.no_grad():
         return [measure.of(name) for name in metrics]
 
@@ -171,13 +174,18 @@ class _Measure:
         lpips_backbone: str | os.PathLike[str] | None,
         seed: int,
         batch: int,
+        device: torch.device,
     ) -> None:
-        self.sets, self.seed, self.batch = sets, seed, batch
-        self.extractor = cache(
-            lambda name: extractor(
+        self.sets, self.seed, self.batch, self.device = sets, seed, batch, device
+
+        def placed(name: str) -> Extractor:
+            found = extractor(
                 name, inception_weights=inception_weights, lpips_backbone=lpips_backbone
             )
-        )
+            found.network.to(device)
+            return found
+
+        self.extractor = cache(placed)
         self.features = cache(self._features)
         self.kept: dict[tuple[str, int], list[torch.Tensor]] = {}
 
@@ -211,7 +219,7 @@ class _Measure:
         found: list[torch.Tensor] = []
         for start in range(0, len(pictures), self.batch):
             stacked = _stack(self._alike(pictures[start : start + self.batch]))
-            found.append(extractor.features(stacked))
+            found.append(extractor.features(stacked.to(self.device)).cpu())
         return torch.cat(found)
 
     def _perceptual(self, name: str, extractor: Extractor, reading: str) -> Result:
@@ -256,9 +264,9 @@ class _Measure:
         return [torch.stack(layer) for layer in zip(*(found[one] for one in chosen), strict=True)]
 
     def _signed(self, chosen: Sequence[tuple[str, int]]) -> torch.Tensor:
-        """Pictures as float32 N × 3 × H × W in [−1, 1]."""
+        """Pictures as float32 N × 3 × H × W in [−1, 1], on the device."""
         pictures = self._alike([self._all(role)[at] for role, at in chosen])
-        return _stack(pictures).float().div(127.5).sub(1)
+        return _stack(pictures).to(self.device).float().div(127.5).sub(1)
 
     def _fidelity(self, name: str) -> Result:
         if name == "psnr":  # the mean over pictures; infinite where they are the same

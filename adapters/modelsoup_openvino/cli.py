@@ -117,8 +117,12 @@ def quantize(
 @click.option("--force", is_flag=True, help="Replace what is there.")
 def run(model: Path, source: Path, target: Path, precision: str, force: bool) -> None:
     """Translate an image, or a folder of them, with an exported MODEL.xml; torch is not needed."""
+    from modelsoup_i2i.images import left_out
+
     from .infer import translate
 
+    if source.is_dir() and (rest := left_out(source)) is not None:
+        _say(f"left out: {rest}")
     for written in translate(model, source, target, force=force, precision=precision):
         click.echo(printable(str(written)))
 

@@ -333,8 +333,10 @@ def test_the_command_prints_a_table_or_json(model: Path, tmp_path: Path):
     shown = CliRunner().invoke(i2i, asked)
     assert shown.exit_code == 0 and "fd-st-alex" in shown.stdout
     assert "Warning: fd-st-alex of 4 pictures with 256 features" in shown.stderr
-    told = json.loads(CliRunner().invoke(i2i, [*asked, "--json"]).stdout)
-    assert [result["name"] for result in told] == ["fd-st-alex", "psnr"]
+    (data / "testB" / "later.gif").touch()
+    asked = CliRunner().invoke(i2i, [*asked, "--json"])
+    assert [result["name"] for result in json.loads(asked.stdout)] == ["fd-st-alex", "psnr"]
+    assert asked.stderr.startswith("left out: 1 of ") and "later.gif" in asked.stderr
 
 
 def test_the_command_wants_a_model_or_two_folders(tmp_path: Path):

@@ -97,9 +97,11 @@ def test_one_image_becomes_one_file(made, tmp_path):
 def test_a_name_that_would_drive_the_terminal_is_spelt_out(made, tmp_path):
     (tmp_path / "in").mkdir()
     save_png(picture(8, 8), tmp_path / "in" / "a\x1b[2J\nb.png")
+    (tmp_path / "in" / "later.gif").touch()
     done = soup("run", made.out / "int8.xml", tmp_path / "in", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert done.stdout == rf"{tmp_path}/out/a\x1b[2J\nb.png" + "\n"
+    assert done.stderr.startswith("left out: 1 of ") and "later.gif" in done.stderr
 
 
 def test_two_images_never_become_one_file(made, tmp_path):
