@@ -427,6 +427,19 @@ def test_steps_that_somebody_makes_are_those_of_a_run(data: Path):
     assert 0 < moved < further
 
 
+def test_each_pool_draws_on_its_own(data: Path):
+    """Of both domains, of each process and of each seed; and the same again for the same."""
+    options = CycleGANOptions(data=data, **SMALL)
+
+    def drawn(seed: int, rank: int) -> list[bytes]:
+        own = Session(options, None, seed=seed, place=Place(rank, 2))
+        return [pool.state_dict()["generator"].numpy().tobytes() for pool in own.pools.values()]
+
+    every = [state for seed in (0, 1) for rank in (0, 1) for state in drawn(seed, rank)]
+    assert len(set(every)) == 8
+    assert drawn(1, 1) == every[6:]
+
+
 def test_places_of_several_processes_cover_the_epoch(data: Path):
     """Two processes see together what one with twice the batch sees."""
     options = CycleGANOptions(data=data, **SMALL)
