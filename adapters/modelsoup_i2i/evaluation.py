@@ -65,6 +65,9 @@ class Sets:
             MissingWeightsError: an extractor's weights are not there.
         """
         must_be_known(metrics)
+        roles = {"fake", "real", "inputs"} | ({"truth"} if self.truth is not None else set())
+        must_have(metrics, roles)
+        must_have_weights(metrics)
         bad: dict[Path, str] = {}
         for file in dict.fromkeys((*self.inputs, *self.real, *(self.truth or ()))):
             try:
@@ -87,9 +90,6 @@ class Sets:
         for name, files in (("to translate", sound.inputs), ("of the target domain", sound.real)):
             if not files:
                 raise ParameterError(f"no test image {name} can be read")
-        roles = {"fake", "real", "inputs"} | ({"truth"} if sound.truth is not None else set())
-        must_have(metrics, roles)
-        must_have_weights(metrics)
         size = self._read(sound.inputs[0], 3).shape[:2]
         for name in metrics:
             must_suffice(name, size, len(sound.inputs), len(sound.real))
