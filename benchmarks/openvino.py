@@ -39,8 +39,7 @@ sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(
 os.environ.setdefault("CXX", "/bin/false")
 
 import torch
-from modelsoup_i2i.data import resized
-from modelsoup_i2i.images import list_images, read_image, save_png, to_tensor
+from modelsoup_i2i.images import list_images, read_image, resized, save_png, to_tensor
 from modelsoup_i2i.networks import GeneratorShape, ResnetGenerator, load_generator
 from modelsoup_openvino import export, measure
 from modelsoup_openvino.quantise import Quantisation, load_quantised, quantised

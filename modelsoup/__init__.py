@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         StoreError,
         TrainerError,
         nearest,
+        printable,
     )
     from .executors import RayExecutor
     from .inspection import Node, summarize
@@ -56,6 +57,7 @@ _HOMES = {
     "errors": (
         "CheckpointError", "MismatchError", "NonfiniteError", "OutputError", "ParameterError",
         "PlanError", "RuleError", "RunError", "SoupError", "StoreError", "TrainerError", "nearest",
+        "printable",
     ),
     "executors": ("RayExecutor",),
     "inspection": ("Node", "summarize"),
@@ -144,6 +146,7 @@ __all__ = [
     "parse_tree",
     "plan_merge",
     "plan_text",
+    "printable",
     "read_lineage",
     "read_tree",
     "register_trainer",

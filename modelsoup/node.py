@@ -242,7 +242,7 @@ def _trained(
     carry_out(
         trainer, options, start=None if start is None else start.path, output=trained,
         work=store.work(task.key), frozen=task.frozen, seed=task.seed, report=note.take,
-        log=lambda line: print(line, file=log, flush=True),
+        log=lambda line: print(line, file=log, flush=True), note=note.keep,
     )  # fmt: skip
     checkpoint = open_checkpoint(trained)
     content = record_training(
@@ -250,7 +250,7 @@ def _trained(
     )
     _adopt(checkpoint, output, content, start, said=f"the trainer {trainer.name!r}")
     return {
-        "metrics": note.metrics, "digest": content_digest(output),
+        "metrics": note.metrics, "notes": note.notes, "digest": content_digest(output),
         "bytes_read": 0, "bytes_written": checkpoint.nbytes, "frozen": list(task.frozen),
     }  # fmt: skip
 
@@ -379,8 +379,13 @@ class _Note:
 
     def __init__(self, file: Path) -> None:
         self.metrics: dict[str, float] = {}
+        self.notes: dict[str, Any] = {}
         self._file = file
         self._last = 0.0
+
+    def keep(self, told: Mapping[str, Any]) -> None:
+        """Keep what is to be in the record; what JSON cannot hold is told now, not at the end."""
+        self.notes |= json.loads(json.dumps(dict(told)))
 
     def take(self, done: float | None, metrics: Mapping[str, float]) -> None:
         self.metrics |= {

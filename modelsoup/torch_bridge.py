@@ -13,7 +13,7 @@ Names are those of `module.state_dict()`. Trainers import this, the core never d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from .errors import MismatchError, OutputError, TrainerError, listed, nearest
 from .writer import CheckpointWriter, OutputTensor, layout
 
 _TORCH = {d.name: getattr(torch, d.numpy, None) for d in DTYPES.values() if d.numpy}
+_ITERATIONS = 30  # of the power method
 _NAMES = {dtype: name for name, dtype in _TORCH.items() if dtype is not None}
 
 
@@ -44,8 +45,10 @@ def load_into(
             nothing.
         seed: None leaves what is missing as the constructor made it. A number, in [0, 2⁶³), calls
             `reset_parameters` of the modules that own it, each with generators seeded by the number
-            and the module's name, so that no value depends on what else is missing. The caller's
-            generators stay as they are.
+            and the module's name, so that no value depends on what else is missing. The vectors of
+            spectral norm are then found for the weights that were loaded, by power iteration from
+            the number; other buffers that no `reset_parameters` sets stay as constructed. The
+            caller's generators stay as they are.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
@@ -83,6 +86,8 @@ def load_into(
                 f"{checkpoint} has different values for {tied!r} and {name!r}, which are one "
                 f"tied tensor in the module"
             )
+    if seed is not None and missing:
+        _normalise(module, set(missing), seed)
     return missing
 
 
@@ -252,6 +257,53 @@ def _initialise(module: nn.Module, names: Iterable[str], seed: int) -> None:
                 f"no reset_parameters sets the missing {name!r} of {type(wanted[name]).__name__}: "
                 f"construct the module after torch.manual_seed, and load without a seed"
             )
+
+
+def _normalise(module: nn.Module, missing: Collection[str], seed: int) -> None:
+    """Find the vectors of spectral norm that were missing, for the weights that are there now.
+
+    A constructor draws them from torch's global generator, and for the weights that it made itself:
+    by those a loaded weight would be divided by anything.
+    """
+    for path, owner in module.named_modules():
+        for weight, names in _spectral(module, path, owner):
+            u, v, sigma = (getattr(owner, name, None) for name in names)
+            wanted = [f"{path}.{name}".removeprefix(".") in missing for name in names]
+            if u is None or not any(wanted):
+                continue
+            matrix = weight.detach().to("cpu", torch.float32)
+            found = u.detach().to("cpu", torch.float32).flatten()
+            if wanted[0]:
+                stream = xxhash.xxh3_64_intdigest(f"{path}.{names[0]}".encode(), seed=seed)
+                found = torch.randn(len(found), generator=torch.Generator().manual_seed(stream))
+                for _ in range(_ITERATIONS):
+                    right = nn.functional.normalize(matrix.T @ found, dim=0)
+                    found = nn.functional.normalize(matrix @ right, dim=0)
+            right = nn.functional.normalize(matrix.T @ found, dim=0)
+            values = (found, right, found @ matrix @ right)
+            for own, value, is_wanted in zip((u, v, sigma), values, wanted, strict=True):
+                if own is not None and is_wanted:
+                    own.detach().copy_(value.reshape(own.shape))
+
+
+def _spectral(
+    module: nn.Module, path: str, owner: nn.Module
+) -> Iterator[tuple[torch.Tensor, tuple[str, str, str]]]:
+    """Weights as matrices that a module divides by their largest singular value.
+
+    Beside each, the names of its buffers: the left and the right vector, and the value; not every
+    implementation has all. Known are torch's two, and that of BigGAN's code (`u0`, `sv0`).
+    """
+    if hasattr(owner, "_reshape_weight_to_matrix"):  # torch.nn.utils.parametrizations
+        weight = _owner(module, path).original
+        yield owner._reshape_weight_to_matrix(weight), ("_u", "_v", "")
+    for hook in owner._forward_pre_hooks.values():
+        if hasattr(hook, "reshape_weight_to_matrix"):  # torch.nn.utils.spectral_norm
+            weight = getattr(owner, f"{hook.name}_orig")
+            names = (f"{hook.name}_u", f"{hook.name}_v", "")
+            yield hook.reshape_weight_to_matrix(weight), names
+    if "u0" in owner._buffers and isinstance(getattr(owner, "weight", None), torch.Tensor):
+        yield owner.weight.flatten(1), ("u0", "", "sv0")
 
 
 def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:

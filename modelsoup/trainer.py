@@ -73,6 +73,13 @@ Report = Callable[[float | None, Mapping[str, float]], None]
 
 Log = Callable[[str], None]
 
+Note = Callable[[Mapping[str, Any]], None]
+"""`note(told)`: plain data, as JSON has it, for the record of the node."""
+
+
+def _unnoted(told: Mapping[str, Any]) -> None:
+    pass
+
 
 @dataclass(frozen=True)
 class Job:
@@ -89,6 +96,8 @@ class Job:
         options: an instance of the trainer's `options`.
         report: call it now and then, with progress and metrics.
         log: call it with a line for the node's log.
+        note: call it with what the node's record should hold besides figures: what was trained on,
+            where, with which versions. What is told later under the same name counts.
     """
 
     start: Path | None
@@ -99,6 +108,7 @@ class Job:
     options: Any
     report: Report
     log: Log
+    note: Note = _unnoted
 
 
 @runtime_checkable
@@ -537,6 +547,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 def carry_out(
     trainer: Trainer, options: Any, *, start: Path | None, output: Path, work: Path,
     frozen: Sequence[str], seed: int, report: Report | None = None, log: Log | None = None,
+    note: Note | None = None,
 ) -> None:  # fmt: skip
     """Train, and check what came of it.
 
@@ -555,7 +566,7 @@ def carry_out(
         start = start.absolute()  # a command runs in a folder of its own
     job = Job(
         start, output.absolute(), work.absolute(), tuple(frozen), seed, options,
-        report or _silent, log or _unheard,
+        report or _silent, log or _unheard, note or _unnoted,
     )  # fmt: skip
     said = f"the trainer {trainer.name!r}"
     try:

@@ -256,7 +256,8 @@ def pair_levels(
     """Pair nodes level by level until one is left, as in the tree paper (figure 1 and eq. 2).
 
     At each level the models are shuffled, paired, merged and fine-tuned. Of an odd count one model
-    is fine-tuned on its own and goes up unchanged otherwise (figure 1 (b)).
+    is fine-tuned on its own and goes up unchanged otherwise, to be merged at the next level
+    (figure 1 (b)): where that has an odd count too, it is another model that goes up alone.
 
     Args:
         builder: where the nodes are, and their ancestors will be.
@@ -264,7 +265,8 @@ def pair_levels(
         merge: how each pair is merged.
         finetune: how each merged model is fine-tuned; None leaves it as it is.
         shuffle: a seed for the pairing; None pairs neighbours.
-        odd: which model of an odd count goes up alone.
+        odd: which model of an odd count goes up alone; a name is one of the lowest level, and
+            levels above take their last one that may.
         name: what the last node is called.
 
     Returns:
@@ -280,14 +282,17 @@ def pair_levels(
         )
     chance = random.Random(0 if shuffle is None else shuffle)  # noqa: S311  # not for secrets
     level, depth = list(nodes), len(nodes).bit_length() + (len(nodes).bit_count() > 1)
+    went_alone = None  # as it is called at this level
     while len(level) > 1:
         depth -= 1
         alone = None
         if len(level) % 2:
+            others = [node for node in level if node != went_alone]
             if odd == "random":
-                alone = level.pop(chance.randrange(len(level)))
+                alone = others[chance.randrange(len(others))]
             else:
-                alone = level.pop(level.index(odd) if odd in level else -1)
+                alone = odd if odd in others else others[-1]
+            level.remove(alone)
         if shuffle is not None:
             chance.shuffle(level)
         pairs = [level[index : index + 2] for index in range(0, len(level), 2)]
@@ -297,8 +302,7 @@ def pair_levels(
             builder.join(name if last else f"{name}.{depth}-{number}", inputs, merge, finetune)
             for number, inputs in enumerate(ups, 1)
         ]
-        if alone is not None and alone == odd:
-            odd = "last"  # its fine-tuned copy is the last now; it goes up alone once
+        went_alone = raised[-1] if alone is not None else None
         level = raised
     return level[0]
 

@@ -213,6 +213,72 @@ def test_constants_that_nothing_initialises_stay():
     assert network.scale.tolist() == [3.0]
 
 
+class BigGans(nn.Conv2d):
+    """Spectral norm as BigGAN's code has it: buffers of the layer itself."""
+
+    def __init__(self, *shape: int):
+        super().__init__(*shape)
+        self.register_buffer("u0", torch.randn(1, self.out_channels))
+        self.register_buffer("sv0", torch.ones(1))
+
+
+SPECTRAL = {
+    "parametrization": (
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 5, 3)),
+        ("parametrizations.weight.0._u", "parametrizations.weight.0._v"),
+    ),
+    "hook": (lambda: nn.utils.spectral_norm(nn.Conv2d(2, 5, 3)), ("weight_u", "weight_v")),
+    "BigGAN": (lambda: BigGans(2, 5, 3), ("u0", "sv0")),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", SPECTRAL)
+def test_missing_vectors_of_spectral_norm_are_those_of_the_loaded_weight(kind, tmp_path):
+    make, names = SPECTRAL[kind]
+    whole = made(1, make)
+    safetensors_torch.save_file(state(whole), tmp_path / "whole.safetensors")
+    start = without(tmp_path / "whole.safetensors", *names)
+    first, second, other = made(2, make), made(3, make), made(2, make)
+    assert set(load_into(first, start, seed=5)) == set(names)
+    load_into(second, start, seed=5)
+    load_into(other, start, seed=6)
+    assert same(state(first), state(second))  # whatever the constructors drew
+    weight = next(v for n, v in whole.state_dict().items() if v.ndim == 4).flatten(1)
+    left, values, right = torch.linalg.svd(weight)
+    found, known = state(first), [left[:, 0], right[0] if names[1] != "sv0" else values[0]]
+    for name, wanted in zip(names, known, strict=True):
+        sign = (found[name].flatten() @ wanted.flatten()).sign()
+        assert torch.allclose(found[name].flatten(), sign * wanted.flatten(), atol=1e-3)
+    # In use it is divided by its largest singular value, before any training.
+    if kind != "BigGAN":
+        image = torch.rand(1, 2, 6, 6)
+        plain = nn.functional.conv2d(image, weight.reshape(5, 2, 3, 3) / values[0], whole.bias)
+        for network in (first.eval(), other.eval()):
+            assert torch.allclose(network(image), plain, atol=1e-4)
+
+
+def test_a_right_vector_alone_is_found_from_the_left_one_that_is_there(tmp_path):
+    make, (left, right) = SPECTRAL["parametrization"]
+    whole = made(1, make)
+    safetensors_torch.save_file(state(whole), tmp_path / "whole.safetensors")
+    network = made(2, make)
+    assert load_into(network, without(tmp_path / "whole.safetensors", right), seed=5) == (right,)
+    assert torch.equal(state(network)[left], state(whole)[left])
+    assert torch.allclose(state(network)[right], state(whole)[right], atol=1e-2)
+
+
+def test_statistics_that_are_missing_begin_anew_whatever_was_seen_before(trained):
+    network = made(2)
+    step(network)
+    before = network.norm.running_mean.clone()
+    load_into(network, without(trained, "norm.running_mean", "norm.running_var"), seed=5)
+    assert before.any() and not network.norm.running_mean.any()
+    assert torch.equal(network.norm.running_var, torch.ones(3))
+    weight = safetensors_torch.load_file(trained)["norm.weight"]
+    assert torch.equal(network.norm.weight, weight)  # of the same layer, which is there
+
+
 def test_parameters_stay_the_objects_that_an_optimizer_knows(trained):
     network = made(2)
     before = [id(parameter) for parameter in network.parameters()]

@@ -301,3 +301,35 @@ def test_the_files_that_a_command_names_are_part_of_its_key(folder: Path) -> Non
     (folder / "data.csv").unlink()
     with pytest.raises(modelsoup.PlanError, match=r"the command's file .*data\.csv does not exist"):
         computed()
+
+
+@dataclass(frozen=True)
+class Noted:
+    what: str = "plain"
+
+
+class Notes(Plain):
+    """Tells its record of what it trained with."""
+
+    name = "notes"
+    options = Noted
+
+    def train(self, job: modelsoup.Job) -> None:
+        job.note({"device": "cpu", "seen": {"images": 3}})
+        job.note({"device": job.options.what if job.options.what == "plain" else object()})
+        save_file(network(1), job.output)
+
+
+def test_what_a_trainer_notes_is_in_the_nodes_record(tmp_path: Path) -> None:
+    register_trainer(Notes())
+
+    def records(what: str) -> Any:
+        text = f"soup: 1\nmodels: {{a: {{train: {{trainer: notes, what: {what}}}}}}}\ntree: a\n"
+        tree, _ = parse_tree(text)
+        out = tmp_path / f"{what}.safetensors"
+        return modelsoup.run(tree, out, store=tmp_path / "store").records
+
+    assert records("plain")["a"]["notes"] == {"device": "plain", "seen": {"images": 3}}
+    # At once, and not when its record is written after hours.
+    with pytest.raises(modelsoup.SoupError, match="'notes' failed: TypeError: Object of type"):
+        records("odd")

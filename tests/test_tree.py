@@ -66,6 +66,33 @@ def test_every_leaf_gets_into_every_tree_once(count: int, odd: str) -> None:
     assert tree.below(tree.root) == set(tree.graph)
 
 
+@pytest.mark.parametrize("count", range(3, 18))
+def test_what_goes_up_alone_is_merged_at_the_next_level(count: int) -> None:
+    """Figure 1 (b), at every level and with every choice of the odd one."""
+    leaves = {f"m{n}": f"{n}" for n in range(count)}
+    for odd in ("random", "last", *leaves):
+        for shuffle in (None, 1):
+            tree = binary_tree(leaves, finetune=TUNE, shuffle=shuffle, odd=odd)
+            alone = [
+                node for node, operation in tree.operations()
+                if isinstance(operation, FineTune)
+                and not isinstance(tree.operation(tree.inputs(node)[0]), Merge)
+            ]  # fmt: skip
+            for node in alone:
+                parent = tree.parent(node)
+                assert parent is not None and isinstance(tree.operation(parent), Merge), odd
+            first = [tree.inputs(node) for node in alone if tree.inputs(node)[0] in leaves]
+            assert len(first) == count % 2
+            if count % 2 and odd in leaves:
+                assert first == [[odd]]
+            assert tree.levels == 1 + (count - 1).bit_length()
+            plain = binary_tree(leaves, shuffle=shuffle, odd=odd)
+            merges = {leaf: len(networkx.descendants(plain.graph, leaf)) for leaf in leaves}
+            # Of n levels of merges, none is left out twice in a row.
+            assert min(merges.values()) >= tree.levels // 2
+            assert len(networkx.dag_longest_path(plain.graph)) == tree.levels
+
+
 def test_without_fine_tuning_an_odd_model_goes_up_as_it_is() -> None:
     tree = binary_tree({n: n for n in "abc"}, odd="last")
     assert kinds(tree).count("Merge") == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from modelsoup import ParameterError, SoupError
+from modelsoup import ParameterError, SoupError, printable
 
 _PATH = click.Path(path_type=Path)
 _DIRECTION = click.option(
@@ -53,9 +53,9 @@ def data(
         from .sources import prepare
     counts = prepare(
         name, output, files=files, size=size, count=count, seed=seed, force=force,
-        say=lambda line: click.echo(line, err=True),
+        say=_say,
     )  # fmt: skip
-    click.echo(f"{output}: " + ", ".join(f"{n} {part}" for part, n in counts.items()))
+    click.echo(printable(f"{output}: ") + ", ".join(f"{n} {part}" for part, n in counts.items()))
 
 
 @i2i.command()
@@ -79,9 +79,9 @@ def translate(
     progress = shown if sys.stderr.isatty() else None
     written = run(
         model, source, output, direction=direction, batch=batch, device=device, force=force,
-        progress=progress,
+        progress=progress, say=_say,
     )  # fmt: skip
-    click.echo(f"{len(written)} written to {output}")
+    click.echo(printable(f"{len(written)} written to {output}"))
 
 
 @i2i.command()
@@ -95,7 +95,7 @@ def export(model: Path, output: Path, direction: str, size: int | None, force: b
     with _needed("i2i"):
         from .translate import export_onnx
     export_onnx(model, output, direction=direction, size=size, force=force)
-    click.echo(f"{output}")
+    click.echo(printable(f"{output}"))
 
 
 @i2i.command(name="import")
@@ -135,7 +135,7 @@ def import_(folder: Path, output: Path, epoch: str, direction: str, force: bool)
 )  # fmt: skip
 @click.option("--inception-weights", type=_PATH, metavar="PATH", help="For fid-… and kid.")
 @click.option("--lpips-backbone", type=_PATH, metavar="PATH", help="For lpips_….")
-@click.option("--device", default="cpu", show_default=True, help="Where the model translates.")
+@click.option("--device", default="cpu", show_default=True, help="Where all is computed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def evaluate(
     model: Path | None,
@@ -157,6 +157,7 @@ def evaluate(
     with _needed("i2i"):
         from .data import Transform
         from .evaluation import evaluate_folders, evaluate_model
+        from .images import left_out
     names = None if metrics is None else [name for name in metrics.split(",") if name]
     weights = {"inception_weights": inception_weights, "lpips_backbone": lpips_backbone}
     if model is not None:
@@ -167,12 +168,18 @@ def evaluate(
             transform=None if size is None else Transform(load=(size, size), crop=(size, size)),
             **weights,
         )  # fmt: skip
+        own, other = ("A", "B") if direction == "x2y" else ("B", "A")
+        folders = [root / f"test{own}", root / f"{real}{other}"]
     else:
         if size is not None:
             raise ParameterError("--size is for a model's inputs; --images are there already")
         if images is None or against is None:
             raise ParameterError("--images are compared with a folder: name it with --against")
-        results = evaluate_folders(images, against, metrics=names, **weights)
+        results = evaluate_folders(images, against, metrics=names, device=device, **weights)
+        folders = [images, against]
+    for folder in folders:
+        if (rest := left_out(folder)) is not None:
+            _say(f"left out: {rest}")
     if as_json:
         click.echo(json.dumps([result.as_json() for result in results], indent=2))
         return
@@ -183,6 +190,11 @@ def evaluate(
             f"{result.name:<18} {result.value:>10.4f}   {result.n_fake} translations"
             + (f", {result.n_real} others" if result.n_real else "")
         )
+
+
+def _say(line: str) -> None:
+    """A line on stderr, with what comes from files spelt out where it is not printable."""
+    click.echo(printable(line), err=True)
 
 
 @contextmanager

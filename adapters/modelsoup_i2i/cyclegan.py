@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from .evaluation import Sets
     from .session import Session
 
 _INDIFFERENT = frozenset({
-    "data", "data_a", "data_b", "device", "channels_last", "compile", "threads", "cache_mb",
-    "checkpoint_every", "sheet_every", "tensorboard", "samples", "evaluate",
+    "data", "data_a", "data_b", "test_a", "test_b", "device", "channels_last", "compile",
+    "threads", "cache_mb", "checkpoint_every", "sheet_every", "tensorboard", "samples", "evaluate",
 })  # fmt: skip
 """Options that do not decide the result, but for the rounding of another device or layout. The
 data do by their content, wherever they lie."""
@@ -37,6 +38,8 @@ class CycleGANOptions:
         data: a folder with `trainA` (X) and `trainB` (Y), relative to the plan as all folders are.
         data_a: in its place, the folder of X …
         data_b: … and that of Y.
+        test_a: the folder of test images of X; None is `testA` in `data`, where that is.
+        test_b: likewise of Y.
         imbalance: percent by which Y is to be smaller than X: a subset is drawn.
         count_b: in its place, how many images of Y are used.
         subset_seed: of the subset, in which smaller ones of the same seed lie.
@@ -60,6 +63,7 @@ class CycleGANOptions:
             generator.
         balance_discriminators: weigh the discriminators' losses too.
         balance_doubled: weights 2λ and 2(1 − λ).
+        channels: of the images: 3, or 1 for grey, or 4 for colour and opacity.
         width: channels after the generators' first layer.
         blocks: residual blocks.
         d_width: channels after the discriminators' first layer.
@@ -76,15 +80,17 @@ class CycleGANOptions:
         tensorboard: write events.
         samples: the folder in which pages and events stay, in one of the node's key; None is the
             node's work folder, which goes when the node is done.
-        on_bad_image: `error`, or `skip` to leave damaged ones out.
+        on_bad_image: `error`, or `skip` to leave damaged ones out, of training and of tests.
         threads: that prepare images; 0 is none beside the training.
         cache_mb: MiB of decoded images that are kept in memory.
-        evaluate: metrics of X to Y on the test images of `data`, for the node's record.
+        evaluate: metrics of X to Y on the test images, for the node's record.
     """
 
     data: Path | None = None
     data_a: Path | None = None
     data_b: Path | None = None
+    test_a: Path | None = None
+    test_b: Path | None = None
     imbalance: float | None = None
     count_b: int | None = None
     subset_seed: int = 0
@@ -106,6 +112,7 @@ class CycleGANOptions:
     balance_identity: Grouping = "by_image"
     balance_discriminators: bool = False
     balance_doubled: bool = False
+    channels: Literal[1, 3, 4] = 3
     width: int = 64
     blocks: int = 9
     d_width: int = 64
@@ -145,8 +152,13 @@ class CycleGANOptions:
             raise ValueError(f"device is {self.device!r}, but must be auto, cpu, cuda or cuda:N")
         if self.processes > 1 and number:
             raise ValueError(f"device {self.device} is one GPU, but there are to be processes")
-        if self.evaluate and self.data is None:
-            raise ValueError("evaluate needs data, a folder with testA and testB in it")
+        if (self.test_a is None) != (self.test_b is None):
+            raise ValueError("test_a and test_b, the folders of test images, go together")
+        if self.evaluate and self.data is None and self.test_a is None:
+            raise ValueError(
+                "evaluate needs test images: data, a folder with testA and testB in it, or test_a "
+                "and test_b"
+            )
         if self.imbalance is not None and self.count_b is not None:
             raise ValueError("imbalance and count_b both say how many images of Y are used")
         if self.imbalance is not None and not 0 <= self.imbalance < 100:
@@ -169,11 +181,11 @@ class CycleGANOptions:
 
     def generator(self) -> GeneratorShape:
         """The generators' shape."""
-        return GeneratorShape(self.width, self.blocks)
+        return GeneratorShape(self.width, self.blocks, self.channels)
 
     def discriminator(self) -> DiscriminatorShape:
         """The discriminators' shape."""
-        return DiscriminatorShape(self.d_width, self.d_layers)
+        return DiscriminatorShape(self.d_width, self.d_layers, self.channels)
 
     def transform(self) -> Transform:
         """How pictures come to size."""
@@ -190,11 +202,21 @@ class CycleGANOptions:
             folders, imbalance=self.imbalance, count_b=self.count_b, seed=self.subset_seed
         )
 
-    def weights(self, domains: Domains) -> LossWeights:
-        """The weights of all losses; with `balance: auto` from how many images there are."""
+    def tests(self) -> tuple[Path, Path] | None:
+        """The folders of test images of X and of Y; None where none are named."""
+        if self.test_a is not None and self.test_b is not None:
+            return self.test_a, self.test_b
+        return None if self.data is None else (self.data / "testA", self.data / "testB")
+
+    def degree(self, domains: Domains) -> float | None:
+        """λ of the imbalance-aware loss; with `balance: auto` from how many images there are."""
         if self.balance == "auto":
-            return self._weights(imbalance_degree(len(domains.a), len(domains.b)))
-        return self._weights(self.balance)
+            return imbalance_degree(len(domains.a), len(domains.b))
+        return self.balance
+
+    def weights(self, domains: Domains) -> LossWeights:
+        """The weights of all losses."""
+        return self._weights(self.degree(domains))
 
     def decisive(self) -> dict[str, Any]:
         """The options that decide the result, as plain data."""
@@ -250,7 +272,7 @@ class CycleGAN:
     def inputs(
         self, options: CycleGANOptions, network: str, part: str = "train"
     ) -> Iterator[torch.Tensor]:
-        """What a generator sees in use: images of `train` or `test`, 1 × 3 × H × W in [−1, 1]."""
+        """What a generator sees in use: images of `train` or `test`, 1 × C × H × W in [−1, 1]."""
         from .deployment import inputs
 
         return inputs(options, network, part)
@@ -275,7 +297,7 @@ class CycleGAN:
         return METRICS
 
     def options_of(self, checkpoint: Path) -> dict[str, Any]:
-        """The options that a checkpoint decides, such as width and blocks."""
+        """The options that a checkpoint decides, such as width and blocks, and its size."""
         from .deployment import options_of
 
         return options_of(checkpoint)
@@ -284,15 +306,10 @@ class CycleGAN:
         """Train to the end, or go on from what a crash left in the work folder."""
         options: CycleGANOptions = job.options
         make = _session()
-        if options.evaluate:
-            from .evaluation import must_be_measurable
-
-            assert options.data is not None
-            # Before hours of training, not after.
-            must_be_measurable(options.data, options.evaluate)
+        sets = self._sets(job) if options.evaluate else None  # before hours of training, not after
         if options.processes == 1:
             session = make(options, job.start, seed=job.seed, frozen=job.frozen, work=job.work)
-            figures = session.run(job.report, job.log)
+            figures = self._trained(session, job)
         else:
             from .processes import together
 
@@ -302,29 +319,74 @@ class CycleGAN:
                     options, job.start, seed=job.seed, frozen=job.frozen, work=job.work,
                     place=place,
                 )  # fmt: skip
-                figures = session.run(job.report, job.log)
+                figures = self._trained(session, job)
         session.save(job.output)
-        if options.evaluate and figures["diverged"]:
+        device = str(session.device)
+        del session  # a GPU's memory is wanted for measuring
+        if sets is not None and figures["diverged"]:
             job.log("not evaluated: it diverged")
-        elif options.evaluate:
-            self._evaluate(job)
+        elif sets is not None:
+            self._evaluate(job, sets, device)
 
-    def _evaluate(self, job: Job) -> None:
-        """Metrics of a result, for its record."""
+    def _trained(self, session: Session, job: Job) -> dict[str, float]:
+        """Carry a training out, look at what it makes, and tell the record what it was."""
+        from .images import NonfiniteImageError
+
+        job.note(session.told())
+        figures = session.run(job.report, job.log)
+        if figures["diverged"]:
+            return figures
+        try:
+            constant = session.constant()
+        except NonfiniteImageError:
+            # Its last step was too large: every weight is finite, and what they make is not.
+            job.log("diverged: the translation of a training image holds NaN or infinity")
+            figures["diverged"] = 1.0
+        else:
+            for name in constant:
+                job.log(f"{name} gives nearly one picture for all inputs")
+            figures["constant"] = float(len(constant))
+        job.report(1.0, figures)
+        return figures
+
+    def _sets(self, job: Job) -> Sets:
+        """The test images, all of which can be measured with the metrics that are asked for."""
+        from .evaluation import find_sets
+        from .images import left_out
+
+        options: CycleGANOptions = job.options
+        folders = options.tests()
+        assert folders is not None
+        sets, bad = find_sets(folders, transform=options.transform()).must_allow(
+            options.evaluate, skip=options.on_bad_image == "skip"
+        )
+        rest = [said for folder in folders if (said := left_out(folder)) is not None]
+        for fault in (*bad, *rest):
+            job.log(f"left out of the test images: {fault}")
+        return sets
+
+    def _evaluate(self, job: Job, sets: Sets, device: str) -> None:
+        """Metrics of a result, for its record. What fails here costs no training."""
+        import traceback
+
         from .evaluation import evaluate_model
         from .images import NonfiniteImageError
 
-        options: CycleGANOptions = job.options
-        assert options.data is not None
         try:
-            results = evaluate_model(
-                job.output, options.data, metrics=options.evaluate, transform=options.transform()
-            )
+            results = evaluate_model(job.output, sets, metrics=job.options.evaluate, device=device)
         except NonfiniteImageError:
-            # Its last step was too large: every weight is finite, and what they make is not.
             job.log("diverged: the translation of a test image holds NaN or infinity")
             job.report(1.0, {"diverged": 1.0})
+        except Exception as error:  # noqa: BLE001  # a disk, a GPU's memory, a library: all of it
+            if not isinstance(error, SoupError):
+                job.log(traceback.format_exc())
+            job.log(f"not evaluated: {error} (soup i2i evaluate measures the result)")
+            job.note({"not evaluated": str(error)})
         else:
+            for result in results:
+                if result.note:
+                    job.log(f"warning: {result.note}")
+            job.note({"evaluated": [result.as_json() for result in results]})
             job.report(1.0, {result.name: result.value for result in results})
 
 

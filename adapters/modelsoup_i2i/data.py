@@ -20,7 +20,7 @@ import numpy as np
 
 from modelsoup import ParameterError, TrainerError
 
-from .images import ImageError, list_images, read_image
+from .images import ImageError, left_out, list_images, read_image, resized
 from .shapes import MULTIPLE
 
 if TYPE_CHECKING:
@@ -125,7 +125,11 @@ def find_domains(
     for folder in folders:
         files = list_images(folder)
         if not files:
-            raise ParameterError(f"there are no images in {folder} (PNG, JPEG, WebP or BMP)")
+            rest = left_out(folder)
+            raise ParameterError(
+                f"there are no images in {folder} (PNG, JPEG, WebP, BMP or TIFF)"
+                + ("" if rest is None else f": there are {rest}")
+            )
         if len(files) == 1:
             raise ParameterError(
                 f"{folder} has one image, where a domain must have two or more to be learnt"
@@ -233,17 +237,6 @@ class Transform:
         return resized(image, (_rounded(height), _rounded(width)))
 
 
-def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture, uint8, in another height and width: bicubic, anti-aliased where it shrinks."""
-    if image.shape[:2] == size:
-        return image
-    from PIL import Image
-
-    wanted = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    result: np.ndarray = np.asarray(wanted)
-    return result
-
-
 def _rounded(side: int) -> int:
     return max(round(side / MULTIPLE) * MULTIPLE, MULTIPLE)
 
@@ -257,9 +250,10 @@ class Pictures:
 
     def __init__(
         self, domains: Domains, transform: Transform, *, cache_bytes: int, threads: int,
-        on_bad_image: Literal["skip", "error"],
+        on_bad_image: Literal["skip", "error"], channels: int = 3,
     ) -> None:  # fmt: skip
         self.transform = transform
+        self.channels = channels
         self.bad: tuple[str, ...] = ()
         self.cached_bytes = 0
         self._budget = cache_bytes
@@ -304,7 +298,7 @@ class Pictures:
         return None
 
     def _decoded(self, file: Path) -> np.ndarray:
-        return self.transform.prepare(read_image(file), file)
+        return self.transform.prepare(read_image(file, self.channels), file)
 
 
 @dataclass(frozen=True)
@@ -344,7 +338,7 @@ class Sampler:
     def batch_at(
         self, epoch: int, first: int, order: np.ndarray
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both domains' images from one place on, N × 3 × H × W, float32 in [−1, 1]."""
+        """Both domains' images from one place on, N × C × H × W, float32 in [−1, 1]."""
         import torch
 
         pairs = [self.pair(epoch, first + n, order) for n in range(self.batch)]

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelsoup import ParameterError
 
 from .extractors import extractor
-from .images import list_images, read_image
-from .metric_names import OFFLINE, extractor_of, must_be_known, must_have
-from .metrics import Result, evaluate
-from .translate import translate_arrays
+from .images import ImageError, list_images, read_image
+from .metric_names import OFFLINE, extractor_of, must_be_known, must_have, must_suffice
+from .metrics import Result, evaluate, must_be_importable
+from .translate import channels_of, translate_arrays
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,9 +27,110 @@ if TYPE_CHECKING:
 StrPath = str | os.PathLike[str]
 
 
+@dataclass(frozen=True)
+class Sets:
+    """The files of test pictures that a model is measured on, and how they come to size.
+
+    Attributes:
+        inputs: what is translated.
+        real: pictures of the target domain.
+        truth: what the inputs should become, in their order; None where not all have it.
+        transform: by whose test part all come to size; None takes them as they are.
+    """
+
+    inputs: tuple[Path, ...]
+    real: tuple[Path, ...]
+    truth: tuple[Path, ...] | None
+    transform: Transform | None = None
+
+    def read(self, files: Sequence[Path], channels: int = 3) -> list[np.ndarray]:
+        """Some of them, uint8, height × width × channels."""
+        return [self._read(file, channels) for file in files]
+
+    def must_allow(self, metrics: Sequence[str], *, skip: bool = False) -> tuple[Sets, list[str]]:
+        """Raise now what measuring a translation of them would raise: before hours of training.
+
+        All are decoded once.
+
+        Args:
+            metrics: names of them.
+            skip: leave damaged pictures out.
+
+        Returns:
+            the sets without damaged pictures, and what is wrong with those.
+
+        Raises:
+            ParameterError: a set is empty, or a metric is unknown or lacks what it needs.
+            ImageError: a picture is damaged, and is not to be left out.
+            MissingWeightsError: an extractor's weights are not there.
+        """
+        must_be_known(metrics)
+        roles = {"fake", "real", "inputs"} | ({"truth"} if self.truth is not None else set())
+        must_have(metrics, roles)
+        must_have_weights(metrics)
+        bad: dict[Path, str] = {}
+        for file in dict.fromkeys((*self.inputs, *self.real, *(self.truth or ()))):
+            try:
+                self._read(file, 3)
+            except ImageError as error:
+                if not skip:
+                    raise
+                bad[file] = str(error)
+        truth: Sequence[Path | None] = self.truth or [None] * len(self.inputs)
+        kept = [
+            (file, true) for file, true in zip(self.inputs, truth, strict=True)
+            if file not in bad and true not in bad
+        ]  # fmt: skip
+        sound = Sets(
+            tuple(file for file, _ in kept),
+            tuple(file for file in self.real if file not in bad),
+            None if self.truth is None else tuple(true for _, true in kept if true is not None),
+            self.transform,
+        )
+        for name, files in (("to translate", sound.inputs), ("of the target domain", sound.real)):
+            if not files:
+                raise ParameterError(f"no test image {name} can be read")
+        size = self._read(sound.inputs[0], 3).shape[:2]
+        for name in metrics:
+            must_suffice(name, size, len(sound.inputs), len(sound.real))
+        return sound, list(bad.values())
+
+    def _read(self, file: Path, channels: int) -> np.ndarray:
+        picture = read_image(file, channels)
+        return picture if self.transform is None else self.transform.for_test(picture)
+
+
+def find_sets(
+    folders: tuple[Path, Path], *, real: Path | None = None, transform: Transform | None = None
+) -> Sets:
+    """The test pictures of two folders: of the domain that is translated, and of its target.
+
+    Where every one of the first has a picture of its name in the second, that is its truth.
+
+    Args:
+        folders: of the source's and the target's test pictures.
+        real: a folder of the target's pictures, in place of the second one.
+        transform: see `Sets`.
+
+    Raises:
+        ParameterError: a folder is empty.
+        ImageError: a folder is missing.
+    """
+    own, other = folders
+    found = []
+    for folder in (own, real or other):
+        files = list_images(folder)
+        if not files:
+            raise ParameterError(f"the folder {folder} holds no images")
+        found.append(tuple(files))
+    inputs, target = found
+    truth = paired(inputs, own, other)
+    return Sets(inputs, target, None if truth is None else tuple(truth), transform)
+
+
 def evaluate_model(
     model: StrPath,
-    data: StrPath,
+    data: StrPath | Sets,
     *,
     direction: str = "x2y",
     metrics: Sequence[str] | None = None,
@@ -41,15 +143,16 @@ def evaluate_model(
     """Translate all test images of the source domain and measure them against the target's.
 
     Where every one of them has a picture of its name among the target's test images, that is its
-    truth.
+    truth. Pictures have as many channels as the model's; they are compared as they look.
 
     Args:
         model: a checkpoint with `G_A.*` or `G_B.*`.
-        data: a folder with `testA` and `testB`, and `trainA` or `trainB` for `real="train"`.
+        data: a folder with `testA` and `testB`, and `trainA` or `trainB` for `real="train"`; or
+            sets of files, of which `real` and `transform` are known then.
         direction: `x2y` or `y2x`.
         metrics: None for those that need no weights but a package's, and no truth if there is none.
         real: `test` or `train`: which pictures of the target domain.
-        device: where the model translates.
+        device: where the model translates, and extractors compute.
         transform: by whose test part all pictures come to size first; None takes them as they are.
         inception_weights: see `metrics.evaluate`.
         lpips_backbone: likewise.
@@ -59,41 +162,28 @@ def evaluate_model(
         ImageError: a folder is missing, or a picture damaged.
     """
     must_be_known(metrics or ())
-    files, truth = _test_images(Path(data), direction)
-    target = list_images(Path(data) / f"{real}{_letters(direction)[1]}")
-
-    def read(chosen: Sequence[Path]) -> list[np.ndarray]:
-        pictures = [read_image(file) for file in chosen]
-        return pictures if transform is None else [transform.for_test(p) for p in pictures]
-
-    inputs = read(files)
+    if isinstance(data, Sets):
+        sets = data
+    else:
+        own, other = ("A", "B") if direction == "x2y" else ("B", "A")
+        root = Path(data)
+        sets = find_sets(
+            (root / f"test{own}", root / f"test{other}"), real=root / f"{real}{other}",
+            transform=transform,
+        )  # fmt: skip
+    channels = channels_of(model, direction)
+    inputs = sets.read(sets.inputs, channels)
     fake = translate_arrays(model, inputs, direction=direction, device=device)
     return evaluate(
         fake,
-        read(target),
+        sets.read(sets.real, channels),
         inputs=inputs,
-        truth=None if truth is None else read(truth),
-        metrics=_chosen(metrics, inputs=True, truth=truth is not None),
+        truth=None if sets.truth is None else sets.read(sets.truth, channels),
+        metrics=_chosen(metrics, inputs=True, truth=sets.truth is not None),
         inception_weights=inception_weights,
         lpips_backbone=lpips_backbone,
+        device=device,
     )
-
-
-def must_be_measurable(data: StrPath, metrics: Sequence[str], direction: str = "x2y") -> None:
-    """Raise now what `evaluate_model` would raise after a training, but for damaged pictures.
-
-    Raises:
-        ParameterError: a folder is empty, or a metric is unknown or lacks what it needs.
-        ImageError: a folder is missing.
-        MissingWeightsError: an extractor's weights are not there.
-    """
-    must_be_known(metrics)
-    _, truth = _test_images(Path(data), direction)
-    if not list_images(target := Path(data) / f"test{_letters(direction)[1]}"):
-        raise ParameterError(f"the folder {target} holds no images")
-    roles = {"fake", "real", "inputs"} | ({"truth"} if truth is not None else set())
-    must_have(metrics, roles)
-    must_have_weights(metrics)
 
 
 def must_have_weights(metrics: Sequence[str]) -> None:
@@ -103,22 +193,10 @@ def must_have_weights(metrics: Sequence[str]) -> None:
         MissingWeightsError: its weights are missing, or not what they must be.
         SoupError: a package cannot be imported.
     """
+    must_be_importable()
     for name in dict.fromkeys(map(extractor_of, metrics)):
         if name:
             extractor(name)
-
-
-def _test_images(root: Path, direction: str) -> tuple[list[Path], list[Path] | None]:
-    """Those that are translated, and what they should become, if all have it."""
-    own, other = (root / f"test{letter}" for letter in _letters(direction))
-    files = list_images(own)
-    if not files:
-        raise ParameterError(f"the folder {own} holds no images")
-    return files, paired(files, own, other)
-
-
-def _letters(direction: str) -> tuple[str, str]:
-    return ("A", "B") if direction == "x2y" else ("B", "A")
 
 
 def evaluate_folders(
@@ -128,6 +206,7 @@ def evaluate_folders(
     metrics: Sequence[str] | None = None,
     inception_weights: StrPath | None = None,
     lpips_backbone: StrPath | None = None,
+    device: str = "cpu",
 ) -> list[Result]:
     """Measure one folder of pictures against another; the same names are pairs, if all are there.
 
@@ -142,6 +221,7 @@ def evaluate_folders(
         metrics=_chosen(metrics, inputs=False, truth=truth is not None),
         inception_weights=inception_weights,
         lpips_backbone=lpips_backbone,
+        device=device,
     )
 
 

@@ -40,12 +40,11 @@ class MissingWeightsError(SoupError):
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network with its provenance.
+    """A network with its provenance, on the CPU until its `network` is moved.
 
     `features` maps uint8 N × 3 × H × W to float N × dimension; `distance` maps two float batches in
     [−1, 1] to N distances. A metric uses the one or the other. Where the distance is one of
     `activations` (a list of tensors, N × …) by `compare`, those of a picture can be used again.
-    Pictures must have `least` pixels a side, or the last layers see nothing.
     """
 
     name: str
@@ -53,11 +52,11 @@ class Extractor:
     dimension: int
     resize: str
     versions: dict[str, str]
+    network: nn.Module
     features: Any = None
     distance: Any = None
     activations: Any = None
     compare: Any = None
-    least: int = 1
 
 
 def extractor(
@@ -95,7 +94,7 @@ def inception(dimension: int, path: str | os.PathLike[str] | None = None) -> Ext
         raise SoupError(f"FID needs torchmetrics and torch-fidelity ({error}): {_FIT}") from error
     return Extractor(
         f"inception-{dimension}", digest, dimension, "299×299, bilinear as TensorFlow 1",
-        _versions("torch", "torchmetrics", "torch-fidelity"), features=network,
+        _versions("torch", "torchmetrics", "torch-fidelity"), network, features=network,
     )  # fmt: skip
 
 
@@ -119,8 +118,8 @@ def lpips_alexnet(path: str | os.PathLike[str] | None = None) -> Extractor:
         {key: state["features." + key.split(".", 1)[1]] for key in network.net.state_dict()}
     )
     return Extractor(
-        "lpips-alex", digest, 0, "none", _versions("torch", "lpips"),
-        distance=lambda first, second: network(first, second).flatten(), least=31,
+        "lpips-alex", digest, 0, "none", _versions("torch", "lpips"), network,
+        distance=lambda first, second: network(first, second).flatten(),
     )  # fmt: skip
 
 
@@ -143,9 +142,9 @@ def shift_tolerant(path: str | os.PathLike[str] | None = None) -> Extractor:
     network.load_state_dict({_renamed(name): tensor for name, tensor in state.items()})
     network.eval().requires_grad_(False)
     return Extractor(
-        "st-alex", digest, 256, "none", _versions("torch", ST_PACKAGE),
+        "st-alex", digest, 256, "none", _versions("torch", ST_PACKAGE), network,
         features=network.features, distance=network.distance,
-        activations=network.activations, compare=network.compare, least=21,
+        activations=network.activations, compare=network.compare,
     )  # fmt: skip
 
 

@@ -1,9 +1,10 @@
-"""One picture file to and from one array: uint8, height × width × 3, RGB.
+"""One picture file to and from one array: uint8, height × width × channels.
 
-Pillow decodes; what is decided here is how anything that is not 8-bit RGB becomes so: 16-bit values
-are scaled, not clipped; palettes are looked up; what is transparent lies over white; a photo is
-turned as its EXIF says. Of an animation, the first frame counts. Colour profiles are ignored, as
-every training of such networks does.
+Channels are 3, RGB; 1, grey; or 4, RGB with opacity: as many as a network has. Pillow decodes; what
+is decided here is how anything else becomes so: 16-bit values are scaled, not clipped; palettes are
+looked up; what is transparent lies over white, unless opacity is a channel; a photo is turned as
+its EXIF says. Of an animation or of several pages, the first counts. Colour profiles are ignored,
+as every training of such networks does.
 """
 
 from __future__ import annotations
@@ -25,14 +26,20 @@ from modelsoup import OutputError, SoupError
 if TYPE_CHECKING:
     import torch
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+NOT_READ = frozenset({
+    ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".pcx", ".ico", ".svg", ".psd", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+})  # fmt: skip
+"""Pictures by their suffix that are left out, and named."""
+CHANNELS = (1, 3, 4)
 MAX_PIXELS = 1 << 26
 """A header that claims more than 8192² pixels is refused before anything is decoded."""
 
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError,
-           struct.error, zlib.error)  # fmt: skip
-"""What Pillow's decoders raise for damaged files."""
+           ArithmeticError, struct.error, zlib.error, Warning)  # fmt: skip
+"""What Pillow's decoders raise for damaged files; its warnings too, where they are errors."""
 
 
 class ImageError(SoupError):
@@ -52,34 +59,54 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     Raises:
         ImageError: there is no such folder, or it cannot be read.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise ImageError(f"{root} {what}, where a folder of images is expected")
-    return sorted(_walk(root), key=lambda path: _natural(path.relative_to(root)))
+    return _listed(folder, SUFFIXES)
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Decode a PNG, JPEG, WebP or BMP file, whatever its suffix says.
-
-    Returns:
-        uint8, height × width × 3, RGB, its own memory.
+def list_not_read(folder: str | os.PathLike[str]) -> list[Path]:
+    """The pictures there that `list_images` leaves out, for their suffix is of a kind not read.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, damaged, no such picture, or claims more
-            than `MAX_PIXELS`.
+        ImageError: as `list_images`.
+    """
+    return _listed(folder, NOT_READ)
+
+
+def left_out(folder: str | os.PathLike[str]) -> str | None:
+    """That some pictures of a folder are not read, as a sentence; None where there are none."""
+    files = list_not_read(folder)
+    if not files:
+        return None
+    kinds = ", ".join(sorted({file.suffix.lower() for file in files}))
+    return f"{len(files)} of {folder}, whose kind is not read ({kinds}), such as {files[0].name}"
+
+
+def read_image(path: str | os.PathLike[str], channels: int = 3) -> np.ndarray:
+    """Decode a PNG, JPEG, WebP, BMP or TIFF file, whatever its suffix says.
+
+    Args:
+        path: the file.
+        channels: 3 for RGB, 1 for grey, 4 for RGB with opacity.
+
+    Returns:
+        uint8, height × width × channels, its own memory.
+
+    Raises:
+        ImageError: the file is missing, empty, truncated, damaged, no such picture, has more than
+            16 bits a channel, or claims more than `MAX_PIXELS`.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ImageError(f"the image {path} cannot be read: it is no regular file")
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise ImageError(f"there is no image {path}") from None
     except OSError as error:
         raise ImageError(f"the image {path} cannot be read: {error.strerror}") from error
-    return decode(data, str(path))
+    return decode(data, str(path), channels)
 
 
-def decode(data: bytes, name: str) -> np.ndarray:
+def decode(data: bytes, name: str, channels: int = 3) -> np.ndarray:
     """The picture in a file's bytes, as `read_image` gives it; `name` is for its errors."""
     pillow = _pillow()
     try:
@@ -87,33 +114,35 @@ def decode(data: bytes, name: str) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(name, f"{image.width} × {image.height} pixels")
             image.load()
-            return _as_rgb(pillow.ImageOps.exif_transpose(image))
+            return _with_channels(pillow.ImageOps.exif_transpose(image), channels)
     except (pillow.Image.DecompressionBombError, pillow.Image.DecompressionBombWarning):
         raise _too_large(name, "twice as many pixels as any decoder takes") from None
     except pillow.UnidentifiedImageError:
-        what = "is not a PNG, JPEG, WebP or BMP image" if data else "is empty"
+        what = "is not a PNG, JPEG, WebP, BMP or TIFF image" if data else "is empty"
         raise ImageError(f"{name} {what}") from None
     except _BROKEN as error:
         raise ImageError(f"{name} cannot be read as an image: {error}") from error
 
 
 def save_png(array: np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Write uint8, height × width × 3, as a PNG file; the file is whole or not there.
+    """Write uint8, height × width × channels, as a PNG file; the file is whole or not there.
 
     Raises:
         ImageError: the array has another shape or dtype.
         OutputError: the path does not end in `.png`, or cannot be written.
     """
-    pillow = _pillow()
     path = Path(path)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+    if (
+        array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in CHANNELS
+        or not array.size
+    ):  # fmt: skip
         raise ImageError(
-            f"{path}: an image is uint8 of the shape height × width × 3, not {array.dtype} "
+            f"{path}: an image is uint8 of the shape height × width × 3, 1 or 4, not {array.dtype} "
             f"of {list(array.shape)}"
         )
     if path.suffix.lower() != ".png":
         raise OutputError(f"the image {path} must end in .png: no other format here is lossless")
-    save_atomically(pillow.Image.fromarray(array), path)
+    save_atomically(pillow_image(array), path)
 
 
 def save_atomically(image: Any, path: Path) -> None:
@@ -129,8 +158,35 @@ def save_atomically(image: Any, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def pillow_image(array: np.ndarray) -> Any:
+    """A `PIL.Image` of uint8, height × width × channels."""
+    return _pillow().Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def resized(array: np.ndarray, size: tuple[int, int], *, smooth: bool = True) -> np.ndarray:
+    """A picture, uint8, in another height and width, anti-aliased where it shrinks.
+
+    Args:
+        array: height × width × channels.
+        size: height and width.
+        smooth: bicubic; else bilinear.
+    """
+    if array.shape[:2] == size:
+        return array
+    how = _pillow().Image.Resampling.BICUBIC if smooth else _pillow().Image.Resampling.BILINEAR
+    made = np.asarray(pillow_image(array).resize((size[1], size[0]), how))
+    return made.reshape(*size, array.shape[2])
+
+
+def as_rgb(array: np.ndarray) -> np.ndarray:
+    """A picture of any channels as it looks: uint8, height × width × 3; opacity over white."""
+    if array.shape[2] == 3:
+        return array
+    return _with_channels(pillow_image(array), 3)
+
+
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """uint8, height × width × 3, as the networks want it: float32, 3 × height × width, in [−1, 1].
+    """uint8, H × W × channels, as the networks want it: float32, channels × H × W, in [−1, 1].
 
     0 becomes −1 and 255 becomes 1: x / 127.5 − 1.
     """
@@ -142,7 +198,7 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def to_image(tensor: torch.Tensor) -> np.ndarray:
-    """The inverse: a float tensor, 3 × height × width, rounded to uint8, height × width × 3.
+    """The inverse: a float tensor, channels × H × W, rounded to uint8, H × W × channels.
 
     (x + 1) · 127.5, rounded to nearest even; what lies outside [−1, 1] is clamped.
 
@@ -150,8 +206,11 @@ def to_image(tensor: torch.Tensor) -> np.ndarray:
         ImageError: the tensor has another shape.
         NonfiniteImageError: it holds NaN or infinity.
     """
-    if tensor.ndim != 3 or tensor.shape[0] != 3:
-        raise ImageError(f"a picture is a tensor 3 × height × width, not {list(tensor.shape)}")
+    if tensor.ndim != 3 or tensor.shape[0] not in CHANNELS:
+        raise ImageError(
+            f"a picture is a tensor 3 × height × width, or one with 1 or 4 channels, not "
+            f"{list(tensor.shape)}"
+        )
     values = tensor.detach().to("cpu").float()
     if not values.isfinite().all():
         raise NonfiniteImageError(
@@ -162,25 +221,42 @@ def to_image(tensor: torch.Tensor) -> np.ndarray:
     return array
 
 
-def _as_rgb(image: Any) -> np.ndarray:
+def _with_channels(image: Any, channels: int) -> np.ndarray:
     pillow = _pillow()
-    if image.mode.startswith("I"):  # 16-bit grey, "I;16" or, in older versions of Pillow, "I"
-        return _from_16_bit(np.asarray(image, dtype=np.int64), image.info.get("transparency"))
+    if image.mode.startswith(("I", "F")):  # 16-bit grey, "I;16" or, in older versions, "I"
+        image = _from_16_bit(np.asarray(image), image.info.get("transparency"))
+    if channels == 4:
+        return np.array(image.convert("RGBA"), dtype=np.uint8)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = pillow.Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = pillow.Image.alpha_composite(white, image)
+    if channels == 1:
+        return np.array(image.convert("L"), dtype=np.uint8)[:, :, None]
     return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
-def _from_16_bit(grey: np.ndarray, transparent: int | None) -> np.ndarray:
-    scaled = ((grey * 255 + 32767) // 65535).astype(np.uint8)
+def _from_16_bit(grey: np.ndarray, transparent: int | None) -> Any:
+    """8-bit grey, and where one value is transparent, its opacity."""
+    if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > 65535:
+        raise ValueError("it has 32 bits a channel, where 8 or 16 are expected")
+    scaled = ((grey.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)
+    image = _pillow().Image.fromarray(scaled)
     if transparent is not None:
-        scaled[grey == transparent] = 255
-    return np.repeat(scaled[:, :, None], 3, axis=2)
+        opaque = np.where(grey == transparent, 0, 255).astype(np.uint8)
+        image.putalpha(_pillow().Image.fromarray(opaque))
+    return image
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _listed(folder: str | os.PathLike[str], suffixes: frozenset[str]) -> list[Path]:
+    root = Path(folder)
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise ImageError(f"{root} {what}, where a folder of images is expected")
+    return sorted(_walk(root, suffixes), key=lambda path: _natural(path.relative_to(root)))
+
+
+def _walk(root: Path, suffixes: frozenset[str]) -> Iterator[Path]:
     seen = set()
     for name, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
         here = Path(name)
@@ -191,7 +267,7 @@ def _walk(root: Path) -> Iterator[Path]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
         for file in files:
-            if not file.startswith(".") and Path(file).suffix.lower() in SUFFIXES:
+            if not file.startswith(".") and Path(file).suffix.lower() in suffixes:
                 yield here / file
 
 

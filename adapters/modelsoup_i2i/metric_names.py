@@ -42,6 +42,33 @@ def must_have(names: Sequence[str], roles: Collection[str]) -> None:
             raise ParameterError(f"the metric {name} needs {needed}, and none were given")
 
 
+LEAST = {"st-alex": 21, "lpips-alex": 31, "ssim": 6}
+"""Pixels that a picture's sides must have, or the last layers, or a window, see nothing."""
+
+
+def must_suffice(name: str, size: tuple[int, int], n_fake: int, n_real: int) -> None:
+    """Raise a ParameterError for a metric that such pictures, or so few, cannot give.
+
+    Args:
+        name: of the metric.
+        size: height and width of the first translation, to which all pictures are brought.
+        n_fake: how many translations there are.
+        n_real: how many real pictures, where the metric needs some.
+    """
+    least = LEAST.get(extractor_of(name) or name, 1)
+    if min(size) < least:
+        raise ParameterError(
+            f"{name} needs pictures of at least {least} pixels a side, and the first translation "
+            f"is {size[0]} × {size[1]}"
+        )
+    if name.endswith("_pairs") and n_fake < 2:
+        raise ParameterError(f"{name} needs at least 2 translations")
+    if name.startswith(("f", "k")) and min(n_fake, n_real) < 2:
+        raise ParameterError(
+            f"{name} needs at least 2 pictures of each set, not {min(n_fake, n_real)}"
+        )
+
+
 def extractor_of(name: str) -> str | None:
     """The extractor that a metric looks through; None for those that compare pixels."""
     if name in ("psnr", "ssim"):

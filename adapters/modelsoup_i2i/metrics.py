@@ -31,8 +31,9 @@ from torch import nn
 from modelsoup import ParameterError, SoupError
 
 from .extractors import Extractor, extractor
-from .images import list_images, read_image
-from .metric_names import extractor_of, must_be_known, must_have, needs
+from .images import as_rgb, list_images, read_image, resized
+from .metric_names import extractor_of, must_be_known, must_have, must_suffice, needs
+from .processes import chosen_device
 
 PAIRS = 1000
 """How many random pairs `_pairs` and `_to_real` average over."""
@@ -73,12 +74,14 @@ def evaluate(
     lpips_backbone: str | os.PathLike[str] | None = None,
     seed: int = 0,
     batch: int = 16,
+    device: str = "cpu",
 ) -> list[Result]:
     """Measure a set of translations.
 
     Args:
         fake: translations: a folder, uint8 arrays height × width × 3, or a float tensor
             N × 3 × height × width in [−1, 1], which is rounded to uint8 as a saved picture is.
+            Grey and opacity (1 and 4 channels) are compared as they look, over white.
         real: pictures of the target domain.
         inputs: what was translated, in the order of `fake`.
         truth: what the translations should be, in the order of `fake`.
@@ -87,6 +90,7 @@ def evaluate(
         lpips_backbone: likewise.
         seed: of the random pairs and subsets.
         batch: pictures at a time.
+        device: where extractors compute: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         ParameterError: an unknown metric, or one that needs pictures that were not given.
@@ -104,7 +108,7 @@ def evaluate(
         if there is not None and len(there) != n_fake:
             raise ParameterError(f"there are {n_fake} translations, but {len(there)} {role}")
     must_have(metrics, [role for role, there in sets.items() if there is not None])
-    measure = _Measure(sets, inception_weights, lpips_backbone, seed, batch)
+    measure = _Measure(sets, inception_weights, lpips_backbone, seed, batch, chosen_device(device))
     with torch.no_grad():
         return [measure.of(name) for name in metrics]
 
@@ -170,27 +174,28 @@ class _Measure:
         lpips_backbone: str | os.PathLike[str] | None,
         seed: int,
         batch: int,
+        device: torch.device,
     ) -> None:
-        self.sets, self.seed, self.batch = sets, seed, batch
-        self.extractor = cache(
-            lambda name: extractor(
+        self.sets, self.seed, self.batch, self.device = sets, seed, batch, device
+
+        def placed(name: str) -> Extractor:
+            found = extractor(
                 name, inception_weights=inception_weights, lpips_backbone=lpips_backbone
             )
-        )
+            found.network.to(device)
+            return found
+
+        self.extractor = cache(placed)
         self.features = cache(self._features)
         self.kept: dict[tuple[str, int], list[torch.Tensor]] = {}
 
     def of(self, name: str) -> Result:
+        fake, real = self._all("fake"), self.sets["real"]
+        must_suffice(name, fake[0].shape[:2], len(fake), len(real or []))
         through = extractor_of(name)
         if through is None:
             return self._fidelity(name)
         reading, extractor = name.partition("_")[2], self.extractor(through)
-        height, width = self._all("fake")[0].shape[:2]
-        if min(height, width) < extractor.least:
-            raise ParameterError(
-                f"{name} needs pictures of at least {extractor.least} pixels a side, and the first "
-                f"translation is {height} × {width}"
-            )
         if reading:
             return self._perceptual(name, extractor, reading)
         return self._of_sets(name, extractor)
@@ -198,8 +203,6 @@ class _Measure:
     def _of_sets(self, name: str, extractor: Extractor) -> Result:
         fake, real = (self.features(extractor.name, role) for role in ("fake", "real"))
         few = min(len(fake), len(real))
-        if few < 2:
-            raise ParameterError(f"{name} needs at least 2 pictures of each set, not {few}")
         if name.startswith("k"):
             return self._result(name, kernel(fake, real, self.seed), extractor)
         note = ""
@@ -216,15 +219,13 @@ class _Measure:
         found: list[torch.Tensor] = []
         for start in range(0, len(pictures), self.batch):
             stacked = _stack(self._alike(pictures[start : start + self.batch]))
-            found.append(extractor.features(stacked))
+            found.append(extractor.features(stacked.to(self.device)).cpu())
         return torch.cat(found)
 
     def _perceptual(self, name: str, extractor: Extractor, reading: str) -> Result:
         fake = self._all("fake")
         random = np.random.default_rng(self.seed)
         if reading == "pairs":
-            if len(fake) < 2:
-                raise ParameterError(f"{name} needs at least 2 translations")
             first = random.integers(0, len(fake), PAIRS)
             other = (first + random.integers(1, len(fake), PAIRS)) % len(fake)
             second = "fake"
@@ -263,9 +264,9 @@ class _Measure:
         return [torch.stack(layer) for layer in zip(*(found[one] for one in chosen), strict=True)]
 
     def _signed(self, chosen: Sequence[tuple[str, int]]) -> torch.Tensor:
-        """Pictures as float32 N × 3 × H × W in [−1, 1]."""
+        """Pictures as float32 N × 3 × H × W in [−1, 1], on the device."""
         pictures = self._alike([self._all(role)[at] for role, at in chosen])
-        return _stack(pictures).float().div(127.5).sub(1)
+        return _stack(pictures).to(self.device).float().div(127.5).sub(1)
 
     def _fidelity(self, name: str) -> Result:
         if name == "psnr":  # the mean over pictures; infinite where they are the same
@@ -307,13 +308,7 @@ class _Measure:
         return [self._sized(picture, self._all("fake")[0]) for picture in pictures]
 
     def _sized(self, picture: np.ndarray, like: np.ndarray) -> np.ndarray:
-        if picture.shape == like.shape:
-            return picture
-        from PIL import Image
-
-        size = like.shape[1], like.shape[0]
-        scaled = Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)
-        return np.array(scaled, np.uint8)
+        return resized(picture, like.shape[:2], smooth=False)
 
 
 def _pictures(given: Pictures, role: str) -> list[np.ndarray]:
@@ -328,7 +323,7 @@ def _pictures(given: Pictures, role: str) -> list[np.ndarray]:
         found, what = list(given), role
     if not found:
         raise ParameterError(f"{what} holds no images")
-    return found
+    return [as_rgb(picture) for picture in found]
 
 
 def _stack(pictures: Sequence[np.ndarray]) -> torch.Tensor:
@@ -340,6 +335,11 @@ def _distance(metric: Any, fake: torch.Tensor, real: torch.Tensor) -> float:
     metric.update(fake, real=False)
     value = metric.compute()
     return float(value[0] if isinstance(value, tuple) else value)
+
+
+def must_be_importable() -> None:
+    """Raise a SoupError where torchmetrics, which every metric wants, cannot be imported."""
+    _torchmetrics("image", "PeakSignalNoiseRatio")
 
 
 def _torchmetrics(module: str, name: str) -> Callable[..., Any]:

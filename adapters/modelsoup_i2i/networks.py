@@ -7,7 +7,7 @@ weights and biases of convolutions alone, and averaging checkpoints leaves nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +36,11 @@ __all__ = [
     "ResnetGenerator",
     "at_any_size",
     "discriminator_tensors",
+    "generator_shape_in",
     "generator_shape_of",
     "generator_tensors",
     "load_generator",
+    "padded",
 ]
 
 SPREAD = 0.02  # the standard deviation of all initial weights
@@ -241,22 +243,46 @@ class PatchDiscriminator(nn.Module):
         return result
 
 
-def at_any_size(generator: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Translate images whose sides need not be multiples of four.
+def padded(images: torch.Tensor, multiple: int = MULTIPLE) -> torch.Tensor:
+    """Images continued by reflection at the right and at the bottom, to multiples of some number.
 
-    They are continued by reflection at the right and at the bottom, and the result is cut back; a
-    side shorter than eight becomes eight, for padding by reflection in the blocks needs two pixels.
+    A side shorter than twice that becomes twice that: where a network halves its images, padding
+    by reflection in its middle needs two pixels.
     """
     height, width = images.shape[-2:]
-    high, wide = (max(side, 2 * MULTIPLE) for side in (height, width))
-    below, right = high + -high % MULTIPLE - height, wide + -wide % MULTIPLE - width
+    high, wide = (max(side, 2 * multiple) for side in (height, width))
+    below, right = high + -high % multiple - height, wide + -wide % multiple - width
     if not below and not right:
-        plain: torch.Tensor = generator(images)
-        return plain
+        return images
     kind = "reflect" if below < height and right < width else "replicate"
-    padded = nn.functional.pad(images, (0, right, 0, below), mode=kind)
-    result: torch.Tensor = generator(padded)[..., :height, :width]
-    return result
+    made: torch.Tensor = nn.functional.pad(images, (0, right, 0, below), mode=kind)
+    return made
+
+
+def at_any_size(
+    network: nn.Module | Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor,
+    multiple: int = MULTIPLE,
+) -> torch.Tensor:  # fmt: skip
+    """Translate images whose sides need not be multiples of what a network wants: cut back."""
+    height, width = images.shape[-2:]
+    whole = padded(images, multiple)
+    result: torch.Tensor = network(whole)
+    return result if whole is images else result[..., :height, :width]
+
+
+def generator_shape_in(checkpoint: str | Path, direction: str = "x2y") -> GeneratorShape:
+    """The shape of one generator of a checkpoint.
+
+    Raises:
+        as `load_generator`.
+    """
+    if direction not in DIRECTIONS:
+        raise ParameterError(f"the direction is {direction!r}, but must be x2y or y2x")
+    shapes = {name: info.shape for name, info in open_checkpoint(checkpoint).tensors.items()}
+    try:
+        return generator_shape_of(shapes, f"{DIRECTIONS[direction]}.")
+    except MismatchError as error:
+        raise MismatchError(f"{checkpoint}: {error}") from None
 
 
 def load_generator(checkpoint: str | Path, direction: str = "x2y") -> ResnetGenerator:
@@ -271,16 +297,9 @@ def load_generator(checkpoint: str | Path, direction: str = "x2y") -> ResnetGene
         CheckpointError: the file is missing or damaged.
         MismatchError: it holds no such generator, or one of another kind.
     """
-    if direction not in DIRECTIONS:
-        raise ParameterError(f"the direction is {direction!r}, but must be x2y or y2x")
+    shape = generator_shape_in(checkpoint, direction)
+    network, opened = ResnetGenerator(shape), open_checkpoint(checkpoint)
     prefix = f"{DIRECTIONS[direction]}."
-    opened = open_checkpoint(checkpoint)
-    shapes = {name: info.shape for name, info in opened.tensors.items()}
-    try:
-        shape = generator_shape_of(shapes, prefix)
-    except MismatchError as error:
-        raise MismatchError(f"{checkpoint}: {error}") from None
-    network = ResnetGenerator(shape)
     state = {}
     for name in generator_tensors(shape):
         values = np.asarray(opened[prefix + name], np.float32)

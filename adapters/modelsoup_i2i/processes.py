@@ -6,8 +6,10 @@ import contextlib
 import pickle
 import subprocess
 import sys
+import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,15 +20,27 @@ import torch.distributed as dist
 
 from modelsoup import TrainerError
 
-PATIENCE = timedelta(minutes=30)  # for a process that decodes a large set before its first step
+PATIENCE = timedelta(minutes=30)  # for one whose step or whose state takes long
+_LOOK = 0.05  # seconds between two looks whether all have come
+
+
+def _alone() -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which of how many processes this is; rank 0 reports and writes."""
+    """Which of how many processes this is; rank 0 reports and writes.
+
+    Attributes:
+        rank: from 0.
+        world: how many there are.
+        meet: called when all is ready for the first step: waits for the others.
+    """
 
     rank: int = 0
     world: int = 1
+    meet: Callable[[], None] = _alone
 
     def average(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace tensors by their means over all processes."""
@@ -65,27 +79,52 @@ def together(world: int, device: str, work: Path, arguments: tuple[Any, ...]) ->
         arguments: (options, start, seed, frozen), which can be pickled.
 
     Raises:
-        TrainerError: one of the others failed; its last line is told.
+        TrainerError: there are more processes than GPUs, or one of the others failed; its last line
+            is told.
     """
+    there = 0 if device == "cpu" else _gpus()
+    if there < world and (there or device not in ("cpu", "auto")):
+        raise TrainerError(
+            f"processes is {world}, a GPU each, but there {'is' if there == 1 else 'are'} {there} "
+            f"here"
+        )
     meeting = work / f"meeting-{uuid.uuid4().hex}"
-    others = []
+    others: list[subprocess.Popen[bytes]] = []
+
+    def meet() -> None:
+        """Join the others when all of them are ready; the group itself would wait for a dead one.
+
+        Raises:
+            TrainerError: one of them has ended before.
+        """
+        store = dist.FileStore(str(meeting), world)
+        while not store.check([_ready(rank) for rank in range(1, world)]):
+            for rank, process in enumerate(others, 1):
+                if process.poll() is not None and not store.check([_ready(rank)]):
+                    raise _failed(work, rank)
+            time.sleep(_LOOK)
+        _join(0, world, device, store)
+
     try:
         for rank in range(1, world):
-            log = (work / f"process-{rank}.log").open("wb")
-            with log:
-                process = subprocess.Popen(  # noqa: S603  # this interpreter, and a text of ours
-                    [sys.executable, "-c", _JOIN], stdin=subprocess.PIPE,
-                    stdout=log, stderr=subprocess.STDOUT,
+            with (
+                (work / f"process-{rank}.log").open("wb") as log,
+                tempfile.TemporaryFile(dir=work) as given,
+            ):
+                given.write(pickle.dumps((rank, world, device, str(meeting), arguments)))
+                given.seek(0)
+                others.append(
+                    subprocess.Popen(  # noqa: S603  # this interpreter, and a text of ours
+                        [sys.executable, "-c", _JOIN], stdin=given, stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
                 )  # fmt: skip
-            others.append(process)
-            assert process.stdin is not None
-            process.stdin.write(pickle.dumps((rank, world, device, str(meeting), arguments)))
-            process.stdin.close()
         try:
-            with _group(0, world, device, meeting):
-                yield Place(0, world)
+            yield Place(0, world, meet)
         except RuntimeError as error:
             raise _failure(others, work) or error from error
+        finally:
+            _leave()
         for rank, process in enumerate(others, 1):
             if process.wait():
                 raise _failed(work, rank)
@@ -100,27 +139,38 @@ def joined(rank: int, world: int, device: str, meeting: str, arguments: tuple[An
     """What another process does: the same training, with nothing told or written."""
     from .session import Session
 
+    def meet() -> None:
+        store = dist.FileStore(meeting, world)
+        store.set(_ready(rank), b"")
+        _join(rank, world, device, store)
+
     options, start, seed, frozen = arguments
-    with _group(rank, world, device, Path(meeting)):
+    try:
         session = Session(
             options, start, seed=seed, frozen=frozen, work=Path(meeting).parent,
-            place=Place(rank, world),
+            place=Place(rank, world, meet),
         )  # fmt: skip
         session.run(lambda _done, _metrics: None, lambda _line: None)
+    finally:
+        _leave()
 
 
-@contextlib.contextmanager
-def _group(rank: int, world: int, device: str, meeting: Path) -> Iterator[None]:
+def _ready(rank: int) -> str:
+    """What a process writes into the file where all meet, as the last thing before it joins."""
+    return f"process {rank} is ready"
+
+
+def _join(rank: int, world: int, device: str, store: Any) -> None:
     gpus = device != "cpu" and torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(rank)
     dist.init_process_group(
-        "nccl" if gpus else "gloo", init_method=f"file://{meeting.absolute()}",
-        rank=rank, world_size=world, timeout=PATIENCE,
-    )  # fmt: skip
-    try:
-        yield
-    finally:
+        "nccl" if gpus else "gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE
+    )
+
+
+def _leave() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
@@ -141,13 +191,17 @@ def _failed(work: Path, rank: int) -> TrainerError:
     return TrainerError(f"process {rank} of the training failed: {said}")
 
 
+def _gpus() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def chosen_device(name: str, place: Place = ALONE) -> torch.device:
     """The device that an option names; `auto` is a GPU where there is one.
 
     Raises:
         TrainerError: it is none, or not there.
     """
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = _gpus()
     if name == "cpu" or (name == "auto" and not there):
         return torch.device("cpu")
     kind, _, number = name.partition(":")

@@ -21,7 +21,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +34,8 @@ from torch import nn
 from modelsoup import TrainerError, digest_files, open_checkpoint
 from modelsoup.torch_bridge import freeze, load_into, save_from
 
-from .data import Domains, Pictures, Sampler, batches
-from .images import NonfiniteImageError, read_image, to_image, to_tensor
+from .data import Domains, Pictures, Sampler, batches, folders_of
+from .images import NonfiniteImageError, left_out, read_image, resized, to_image, to_tensor
 from .losses import LossWeights, deceive, distance, judge
 from .networks import PatchDiscriminator, ResnetGenerator, at_any_size
 from .pool import ImagePool
@@ -51,6 +53,8 @@ FORMAT = 3
 _SMALL = 96 * 96  # pixels of a batch
 _WINOGRAD = 128  # channels from which it is the faster one
 _SHOWN = 4  # images of each domain on a sheet
+_LOOKED_AT = 8  # images of each domain, whether what is made of them differs
+_CONSTANT = 1.5  # levels of 256
 
 Log = Callable[[str], None]
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -145,6 +149,7 @@ class Session:
             self._pictures = Pictures(
                 self.domains, options.transform(), cache_bytes=options.cache_mb << 20,
                 threads=max(options.threads, 1), on_bad_image=options.on_bad_image,
+                channels=options.channels,
             )  # fmt: skip
         return self._pictures
 
@@ -187,7 +192,9 @@ class Session:
     # The step.
 
     def step(self, a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
-        """One optimisation step on images of X and Y: N × 3 × H × W in [−1, 1].
+        """One optimisation step on images of X and Y: N × C × H × W in [−1, 1].
+
+        It is made at the rate of the epoch that it falls into, by `steps`.
 
         Returns:
             each loss without its weight: `gan_a`, `gan_b`, `cycle_a`, `cycle_b`, `identity_a`,
@@ -201,6 +208,9 @@ class Session:
 
     def optimise(self, group: Sequence[Batch]) -> dict[str, float]:
         """One step whose gradients are the mean over several batches."""
+        rate = self.rate(self.steps // self.steps_per_epoch)
+        for updates in self.updates.values():
+            updates.set_rate(rate)
         early, share = self.updates["G"].early, 1 / len(group)
         seen: list[dict[str, torch.Tensor]] = []
         kept = []
@@ -436,9 +446,9 @@ class Session:
             single.close()
 
     def rate(self, epoch: int) -> float:
-        """The learning rate during an epoch, counted from 0."""
+        """The learning rate during an epoch, counted from 0; after the last one it stays."""
         options = self.options
-        beyond = max(0, epoch + 1 - options.epochs)
+        beyond = min(max(0, epoch + 1 - options.epochs), options.decay_epochs)
         return options.lr * (1 - beyond / (options.decay_epochs + 1))
 
     def run(
@@ -460,14 +470,13 @@ class Session:
         self._prepare()
         for line in self._opening(resumed):
             log(line)
+        self.place.meet()
         watch = Watch(self)
         figures: dict[str, float] = {"diverged": 0.0, **self.losses.means()}
         steps = self.batches()
         try:
             for group in watch.waiting(steps):
                 epoch = self.steps // self.steps_per_epoch
-                for updates in self.updates.values():
-                    updates.set_rate(self.rate(epoch))
                 watch.add(self.optimise(group), self.rate(epoch))
                 if self.steps % self.steps_per_epoch == 0:
                     log(watch.line(epoch))
@@ -496,6 +505,39 @@ class Session:
         report(1.0, figures)
         return figures
 
+    def told(self) -> dict[str, Any]:
+        """What a record should hold of the training, as plain data: with what, on what, where."""
+        content, pictures = self._content, self.pictures
+        return {
+            "images": {
+                name: {"count": len(files), "xxh3_128": content[f"images of {name}"]}
+                for name, files in (("X", pictures.a), ("Y", pictures.b))
+            },
+            "left out": self._left_out(),
+            "balance": self.options.degree(self.domains),
+            "loss weights": asdict(self.weights),
+            "device": _named(self.device),
+            "processes": self.place.world,
+            "versions": {name: metadata.version(name) for name in ("torch", "pillow")},
+        }
+
+    def constant(self) -> list[str]:
+        """The deployed networks that give nearly one picture for whatever they translate.
+
+        Nearly is, on average over pixels, less than a level and a half of the 256 that a picture
+        has, where the inputs differ by more.
+
+        Raises:
+            NonfiniteImageError: a translation holds NaN or infinity.
+        """
+        found = []
+        for name, files in ((GENERATORS[0], self.pictures.a), (GENERATORS[1], self.pictures.b)):
+            both = [self._translated(name, file=file) for file in files[:_LOOKED_AT]]
+            seen, made = (_difference(own) for own in zip(*both, strict=True))
+            if made < _CONSTANT < seen:
+                found.append(name)
+        return found
+
     def sheet(self) -> None:
         """Write a page of translations, if there is a work folder.
 
@@ -510,7 +552,7 @@ class Session:
             ("G_A", "G_B", pictures.a, "A to B"), ("G_B", "G_A", pictures.b, "B to A")
         ):  # fmt: skip
             for file in files[:_SHOWN]:
-                rows.append(self._translated(name, back, file))
+                rows.append(self._translated(name, back, file=file))
                 labels.append(label)
         folder = self.shown / "samples"
         folder.mkdir(parents=True, exist_ok=True)
@@ -537,7 +579,7 @@ class Session:
             )
         if self.frozen:
             yield f"{len(self.frozen)} tensors are frozen"
-        yield from (f"left out: {fault}" for fault in pictures.bad)
+        yield from (f"left out: {fault}" for fault in self._left_out())
         yield (
             f"{len(pictures.a)} images of X and {len(pictures.b)} of Y, "
             f"{self.steps_per_epoch} steps an epoch, on {self.device}"
@@ -545,12 +587,35 @@ class Session:
         if options.imbalance is not None or options.count_b is not None:
             yield "images of Y: " + ", ".join(path.name for path in pictures.b)
 
+    def _left_out(self) -> list[str]:
+        """What lies among the training images and is not used: damaged, or of a kind not read."""
+        options = self.options
+        folders = folders_of(options.data, options.data_a, options.data_b)
+        rest = [said for folder in folders if (said := left_out(folder)) is not None]
+        return [*self.pictures.bad, *rest]
+
     def _due(self, every: int) -> bool:
         return self.steps % every == 0 or self.steps == self.total_steps
 
-    def _translated(self, name: str, back: str, file: Path) -> list[np.ndarray]:
-        image = self.pictures.transform.for_test(read_image(file))
+    def _translated(self, *names: str, file: Path) -> list[np.ndarray]:
+        """A picture, and what the networks make of it one after the other."""
+        image = self.pictures.transform.for_test(read_image(file, self.options.channels))
+        made, shown = self._placed(to_tensor(image)[None]), [image]
         with torch.no_grad(), self._autocast():
-            made = at_any_size(self._module[name], self._placed(to_tensor(image)[None]))
-            again = at_any_size(self._module[back], made)
-        return [image, to_image(made[0].float()), to_image(again[0].float())]
+            for name in names:
+                made = at_any_size(self._module[name], made)
+                shown.append(to_image(made[0].float()))
+        return shown
+
+
+def _difference(pictures: Sequence[np.ndarray]) -> float:
+    """Levels of 256 by which pictures differ: the mean of each pixel's deviation."""
+    size = pictures[0].shape[:2]
+    same = np.stack([resized(picture, size) for picture in pictures])
+    return float(same.astype(np.float32).std(axis=0).mean())
+
+
+def _named(device: torch.device) -> str:
+    if device.type != "cuda":
+        return f"{device}, {torch.get_num_threads()} threads"
+    return f"{device}, {torch.cuda.get_device_name(device)}"

@@ -232,8 +232,9 @@ def must_fit(
     """
     expected = {name: shape for name, (_, shape) in model_tensors(generator, discriminator).items()}
     options = {
-        "G": f"width {generator.width} and {generator.blocks} blocks",
-        "D": f"d_width {discriminator.width} and {discriminator.layers} d_layers",
+        "G": f"width {generator.width}, {generator.blocks} blocks and {_said(generator)}",
+        "D": f"d_width {discriminator.width}, {discriminator.layers} d_layers and "
+        f"{_said(discriminator)}",
     }
     # In the order of layers, so that the first that is told is the one that tells most.
     order = {name: place for place, name in enumerate(expected)}
@@ -254,6 +255,10 @@ def must_fit(
             f"{said}: tensor {name!r} has the shape {list(shape)}, but with {options[network[0]]} "
             f"{'it has ' if name in expected else 'there is '}{here}{of_start}"
         )
+
+
+def _said(shape: GeneratorShape | DiscriminatorShape) -> str:
+    return f"{shape.channels} channel{'s' * (shape.channels > 1)}"
 
 
 def _must_be_plain(own: Mapping[str, Shape], said: str) -> None:

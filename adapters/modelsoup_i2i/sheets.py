@@ -12,7 +12,7 @@ import numpy as np
 
 from modelsoup import ParameterError
 
-from .images import save_atomically
+from .images import as_rgb, pillow_image, save_atomically
 
 GAP = 4
 _LINE = 16
@@ -23,7 +23,7 @@ def grid(
     titles: Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
 ) -> Any:
-    """A `PIL.Image` of rows of pictures, each uint8 height × width × 3.
+    """A `PIL.Image` of rows of pictures, each uint8 height × width × channels.
 
     Args:
         rows: of one length. A column is as wide as its widest picture or title, a row as high
@@ -71,7 +71,7 @@ def grid(
         x = left
         for n, picture in enumerate(row):
             dx, dy = (wide[n] - picture.shape[1]) // 2, (high[number] - picture.shape[0]) // 2
-            page.paste(Image.fromarray(picture), (x + dx, y + dy))
+            page.paste(pillow_image(as_rgb(picture)), (x + dx, y + dy))
             x += wide[n] + GAP
         y += high[number] + GAP
     return page

@@ -16,13 +16,30 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelsoup import OutputError, ParameterError, SoupError, TrainerError, digest_file
+from modelsoup import (
+    MismatchError,
+    OutputError,
+    ParameterError,
+    SoupError,
+    TrainerError,
+    digest_file,
+)
 
-from .images import ImageError, list_images, read_image, save_png, to_image, to_tensor
-from .networks import at_any_size, load_generator
+from .images import (
+    CHANNELS,
+    ImageError,
+    left_out,
+    list_images,
+    read_image,
+    save_png,
+    to_image,
+    to_tensor,
+)
+from .networks import at_any_size, generator_shape_in, load_generator
 from .processes import chosen_device
 
 Progress = Callable[[int, int], None]
+Say = Callable[[str], None]
 
 # Warns, for each operation of torchvision's, that it is not there; no network here has one.
 _TORCHVISION_ASIDE = "torch.onnx._internal.exporter._registration"
@@ -38,12 +55,14 @@ def translate(
     device: str = "auto",
     force: bool = False,
     progress: Progress | None = None,
+    say: Say = lambda _: None,
 ) -> list[Path]:
     """Translate a picture, or all of a folder and its sub-folders, to PNG files.
 
     Any size: the sides are padded to multiples of four by reflection and cut back. Names are kept,
-    their suffix becomes `.png`. Only one batch is in memory. A folder's pictures are put in place
-    when all are made, so that a failure leaves no part of them.
+    their suffix becomes `.png`; pictures are grey, RGB or RGB with opacity as the model's are. Only
+    one batch is in memory. A folder's pictures are put in place when all are made, so that a
+    failure leaves no part of them.
 
     Args:
         model: a checkpoint with `G_A.*` or `G_B.*`.
@@ -54,6 +73,7 @@ def translate(
         device: where, as torch names it; `auto` is a GPU where there is one.
         force: replace pictures that exist.
         progress: is told how many are done, and of how many.
+        say: is told which pictures are left out, if any.
 
     Returns:
         the files that were written.
@@ -62,20 +82,24 @@ def translate(
         ParameterError: a batch below 1, a device that is not there, or a folder without images.
         OutputError: an output exists, or two pictures would have one name.
         ImageError: a picture cannot be read.
+        MismatchError: the model has no such generator, or none of pictures.
     """
     source, output = Path(source), Path(output)
     if batch < 1:
         raise ParameterError(f"batch is {batch}, where at least 1 is expected")
     pairs = _pairs(source, output, force)
     place = _device(device)
+    channels = channels_of(model, direction)
     generator = load_generator(str(model), direction).to(place)
     folder = source.is_dir()
+    if folder and (rest := left_out(source)) is not None:
+        say(f"left out: {rest}")
     # Beside the output, so that a rename suffices.
     made = output.resolve().with_name(f".{output.resolve().name}.{uuid4().hex}")
     above = [parent for parent in made.parents if not parent.exists()]
     done = 0
     try:
-        for group in _groups((read_image(file) for file, _ in pairs), batch):
+        for group in _groups((read_image(f, channels) for f, _ in pairs), batch):
             results = _translated(generator, [picture for _, picture in group], place)
             for (at, _), result in zip(group, results, strict=True):
                 path = made / pairs[at][1].relative_to(output) if folder else pairs[at][1]
@@ -107,12 +131,21 @@ def translated_arrays(
     batch: int = 8,
     device: str = "auto",
 ) -> Iterator[np.ndarray]:
-    """uint8 height × width × 3 in and out, in order; one batch is in memory, nothing is saved."""
+    """uint8 height × width × 3 in and out, in order; one batch is in memory, nothing is saved.
+
+    Of a model of grey pictures, or with opacity, it is height × width × 1 or 4.
+    """
     if batch < 1:
         raise ParameterError(f"batch is {batch}, where at least 1 is expected")
     place = _device(device)
+    channels = channels_of(model, direction)
     generator = load_generator(str(model), direction).to(place)
     for group in _groups(pictures, batch):
+        own = group[0][1].shape[2]
+        if own != channels:
+            raise ParameterError(
+                f"a picture has {own} channels, where {model} translates such of {channels}"
+            )
         yield from _translated(generator, [picture for _, picture in group], place)
 
 
@@ -136,10 +169,11 @@ def export_onnx(
     batch: int | None = None,
     force: bool = False,
 ) -> Path:
-    """Write one generator as ONNX: input `image`, output `translation`, N × 3 × H × W in [−1, 1].
+    """Write one generator as ONNX: input `image`, output `translation`, N × C × H × W in [−1, 1].
 
-    N is free unless `batch` is given, H and W unless `size` is; H and W must be multiples of four.
-    The file's metadata name the checkpoint, its XXH3-128, and the direction.
+    C is the generator's, usually 3. N is free unless `batch` is given, H and W unless `size` is; H
+    and W must be multiples of four. The file's metadata name the checkpoint, its XXH3-128, and the
+    direction.
 
     Raises:
         ParameterError: the size is no multiple of four, or below 16.
@@ -161,7 +195,7 @@ def export_onnx(
         raise SoupError(f"exporting needs pip install 'modelsoup[onnx]' ({error})") from error
     generator = load_generator(str(model), direction)
     # Of batch 2 where it is free: the exporter would take a size of 1 for a constant.
-    example = torch.zeros(batch or 2, 3, size or 64, size or 64)
+    example = torch.zeros(batch or 2, generator.shape.channels, size or 64, size or 64)
     free: dict[int, Any] = {}
     if batch is None:
         free[0] = torch.export.Dim("batch")
@@ -191,6 +225,20 @@ def export_onnx(
     finally:
         temporary.unlink(missing_ok=True)
     return output
+
+
+def channels_of(model: str | os.PathLike[str], direction: str = "x2y") -> int:
+    """The channels of the pictures that a checkpoint's generator translates: 1, 3 or 4.
+
+    Raises:
+        MismatchError: there is no such generator, or none of pictures.
+    """
+    channels = generator_shape_in(str(model), direction).channels
+    if channels not in CHANNELS:
+        raise MismatchError(
+            f"{model} translates images of {channels} channels, where pictures have 1, 3 or 4"
+        )
+    return channels
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelsoup import ParameterError, SoupError
+from modelsoup import ParameterError, SoupError, printable
 
 if TYPE_CHECKING:
     from .trainer import OpenVinoOptions
@@ -117,10 +117,14 @@ def quantize(
 @click.option("--force", is_flag=True, help="Replace what is there.")
 def run(model: Path, source: Path, target: Path, precision: str, force: bool) -> None:
     """Translate an image, or a folder of them, with an exported MODEL.xml; torch is not needed."""
+    from modelsoup_i2i.images import left_out
+
     from .infer import translate
 
+    if source.is_dir() and (rest := left_out(source)) is not None:
+        _say(f"left out: {rest}")
     for written in translate(model, source, target, force=force, precision=precision):
-        click.echo(written)
+        click.echo(printable(str(written)))
 
 
 @openvino.command(no_args_is_help=True)
@@ -166,7 +170,7 @@ def _training(data: str | None, pairs: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    click.echo(printable(line), err=True)
 
 
 def _progress(done: float | None, figures: Mapping[str, float]) -> None:

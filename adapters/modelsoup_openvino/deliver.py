@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,8 +32,12 @@ from .quantise import Quantisation
 from .report import as_pixels, page, sheet
 from .versions import installed
 
+if TYPE_CHECKING:
+    import torch
+
 INT8, FP32, FP16 = "int8.xml", "fp32.xml", "fp16.xml"
 QUANTISED, FLOAT = "quantised.safetensors", "float.safetensors"
+_CHANNELS = {1: "grey", 3: "RGB", 4: "RGB and opacity"}
 PAGE, SHEET, PICTURES = "report.md", "sheet.png", "pictures"
 
 
@@ -63,9 +67,11 @@ def deliver(
         OutputError: there is something else in its place.
         SoupError: the export does not compute what the network does, or cannot be written.
     """
+    from modelsoup_i2i.networks import padded
+
     out = out.absolute()
     must_be_ours(out)
-    example = outcome.held_out.images[0]
+    example = padded(outcome.held_out.images[0], trainer.multiple)
     log("converts and compares")
     models = {
         INT8: export.converted(outcome.best, example),
@@ -87,7 +93,7 @@ def deliver(
         for name, model in models.items():
             export.write(model, folder / name, {**origin, "precision": name.partition(".")[0]})
         export.write(models[FP32], folder / FP16, {**origin, "precision": "fp16"}, half=True)
-        outputs = _measured_outputs(models, outcome)
+        outputs = _measured_outputs(models, outcome, trainer.multiple)
         told = {
             "origin": origin,
             "options": dict(options),
@@ -107,7 +113,7 @@ def deliver(
             "quality": {name: dict(values) for name, values in quality.items()},
             "operations": _operations(models[INT8]),
             "bytes": {n: measure.size_on_disk(folder / n) for n in (INT8, FP32, FP16)},
-            "speed": _speed(models, outcome, rounds, folder) if rounds else {},
+            "speed": _speed(models, outcome, example, rounds, folder) if rounds else {},
             "machine": measure.machine(),
             "versions": installed(),
         }  # fmt: skip
@@ -126,6 +132,7 @@ def deliver(
 
 def _origin(outcome: Outcome, trainer: Deployable, start: Path, plain: Path) -> dict[str, str]:
     """The texts of `rt_info`: what it came from, and what `infer` must know."""
+    channels = outcome.held_out.images[0].shape[1]
     return {
         "source": start.name,
         "source_xxh3_128": export.digest_of(start),
@@ -134,20 +141,26 @@ def _origin(outcome: Outcome, trainer: Deployable, start: Path, plain: Path) -> 
         "network": outcome.network,
         "qat_epochs": str(outcome.kept.epoch),
         "multiple": str(trainer.multiple),
-        "images": "RGB, 1 x 3 x height x width, float32 in [-1, 1]",
+        "images": f"{_CHANNELS[channels]}, 1 x {channels} x height x width, float32 in [-1, 1]",
     }
 
 
-def _measured_outputs(models: Mapping[str, Any], outcome: Outcome) -> dict[str, float | None]:
+def _measured_outputs(
+    models: Mapping[str, Any], outcome: Outcome, multiple: int
+) -> dict[str, float | None]:
     """INT8 against float32, both by OpenVINO, as they will be used."""
+    from modelsoup_i2i.networks import padded
+
     compiled = {name: measure.compiled_for(model, "LATENCY") for name, model in models.items()}
     pairs: dict[str, list[np.ndarray]] = {name: [] for name in compiled}
     size = tuple(outcome.held_out.images[0].shape)
     for image in outcome.held_out.images:
         if tuple(image.shape) != size:  # an image of another size would compile both anew
             continue
+        whole = padded(image, multiple).numpy()
         for name, call in compiled.items():
-            pairs[name].append(np.array(call(image.numpy())[0]))
+            made = call(whole)[0][..., : size[2], : size[3]]
+            pairs[name].append(np.array(made))
     alike = measure.ssim(pairs[INT8], pairs[FP32])
     each = [measure.psnr(a, b) for a, b in zip(pairs[INT8], pairs[FP32], strict=True)]
     return {
@@ -167,11 +180,9 @@ def _operations(model: Any) -> dict[str, Any]:
 
 
 def _speed(
-    models: Mapping[str, Any], outcome: Outcome, rounds: int, folder: Path
+    models: Mapping[str, Any], outcome: Outcome, example: torch.Tensor, rounds: int, folder: Path
 ) -> dict[str, Any]:
     import torch
-
-    example = outcome.held_out.images[0]
 
     def eager() -> object:
         with torch.inference_mode():

@@ -74,7 +74,11 @@ class Deployable(Protocol):
         """A training that has not begun. Its options have `epochs` and `lr`."""
 
     def inputs(self, options: Any, network: str, part: str = "train") -> Iterator[torch.Tensor]:
-        """Images of `train` or `test` as a network sees them in use, 1 × C × H × W in [−1, 1]."""
+        """Images of `train` or `test` at the size of training, 1 × C × H × W in [−1, 1].
+
+        Sides need not be multiples of `multiple`: they are continued by reflection, and what comes
+        out is cut back.
+        """
 
     def options_of(self, checkpoint: Path) -> dict[str, Any]:
         """The options that a checkpoint decides."""
@@ -128,8 +132,8 @@ def must_measure(trainer: Deployable, names: Sequence[str]) -> None:
     """Check that a trainer knows some metrics of its translations; it need not know any.
 
     A trainer that does has `metric_names()` and `quality(options, network, images, names, part=…,
-    first=…)`: values by name, of outputs (uint8, H × W × 3) for neighbours among the images that
-    `inputs` gives for that part, from the one at that place on.
+    first=…)`: values by name, of outputs (uint8, H × W × channels) for neighbours among the images
+    that `inputs` gives for that part, from the one at that place on.
 
     Raises:
         TrainerError: it knows none.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from modelsoup_i2i.images import CHANNELS
 
 from modelsoup import OutputError, ParameterError, SoupError
 
@@ -23,7 +24,7 @@ _KEPT = 4  # sizes for which the compiled model is kept
 
 
 class Translator:
-    """A model for images of any size.
+    """A model for images of any size, of as many channels as it has: 3, 1 (grey) or 4 (opacity).
 
     Args:
         model: the path of an IR's `.xml`.
@@ -47,11 +48,22 @@ class Translator:
             )
         told = export.about(self._model)
         self.multiple = int(told.get("multiple", "1"))
+        channels = inputs[0].get_partial_shape()[1]
+        self.channels = channels.get_length() if channels.is_static else 0
+        if self.channels not in CHANNELS:
+            raise ParameterError(
+                f"{model} wants {channels} channels, where pictures have 1, 3 or 4"
+            )
         self._compiled: OrderedDict[tuple[int, int], Callable[[Any], Any]] = OrderedDict()
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Translate uint8, H × W × 3, RGB, to the same shape and type."""
-        height, width = image.shape[:2]
+        """Translate uint8, H × W × channels, to the same shape and type."""
+        height, width, channels = image.shape
+        if channels != self.channels:
+            raise ParameterError(
+                f"the picture has {channels} channels, where the model translates such of "
+                f"{self.channels}"
+            )
         # Where a network has halved the sides as often as it does, its padding by reflection
         # needs two pixels.
         high, wide = (max(side, 2 * self.multiple) for side in (height, width))
@@ -67,7 +79,7 @@ class Translator:
         found = self._compiled.get((height, width))
         if found is None:
             try:
-                self._model.reshape([1, 3, height, width])
+                self._model.reshape([1, self.channels, height, width])
                 found = compiled_for(self._model, "LATENCY", precision=self._precision)
             except RuntimeError as error:
                 said = " ".join(str(error).split())[-200:]
@@ -138,7 +150,7 @@ def translate(
     for file, into in work:
         into.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_png(network(read_image(file)), into)
+            save_png(network(read_image(file, network.channels)), into)
         except SoupError as error:
             if str(file) in str(error):
                 raise

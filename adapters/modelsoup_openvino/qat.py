@@ -90,7 +90,7 @@ class Outcome:
         candidates: all of them, by epoch.
         held_out: the images that they were compared on.
         expected: the float network's outputs for them.
-        pictures: outputs for them, uint8, H × W × 3, by epoch.
+        pictures: outputs for them, uint8, H × W × channels, by epoch.
         figures: the last epoch's losses.
     """
 
@@ -129,14 +129,16 @@ def quantisation_aware(
         report: is told progress and figures.
         log: is told lines.
         see: is given the network's name, the images and the float outputs for them, uint8,
-            H × W × 3, before anything is quantised; what it raises ends the run while that costs
-            nothing.
+            H × W × channels, before anything is quantised; what it raises ends the run while that
+            costs nothing.
 
     Raises:
         TrainerError: the work folder belongs to another run.
         ParameterError: there are no images.
         SoupError: what the trainer or `quantise` raise.
     """
+    from modelsoup_i2i.networks import padded
+
     training = work / TRAINING
     training.mkdir(parents=True, exist_ok=True)
     session = trainer.session(options, start, seed=seed, frozen=frozen, work=training)
@@ -152,24 +154,28 @@ def quantisation_aware(
     held = _held_out(trainer, options, name, held_out, how.subset_size)
     if held.part != "test":
         log(f"there are no test images: {len(held.images)} training images are held out to compare")
-    expected = _outputs(reference, held.images)
+    expected = outputs(reference, held.images, trainer.multiple)
     see(name, held, [as_pixels(image) for image in expected])
     begun = work / BEGUN
     if begun.exists():
         _must_be_same(begun, origin)
         log("the quantised network is in the work folder: this run goes on")
     else:
-        log(f"calibrates {name} on up to {how.subset_size} images")
+        height, width = held.images[0].shape[-2:]
+        log(f"calibrates {name} on up to {how.subset_size} images (of {height} × {width}, say)")
         ours = [tensor[len(name) + 1 :] for tensor in frozen if tensor.startswith(f"{name}.")]
-        calibration = trainer.inputs(options, name, "train")
+        calibration = (
+            padded(image, trainer.multiple) for image in trainer.inputs(options, name, "train")
+        )
         made = quantised(own, calibration, how, frozen=ours, say=log)
         save_quantised(made, begun, {ORIGIN: json.dumps(origin)})
     # From the file in a run that goes on and in one that does not: both do the same from here on.
     trained = load_quantised(own, begun, say=log)
     twin = load_quantised(own, begun, say=log).eval()
     bench = _Bench(
-        work, session, name, start, tuple(frozen), reference, twin, held.images, expected
-    )
+        work, session, name, start, tuple(frozen), reference, twin, held.images, expected,
+        trainer.multiple,
+    )  # fmt: skip
     if not bench.candidates():
         bench.add(0, reference)
     figures: Mapping[str, float] = {}
@@ -201,11 +207,12 @@ class _Bench:
     def __init__(
         self, work: Path, session: Session, name: str, start: Path, frozen: tuple[str, ...],
         reference: nn.Module, twin: nn.Module, images: Sequence[torch.Tensor],
-        expected: Sequence[np.ndarray],
+        expected: Sequence[np.ndarray], multiple: int,
     ) -> None:  # fmt: skip
         self._work, self._session, self._name = work, session, name
         self._start, self._frozen, self._twin = start, frozen, twin
         self._reference, self._images, self._expected = reference, images, expected
+        self._multiple = multiple
 
     def candidates(self) -> tuple[Candidate, ...]:
         """Those that were compared, by epoch."""
@@ -223,11 +230,11 @@ class _Bench:
 
     def add(self, epoch: int, plain: nn.Module) -> Candidate:
         """Compare the twin as it is now; keep its files if it is the best so far."""
-        outputs = _outputs(self._twin, self._images)
-        found = Candidate(epoch, mean_psnr(outputs, self._expected), ssim(outputs, self._expected))
+        made = outputs(self._twin, self._images, self._multiple)
+        found = Candidate(epoch, mean_psnr(made, self._expected), ssim(made, self._expected))
         pictures = self._work / f"pictures-{epoch}.npz"
         with pictures.open("wb") as file:
-            np.savez_compressed(file, *map(as_pixels, outputs))
+            np.savez_compressed(file, *map(as_pixels, made))
         # A run that goes on may add an epoch for a second time.
         others = [one for one in self.candidates() if one.epoch < epoch]
         if all(found.psnr > one.psnr for one in others):
@@ -243,7 +250,7 @@ class _Bench:
         return found
 
     def pictures(self) -> dict[int, tuple[np.ndarray, ...]]:
-        """Outputs for the held-out images, uint8, H × W × 3, by epoch."""
+        """Outputs for the held-out images, uint8, H × W × channels, by epoch."""
         found = {}
         for one in self.candidates():
             with np.load(self._work / f"pictures-{one.epoch}.npz") as file:
@@ -278,13 +285,17 @@ def _held_out(trainer: Deployable, options: Any, name: str, most: int, calibrate
     return HeldOut(images, "train", len(seen) - len(images))
 
 
-def _outputs(network: nn.Module, images: Sequence[torch.Tensor]) -> tuple[np.ndarray, ...]:
+def outputs(
+    network: nn.Module, images: Sequence[torch.Tensor], multiple: int
+) -> tuple[np.ndarray, ...]:
+    """What a network makes of images, each of the size of its image."""
     import torch
+    from modelsoup_i2i.networks import at_any_size
 
     from .versions import silence
 
     with torch.no_grad(), silence():
-        return tuple(network(image).float().numpy() for image in images)
+        return tuple(at_any_size(network, i, multiple).float().numpy() for i in images)
 
 
 def _digest(start: Path) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from modelsoup import printable
+
 COLUMNS = (0, 2, 5)
 """The paper's epochs; the sheet has those that there are, the kept one, and the last."""
 
@@ -28,7 +30,7 @@ def page(told: Mapping[str, Any]) -> str:
     """The report in Markdown."""
     origin, likeness = told["origin"], told["likeness"]
     lines = [
-        f"# {origin['network']} of {origin['source']} in INT8",
+        f"# {origin['network']} of {printable(origin['source'])} in INT8",
         "",
         f"Made from the checkpoint with the XXH3-128 `{origin['source_xxh3_128']}` by the trainer "
         f"`{origin['trainer']}`, with {_versions(told['versions'])}.",
@@ -56,7 +58,7 @@ def sheet(
     inputs: Sequence[np.ndarray], expected: Sequence[np.ndarray],
     pictures: Mapping[int, Sequence[np.ndarray]], kept: int,
 ) -> np.ndarray:  # fmt: skip
-    """A page of pictures, uint8, H × W × 3 each: a row an image; input, float, INT8 by epoch.
+    """A page of pictures, uint8, H × W × C each: a row an image; input, float, INT8 by epoch.
 
     Args:
         inputs: images of any sizes; at most `SHOWN` become rows.
@@ -67,6 +69,7 @@ def sheet(
     Returns:
         uint8, height × width × 3.
     """
+    from modelsoup_i2i.images import as_rgb, pillow_image
     from PIL import Image, ImageDraw
 
     epochs = sorted({e for e in (*COLUMNS, kept, max(pictures)) if e in pictures})
@@ -85,13 +88,13 @@ def sheet(
     top = _BAND
     for row, height in zip(rows, heights, strict=True):
         for column, image in enumerate(row):
-            canvas.paste(Image.fromarray(image), (_GAP + column * wide, top))
+            canvas.paste(pillow_image(as_rgb(image)), (_GAP + column * wide, top))
         top += height
     return np.asarray(canvas)
 
 
 def as_pixels(image: np.ndarray) -> np.ndarray:
-    """float32, 1 × 3 × H × W in [−1, 1] to uint8, H × W × 3; rounded to nearest even, clamped."""
+    """float32, 1 × C × H × W in [−1, 1] to uint8, H × W × C; rounded to nearest even, clamped."""
     values = np.rint((image[0].astype(np.float32) + 1) * 127.5)
     return np.ascontiguousarray(values.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 

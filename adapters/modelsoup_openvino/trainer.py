@@ -83,7 +83,7 @@ class OpenVinoQat:
 
     name = "openvino-qat"
     options = OpenVinoOptions
-    version = "1"
+    version = "2"
 
     def groups(self, options: OpenVinoOptions) -> dict[str, Sequence[str]]:
         """The layer groups of the trainer whose networks they are."""
@@ -133,6 +133,7 @@ class OpenVinoQat:
         from .deliver import FLOAT
 
         job.report(1.0, summary(told))
+        job.note({name: told[name] for name in ("origin", "quality", "versions", "machine")})
         shutil.copyfile(options.out / FLOAT, job.output)
 
     def _of(self, options: OpenVinoOptions) -> tuple[Deployable, Any]:
@@ -184,6 +185,8 @@ def quantise_to(
         rate=options.rate,
         folder=options.folder,
     )
+    known = trainer.options_of(start)
+    log(f"{start.name} decides: " + ", ".join(f"{name} {value}" for name, value in known.items()))
     from .deliver import deliver
     from .qat import quantisation_aware
 

@@ -2,7 +2,7 @@
 
     python examples/edge_tree/paper.py --table 3 --size small
     python examples/edge_tree/paper.py --beyond
-    python examples/edge_tree/paper.py --table 6 --print-plans
+    python examples/edge_tree/paper.py --table 4 --print-plans
     python examples/edge_tree/paper.py --table 3 --size paper --data DIR
 
 The third prints plans for `soup plan` and `soup run`; the last wants a GPU, and the official image
@@ -147,7 +147,7 @@ def domains(pair: str, data: Path | None) -> dict[str, str]:
 
 def plan(
     row: Row, size: Size, data: Path | None, seed: int, *, beta: float = 0.5, shared: bool = True,
-    finetune: bool = True, epochs: int = 1, edge: str = "edge",
+    finetune: bool = True, epochs: int = 1, edge: str = "edge", other: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The one template: a `tree.yaml` as plain data.
 
@@ -161,6 +161,7 @@ def plan(
         finetune: whether merged models are fine-tuned.
         epochs: how many times as long the model without a tree is trained.
         edge: the folder for what is quantised.
+        other: the set of another pair, for Table VI's third leaf; None is horse2zebra in `data`.
     """
     options = {
         "trainer": "cyclegan", "loss": "tree-paper", **size.options,
@@ -175,7 +176,7 @@ def plan(
     for number, name in enumerate(names):
         own = dict(options, init=seed if shared else 1000 * (seed + 1) + number)
         if name == OTHER:
-            own |= _another_pair(own, data)
+            own |= _another_pair(data, other)
         models[name] = {"train": own | {"lr": LEAVES.get(name, RATE)}}
     layers = {"D_*": "merge", "G_*": "drop"} if row.strategy == "S2-A" else "all"
     content: dict[str, Any] = {
@@ -215,27 +216,33 @@ def _quantised(options: dict[str, Any], edge: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _another_pair(options: dict[str, Any], data: Path | None) -> dict[str, str]:
-    """Images of another pair: horse2zebra, or the emoji in the other direction."""
-    if data is None:
-        return {"data_a": options["data_b"], "data_b": options["data_a"]}
-    zebras = data / "horse2zebra"
-    if not zebras.is_dir():
+def _another_pair(data: Path | None, other: Path | None) -> dict[str, str]:
+    """Images of another pair, none of which the tree is measured on or must not see."""
+    if other is None and data is None:
         raise modelsoup.ParameterError(
-            f"a leaf of Table VI is trained on horse2zebra, which is not in {data}"
+            "a leaf of Table VI is trained on another pair: `soup i2i data day-night SET` makes "
+            "one, and --other SET names it"
         )
-    return {"data_a": str(zebras / "trainA"), "data_b": str(zebras / "trainB")}
+    place = other or Path(data or "", "horse2zebra")
+    if not (place / "trainA").is_dir():
+        raise modelsoup.ParameterError(
+            f"a leaf of Table VI is trained on another pair, and there is no folder "
+            f"{place / 'trainA'}"
+        )
+    return {"data_a": str(place / "trainA"), "data_b": str(place / "trainB")}
 
 
 # Running, measuring, showing.
 
 
 def run_row(
-    row: Row, size: Size, data: Path | None, seed: int, out: Path, executor: Any, **template: Any
+    row: Row, size: Size, data: Path | None, seed: int, out: Path, executor: Any, *,
+    other: Path | None = None, **template: Any,
 ) -> Path:  # fmt: skip
     """Carry a row's plan out, and give its root's checkpoint."""
     label = "-".join([row.name, f"seed{seed}", *(f"{k}={v}" for k, v in template.items())])
-    content = plan(row, size, data, seed, edge=str(edge_of(row, size, data, seed, out)), **template)
+    edge = str(edge_of(row, size, data, seed, out))
+    content = plan(row, size, data, seed, edge=edge, other=other, **template)
     tree, _ = modelsoup.parse_tree(yaml.safe_dump(content), folder=Path.cwd())
 
     def say(event: modelsoup.Event) -> None:
@@ -251,6 +258,8 @@ def run_row(
 
 def edge_of(row: Row, size: Size, data: Path | None, seed: int, out: Path) -> Path:
     """The folder of a plan that ends in INT8: another plan, such as a shorter one, has another."""
+    if row.int8 is None:
+        return out / "none"
     text = json.dumps(plan(row, size, data, seed))
     return out / f"table{row.table}-int8-seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
@@ -337,14 +346,14 @@ def one_table(arguments: argparse.Namespace, size: Size) -> None:
         )
     if arguments.print_plans:
         for row in rows:
-            content = plan(row, size, arguments.data, arguments.seeds[0])
+            content = plan(row, size, arguments.data, arguments.seeds[0], other=arguments.other)
             print(f"# {row.name}.yaml\n{yaml.safe_dump(content, sort_keys=False)}")
         return
     out = arguments.out
     # Before hours of training, not after:
     must_have_weights(size.metrics)
     for row in rows:
-        plan(row, size, arguments.data, arguments.seeds[0])
+        plan(row, size, arguments.data, arguments.seeds[0], other=arguments.other)
     if any(row.int8 is not None for row in rows):
         from modelsoup_openvino.versions import need
 
@@ -355,7 +364,9 @@ def one_table(arguments: argparse.Namespace, size: Size) -> None:
         for row in rows:
             figures = []
             for seed in arguments.seeds:
-                root = run_row(row, size, arguments.data, seed, out, executor)
+                root = run_row(
+                    row, size, arguments.data, seed, out, executor, other=arguments.other
+                )
                 edge = edge_of(row, size, arguments.data, seed, out)
                 found, pictures = measure(root, row, size, arguments.data, edge)
                 figures.append(found)
@@ -426,6 +437,10 @@ def main() -> None:
     what.add_argument("--beyond", action="store_true", help="what the paper leaves open")
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument("--data", type=Path, help="a folder of pairs; default: the emoji")
+    parser.add_argument(
+        "--other", type=Path, metavar="SET",
+        help="the set that Table VI's third leaf is trained on; default: horse2zebra in --data",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--rows", default="", metavar="TEXT", help="only rows with it in their name"

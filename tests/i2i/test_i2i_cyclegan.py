@@ -1,9 +1,13 @@
 """The trainer: whole trainings, resume after kill -9, trees, options, and what the core is told."""
 
+import dataclasses
+import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +19,9 @@ import modelsoup
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("PIL")
+from i2i_torchvision import make_importable  # noqa: E402
 
+make_importable()
 HERE = Path(__file__).parent
 torch.set_num_threads(1)  # a tiny network has nothing for a second one; bits depend on how many
 
@@ -32,21 +38,30 @@ class Told:
         self.done: list[float | None] = []
         self.metrics: dict[str, float] = {}
         self.lines: list[str] = []
+        self.notes: dict[str, object] = {}
 
     def report(self, done, metrics) -> None:
         self.done.append(done)
         self.metrics |= metrics
 
 
-def train(folder: Path, data: Path, *, start=None, seed=5, frozen=(), **options) -> Told:
-    """Train in a folder; `out.safetensors` is the result."""
+def train(
+    folder: Path, data: Path | None, *, start=None, seed=5, frozen=(), log=None, **options
+) -> Told:
+    """Train in a folder; `out.safetensors` is the result. `log` is called with each line."""
     told = Told()
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
+
+    def take(line: str) -> None:
+        told.lines.append(line)
+        if log is not None:
+            log(line)
+
     CycleGAN().train(
         modelsoup.Job(
             start, folder / "out.safetensors", work, tuple(frozen), seed,
-            CycleGANOptions(data=data, **(TINY | options)), told.report, told.lines.append,
+            CycleGANOptions(data=data, **(TINY | options)), told.report, take, told.notes.update,
         )
     )  # fmt: skip
     return told
@@ -188,21 +203,11 @@ def test_a_damaged_state_is_told(data: Path, tmp_path: Path):
         train(tmp_path, data)
 
 
-def test_a_training_that_diverges_keeps_finite_weights_and_is_marked(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    from modelsoup_i2i import session
-
-    plain = session.deceive
-    calls = iter(range(1000))
-
-    def broken(verdicts):
-        return plain(verdicts) * (float("inf") if next(calls) >= 20 else 1.0)
-
-    monkeypatch.setattr(session, "deceive", broken)
-    told = train(tmp_path, data)
-    assert told.metrics["diverged"] == 1 and told.metrics["diverged_at"] == 10
-    assert any("diverged: " in line and "step 11 of 12" in line for line in told.lines)
+def test_a_training_that_diverges_keeps_finite_weights_and_is_marked(data: Path, tmp_path: Path):
+    """The first step, at such a rate, makes weights whose pictures are none."""
+    told = train(tmp_path, data, lr=1e37)
+    assert told.metrics["diverged"] == 1 and told.metrics["diverged_at"] == 1
+    assert any("diverged: " in line and "step 2 of 12" in line for line in told.lines)
     assert all(np.isfinite(values).all() for values in result(tmp_path).values())
 
 
@@ -228,31 +233,101 @@ def test_bad_images_are_named_in_the_log(tmp_path: Path):
     assert any(line.startswith("left out: ") and "1.png" in line for line in told.lines)
 
 
-def test_metrics_that_are_asked_for_come_into_the_record(tmp_path: Path):
-    from i2i_torchvision import make_importable
-
-    make_importable()
+def test_metrics_that_are_asked_for_come_into_the_record_at_the_size_of_training(tmp_path: Path):
     pytest.importorskip("torchmetrics")
-    data = make_domains(tmp_path / "domains", 3, 3, size=16)
+    from modelsoup_i2i.evaluation import evaluate_model
+
+    data = make_domains(tmp_path / "domains", 3, 3)
     told = train(tmp_path, data, evaluate=["psnr"], epochs=1)
-    assert 0 < told.metrics["psnr"] < 60
+    transform = CycleGANOptions(data=data, **TINY).transform()
+    own, whole = (
+        evaluate_model(tmp_path / "out.safetensors", data, metrics=["psnr"], transform=how)[0].value
+        for how in (transform, None)
+    )
+    assert told.metrics["psnr"] == own != whole
     with pytest.raises(ValueError, match="no metric 'psnx'; did you mean 'psnr'"):
         CycleGANOptions(data=data, evaluate=["psnx"])
 
 
-def test_what_metrics_need_is_looked_for_before_the_training(
+def test_what_metrics_need_is_looked_for_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    """Weights, truth, folders; that test pictures can be decoded, are enough and large enough."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     data = make_domains(tmp_path / "domains")
-    for metric, fault in (("fid-64", "weights-inception.*nothing is downloaded"),
-                          ("psnr", "psnr needs the truth: a picture")):  # fmt: skip
+    for metric, fault in (
+        ("fid-64", "weights-inception.*nothing is downloaded"),
+        ("psnr", "psnr needs the truth: a picture"),
+        ("st-lpips_pairs", "st-lpips_pairs needs .* 21 pixels a side.* is 16 × 16"),
+    ):
+        if metric.startswith("st") and find_spec("stlpips_pytorch") is None:
+            continue
         with pytest.raises(modelsoup.SoupError, match=fault):
             train(tmp_path / metric, data, evaluate=[metric])
+    picture = data / "testB" / "1.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:60])
+    with pytest.raises(modelsoup.SoupError, match=r"testB/1\.png"):
+        train(tmp_path / "damaged", data, evaluate=["kd-st-alex"])
+    for file in (data / "testB").iterdir():
+        file.write_bytes(whole[:60])
+    with pytest.raises(modelsoup.SoupError, match="no test image of the target domain"):
+        train(tmp_path / "all", data, evaluate=["kd-st-alex"], on_bad_image="skip")
     (data / "testB").rename(data / "other")
     with pytest.raises(modelsoup.SoupError, match="testB does not exist"):
         train(tmp_path / "folder", data, evaluate=["psnr"])
     assert [path for path in tmp_path.rglob("*") if path.parent.name == "work"] == []
+
+
+def test_a_finished_training_is_kept_when_its_evaluation_fails(tmp_path: Path):
+    """A test picture that was there before the first step is not after the last."""
+    pytest.importorskip("torchmetrics")
+    data = make_domains(tmp_path / "domains", 3, 3)
+
+    def spoil(line: str) -> None:
+        if line.startswith("epoch 1 of 1"):
+            (data / "testA" / "2.png").write_bytes(b"\x89PNG")
+
+    told = train(tmp_path, data, evaluate=["psnr"], epochs=1, log=spoil)
+    assert set(result(tmp_path)) == set(CycleGAN().tensors(CycleGANOptions(data=data, **TINY)))
+    assert "psnr" not in told.metrics and told.metrics["steps"] == 3
+    assert "testA/2.png is not a PNG" in str(told.notes["not evaluated"])
+    assert told.lines[-1].startswith("not evaluated: ") and "2.png" in told.lines[-1]
+    # Had the node not been done, it would go on from there, and only measure.
+    (data / "testA" / "2.png").write_bytes((data / "testA" / "1.png").read_bytes())
+    again = train(tmp_path, data, evaluate=["psnr"], epochs=1)
+    assert again.metrics["psnr"] > 0 and again.lines[0] == "goes on after step 3 of 3"
+
+
+def test_damaged_test_pictures_may_be_left_out_as_those_of_the_training(tmp_path: Path):
+    pytest.importorskip("torchmetrics")
+    data = make_domains(tmp_path / "domains", 4, 4)
+    (data / "testB" / "1.png").write_bytes(b"nothing")
+    told = train(tmp_path, data, evaluate=["psnr"], epochs=1, on_bad_image="skip")
+    assert any("left out of the test images: " in line and "1.png" in line for line in told.lines)
+    (made,) = told.notes["evaluated"]
+    assert (made["name"], made["n_fake"], made["n_real"]) == ("psnr", 3, 3)
+    (data / "testA" / "1.png").unlink()
+    (data / "testB" / "1.png").unlink()
+    others = train(tmp_path / "others", data, evaluate=["psnr"], epochs=1)
+    assert others.metrics["psnr"] == told.metrics["psnr"]
+
+
+def test_two_folders_have_test_images_too(tmp_path: Path):
+    pytest.importorskip("torchmetrics")
+    data = make_domains(tmp_path / "domains", 3, 3)
+    (data / "testA").rename(tmp_path / "x")
+    (data / "testB").rename(tmp_path / "y")
+    folders = {
+        "data_a": data / "trainA", "data_b": data / "trainB", "test_a": tmp_path / "x",
+        "test_b": tmp_path / "y", "evaluate": ["psnr"],
+    }  # fmt: skip
+    told = train(tmp_path, None, epochs=1, **folders)
+    (tmp_path / "x").rename(data / "testA")
+    (tmp_path / "y").rename(data / "testB")
+    assert told.metrics == train(tmp_path / "one", data, evaluate=["psnr"], epochs=1).metrics
+    with pytest.raises(ValueError, match="test_a and test_b, the folders of test images, go toge"):
+        CycleGANOptions(data=data, test_a=tmp_path / "x")
 
 
 def test_a_diverged_training_is_not_evaluated_but_kept_and_marked(tmp_path: Path):
@@ -270,28 +345,109 @@ def test_a_diverged_training_is_not_evaluated_but_kept_and_marked(tmp_path: Path
     assert all(np.isfinite(values).all() for values in result(tmp_path).values())
 
 
-def test_a_last_step_that_breaks_the_networks_is_marked_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_last_step_that_breaks_the_networks_is_marked_too(tmp_path: Path):
     """No loss tells it: the weights were looked through for the last time before that step."""
-    from modelsoup_i2i import session
+    data = make_domains(tmp_path / "domains", 2, 2, size=16)
+    options = {"lr": 1e37, "epochs": 1, "batch": 2}
+    for evaluate in ([], ["psnr"]):
+        folder = tmp_path / f"{len(evaluate)}"
+        told = train(folder, data, sheet_every=1, evaluate=evaluate, **options)
+        assert told.metrics["steps"] == 1
+        assert told.metrics["diverged"] == 1 and "psnr" not in told.metrics
+        assert "no page of samples at step 1: they hold NaN or infinity" in told.lines
+        assert any(line.startswith("diverged: the translation of a train") for line in told.lines)
+        assert ("not evaluated: it diverged" in told.lines) == bool(evaluate)
+        assert (folder / "out.safetensors").exists()
 
-    whole = session.Session.optimise
 
-    def broken(self, group):
-        losses = whole(self, group)
-        if self.steps == self.total_steps:
-            with torch.no_grad():
-                self.networks["G_A"].model[1].weight.fill_(3e38)
-        return losses
+def test_a_generator_of_nearly_one_picture_is_marked_without_any_metric(data: Path, tmp_path: Path):
+    from safetensors.numpy import save_file
 
-    monkeypatch.setattr(session.Session, "optimise", broken)
-    data = make_domains(tmp_path / "domains", 3, 3, size=16)
-    told = train(tmp_path, data, sheet_every=2, evaluate=["psnr"])
-    assert told.metrics["diverged"] == 1 and "psnr" not in told.metrics
-    assert "no page of samples at step 6: they hold NaN or infinity" in told.lines
-    assert told.lines[-1].startswith("diverged: the translation of a test image")
-    assert (tmp_path / "out.safetensors").exists()
+    plain = train(tmp_path / "first", data)
+    assert plain.metrics["constant"] == 0
+    start = result(tmp_path / "first")
+    for share in (0.0, 0.01):  # of what differs: the second leaves less than a level
+        start["G_B.model.18.weight"] *= np.float32(share)
+        save_file(start, tmp_path / f"{share}.safetensors")
+        told = train(tmp_path / f"{share}", data, start=tmp_path / f"{share}.safetensors", lr=1e-8)
+        assert told.metrics["constant"] == 1 and told.metrics["diverged"] == 0
+        assert "G_B gives nearly one picture for all inputs" in told.lines
+        start = result(tmp_path / "first")
+    # Where the inputs are one picture, so may be what is made of them.
+    alike = make_domains(tmp_path / "alike")
+    for file in (alike / "trainB").iterdir():
+        file.write_bytes((data / "trainB" / "0.png").read_bytes())
+    told = train(tmp_path / "same", alike, start=tmp_path / "0.0.safetensors", lr=1e-8)
+    assert told.metrics["constant"] == 0
+
+
+def test_the_record_of_a_node_says_what_was_trained_on_and_measured_with(tmp_path: Path):
+    pytest.importorskip("torchmetrics")
+    data = make_domains(tmp_path / "domains", 6, 4)
+    for name in ("4.png", "5.png"):  # the others have their truth in testB
+        (data / "testA" / name).unlink()
+    (data / "trainA" / "later.heic").write_bytes(b"")
+    text = plan(data, "all", loss="tree-paper", balance="auto", evaluate="[psnr]")
+    tree, _ = modelsoup.parse_tree(text)
+    report = modelsoup.run(tree, tmp_path / "root.safetensors", store=tmp_path / "store")
+    notes = report.records["slow"]["notes"]
+    assert notes["balance"] == pytest.approx(2 / 6)
+    assert notes["loss weights"]["cycle_a"] == pytest.approx(5 * 2 / 6)
+    assert notes["loss weights"]["identity_b"] == pytest.approx(10 * 2 / 6)
+    files = {name: sorted((data / f"train{letter}").glob("*.png"))
+             for name, letter in (("X", "A"), ("Y", "B"))}  # fmt: skip
+    for name, own in files.items():
+        assert notes["images"][name] == {
+            "count": len(own), "xxh3_128": modelsoup.digest_files(own),
+        }  # fmt: skip
+    (left_out,) = notes["left out"]
+    assert "1 of " in left_out and "(.heic)" in left_out
+    assert notes["device"].startswith("cpu, ") and notes["device"].endswith(" threads")
+    assert notes["versions"]["torch"] == torch.__version__
+    (measured,) = notes["evaluated"]
+    assert measured["name"] == "psnr"
+    assert measured["value"] == report.records["slow"]["metrics"]["psnr"]
+    assert measured["n_fake"] == 4 and "torchmetrics" in measured["versions"]
+
+
+def test_metrics_of_few_pictures_are_warned_of_in_a_nodes_record_and_log(tmp_path: Path):
+    pytest.importorskip("torchmetrics")
+    pytest.importorskip("stlpips_pytorch")
+    data = make_domains(tmp_path / "domains", 3, 3, size=28)
+    sizes = {"load_size": 28, "crop_size": 24}
+    told = train(tmp_path, data, evaluate=["fd-st-alex"], epochs=1, **sizes)
+    (measured,) = told.notes["evaluated"]
+    from modelsoup_i2i.extractors import ST_SHA256
+
+    assert (measured["extractor"], measured["sha256"]) == ("st-alex", ST_SHA256)
+    assert "3 pictures with 256 features is biased" in measured["note"]
+    assert f"warning: {measured['note']}" in told.lines
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pictures_of_other_channels_are_trained_on_measured_and_shown(
+    channels: int, data: Path, tmp_path: Path
+):
+    pytest.importorskip("torchmetrics")
+    for part in ("trainA", "trainB", "testA", "testB"):
+        (tmp_path / part).mkdir()
+        for file in sorted((data / part).iterdir())[:4]:
+            (tmp_path / part / file.name).symlink_to(file)
+    told = train(tmp_path, tmp_path, channels=channels, epochs=1, sheet_every=4, evaluate=["psnr"])
+    assert told.metrics["diverged"] == 0 and told.metrics["psnr"] > 0
+    assert (tmp_path / "work" / "samples" / "step-0000004.png").is_file()
+    weights = result(tmp_path)
+    for name in ("G_A.model.1.weight", "D_B.model.0.weight"):
+        assert weights[name].shape[1] == channels
+    from modelsoup_i2i.evaluation import evaluate_model
+
+    transform = CycleGANOptions(data=tmp_path, **TINY).transform()
+    (again,) = evaluate_model(
+        tmp_path / "out.safetensors", tmp_path, metrics=["psnr"], transform=transform
+    )
+    assert again.value == told.metrics["psnr"]
+    with pytest.raises(modelsoup.MismatchError, match=r"with width 4, 1 blocks and 3 channels"):
+        train(tmp_path / "colour", tmp_path, start=tmp_path / "out.safetensors")
 
 
 def test_the_subset_is_recorded(data: Path, tmp_path: Path):
@@ -315,13 +471,38 @@ def test_two_processes_train_what_one_with_twice_the_batch_does(data: Path, tmp_
     assert (made[0] - made[1]).abs().max() < 0.02 * made[0].abs().max()
 
 
-def test_a_process_that_fails_is_told(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from modelsoup_i2i import processes
-
-    monkeypatch.setattr(processes, "_JOIN", "raise SystemExit('no more memory')")
-    monkeypatch.setattr(processes, "PATIENCE", processes.timedelta(seconds=3))
+def test_a_process_that_dies_before_it_joins_is_told_at_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its interpreter is one that only complains."""
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no more memory\nexit 7\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    begun = time.monotonic()
     with pytest.raises(modelsoup.TrainerError, match="process 1 of the training failed: no more"):
         train(tmp_path, data, processes=2)
+    assert time.monotonic() - begun < 60
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_process_that_dies_in_the_training_is_told(data: Path, tmp_path: Path):
+    def kill(line: str) -> None:
+        if line.startswith("epoch 1 of 50"):
+            mine = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+            for child in {int(pid) for file in mine for pid in file.read_text().split()}:
+                if "modelsoup_i2i.processes" in Path(f"/proc/{child}/cmdline").read_text():
+                    os.kill(child, signal.SIGKILL)
+
+    with pytest.raises(modelsoup.TrainerError, match="process 1 of the training failed"):
+        train(tmp_path, data, processes=2, epochs=50, log=kill)
+
+
+def test_more_processes_than_gpus_are_told_before_any_is_started(data: Path, tmp_path: Path):
+    count = torch.cuda.device_count()
+    with pytest.raises(modelsoup.TrainerError, match=rf"a GPU each, but there \w+ {count} here"):
+        train(tmp_path, data, processes=count + 2, device="cuda")
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_a_tiny_training_learns_to_come_back(tmp_path: Path):
@@ -398,22 +579,90 @@ def test_a_tree_of_each_strategy_runs(strategy: str, data: Path, tmp_path: Path)
         assert frozen == {n for n in names if any(fnmatchcase(n, p) for p in groups["low-level"])}
 
 
-def test_the_key_depends_on_the_images_content_and_on_nothing_beside(tmp_path: Path):
+def key(data: Path | None, *, trainer: str = "cyclegan", seed: int = 3, **options) -> str:
+    """What the result of one training is named by."""
+    given = {"trainer": trainer, **TINY, "count_b": 3, **options}
+    if data is not None:
+        given["data"] = str(data)
+    train = {name: value for name, value in given.items() if value is not None}
+    text = json.dumps({"soup": 1, "seed": seed, "models": {"a": {"train": train}}, "tree": "a"})
+    checked = modelsoup.check(modelsoup.parse_tree(text)[0])
+    assert checked.problems == ()
+    found = checked.nodes["a"].key
+    assert found is not None
+    return found
+
+
+DECIDE = {
+    "imbalance": 50, "count_b": 2, "subset_seed": 1, "mode": "crop", "load_size": 19,
+    "crop_size": 12, "flip": False, "batch": 2, "accumulate": 2, "lr": 1e-3, "epochs": 3,
+    "decay_epochs": 1, "loss": "tree-paper", "lambda_gan": 2.0, "lambda_cycle": 2.0,
+    "lambda_identity": 2.0, "balance": 0.75, "balance_invert": True,
+    "balance_identity": "by_generator", "balance_discriminators": True, "balance_doubled": True,
+    "channels": 1, "width": 8, "blocks": 2, "d_width": 8, "d_layers": 2, "init": 1,
+    "pool_size": 4, "processes": 2, "precision": "bf16", "on_bad_image": "skip",
+}  # fmt: skip
+DO_NOT = {
+    "device": "auto", "channels_last": True, "compile": True, "checkpoint_every": 3,
+    "sheet_every": 7, "tensorboard": True, "samples": "shown", "threads": 3, "cache_mb": 1,
+    "evaluate": ["psnr"],
+}  # fmt: skip
+BY_CONTENT = {"data", "data_a", "data_b", "test_a", "test_b"}
+
+
+def test_every_option_is_known_to_decide_the_key_or_not_to():
+    fields = {field.name for field in dataclasses.fields(CycleGANOptions)}
+    assert fields == {*DECIDE, *DO_NOT, *BY_CONTENT}
+    assert not DECIDE.keys() & DO_NOT.keys()
+
+
+@pytest.mark.parametrize("option", DECIDE)
+def test_an_option_that_decides_the_result_changes_its_key(option: str, data: Path):
+    other = {option: DECIDE[option]}
+    if option == "imbalance":
+        other["count_b"] = None
+    assert key(data, **other) != key(data)
+
+
+@pytest.mark.parametrize("option", DO_NOT)
+def test_an_option_that_does_not_decide_the_result_leaves_its_key(option: str, data: Path):
+    assert key(data, **{option: DO_NOT[option]}) == key(data)
+
+
+def test_the_key_depends_on_the_images_content_and_not_on_where_they_lie(tmp_path: Path):
     data = make_domains(tmp_path / "domains")
-
-    def keys(text: str) -> list[str]:
-        tree, _ = modelsoup.parse_tree(text)
-        return [node.key for node in modelsoup.check(tree).steps if node.key]
-
-    first = keys(plan(data, "all"))
-    assert first
-    assert keys(plan(data, "all", threads=2, device="auto", sheet_every=9)) == first
+    first = key(data)
     moved = data.rename(tmp_path / "moved")
-    assert keys(plan(moved, "all")) == first
-    assert keys(plan(moved, "all", init=1)) != first
-    image = moved / "trainA" / "0.png"
-    image.write_bytes((moved / "trainA" / "1.png").read_bytes())
-    assert keys(plan(moved, "all")) != first
+    assert key(moved) == first
+    folders = {"data_a": moved / "trainA", "data_b": moved / "trainB",
+               "test_a": moved / "testA", "test_b": moved / "testB"}  # fmt: skip
+    assert key(None, **{name: str(folder) for name, folder in folders.items()}) == first
+    used = CycleGANOptions(data=moved, count_b=3, **TINY).domains().b
+    (unused,) = {*(moved / "trainB").iterdir()} - {*used}
+    for image in (moved / "trainA" / "0.png", used[0], unused):
+        before = image.read_bytes()
+        image.write_bytes((moved / "trainA" / "1.png").read_bytes())
+        assert (key(moved) == first) == (image == unused)
+        image.write_bytes(before)
+    assert key(moved) == first
+
+
+class Versioned(CycleGAN):
+    """A trainer of its own name, whose code may change."""
+
+    name = "versioned"
+    version = "1"
+
+
+def test_the_key_depends_on_the_seed_and_on_the_trainers_name_and_version(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    modelsoup.register_trainer(Versioned())
+    assert key(data, seed=4) != key(data)
+    first = key(data, trainer="versioned")
+    assert first != key(data)
+    monkeypatch.setattr(Versioned, "version", "2")
+    assert key(data, trainer="versioned") != first
 
 
 def test_a_plan_is_checked_without_torch(data: Path, tmp_path: Path):
@@ -460,6 +709,7 @@ def test_without_torch_a_training_says_what_to_install(data: Path, tmp_path: Pat
         ({"device": "gpu"}, "device is 'gpu', but must be auto, cpu, cuda or cuda:N"),
         ({"device": "cuda:1", "processes": 2}, "one GPU"),
         ({"precision": 16}, "precision"),
+        ({"channels": 2}, "channels"),
         ({"lambda_cycle": -1}, "weight of the cycle loss"),
         ({"epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
     ],
@@ -470,8 +720,10 @@ def test_an_option_out_of_range_is_named(data: Path, options: dict, said: str):
         modelsoup.check(tree)
 
 
-def test_measuring_needs_the_folder_with_the_test_images():
-    with pytest.raises(ValueError, match="evaluate needs data"):
+def test_measuring_needs_test_images():
+    with pytest.raises(
+        ValueError, match=r"evaluate needs test images: data, .*or test_a and test_b"
+    ):
         CycleGANOptions(data_a=Path("x"), data_b=Path("y"), evaluate=["psnr"])
 
 

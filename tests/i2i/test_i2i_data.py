@@ -80,6 +80,11 @@ def test_bad_folders_are_named(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(modelsoup.ParameterError, match=r"no images in .*empty"):
         find_domains((root / "trainA", tmp_path / "empty"))
+    (tmp_path / "empty" / "1.gif").touch()
+    with pytest.raises(
+        modelsoup.ParameterError, match=r"there are 1 of .*empty.* not read \(\.gif"
+    ):
+        find_domains((root / "trainA", tmp_path / "empty"))
     with pytest.raises(ImageError, match="does not exist"):
         find_domains((root / "trainA", tmp_path / "missing"))
 
@@ -195,6 +200,26 @@ def test_each_image_of_the_rich_domain_comes_once_and_the_poor_ones_at_random(tm
         assert sorted(int(a[0, 0, 0]) for a, _ in pairs) == list(range(30))
         counts = np.bincount([int(b[0, 0, 0]) for _, b in pairs], minlength=3)
         assert counts.sum() == 30 and counts.min() >= 2
+
+
+def test_pairs_are_not_aligned_and_others_in_each_epoch(tmp_path: Path):
+    """Equal names of both domains meet no more often than others."""
+    count, epochs = 8, 40
+    for kind in "AB":
+        (tmp_path / f"train{kind}").mkdir()
+        for n in range(count):
+            save_png(np.full((4, 4, 3), n, np.uint8), tmp_path / f"train{kind}" / f"{n}.png")
+    sampler = Sampler(opened(tmp_path, Transform("none")), seed=1)
+    met = np.zeros((epochs, count), int)
+    for epoch in range(epochs):
+        for n in range(count):
+            a, b = sampler.pair(epoch, n, sampler.order(epoch))
+            met[epoch, int(a[0, 0, 0])] = int(b[0, 0, 0])
+    assert len({tuple(pairs) for pairs in met}) == epochs
+    assert np.mean(met == np.arange(count)) < 2 / count
+    assert all(len(set(partners)) >= count - 1 for partners in met.T)
+    orders = {tuple(sampler.order(epoch)) for epoch in range(epochs)}
+    assert len(orders) == epochs
 
 
 @pytest.mark.parametrize("cache", [0, 4000, 1 << 20])

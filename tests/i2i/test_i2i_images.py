@@ -1,5 +1,6 @@
 """Whatever the file, the picture is RGB of 8 bits; what is no picture is named."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 pytest.importorskip("PIL")
 from modelsoup_i2i.images import (
     ImageError,
+    as_rgb,
+    left_out,
     list_images,
     read_image,
+    resized,
     save_png,
     to_image,
     to_tensor,
@@ -27,7 +31,7 @@ def noise(height: int = 24, width: int = 32) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "tif"])
 def test_a_lossless_file_gives_its_pixels(suffix: str, tmp_path: Path):
     Image.fromarray(noise()).save(tmp_path / f"a.{suffix}", lossless=True)
     assert np.array_equal(read_image(tmp_path / f"a.{suffix}"), noise())
@@ -51,6 +55,47 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path):
     assert read_image(tmp_path / "grey.png")[0, :, 0].tolist() == [0, 1, 117, 255]
     (tmp_path / "colour.png").write_bytes(png16(COLOURS))
     assert np.array_equal(read_image(tmp_path / "colour.png"), COLOURS)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_tiff_of_sixteen_bits_is_scaled_and_of_more_is_refused(big: bool, tmp_path: Path):
+    grey = np.array([[0, 257, 30000, 65535]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.tif")
+    assert read_image(tmp_path / "grey.tif")[0, :, 0].tolist() == [0, 1, 117, 255]
+    (tmp_path / "colour.tiff").write_bytes(tiff16(COLOURS, big=big))
+    assert np.array_equal(read_image(tmp_path / "colour.tiff"), COLOURS)
+    for wide in (np.array([[0.5]], np.float32), np.array([[70000]], np.int32)):
+        Image.fromarray(wide).save(tmp_path / "wide.tif")
+        with pytest.raises(ImageError, match=r"wide\.tif .* 32 bits a channel, where 8 or 16 are"):
+            read_image(tmp_path / "wide.tif")
+
+
+def test_the_first_page_of_a_tiff_counts(tmp_path: Path):
+    pages = [Image.fromarray(page) for page in (noise(), noise()[::-1])]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    assert np.array_equal(read_image(tmp_path / "pages.tif"), noise())
+
+
+def tiff16(pixels: np.ndarray, *, big: bool) -> bytes:
+    """A TIFF of 16 bits a channel, which Pillow reads but does not write."""
+    order = ">" if big else "<"
+    data = (pixels.astype(int) * 257).astype(f"{order}u2").tobytes()
+    height, width, channels = pixels.shape
+    at = 8 + len(data)  # of the directory of ten entries
+    entries = [
+        (256, 3, 1, width), (257, 3, 1, height), (258, 3, channels, at + 2 + 120 + 4),
+        (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8), (277, 3, 1, channels), (278, 3, 1, height),
+        (279, 4, 1, len(data)), (284, 3, 1, 1),
+    ]  # fmt: skip
+    packed = b"".join(
+        struct.pack(f"{order}HHI", *entry[:3])
+        + (struct.pack(f"{order}HH", entry[3], 0) if entry[1:3] == (3, 1)
+           else struct.pack(f"{order}I", entry[3]))
+        for entry in entries
+    )  # fmt: skip
+    head = (b"MM\0*" if big else b"II*\0") + struct.pack(f"{order}I", at)
+    directory = struct.pack(f"{order}H", len(entries)) + packed + struct.pack(f"{order}I", 0)
+    return head + data + directory + struct.pack(f"{order}{channels}H", *[16] * channels)
 
 
 def png16(pixels: np.ndarray) -> bytes:
@@ -88,6 +133,33 @@ def test_what_is_transparent_lies_over_white(tmp_path: Path):
     assert read_image(tmp_path / "g.png")[0, :, 0].tolist() == [255, 0]
 
 
+def test_as_many_channels_as_are_asked_for(tmp_path: Path):
+    """Grey is that of luminance; opacity is a channel, or lies over white."""
+    rgba = np.dstack([COLOURS, np.array([[255, 0], [128, 255]], np.uint8)])
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    assert np.array_equal(read_image(tmp_path / "rgba.png", 4), rgba)
+    grey = read_image(tmp_path / "rgba.png", 1)
+    assert grey.shape == (2, 2, 1) and grey[:, :, 0].tolist() == [[76, 255], [142, 18]]
+    Image.fromarray(COLOURS).save(tmp_path / "rgb.png")
+    assert read_image(tmp_path / "rgb.png", 4)[:, :, 3].tolist() == [[255, 255], [255, 255]]
+    deep = Image.fromarray(np.array([[0, 514, 65535]], np.uint16))
+    deep.save(tmp_path / "deep.png", transparency=514)
+    assert read_image(tmp_path / "deep.png", 1)[0, :, 0].tolist() == [0, 255, 255]
+    assert read_image(tmp_path / "deep.png", 4)[0].tolist() == [
+        [0, 0, 0, 255], [2, 2, 2, 0], [255, 255, 255, 255],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_of_any_channels_are_saved_resized_and_shown(channels: int, tmp_path: Path):
+    picture = np.random.default_rng(0).integers(0, 256, (6, 8, channels), np.uint8)
+    save_png(picture, tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png", channels), picture)
+    assert np.array_equal(as_rgb(picture), read_image(tmp_path / "a.png"))
+    assert resized(picture, (3, 5)).shape == (3, 5, channels)
+    assert np.array_equal(resized(picture, (6, 8)), picture)
+
+
 def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90° clockwise
@@ -95,7 +167,7 @@ def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path):
     assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(noise(), -1))
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif"])
 def test_a_truncated_file_is_named(suffix: str, tmp_path: Path):
     file = tmp_path / f"cut.{suffix}"
     Image.fromarray(noise(64, 64)).save(file)
@@ -108,7 +180,7 @@ def test_a_truncated_file_is_named(suffix: str, tmp_path: Path):
 
 def test_random_damage_is_an_error_or_a_picture_but_no_crash(tmp_path: Path):
     random = np.random.default_rng(1)
-    for suffix in ("png", "jpg", "webp", "bmp"):
+    for suffix in ("png", "jpg", "webp", "bmp", "tif"):
         file = tmp_path / f"bent.{suffix}"
         Image.fromarray(noise()).save(file)
         whole = np.frombuffer(file.read_bytes(), np.uint8)
@@ -139,8 +211,10 @@ def test_what_is_no_picture_or_not_there_is_named(tmp_path: Path):
         read_image(tmp_path / "a.png")
     with pytest.raises(ImageError, match=r"no image .*b\.png"):
         read_image(tmp_path / "b.png")
-    with pytest.raises(ImageError, match="cannot be read"):
-        read_image(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    for place in (tmp_path, tmp_path / "pipe.png"):  # nobody would ever write into it
+        with pytest.raises(ImageError, match="cannot be read: it is no regular file"):
+            read_image(place)
 
 
 def test_a_folder_is_listed_in_natural_order_with_its_sub_folders(tmp_path: Path):
@@ -150,8 +224,19 @@ def test_a_folder_is_listed_in_natural_order_with_its_sub_folders(tmp_path: Path
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    assert left_out(tmp_path) is None
     listed = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
     assert listed == ["2.JPG", "10.png", "a.jpeg", "B.webp", "sub/1.bmp"]
+
+
+def test_pictures_of_a_kind_that_is_not_read_are_named(tmp_path: Path):
+    for name in ("1.gif", "sub/2.HEIC", "3.tif", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in list_images(tmp_path)] == ["3.tif"]
+    assert left_out(tmp_path) == (
+        f"2 of {tmp_path}, whose kind is not read (.gif, .heic), such as 1.gif"
+    )
 
 
 def test_a_missing_folder_is_named(tmp_path: Path):
@@ -188,5 +273,8 @@ def test_every_value_survives_the_way_to_a_tensor_and_back():
     assert to_image(tensor * 3).max() == 255
     with pytest.raises(ImageError, match="NaN"):
         to_image(tensor * torch.nan)
-    with pytest.raises(ImageError, match="3 × height × width"):
-        to_image(tensor[None])
+    for wrong in (tensor[None], tensor[:2]):
+        with pytest.raises(ImageError, match="3 × height × width"):
+            to_image(wrong)
+    for picture in (every[:, :, :1], np.dstack([every, every[:, :, :1]])):
+        assert np.array_equal(to_image(to_tensor(picture)), picture)

@@ -134,6 +134,22 @@ def test_perceptual_distances_are_those_of_the_pairs_that_they_name():
     assert same["st-lpips_to_truth"] == pytest.approx(direct, rel=1e-5)
 
 
+@needs_alex
+def test_the_seed_draws_the_pairs_and_the_subsets():
+    """Of sets of two sizes; the same seed gives the same values."""
+    fake, real = emoji("testA", 12), emoji("testB", 9)
+
+    def of(seed: int) -> dict[str, float]:
+        names = ["st-lpips_pairs", "st-lpips_to_real", "kd-st-alex", "fd-st-alex"]
+        results = metrics.evaluate(fake, real, metrics=names, seed=seed)
+        return {result.name: result.value for result in results}
+
+    first, other = of(1), of(2)
+    assert first == of(1)
+    assert first.pop("fd-st-alex") == other.pop("fd-st-alex")  # draws nothing
+    assert all(first[name] != other[name] for name in first)
+
+
 def test_psnr_is_that_of_a_constant_error():
     dark, light = (np.full((16, 16, 3), value, np.uint8) for value in (100, 110))
     (result,) = metrics.evaluate([dark], truth=[light], metrics=["psnr"])
@@ -180,7 +196,7 @@ def test_pictures_of_another_size_are_compared_at_the_translations_size():
 def test_canonical_names_need_canonical_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Neither a missing file nor one that only bears the name gives a number."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    pictures = [np.zeros((16, 16, 3), np.uint8)] * 3
+    pictures = [np.zeros((32, 32, 3), np.uint8)] * 3
     for name, file in (
         ("fid-64", extractors.INCEPTION), ("kid", extractors.INCEPTION),
         ("lpips_pairs", extractors.ALEXNET),
@@ -294,7 +310,8 @@ def test_pictures_that_are_too_small_for_a_network_are_refused():
         pictures = list(np.random.default_rng(0).integers(0, 256, (3, side, 30, 3), np.uint8))
         for name in ("fd-st-alex", "st-lpips_pairs"):
             if side == 21:
-                metrics.evaluate(pictures, pictures, metrics=[name])
+                (result,) = metrics.evaluate(pictures, pictures[::-1], metrics=[name])
+                assert np.isfinite(result.value)
                 continue
             with pytest.raises(ParameterError, match=f"{name} needs.*21 pixels.*is 20 × 30"):
                 metrics.evaluate(pictures, pictures, metrics=[name])
@@ -316,8 +333,10 @@ def test_the_command_prints_a_table_or_json(model: Path, tmp_path: Path):
     shown = CliRunner().invoke(i2i, asked)
     assert shown.exit_code == 0 and "fd-st-alex" in shown.stdout
     assert "Warning: fd-st-alex of 4 pictures with 256 features" in shown.stderr
-    told = json.loads(CliRunner().invoke(i2i, [*asked, "--json"]).stdout)
-    assert [result["name"] for result in told] == ["fd-st-alex", "psnr"]
+    (data / "testB" / "later.gif").touch()
+    asked = CliRunner().invoke(i2i, [*asked, "--json"])
+    assert [result["name"] for result in json.loads(asked.stdout)] == ["fd-st-alex", "psnr"]
+    assert asked.stderr.startswith("left out: 1 of ") and "later.gif" in asked.stderr
 
 
 def test_the_command_wants_a_model_or_two_folders(tmp_path: Path):

@@ -78,32 +78,54 @@ def test_reversed_pairs_exchange_the_folders(paper: ModuleType, pairs: Path):
         paper.domains("apple_to_orange", pairs / "horse2zebra")
 
 
-def test_the_asymmetric_trees_third_leaf_wants_horses(paper: ModuleType, pairs: Path):
+def test_the_asymmetric_trees_third_leaf_is_trained_on_another_pair(paper: ModuleType, pairs: Path):
+    """Horses and zebras, or any set that is named: none of it is of the pair that is measured."""
     (row,) = [r for r in paper.paper_rows() if r.asymmetric]
-    leaf = paper.plan(row, paper.SIZES["paper"], pairs, 0)["models"]["other"]["train"]
+    size = paper.SIZES["paper"]
+    leaf = paper.plan(row, size, pairs, 0)["models"]["other"]["train"]
     assert leaf["data_a"] == str(pairs / "horse2zebra" / "trainA")
     (pairs / "horse2zebra").rename(pairs / "elsewhere")
-    with pytest.raises(modelsoup.ParameterError, match="horse2zebra, which is not in"):
-        paper.plan(row, paper.SIZES["paper"], pairs, 0)
+    with pytest.raises(modelsoup.ParameterError, match=r"another pair, and .*horse2zebra/trainA"):
+        paper.plan(row, size, pairs, 0)
+    (small,) = paper.small_rows([row])
+    for data, chosen in ((pairs, row), (None, small)):
+        content = paper.plan(chosen, size, data, 0, other=pairs / "elsewhere")
+        own, *rest = [
+            {Path(model["train"][key]).parent for key in ("data_a", "data_b")}
+            for name, model in sorted(content["models"].items(), key=lambda m: m[0] != "other")
+        ]
+        assert own == {pairs / "elsewhere"} and own not in rest
+    with pytest.raises(modelsoup.ParameterError, match=r"soup i2i data day-night SET.*--other SET"):
+        paper.plan(small, size, None, 0)
+    with pytest.raises(modelsoup.ParameterError, match=r"another pair, and .*nowhere/trainA"):
+        paper.plan(small, size, None, 0, other=pairs / "nowhere")
 
 
-def test_a_row_is_measured_on_test_folders_wherever_they_are(
-    paper: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_row_is_measured_on_test_folders_wherever_they_are(paper: ModuleType, tmp_path: Path):
     """A folder above may be called as it likes."""
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
     pytest.importorskip("PIL")
+    pytest.importorskip("torchmetrics")
     from i2i_domains import make_domains
-    from modelsoup_i2i import metrics, translate
+    from modelsoup_i2i import GeneratorShape, ResnetGenerator
+    from modelsoup_i2i.images import list_images, read_image
+    from safetensors.torch import save_file
 
     data = tmp_path / "training"
     make_domains(data / "apple2orange")
+    torch.manual_seed(0)
+    network = ResnetGenerator(GeneratorShape(4, 1)).state_dict()
+    save_file({f"G_A.{k}": v for k, v in network.items()}, tmp_path / "model.safetensors")
     (row,) = [r for r in paper.paper_rows() if r.name == "table3-orange_to_apple-90-1-levels"]
-    monkeypatch.setattr(translate, "translate_arrays", lambda checkpoint, x, **_: x)
-    seen = {}
-    monkeypatch.setattr(metrics, "evaluate", lambda made, y, **_: seen.update(x=made, y=y) or [])
-    paper.measure(tmp_path / "unused", row, paper.SIZES["paper"], data)
-    assert (len(seen["x"]), len(seen["y"])) == (4, 6)  # testB and testA
+    size = paper.Size({"load_size": 24, "crop_size": 20}, ())
+    figures, rows = paper.measure(tmp_path / "model.safetensors", row, size, data)
+    assert figures == {}
+    for column, folder in ((0, "testB"), (2, "testA")):  # orange to apple
+        files = list_images(data / "apple2orange" / folder)[: len(rows)]
+        assert [pictures[column].tolist() for pictures in rows] == [
+            read_image(file).tolist() for file in files
+        ]
+    assert len(rows) == 4 and all((row[0] != row[1]).any() for row in rows)
 
 
 def test_only_the_discriminators_go_up_with_s2_a(paper: ModuleType):

@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import modelsoup
 torch = pytest.importorskip("torch")
 pytest.importorskip("PIL")
 
+from modelsoup_i2i.images import to_tensor  # noqa: E402
 from modelsoup_i2i.processes import Place  # noqa: E402
 from modelsoup_i2i.session import DivergedError, Session  # noqa: E402
 
@@ -71,8 +72,6 @@ def beside(data: Path, pool: int = 1000, *, lean: bool = False, winograd: bool =
 )
 def test_a_step_is_the_originals(data: Path, options: dict):
     own, original = beside(data, **options)
-    for updates in own.updates.values():
-        updates.set_rate(2e-4)
     for a, b in ((a.double(), b.double()) for a, b in images(3)):
         made = own.optimise([(a, b)])  # with accumulate, updates come after the backward pass
         wanted = {name: loss.item() for name, loss in original.step(a, b).items()}
@@ -100,10 +99,11 @@ def gradients(networks) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_gradients_are_the_originals(data: Path, channels_last: bool, lean: bool, winograd: bool):
     """Adam divides by a gradient's size, so that weights would hide a factor: gradients do not."""
-    own, original = beside(data, lean=lean, winograd=winograd, channels_last=channels_last)
+    own, original = beside(
+        data, lean=lean, winograd=winograd, channels_last=channels_last, lr=1e-30
+    )
     caught: dict[str, torch.Tensor] = {}
     for updates in own.updates.values():
-        updates.set_rate(0.0)
         for name, parameter in updates.parameters.items():
             # One for each way.
             parameter.register_hook(
@@ -124,8 +124,6 @@ def test_gradients_are_the_originals(data: Path, channels_last: bool, lean: bool
 
 def test_after_some_steps_the_images_are_the_originals(data: Path):
     own, original = beside(data)
-    for updates in own.updates.values():
-        updates.set_rate(2e-4)
     for a, b in images(5):
         own.step(a.double(), b.double())
         original.step(a.double(), b.double())
@@ -147,7 +145,7 @@ def test_recomputing_changes_nothing_but_rounding(data: Path):
 
 def test_wide_generators_are_winograds_and_the_same_but_for_rounding(data: Path):
     """In float32, as they are used; sides of 5 inside, of 20 outside, fall back."""
-    wide = {"width": 32, "blocks": 1}
+    wide = {"width": 32, "blocks": 1, "lr": 1e-7}
     own, plain = session(data, **wide), session(data, **wide)
     assert not session(data).networks["G_A"].winograd  # narrow ones are not
     assert not session(data, precision="bf16", **wide).networks["G_A"].winograd
@@ -162,7 +160,7 @@ def test_wide_generators_are_winograds_and_the_same_but_for_rounding(data: Path)
 
 
 def test_a_state_goes_on_to_the_same_bits_with_winograd(data: Path):
-    wide = {"width": 32, "blocks": 1, "pool_size": 2}
+    wide = {"width": 32, "blocks": 1, "pool_size": 2, "lr": 1e-3}
     whole, early = session(data, **wide), session(data, **wide)
     both = list(images(4))
     for a, b in both[:2]:
@@ -171,8 +169,6 @@ def test_a_state_goes_on_to_the_same_bits_with_winograd(data: Path):
     later = session(data, **wide)
     later.load_state_dict(early.state_dict())
     for own in (whole, later):
-        for updates in own.updates.values():
-            updates.set_rate(1e-3)
         for a, b in both[2:]:
             own.step(a, b)
     assert all(torch.equal(tensor, flat(later)[name]) for name, tensor in flat(whole).items())
@@ -182,17 +178,21 @@ def test_a_state_goes_on_to_the_same_bits_with_winograd(data: Path):
 def test_weights_of_winograds_blocks_are_laid_out_and_saved_as_ever(
     data: Path, tmp_path: Path, channels_last: bool
 ):
-    own = session(data, width=32, blocks=1, channels_last=channels_last)
+    own = session(data, width=32, blocks=1, channels_last=channels_last, lr=1e-3)
     before = flat(own)
     ((a, b),) = images(1)
-    own.step(a, b)  # at a rate of 0
+    own.step(a, b)
+    after = flat(own)
     name = "G_A.model.10.conv_block.1.weight"
     weight = own.updates["G"].parameters[name]
     for tensor in (weight, weight.grad, own.updates["G"].state_dict()[name]["exp_avg"]):
         assert tensor.permute(2, 3, 0, 1).is_contiguous()
     own.save(tmp_path / "saved.safetensors")
     saved = modelsoup.open_checkpoint(tmp_path / "saved.safetensors")
-    assert all((saved[key] == tensor.numpy()).all() for key, tensor in before.items())
+    assert not torch.equal(before[name], after[name])
+    assert all((saved[key] == tensor.numpy()).all() for key, tensor in after.items())
+    again = session(data, tmp_path / "saved.safetensors", width=32, blocks=1)
+    assert all(torch.equal(flat(again)[key], tensor) for key, tensor in after.items())
 
 
 def flat(own: Session) -> dict[str, torch.Tensor]:
@@ -201,6 +201,65 @@ def flat(own: Session) -> dict[str, torch.Tensor]:
         for k, net in own.networks.items()
         for n, t in net.state_dict().items()
     }
+
+
+BALANCED = {"balance": 0.75, "lambda_gan": 1, "lambda_cycle": 5, "lambda_identity": 10}
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({}, (0.75, 0.25, 3.75, 1.25, 2.5, 7.5, 1, 1)),
+        ({"balance_invert": True}, (0.25, 0.75, 1.25, 3.75, 7.5, 2.5, 1, 1)),
+        ({"balance_doubled": True}, (1.5, 0.5, 7.5, 2.5, 5, 15, 1, 1)),
+        ({"balance_discriminators": True}, (0.75, 0.25, 3.75, 1.25, 2.5, 7.5, 0.75, 0.25)),
+        ({"balance_identity": "by_generator"}, (0.75, 0.25, 3.75, 1.25, 7.5, 2.5, 1, 1)),
+        ({"balance": None, "lambda_gan": 2}, (2, 2, 5, 5, 10, 10, 1, 1)),
+        ({"balance": None, "lambda_cycle": 3}, (1, 1, 3, 3, 10, 10, 1, 1)),
+        ({"balance": None, "lambda_identity": 0}, (1, 1, 5, 5, 0, 0, 1, 1)),
+    ],
+)
+def test_what_an_option_says_of_a_loss_is_what_the_generators_minimise(
+    data: Path, options: dict, weights: tuple[float, ...]
+):
+    names = ("gan_a", "gan_b", "cycle_a", "cycle_b", "identity_a", "identity_b")
+    own = session(data, **(BALANCED | options))
+    assert astuple(own.weights) == pytest.approx(weights)
+    ((a, b),) = images(1)
+    losses = own.step(a, b)
+    total = sum(
+        weight * losses.get(name, 0.0) for name, weight in zip(names, weights, strict=False)
+    )
+    assert losses["generator"] == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_a_discriminator_without_weight_does_not_learn(data: Path, weighed: bool):
+    """With λ = 1 all weight is that of X → Y."""
+    own = session(data, balance=1.0, balance_discriminators=weighed, lr=1e-3)
+    before = flat(own)
+    ((a, b),) = images(1)
+    own.step(a, b)
+    moved = {name.partition(".")[0] for name, t in flat(own).items()
+             if not torch.equal(t, before[name])}  # fmt: skip
+    assert ("D_A" in moved, "D_B" in moved) == (True, not weighed)
+
+
+def test_the_seed_of_the_subset_chooses_it(data: Path):
+    chosen = {
+        seed: session(data, count_b=2, subset_seed=seed).pictures.b for seed in range(6)
+    }  # fmt: skip
+    assert chosen[0] == session(data, count_b=2, subset_seed=0).pictures.b
+    assert len(set(chosen.values())) > 1
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_pictures_are_mirrored_where_that_is_asked_for(data: Path, flip: bool):
+    own = session(data, flip=flip, load_size=16, crop_size=16, epochs=20)
+    plain = {to_tensor(own.pictures[file]).numpy().tobytes() for file in own.pictures.a}
+    seen = [a[0].numpy().tobytes() for ((a, _),) in own.batches()]
+    share = sum(picture in plain for picture in seen) / len(seen)
+    assert 0.25 < share < 0.75 if flip else share == 1
 
 
 def test_a_half_balance_is_half_the_plain_loss(data: Path):
@@ -224,9 +283,8 @@ def test_frozen_tensors_keep_every_bit_and_the_others_move(data: Path, tmp_path:
     before = flat(session(data, start))
     frozen = [n for n in before if any(fnmatchcase(n, p) for p in groups["low-level"])]
     assert any(n.startswith("D_") for n in frozen) and any(n.startswith("G_") for n in frozen)
-    own = session(data, start, frozen=frozen)
+    own = session(data, start, frozen=frozen, lr=1e-2)
     for updates in own.updates.values():
-        updates.set_rate(1e-2)
         assert not set(updates.parameters) & set(frozen)
     for a, b in images(3):
         own.step(a, b)
@@ -238,9 +296,7 @@ def test_a_training_with_all_generators_frozen_trains_discriminators(data: Path,
     start = tmp_path / "start.safetensors"
     session(data).save(start)
     before = flat(session(data, start))
-    own = session(data, start, frozen=[n for n in before if n.startswith("G_")])
-    for updates in own.updates.values():
-        updates.set_rate(1e-2)
+    own = session(data, start, frozen=[n for n in before if n.startswith("G_")], lr=1e-2)
     ((a, b),) = images(1)
     own.step(a, b)
     for name, tensor in flat(own).items():
@@ -263,10 +319,8 @@ def test_leaves_share_their_initial_weights_whatever_else_they_load(data: Path, 
 
 
 def test_batches_of_two_and_accumulation_agree(data: Path):
-    whole, parts = session(data, pool_size=0), session(data, pool_size=0, accumulate=2)
-    for own in (whole, parts):
-        for updates in own.updates.values():
-            updates.set_rate(1e-3)
+    alike = {"pool_size": 0, "lr": 1e-3}
+    whole, parts = session(data, **alike), session(data, accumulate=2, **alike)
     for a, b in images(2, batch=2):
         first = whole.step(a, b)
         second = parts.optimise([(a[:1], b[:1]), (a[1:], b[1:])])
@@ -289,9 +343,7 @@ def test_images_of_any_size_are_trained_on(data: Path, sizes):
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("where", ["image", "gradient"])
 def test_what_is_not_finite_stops_before_any_weight_breaks(data: Path, late: bool, where: str):
-    own = session(data, accumulate=2 if late else 1)
-    for updates in own.updates.values():
-        updates.set_rate(1e-3)
+    own = session(data, accumulate=2 if late else 1, lr=1e-3)
     ((a, b),) = images(1)
     own.step(a, b)
     if where == "image":
@@ -305,9 +357,11 @@ def test_what_is_not_finite_stops_before_any_weight_breaks(data: Path, late: boo
 
 
 def test_bf16_trains_in_float32_weights(data: Path):
-    own = session(data, precision="bf16")
+    own, plain = session(data, precision="bf16"), session(data)
     for a, b in images(2):
-        losses = own.step(a, b)
+        losses, wanted = own.step(a, b), plain.step(a, b)
+    # Of eight bits: near, and not the same.
+    assert all(0 < abs(losses[n] - value) < 0.05 * value for n, value in wanted.items())
     assert all(math.isfinite(value) for value in losses.values())
     assert all(tensor.dtype == torch.float32 for tensor in flat(own).values())
 
@@ -348,6 +402,42 @@ def test_rates_are_those_of_the_linear_schedule(data: Path):
     assert rates == pytest.approx([1, 1, 100 / 101, 1 / 101], rel=1e-12)
     constant = session(data, lr=0.5, epochs=50)
     assert {constant.rate(epoch) for epoch in range(50)} == {0.5}
+    # Whoever makes the steps may make more of them.
+    assert constant.rate(60) == 0.5 and own.rate(300) == own.rate(199)
+
+
+def test_steps_that_somebody_makes_are_those_of_a_run(data: Path):
+    """At the rate of each epoch, the falling ones too."""
+    options = {"epochs": 1, "decay_epochs": 2, "lr": 1e-2, "flip": False}
+    whole, own = session(data, **options), session(data, **options)
+    before = flat(own)
+    whole.run(lambda _done, _figures: None, lambda _line: None)
+    for ((a, b),) in own.batches():
+        own.step(a, b)
+    assert own.steps == whole.total_steps == 18
+    assert all(torch.equal(tensor, flat(whole)[name]) for name, tensor in flat(own).items())
+    # Each of Adam's first steps is as long as the rate: at the first one they would lead further.
+    constant = session(data, **(options | {"epochs": 3, "decay_epochs": 0}))
+    for ((a, b),) in constant.batches():
+        constant.step(a, b)
+    moved, further = (
+        sum((tensor - before[name]).abs().sum() for name, tensor in flat(trained).items())
+        for trained in (own, constant)
+    )
+    assert 0 < moved < further
+
+
+def test_each_pool_draws_on_its_own(data: Path):
+    """Of both domains, of each process and of each seed; and the same again for the same."""
+    options = CycleGANOptions(data=data, **SMALL)
+
+    def drawn(seed: int, rank: int) -> list[bytes]:
+        own = Session(options, None, seed=seed, place=Place(rank, 2))
+        return [pool.state_dict()["generator"].numpy().tobytes() for pool in own.pools.values()]
+
+    every = [state for seed in (0, 1) for rank in (0, 1) for state in drawn(seed, rank)]
+    assert len(set(every)) == 8
+    assert drawn(1, 1) == every[6:]
 
 
 def test_places_of_several_processes_cover_the_epoch(data: Path):

@@ -67,6 +67,55 @@ def test_a_folder_keeps_names_sizes_and_sub_folders(model, photos, tmp_path, dir
         assert np.abs(read_image(file).astype(int) - own).max() <= 1
 
 
+def of_channels(folder: Path, channels: int) -> Path:
+    torch.manual_seed(channels)
+    state = ResnetGenerator(GeneratorShape(4, 1, channels)).state_dict()
+    save_file({f"G_A.{k}": v for k, v in state.items()}, folder / f"{channels}.safetensors")
+    return folder / f"{channels}.safetensors"
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pictures_have_as_many_channels_as_the_model(photos, tmp_path, channels):
+    model = of_channels(tmp_path, channels)
+    translate(model, photos, tmp_path / "out", device="cpu")
+    network = load_generator(model)
+    for name in files(photos):
+        image = to_tensor(read_image(photos / name, channels))[None]
+        with torch.no_grad():
+            own = to_image(at_any_size(network, image)[0])
+        made = read_image(tmp_path / "out" / name, channels)
+        assert made.shape == own.shape and np.abs(made.astype(int) - own).max() <= 1
+    with pytest.raises(modelsoup.ParameterError, match=f"has 3 channels.* such of {channels}"):
+        list(translated_arrays(model, [np.zeros((8, 8, 3), np.uint8)], device="cpu"))
+
+
+def test_a_model_of_no_pictures_is_told(photos, tmp_path):
+    with pytest.raises(modelsoup.MismatchError, match=r"2\.safetensors translates images of 2 ch"):
+        translate(of_channels(tmp_path, 2), photos, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_would_drive_the_terminal_is_spelt_out(model, photos, tmp_path):
+    from click.testing import CliRunner
+
+    from modelsoup.cli import main
+
+    (photos / "a\x1b[2J\n4 written.gif").touch()
+    asked = ["i2i", "translate", str(model), str(photos), str(tmp_path / "out"), "--device", "cpu"]
+    done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 0 and done.stdout == f"4 written to {tmp_path / 'out'}\n"
+    assert len(done.stderr.splitlines()) == 1 and "\x1b" not in done.stderr
+    assert r"such as a\x1b[2J\n4 written.gif" in done.stderr
+
+
+def test_pictures_that_are_not_read_are_named(model, photos, tmp_path):
+    (photos / "e.gif").touch()
+    said = []
+    translate(model, photos, tmp_path / "out", device="cpu", say=said.append)
+    assert files(tmp_path / "out") == [name for name in files(photos) if name != "e.gif"]
+    assert len(said) == 1 and said[0].startswith("left out: 1 of ") and "e.gif" in said[0]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (4, 4), (5, 4), (4, 40), (7, 9)])
 def test_the_smallest_pictures_are_translated_too(model, tmp_path, size):
     dot = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
@@ -151,6 +200,21 @@ def test_arrays_are_read_one_batch_ahead_at_most(model):
     next(made)
     assert len(read) <= 3
     assert len(list(made)) == 5
+
+
+@pytest.mark.timeout(60)
+def test_an_onnx_model_of_grey_pictures_has_one_channel(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    model = of_channels(tmp_path, 1)
+    evaluator = ReferenceEvaluator(onnx.load(export_onnx(model, tmp_path / "grey.onnx", size=16)))
+    images = torch.rand(1, 1, 16, 16) * 2 - 1
+    with torch.no_grad():
+        own = load_generator(model)(images).numpy()
+    (result,) = evaluator.run(None, {"image": images.numpy()})
+    np.testing.assert_allclose(result, own, atol=1e-5)
 
 
 @pytest.mark.timeout(60)

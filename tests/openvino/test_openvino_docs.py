@@ -21,12 +21,22 @@ PAGE = (Path(__file__).parents[2] / "docs" / "openvino.md").read_text("utf-8")
 
 
 def test_the_commands_of_the_page_have_the_options_that_they_show():
+    meant = {
+        "quantize": {
+            "model": Path("tree.safetensors"), "of": "cyclegan", "data": "data/apple2orange",
+            "epochs": 2, "output": Path("edge"),
+        },
+        "run": {
+            "model": Path("edge/int8.xml"), "source": Path("photos"), "target": Path("translated"),
+        },
+        "bench": {"model": Path("edge/int8.xml"), "against": Path("edge/fp32.xml")},
+    }  # fmt: skip
     lines = [line for line in PAGE.splitlines() if line.startswith("soup openvino ")]
-    assert len(lines) == 3
+    assert [line.split()[2] for line in lines] == [*meant]
     for line in lines:
         name, *arguments = shlex.split(line)[2:]
-        command = openvino.commands[name]
-        command.make_context(name, arguments)  # raises for what it does not know
+        understood = openvino.commands[name].make_context(name, arguments).params
+        assert understood.items() >= meant[name].items()
 
 
 def test_the_options_of_the_page_are_the_commands():

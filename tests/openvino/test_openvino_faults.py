@@ -151,10 +151,17 @@ def test_missing_and_other_versions_are_told(
     assert refused(quantize(start, data, tmp_path / "out"), "modelsoup[openvino]")
 
 
-def test_versions_in_the_range_are_taken(monkeypatch):
-    for version in ("3.0.0", "3.4.0", "3.4.0.dev1+cpu"):
-        monkeypatch.setattr(versions.metadata, "version", lambda name, version=version: version)
-        versions.need("nncf")
+def test_versions_in_the_range_are_taken_and_no_others(monkeypatch):
+    def taken(version):
+        monkeypatch.setattr(versions.metadata, "version", lambda name: version)
+        try:
+            versions.need("nncf")
+        except versions.VersionError:
+            return False
+        return True
+
+    every = ("2.99.9", "3.0.0", "3.4.0", "3.4.0.dev1+cpu", "3.10.1", "4.0.0", "10.0")
+    assert [version for version in every if taken(version)] == [*every[1:5]]
 
 
 def test_without_a_compiler_it_is_said_and_torch_computes(tmp_path):

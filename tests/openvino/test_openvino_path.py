@@ -3,12 +3,14 @@
 # ruff: noqa: E402  # what is imported needs what is looked for first
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +22,14 @@ pytest.importorskip("openvino")
 
 from click.testing import CliRunner
 from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
+from modelsoup_i2i.images import read_image
+from modelsoup_i2i.metrics import evaluate
 from modelsoup_i2i.networks import load_generator
 from modelsoup_openvino import export, measure
+from modelsoup_openvino.deliver import FLOAT
 from modelsoup_openvino.quantise import Quantisation, load_quantised, quantised
+from modelsoup_openvino.trainer import OpenVinoOptions, OpenVinoQat
+from PIL import Image
 from safetensors.numpy import load_file
 
 import modelsoup
@@ -40,8 +47,6 @@ def held_out(data, part="test"):
 
 
 def test_a_run_leaves_models_checkpoints_report_and_pictures(made):
-    from PIL import Image
-
     names = {path.name for path in made.out.iterdir()}
     assert names == {
         "int8.xml", "int8.bin", "fp32.xml", "fp32.bin", "fp16.xml", "fp16.bin",
@@ -147,6 +152,7 @@ def test_the_models_tell_the_digest_of_the_checkpoint_they_came_from(made, start
         own = modelsoup.digest_file(made.out / "float.safetensors").xxh3_128
         assert told["float_xxh3_128"] == own
         assert told["network"] == "G_A"
+        assert made.told["origin"].items() <= told.items()
 
 
 def test_a_quantised_checkpoint_is_reloaded_to_the_bit_and_can_be_trained_on(made, start, data):
@@ -225,6 +231,32 @@ def test_a_command_that_was_killed_goes_on_to_the_same_bytes(made, start, data, 
         assert (out / name).read_bytes() == (made.out / name).read_bytes()
 
 
+def true_pictures(data):
+    """What the test images should become, at the size of training."""
+    transform = CycleGANOptions(data=data, **SIZES, **SHAPE).transform()
+    return [transform.for_test(read_image(file)) for file in sorted((data / "testB").iterdir())]
+
+
+def test_calibration_asks_for_training_images_alone(quantise, tmp_path):
+    asked = []
+
+    class Watched(CycleGAN):
+        """Tells which images it was asked for."""
+
+        name = "watched"
+
+        def inputs(self, options, network, part="train"):
+            for image in super().inputs(options, network, part):
+                asked.append(part)
+                yield image
+
+    modelsoup.register_trainer(Watched())
+    quantise(tmp_path, of="watched", epochs=0, say=asked.append)
+    begun = next(n for n, what in enumerate(asked) if what.startswith("calibrates G_A"))
+    assert set(asked[:begun]) >= {"test"}
+    assert [part for part in asked[begun:] if part in ("train", "test")] == ["train"] * 4
+
+
 def test_a_better_epoch_is_kept_with_frozen_tensors_as_they_were(quantise, start, data, tmp_path):
     frozen = ("G_A.model.1.weight", "G_A.model.1.bias", "G_A.model.19.bias", "D_A.model.0.weight")
 
@@ -249,8 +281,18 @@ def test_a_better_epoch_is_kept_with_frozen_tensors_as_they_were(quantise, start
     candidates = tmp_path / "work" / "candidates.json"
     (calibrated,) = json.loads(candidates.read_text())
     candidates.write_text(json.dumps([calibrated | {"psnr": 0.0}]))
-    run = quantise(tmp_path, epochs=1, rate=1e-3, frozen=frozen)
+    run = quantise(tmp_path, epochs=1, rate=1e-3, frozen=frozen, pictures=True, quality=("psnr",))
     assert run.told["kept"] == 1
+    # The metrics are those of the pictures of the network that each is said to be of.
+    for which, folder in (("float", "float32"), ("calibrated", "int8-0"), ("kept", "int8-1")):
+        made = evaluate(run.out / "pictures" / folder, truth=true_pictures(data), metrics=["psnr"])
+        assert run.told["quality"]["psnr"][which] == pytest.approx(made[0].value, abs=1e-6)
+    assert len(set(run.told["quality"]["psnr"].values())) == 3
+    kept, first = (
+        [read_image(file) for file in sorted((run.out / "pictures" / name).iterdir())]
+        for name in ("int8", "int8-1")
+    )
+    assert np.array_equal(kept, first)
     assert "gained" in (run.out / "report.md").read_text()
     assert "the nearest of 2 on these same images" in (run.out / "report.md").read_text()
     before, after = load_file(start), load_file(run.out / "float.safetensors")
@@ -263,35 +305,138 @@ def test_a_better_epoch_is_kept_with_frozen_tensors_as_they_were(quantise, start
             assert np.array_equal(inside[own], after[name])
     told = export.about(export.read(run.out / "int8.xml"))
     assert told["qat_epochs"] == "1"
+    digests = [modelsoup.digest_file(file).xxh3_128 for file in (start, run.out / FLOAT)]
+    assert [told["source_xxh3_128"], told["float_xxh3_128"]] == digests
+    assert len(set(digests)) == 2  # the second is of what was trained
+
+
+def test_a_trees_result_is_quantised_at_the_size_and_channels_of_its_training(data, tmp_path):
+    """Grey, of a side that is no multiple of four; neither is said again."""
+    from modelsoup_i2i.images import to_image, to_tensor
+    from modelsoup_i2i.networks import at_any_size
+    from modelsoup_openvino import Translator
+
+    training = {
+        "trainer": "cyclegan", "data": str(data), **SIZES, **SHAPE, "channels": 1,
+        "load_size": 34, "crop_size": 30, "epochs": 1,
+    }  # fmt: skip
+    models = {name: {"train": training | {"lr": lr}} for name, lr in (("a", 1e-4), ("b", 1e-3))}
+    plan = {"soup": 1, "models": models, "tree": {"of": ["a", "b"]}}
+    tree, _ = modelsoup.parse_tree(json.dumps(plan))
+    modelsoup.run(tree, tmp_path / "tree.safetensors", store=tmp_path / "store")
+    out = tmp_path / "out"
+    arguments = ["quantize", tmp_path / "tree.safetensors", "--trainer", "cyclegan", "--data", data]
+    quick = ["--epochs", "0", "--rounds", "0", "--pictures", "--set", "device=cpu"]
+    done = CliRunner().invoke(main, ["openvino", *map(str, [*arguments, "-o", out]), *quick])
+    assert done.exit_code == 0, done.output
+    assert "tree.safetensors decides: width 8, blocks 2, channels 1" in done.output
+    told = json.loads((out / "report.json").read_text())
+    sizes = {name: told["options"][name] for name in ("load_size", "crop_size", "channels")}
+    assert sizes == {"load_size": 34, "crop_size": 30, "channels": 1}
+    for file in sorted((out / "pictures").rglob("*.png")):
+        with Image.open(file) as picture:
+            assert (picture.mode, picture.size) == ("L", (30, 30)), file
+    model = export.read(out / "int8.xml")
+    assert list(model.input(0).get_shape()) == [1, 1, 32, 32]
+    assert export.about(model)["images"].startswith("grey, 1 x 1 x ")
+    assert told["likeness"]["psnr"] > 30
+    # In use as in the training: the picture is continued, and the result cut back.
+    picture = read_image(data / "testA/0.png", 1)[:30, :30]
+    network = load_generator(tmp_path / "tree.safetensors", "x2y")
+    with torch.no_grad():
+        expected = to_image(at_any_size(network, to_tensor(picture)[None])[0])
+    got = Translator(out / "fp32.xml")(picture)
+    assert got.shape == (30, 30, 1)
+    assert np.abs(got.astype(int) - expected).max() <= 1
+    with pytest.raises(modelsoup.ParameterError, match=r"has 3 channels, where .* such of 1"):
+        Translator(out / "fp32.xml")(np.zeros((30, 30, 3), np.uint8))
+
+
+def key(folder, start, data, *, trainer="openvino-qat", seed=0, training=None, **more):
+    """What the result of one quantisation is named by."""
+    options = {"of": "cyclegan", "out": "edge", **more}
+    options["training"] = {"data": str(data), **SIZES, **SHAPE, **(training or {})}
+    plan = {
+        "soup": 1, "seed": seed, "models": {"start": str(start)},
+        "tree": {"of": ["start"], "finetune": {"trainer": trainer, **options}},
+    }  # fmt: skip
+    (folder / "tree.yaml").write_text(json.dumps(plan))
+    tree, _ = modelsoup.read_tree(folder / "tree.yaml")
+    made = modelsoup.check(tree, digest=lambda path: path.name)
+    assert made.problems == ()
+    found = made.nodes["root"].key
+    assert found is not None
+    return found
+
+
+class Alike(CycleGAN):
+    """The same under another name."""
+
+    name = "alike"
+
+
+DECIDE = {
+    "of": "alike", "out": "elsewhere", "epochs": 3, "rate": 1e-5, "network": "G_B",
+    "training": {"loss": "tree-paper"}, "held_out": 1, "rounds": 3, "pictures": True,
+    "quality": ["psnr"],
+}  # fmt: skip
+QUANTISATION = {
+    "preset": "mixed", "subset_size": 2, "fast_bias_correction": False, "weights": "asymmetric",
+    "activations": "asymmetric", "per_channel": False, "overflow_fix": "enable",
+    "ignored_names": ["model.1"], "ignored_patterns": ["x"], "ignored_types": ["y"],
+}  # fmt: skip
+OF_THE_PLAN = {"folder", "quantisation"}  # where it lies; and what the second list has
+
+
+def test_every_option_is_known_to_decide_the_key():
+    known = {field.name for field in dataclasses.fields(OpenVinoOptions)}
+    assert known == {*DECIDE, *OF_THE_PLAN}
+    assert {field.name for field in dataclasses.fields(Quantisation)} == {*QUANTISATION}
+
+
+def test_each_option_changes_the_key(data, start, tmp_path):
+    modelsoup.register_trainer(Alike())
+    keys = {"": key(tmp_path, start, data)}
+    keys |= {name: key(tmp_path, start, data, **{name: other}) for name, other in DECIDE.items()}
+    keys |= {
+        f"quantisation.{name}": key(tmp_path, start, data, quantisation={name: other})
+        for name, other in QUANTISATION.items()
+    }
+    keys["seed"] = key(tmp_path, start, data, seed=1)
+    assert len(set(keys.values())) == len(keys), keys
+    # Neither where the plan lies, nor what only the trainer's progress is.
+    (tmp_path / "moved").mkdir()
+    assert key(tmp_path / "moved", start, data) == keys[""]
+    assert key(tmp_path, start, data, training={"threads": 3}) == keys[""]
+
+
+def test_the_key_depends_on_the_trainers_name_and_version(data, start, tmp_path, monkeypatch):
+    class Versioned(OpenVinoQat):
+        name = "versioned-qat"
+
+    modelsoup.register_trainer(Versioned())
+    first = key(tmp_path, start, data, trainer="versioned-qat")
+    assert first != key(tmp_path, start, data)
+    monkeypatch.setattr(Versioned, "version", "0")
+    assert key(tmp_path, start, data, trainer="versioned-qat") != first
 
 
 def test_pictures_that_decide_the_choice_are_part_of_the_key(data, start, tmp_path):
     own = shutil.copytree(data, tmp_path / "data")
-
-    def key(**more):
-        plan = device_plan(tmp_path / "tree.yaml", start, own, out="edge", **more)
-        made = modelsoup.check(modelsoup.read_tree(plan)[0], digest=lambda path: path.name)
-        assert made.problems == ()
-        (found,) = (
-            node.key
-            for node in made.nodes.values()
-            if isinstance(node.operation, modelsoup.FineTune)
-        )
-        assert found is not None
-        return found
-
-    before = key()
-    assert key() == before
-    assert key(held_out=1) != before
-    shutil.copyfile(own / "trainA/0.png", own / "testA/1.png")
-    assert key() != before
+    before = key(tmp_path, start, own)
+    for changed in ("trainA/1.png", "trainB/1.png", "testA/1.png", "testB/1.png"):
+        content = (own / changed).read_bytes()
+        shutil.copyfile(own / "trainA/0.png", own / changed)
+        assert key(tmp_path, start, own) != before
+        (own / changed).write_bytes(content)
+    assert key(tmp_path, start, own) == before
 
 
 def test_a_tree_may_end_in_a_device(data, start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan = device_plan(
-        tmp_path / "plans" / "tree.yaml", start, data, out="edge", epochs=0, rounds=0,
-        quantisation={"subset_size": 2},
+        tmp_path / "plans" / "tree.yaml", start, data, out="edge", epochs=0, rounds=3,
+        quantisation={"subset_size": 2}, quality=["psnr"],
     )  # fmt: skip
     tree, _ = modelsoup.read_tree(plan)
     report = modelsoup.run(tree, "device.safetensors", store="store")
@@ -300,6 +445,19 @@ def test_a_tree_may_end_in_a_device(data, start, tmp_path, monkeypatch):
     before, after = load_file(start), load_file("device.safetensors")
     assert all(np.array_equal(after[name], value) for name, value in before.items())
     (record,) = (one for one in report.records.values() if one.get("metrics"))
-    assert record["metrics"]["kept_epoch"] == 0
-    assert record["metrics"]["psnr"] > 30
+    told = json.loads(Path("plans/edge/report.json").read_text())
+    speed = told["speed"]["models"]
+    sizes = [sum(Path(f"plans/edge/{name}{end}").stat().st_size for end in (".xml", ".bin"))
+             for name in ("int8", "fp32")]  # fmt: skip
+    assert record["metrics"] == {
+        "kept_epoch": 0, "psnr": told["candidates"][0]["psnr"],
+        "psnr_calibrated": told["candidates"][0]["psnr"],
+        "faster_than_torch": speed["torch"]["latency"] / speed["int8.xml"]["latency"],
+        "faster_than_float": speed["fp32.xml"]["latency"] / speed["int8.xml"]["latency"],
+        "size_ratio": sizes[0] / sizes[1],
+    }  # fmt: skip
+    assert told["candidates"][0]["psnr"] > 30
+    assert record["notes"]["quality"] == told["quality"]
+    assert record["notes"]["origin"]["float_xxh3_128"] == told["origin"]["float_xxh3_128"]
+    assert record["notes"]["versions"]["nncf"] == metadata.version("nncf")
     assert modelsoup.run(tree, "device.safetensors", store="store", force=True).computed == ()

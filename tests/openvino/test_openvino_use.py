@@ -67,11 +67,17 @@ def test_an_image_of_any_size_keeps_its_size(made, height, width):
     assert got.std() > 0
 
 
-def test_padding_leaves_the_middle_of_an_image_as_it_is(made):
-    network = Translator(made.out / "fp32.xml")
-    whole = picture(40, 40)
-    assert np.array_equal(network(whole), network(whole.copy()))
-    assert network(whole[:39, :38]).shape == (39, 38, 3)
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (39, 38), (33, 9), (3, 5)])
+def test_sides_are_continued_and_cut_back_as_in_the_training(made, start, height, width):
+    import torch
+    from modelsoup_i2i.images import to_image, to_tensor
+    from modelsoup_i2i.networks import at_any_size, load_generator
+
+    image = picture(height, width)
+    with torch.no_grad():
+        expected = at_any_size(load_generator(start, "x2y"), to_tensor(image)[None])
+    got = Translator(made.out / "fp32.xml")(image)
+    assert np.abs(got.astype(int) - to_image(expected[0])).max() <= 1
 
 
 def test_one_image_becomes_one_file(made, tmp_path):
@@ -86,6 +92,16 @@ def test_one_image_becomes_one_file(made, tmp_path):
         "run", made.out / "int8.xml", tmp_path / "in.png", tmp_path / "out.png", "--force"
     )
     assert forced.exit_code == 0
+
+
+def test_a_name_that_would_drive_the_terminal_is_spelt_out(made, tmp_path):
+    (tmp_path / "in").mkdir()
+    save_png(picture(8, 8), tmp_path / "in" / "a\x1b[2J\nb.png")
+    (tmp_path / "in" / "later.gif").touch()
+    done = soup("run", made.out / "int8.xml", tmp_path / "in", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == rf"{tmp_path}/out/a\x1b[2J\nb.png" + "\n"
+    assert done.stderr.startswith("left out: 1 of ") and "later.gif" in done.stderr
 
 
 def test_two_images_never_become_one_file(made, tmp_path):

@@ -1,0 +1,28 @@
+"""The pages of the adapters: whoever has a clone, and no package index, can follow them."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    "i2i.md": {"i2i"}, "i2i_training.md": {"i2i"}, "i2i_use.md": {"i2i", "onnx"},
+    "i2i_metrics.md": {"i2i", "offline", "pretrained"}, "openvino.md": {"openvino"},
+    "torch.md": {"torch"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_says_how_to_install_what_it_needs_from_a_clone(page: str):
+    text = " ".join((ROOT / "docs" / page).read_text("utf-8").split())
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    told = [set(group.split(",")) for group in re.findall(r"pip install -e '\.\[([^]]*)\]'", text)]
+    assert set().union(*told) == PAGES[page]
+    assert PAGES[page] <= extras.keys()
+    # The first that is named is what the whole page needs, and stands before its first command.
+    assert len(told[0]) == 1
+    assert text.index("pip install -e") < text.find("```") % (len(text) + 1)
