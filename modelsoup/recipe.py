@@ -14,6 +14,7 @@ from .checkpoint import Checkpoint, TensorInfo
 from .dtypes import DTYPES, compute_dtype, parse_dtype
 from .errors import MismatchError, ParameterError, listed, nearest
 from .methods import Method, build_parameters, get_method
+from .methods.registry import densities, rescales
 from .rules import (
     BASE,
     RESTS,
@@ -206,10 +207,11 @@ class Step(NamedTuple):
             return 1
         if method.shape == "gram":
             return 2
-        if method.sparsify is None or all(density in (0, 1) for density in parameters.density):
+        models = len(self.sources) - 1
+        if method.sparsify is None or all(d in (0, 1) for d in densities(parameters, models)):
             return 1
         threshold = 2 if method.sparsify == "magnitude" else 0
-        return 1 + threshold + bool(parameters.rescale)
+        return 1 + threshold + rescales(parameters)
 
 
 @dataclass(frozen=True)

@@ -882,6 +882,19 @@ def test_a_file_truncated_after_it_was_opened_is_told_when_it_is_read(file: Path
     )
 
 
+def test_checkpoints_are_the_same_if_they_are_the_same_tensors_of_the_same_files(
+    tmp_path: Path,
+) -> None:
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    for path in (a, b):
+        save_file({"w": np.ones(3, np.float32)}, path)
+    first = open_checkpoint(a)
+    assert first == open_checkpoint(a) and len({first, open_checkpoint(a)}) == 1
+    assert first != open_checkpoint(b) and len({first, open_checkpoint(b)}) == 2
+    save_file({"w": np.ones(4, np.float32)}, a)
+    assert first != open_checkpoint(a)
+
+
 def test_opening_reads_the_header_alone(file: Path) -> None:
     """A terabyte of weights opens in an instant: nothing but its header is there to be read."""
     nbytes = 2**40
