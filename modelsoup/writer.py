@@ -325,6 +325,10 @@ def check_output(output: Path, *, force: bool) -> None:
             given; or it is a folder that modelsoup did not write.
     """
     parent = output.parent
+    if output.is_dir() and output.samefile(os.curdir):
+        raise OutputError(f"the output {output} is the current folder: name a folder in it")
+    if output.name in ("", ".."):
+        raise OutputError(f"the output {output} has no name of its own: name a file or a folder")
     if not parent.is_dir():
         raise OutputError(f"the folder {parent} of the output {output.name} does not exist")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -347,6 +351,33 @@ def check_output(output: Path, *, force: bool) -> None:
         )
     elif output.exists() and not force:
         raise OutputError(f"{output} exists (--force replaces it)")
+
+
+def overlapped(output: Path, read: Iterable[Path]) -> Path | None:
+    """The first of some files and folders that would be lost if an output were replaced.
+
+    They are compared as what they are, and not by name: links, bind mounts and a file system that
+    does not tell upper case from lower lead to one place by several names.
+    """
+    if not output.exists():
+        return None
+    inside = {
+        _identity(Path(folder, name).lstat())
+        for folder, folders, files in os.walk(output)
+        for name in (*folders, *files)
+    }
+    own = _identity(output.stat())
+    for path in read:
+        real = (path.parent.resolve() / path.name, path.resolve())  # where a link is, and leads
+        places = [place for p in real for place in (p, *p.parents)]
+        found = {_identity(place.stat()) for place in places if place.exists()}
+        if own in found or (path.exists() and _identity(path.stat()) in inside):
+            return path
+    return None
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _was_written_by_us(folder: Path) -> bool:
