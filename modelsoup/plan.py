@@ -400,7 +400,11 @@ class _Checker:
                 is_done = key is not None and done is not None and done(key)
                 nodes[name] = replace(node, key=key, done=is_done)
             except SoupError as error:
-                _tell(found, str(error), name)
+                for line in error.args:
+                    _tell(found, line, name)
+                nodes[name] = node
+            except OSError as error:  # a script that may not be read
+                _tell(found, f"cannot read {error.filename}: {error.strerror or error}", name)
                 nodes[name] = node
         nodes = self._skip(nodes, wanted)
         if fuse:
