@@ -457,7 +457,8 @@ class _Note:
     def _write(self, done: float | None, left: float | None) -> None:
         self._last = time.monotonic()
         content = {"run": self._run, "done": done, SECONDS_LEFT: left, "metrics": self.metrics}
-        write_note(self._file, json.dumps(content), durable=False)
+        with contextlib.suppress(OSError):  # what is only shown must not end a training
+            write_note(self._file, json.dumps(content), durable=False)
 
 
 @contextlib.contextmanager

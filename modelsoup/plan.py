@@ -479,8 +479,11 @@ class _Checker:
                 return self._merge(made, operation, inputs)
             return self._training(made, operation, inputs)
         except SoupError as error:
-            self._problem(node, str(error))
-            return made
+            for line in error.args:
+                self._problem(node, line)
+        except OSError as error:
+            self._problem(node, f"cannot read {error.filename}: {error.strerror or error}")
+        return made
 
     def _problem(self, node: str, sentence: str) -> None:
         _tell(self.problems, sentence, node)

@@ -54,7 +54,7 @@ from .store import (
 from .stream import default_workers
 from .trainer import SECONDS_LEFT, build_options, named_files, options_as_json
 from .tree import FineTune, Load, Merge, Operation, Train, Tree
-from .writer import LINEAGE_KEY, CheckpointWriter, check_output, overlapped
+from .writer import LINEAGE_KEY, CheckpointWriter, check_output, overlapped, remove_stale
 
 State = Literal["waiting", "running", "done", "kept", "failed", "skipped", "fused"]
 KEEPS = ("all", "root")
@@ -180,8 +180,9 @@ def run(
         again = damaged if keep == "all" else ()
         plan = leaves.know(plan, own, fuse=fuse, wanted=again)
     was_there = target is not None and _is_there(plan, own, target)
-    if target is not None and not was_there:
-        check_output(target, force=force)
+    if target is not None:
+        remove_stale(target)
+        check_output(target, force=force or was_there)
     plan = replace(plan, warnings=(*plan.warnings, *made_otherwise(plan, own)))
     if planned is not None:
         planned(plan)
@@ -717,6 +718,8 @@ def _export(source: Source, output: Path, *, force: bool) -> None:
             _flush(copy)
             writer.commit()
     except OSError as error:
+        if error.filename is not None and Path(error.filename).is_relative_to(source.path):
+            raise StoreError(f"cannot read {error.filename}: {error.strerror}") from error
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
 
 

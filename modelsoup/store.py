@@ -340,11 +340,14 @@ class Store:
 
     def _note(self, what: str, path: Path, files: Sequence[Path], find: Callable[[], Any]) -> Any:
         """Find something in files, and note it with the state that they had."""
-        _settle(files)
-        state = _state(files)
-        found = find()
-        if state != _state(files):
-            raise CheckpointError(f"{path} changed while it was read")
+        try:
+            _settle(files)
+            state = _state(files)
+            found = find()
+            if state != _state(files):
+                raise CheckpointError(f"{path} changed while it was read")
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
         text = json.dumps({"path": str(path), "state": state, "digest": found})
         self._write(self._digest_file(what, path), text)
         return found

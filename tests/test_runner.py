@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from safetensors.numpy import load_file, save_file
 from trainers import network
 
@@ -448,6 +450,90 @@ def test_each_failure_is_printed_once(folder: Path) -> None:
     assert said.count("the learning rate is a poem") == 2  # of two nodes
     assert len(re.findall(r"s  failed   root\.2-[12]$", said, re.M)) == 2
     assert len(re.findall(r"^(Error: )?root\.2-[12]: the trainer 'writes' failed", said, re.M)) == 2
+
+
+THREE = """soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors, d: d.safetensors}
+tree: {of: [{of: [a, b]}, {of: [a, c]}, {of: [b, c]}], merge: {method: ties, base: d.safetensors,
+       weights: [0.2, 0.3, 0.5]}}
+"""
+
+
+@pytest.mark.parametrize("which", [1, 2, 3])
+def test_each_input_is_compared_with_what_it_was(folder: Path, which: int) -> None:
+    """Its last byte changes once the root's merge is all that is left."""
+    reference = run(folder, THREE, "reference").output.read_bytes()
+    shutil.rmtree(folder / "store")
+    store, states = Store(folder / "store"), []
+
+    def watch(event: modelsoup.Event) -> None:
+        states.append((event.node, event.state))
+        inner = [s for s in states if s in [(f"root.{n}", "done") for n in (1, 2, 3)]]
+        if len(inner) == 3 and event.node == inner[-1][0] and event.state == "done":
+            (path,) = (e.path for e in store.entries() if e.record["node"] == f"root.{which}")
+            content = path.read_bytes()
+            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    report = run(folder, THREE, watch=watch)
+    assert report.output.read_bytes() == reference
+    assert report.computed.count(f"root.{which}") == 2
+    assert len(report.computed) == 5
+
+
+@pytest.mark.parametrize("name", "abd")
+def test_a_file_of_the_users_that_changes_during_a_run_is_told(folder: Path, name: str) -> None:
+    path = folder / f"{name}.safetensors"
+    text = """soup: 1
+models:
+  t: {train: {trainer: "trainers:Add"}}
+  s: {train: {trainer: "trainers:Add"}, start: b.safetensors}
+  a: a.safetensors
+tree: {of: [t, {of: [s, a], merge: {method: ties, base: d.safetensors, weights: [1, 1]}}]}
+"""
+
+    def change(_: modelsoup.Plan) -> None:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    said = rf"{name}\.safetensors changed while the run read it: run again"
+    with pytest.raises(RunError, match=said):
+        run(folder, text, planned=change)
+    assert not (folder / "out.safetensors").exists()
+    assert "root" in run(folder, text).computed
+
+
+def test_a_record_says_what_a_result_was_made_of_and_by_what(folder: Path) -> None:
+    begin = time.time()
+    report = run(folder)
+    store = Store(folder / "store")
+    root, merge = report.records["root"], report.records["root.merge"]
+    assert root["inputs"] == [
+        {"node": "root.merge", "key": merge["key"], "digest": merge["digest"]}
+    ]
+    assert [given["node"] for given in merge["inputs"]] == ["root.2-1", "root.2-2"]
+    assert root["digest"] == xxhash.xxh3_128(report.output.read_bytes()).hexdigest()
+    assert begin <= merge["started"] <= root["started"] <= time.time()
+    assert root["host"] == socket.gethostname()
+    assert root["versions"]["modelsoup"] == modelsoup.__version__
+    assert (root["trainer"], root["options"]) == ("trainers:Add", {"add": 1})
+    tree, _ = parse_tree(TUNED, folder=folder)
+    assert root["seed"] == node_seed(tree, "root")
+    assert not list((store.folder / "work").iterdir())  # it is done, and so its state is gone
+    leaf = report.records["root.2-1.merge"]["inputs"][0]
+    assert (leaf["node"], leaf["key"]) == ("a", None)
+    assert leaf["digest"] == xxhash.xxh3_128((folder / "a.safetensors").read_bytes()).hexdigest()
+
+
+def test_what_a_node_prints_is_in_its_log_and_what_is_no_figure_is_not_in_its_record(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = TALKS.replace("Talks", "Prints").replace(", add: 6", "")
+    report = run(folder, text, executor=ProcessExecutor(1))
+    log = Store(folder / "store").log(report.records["root"]["key"]).read_text()
+    lines = ["from Python", "to stderr", "from a program", "in the log"]
+    assert sorted(log.splitlines()) == sorted(lines)
+    assert capfd.readouterr() == ("", "")
+    assert report.records["root"]["metrics"] == {"loss": 1.0, "steps": 3.0}
 
 
 def test_problems_are_told_all_at_once_and_nothing_is_started(folder: Path) -> None:

@@ -252,6 +252,38 @@ def test_what_kills_left_half_written_is_removed_and_what_is_being_written_is_no
     assert not in_use.exists()
 
 
+def test_gc_removes_all_that_there_is_of_a_result(folder: Path) -> None:
+    run(folder, executor=ProcessExecutor(1))
+    store = Store(folder / "store")
+    assert len(list((store.folder / "logs").glob("*.log"))) == 6
+    store.work("f" * 32).mkdir()  # of a training that was given up
+    assert len(store.gc(keep="none").keys) == 7
+    for name in ("objects", "work", "logs"):
+        assert not list((store.folder / name).iterdir())
+
+
+def test_a_result_is_found_by_the_beginning_of_its_key_if_only_one_has_it(folder: Path) -> None:
+    run(folder)
+    store = Store(folder / "store")
+    keys = [entry.key for entry in store.entries()]
+    assert [store.find(key[:20]).key for key in keys] == keys
+    with pytest.raises(modelsoup.StoreError, match="6 results begin with ''"):
+        store.find("")
+    with pytest.raises(modelsoup.StoreError, match=f"no result begins with '{keys[2][:-1]}z'; did"):
+        store.find(f"{keys[2][:-1]}z")
+
+
+def test_a_link_that_leads_elsewhere_is_another_leaf(folder: Path) -> None:
+    link = folder / "link.safetensors"
+    link.symlink_to("a.safetensors")
+    text = MERGED.replace("a: a.saf", "a: link.saf")
+    assert len(run(folder, text).computed) == 2
+    link.unlink()
+    link.symlink_to("d.safetensors")
+    assert len(run(folder, text).computed) == 2
+    assert len(run(folder, MERGED.replace("a: a.saf", "a: d.saf")).computed) == 0
+
+
 def test_gc_forgets_the_digests_of_files_that_are_gone(folder: Path) -> None:
     run(folder, MERGED)
     store = Store(folder / "store")
@@ -259,6 +291,91 @@ def test_gc_forgets_the_digests_of_files_that_are_gone(folder: Path) -> None:
     (folder / "c.safetensors").unlink()
     store.gc()
     assert len(list((store.folder / "digests").iterdir())) == 2
+
+
+# --- what is on the disk when ------------------------------------------------------------------
+
+
+class Disk:
+    """The order of `fsync`, `replace` and `rename`; files are known by their inodes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, look: Callable[[], None]) -> None:
+        self.done: list[tuple[str, int, str]] = []
+        exact = {name: getattr(os, name) for name in ("fsync", "replace", "rename")}
+
+        def fsync(descriptor: int) -> None:
+            exact["fsync"](descriptor)
+            self.done.append(("fsync", os.fstat(descriptor).st_ino, ""))
+            look()
+
+        def moves(name: str) -> Callable[..., None]:
+            def call(source: Any, target: Any, **more: Any) -> None:
+                inode = os.stat(source).st_ino
+                exact[name](source, target, **more)
+                self.done.append(("move", inode, str(target)))
+                look()
+
+            return call
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        for name in ("replace", "rename"):
+            monkeypatch.setattr(os, name, moves(name))
+
+    def place(self, target: Path) -> int:
+        """When something got its name."""
+        (found,) = (n for n, (what, _, to) in enumerate(self.done) if to == str(target))
+        return found
+
+    def flushed(self, path: Path) -> list[int]:
+        """When a file or folder was flushed."""
+        inode = path.stat().st_ino
+        return [
+            n for n, (what, which, _) in enumerate(self.done) if (what, which) == ("fsync", inode)
+        ]
+
+
+def test_records_have_their_names_once_they_and_their_checkpoints_are_on_the_disk(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(folder / "store")
+    seen = []
+
+    def look() -> None:
+        """At every moment, what has a record is whole."""
+        for record in (store.folder / "objects").glob("*/record.json"):
+            assert store.entry(record.parent.name).path.exists()
+            seen.append(record)
+
+    disk = Disk(monkeypatch, look)
+    report = run(folder)
+    assert len(set(seen)) == 6
+    for entry in store.entries():
+        record = store.folder_of(entry.key) / "record.json"
+        named = disk.place(entry.path.absolute())
+        assert min(disk.flushed(entry.path)) < named
+        assert named < min(disk.flushed(record))
+        assert max(disk.flushed(record)) < disk.place(record.absolute())
+        assert any(named < n < min(disk.flushed(record)) for n in disk.flushed(entry.path.parent))
+    out = disk.place(report.output)
+    assert min(disk.flushed(report.output)) < out < max(disk.flushed(folder))
+
+
+def test_an_exported_folder_is_on_the_disk_with_all_that_is_in_it_before_it_has_its_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        (folder / name / "deep").mkdir(parents=True)
+        shutil.move(folder / f"{name}.safetensors", folder / name / "model.safetensors")
+        (folder / name / "deep" / "tokenizer.json").write_text("{}")
+    text = "soup: 1\nmodels: {a: a, b: b}\ntree: {of: [a, b]}\n"
+    run(folder, text, "out")
+    shutil.rmtree(folder / "out")
+    disk = Disk(monkeypatch, lambda: None)
+    report = run(folder, text, "out")
+    named = disk.place(report.output)
+    for path in (report.output, *report.output.rglob("*")):
+        assert min(disk.flushed(path)) < named, path
+    assert max(disk.flushed(folder)) > named
 
 
 # --- what is hashed ----------------------------------------------------------------------------

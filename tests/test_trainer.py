@@ -315,6 +315,43 @@ def test_a_tensor_of_another_shape_than_the_starts_is_refused(folder: Path) -> N
     assert load_file(folder / "out.safetensors")["G.low.w"].shape == (5, 1)
 
 
+class Recasts(Plain):
+    """Leaves every byte as it is, and calls them by another dtype."""
+
+    def train(self, job: modelsoup.Job) -> None:
+        weights = {n: np.array(v) for n, v in modelsoup.open_checkpoint(job.start).items()}
+        save_file({n: v.view(job.options.note) for n, v in weights.items()}, job.output)
+
+
+class TellsOtherwise(Add):
+    """Says of one tensor what it will not be."""
+
+    def tensors(self, options: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+        name, dtype, *shape = options.note.split()
+        return super().tensors(options) | {name: (dtype, tuple(map(int, shape)))}
+
+
+def test_a_frozen_tensor_keeps_its_dtype(folder: Path) -> None:
+    given = {"start": folder / "start.safetensors", "frozen": ("G.low.w", "D.low.w")}
+    train(folder, Recasts(), {"note": "float32"}, **given)
+    with pytest.raises(TrainerError, match=r"changed 2 frozen tensors: G\.low\.w, D\.low\.w"):
+        train(folder, Recasts(), {"note": "int32"}, **given)
+
+
+@pytest.mark.parametrize("note", ["G.low.w F16 5", "G.low.w F32 5 1", "G.more.w F32 1"])
+def test_a_trainer_writes_the_tensors_that_it_told(folder: Path, note: str) -> None:
+    train(folder, TellsOtherwise(), {"note": "G.low.w F32 5"})
+    name = note.split(maxsplit=1)[0]
+    with pytest.raises(TrainerError, match=f"wrote other tensors than it said: {name}$"):
+        train(folder, TellsOtherwise(), {"note": note})
+
+
+def test_an_error_has_the_last_five_lines_of_a_command(tmp_path: Path) -> None:
+    code = "print(*'abcdefg', sep='\\n\\n', end=''); raise SystemExit(1)"
+    with pytest.raises(TrainerError, match=r"exit code 1; its last lines: c \| d \| e \| f \| g$"):
+        train(tmp_path, CommandTrainer(), {"command": [sys.executable, "-c", code, "{output}"]})
+
+
 BIG = (1 << 20) // 4 * 3 + 7  # elements: 12 MiB and a bit, more than what is compared at a time
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -155,6 +157,19 @@ class Talks(Writes):
             job.report(step / 10, {**losses, "seconds_left": 200.0 - step})
             time.sleep(0.3)
         job.report(1.0, {**losses, "seconds_left": 0.0})
+        return weights
+
+
+class Prints(Writes):
+    """Prints, in every way, and reports what is no figure."""
+
+    def made(self, weights, job):
+        print("from Python")
+        print("to stderr", file=sys.stderr)
+        subprocess.run(["echo", "from a program"], check=True)
+        job.log("in the log")
+        for done, loss in ((-1.0, 1.0), (7.0, float("nan")), (None, float("inf"))):
+            job.report(done, {"loss": loss, "steps": 3})
         return weights
 
 
