@@ -74,6 +74,11 @@ def own_methods() -> Iterator[None]:
     registry._methods.update(before)
 
 
+@dataclass(frozen=True)
+class NoParameters:
+    """None."""
+
+
 def run(
     folder: Path, text: str = TUNED, name: str = "out", store_name: str = "store", **more
 ) -> modelsoup.RunReport:
@@ -171,6 +176,28 @@ def test_the_plan_predicts_the_bytes_that_are_read_and_written(folder: Path) -> 
     files = [Store(folder / "store").entry(r["key"]).path for r in report.records.values()]
     tensors = sum(modelsoup.open_checkpoint(file).nbytes for file in files)
     assert tensors == plan.bytes_written
+
+
+def test_a_plan_prices_a_tensor_that_is_seen_whole_once_for_each_thread(
+    folder: Path, own_methods
+) -> None:
+    @modelsoup.method("sees_all", NoParameters, shape="whole")
+    def sees_all(x, p):
+        return x[0]
+
+    def memory(sizes: list[int], method: str) -> int:
+        tensors = {f"w{n}": np.zeros(size, np.float16) for n, size in enumerate(sizes)}
+        for name in "ab":
+            save_file(tensors, folder / f"{name}.safetensors")
+        text = "soup: 1\nmodels: {a: a.safetensors, b: b.safetensors}\n"
+        text += f"tree: {{of: [a, b], merge: {{method: {method}}}}}\n"
+        return check(parse_tree(text, folder=folder)[0]).memory
+
+    threads = default_workers()
+    sizes = [1000 * n for n in range(1, threads + 3)]
+    of_buffers = memory(sizes, "linear")
+    held = sum(sizes[-threads:]) * 3 * 4  # two models and the result, in float32
+    assert memory(sizes, "sees_all") == of_buffers + held
 
 
 @pytest.mark.parametrize("method", ["slerp", "ties", "linear"])
@@ -421,11 +448,6 @@ def test_an_error_that_cannot_be_sent_to_another_process_is_told_as_it_is(folder
     text = TUNED.replace("trainers:Add", "trainers:WontTravel").replace(", add: 1", "")
     with pytest.raises(RunError, match=r"root\.2-1: the trainer 'writes' failed: Stuck: stuck"):
         run(folder, text, executor=ProcessExecutor(1))
-
-
-@dataclass(frozen=True)
-class NoParameters:
-    """None."""
 
 
 def test_an_error_in_a_merge_method_is_told_as_that(folder: Path, own_methods) -> None:
