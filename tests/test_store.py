@@ -273,6 +273,25 @@ def test_a_result_is_found_by_the_beginning_of_its_key_if_only_one_has_it(folder
         store.find(f"{keys[2][:-1]}z")
 
 
+def test_a_leaf_that_changes_while_it_is_digested_is_told_and_not_noted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, path = Store(folder / "store"), folder / "a.safetensors"
+    exact = os.preadv
+
+    def meanwhile(descriptor: int, buffers: Any, offset: int) -> int:
+        done = exact(descriptor, buffers, offset)
+        monkeypatch.setattr(os, "preadv", exact)
+        damage(path)
+        return done
+
+    store.digest_now(folder / "b.safetensors")
+    monkeypatch.setattr(os, "preadv", meanwhile)
+    with pytest.raises(modelsoup.CheckpointError, match=r"a\.safetensors changed while it"):
+        store.digest_now(path)
+    assert store.digest(path) is None
+
+
 def test_a_link_that_leads_elsewhere_is_another_leaf(folder: Path) -> None:
     link = folder / "link.safetensors"
     link.symlink_to("a.safetensors")

@@ -430,6 +430,23 @@ def test_a_commands_grandchild_is_ended_whatever_its_environment(tmp_path: Path,
     wait_for(lambda: not is_running(sleeper), 5)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what is left behind is known by /proc")
+@pytest.mark.parametrize("code", [0, 1])
+def test_what_a_command_leaves_behind_in_another_session_is_ended_with_it(folder, code) -> None:
+    line = (
+        "cp $0 $1; setsid sh -c 'touch up; exec /bin/sleep 60' & while [ ! -e up ]; do :; done; "
+        f"exit {code}"
+    )
+    given = {"command": ["sh", "-c", line, "{start}", "{output}"], "folder": str(folder)}
+    if code:
+        with pytest.raises(TrainerError, match="exit code 1"):
+            train(folder, CommandTrainer(), given, start=folder / "start.safetensors")
+    else:
+        train(folder, CommandTrainer(), given, start=folder / "start.safetensors")
+    assert (folder / "up").exists()
+    wait_for(lambda: not sleeping(folder), 5)
+
+
 def wait_for(what: Any, seconds: float = 30) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := what()):
