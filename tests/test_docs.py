@@ -6,24 +6,30 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import yaml
-
-pytest.importorskip("sklearn", reason="the examples need scikit-learn: modelsoup[examples]")
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-NEEDS = {
-    "torch.md": ["torch"],
-    "i2i.md": ["torch", "PIL", "torchmetrics"],
-    "i2i_metrics.md": ["torch", "PIL", "torchmetrics"],
-    "i2i_training.md": ["torch", "PIL"],
-    "i2i_use.md": ["torch", "PIL"],
-    "openvino.md": ["torch", "nncf", "openvino"],
-}
+QUICKSTART = "examples/quickstart/quickstart.py"
 SETUP = "python3 -m venv .venv && "
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def needed(page: Path) -> list[pytest.MarkDecorator]:
+    """A page is called after the extra that it is about."""
+    extras = ("torch", "i2i", "openvino")
+    return [pytest.mark.needs(extra) for extra in extras if page.name.startswith(extra)]
+
+
+each_page = pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=needed(page), id=page.name) for page in PAGES]
+)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -32,12 +38,6 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> list[str]:
     return [line for block in blocks(page, "console") for line in block.splitlines() if line]
-
-
-def must_be_there(page: Path) -> None:
-    """Skip a page whose extras are not installed."""
-    for module in NEEDS.get(page.name, ()):
-        pytest.importorskip(module)
 
 
 def environment() -> dict[str, str]:
@@ -62,17 +62,15 @@ def run(command: str, folder: Path) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the README's first command leaves behind."""
     folder = tmp_path_factory.mktemp("trained")
-    script = ROOT / "examples" / "quickstart" / "quickstart.py"
     done = subprocess.run(
-        [sys.executable, script], cwd=folder, capture_output=True, text=True, check=True
+        [sys.executable, ROOT / QUICKSTART], cwd=folder, capture_output=True, text=True, check=True
     )
     assert len(re.findall(r"^  \d+\.\d%", done.stdout, re.M)) == 7  # leaves, average, root, alone
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@each_page
 def test_the_commands_of_a_page_run_as_they_stand(page: Path, trained: Path, tmp_path: Path):
-    must_be_there(page)
     (tmp_path / "runs").symlink_to(trained / "runs")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for command in commands(page):
@@ -81,21 +79,40 @@ def test_the_commands_of_a_page_run_as_they_stand(page: Path, trained: Path, tmp
 
 
 def test_the_readme_sets_up_and_runs_with_two_commands():
-    setups = [c for c in commands(ROOT / "README.md") if c.startswith(SETUP)]
-    assert len(setups) == 2
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
-    for command in setups:
-        named = re.search(r"\.\[([\w,]+)\]", command)
-        assert named is not None and set(named[1].split(",")) <= extras.keys()
-    assert setups[0].endswith("examples/quickstart/quickstart.py")  # `trained` runs it
-    assert setups[1].endswith("-m pytest")  # this runs in it
+    """`trained` runs what the first one installs, and this runs in what the second one does."""
+    first, second = (c for c in commands(ROOT / "README.md") if c.startswith(SETUP))
+    pip = ".venv/bin/pip install -q"
+    assert first == f"{SETUP}{pip} -e '.[examples]' && .venv/bin/python {QUICKSTART}"
+    assert second == f"{SETUP}{pip} -c constraints.txt -e '.[test]' && .venv/bin/python -m pytest"
+    assert commands(ROOT / "CONTRIBUTING.md")[0] == second
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_suite_is_set_up_with_every_extra_at_one_version_of_each_package():
+    extras = PROJECT["optional-dependencies"]
+    named = {"test"}
+    for name in named_by(extras["test"]):
+        named |= {name, *named_by(extras[name])}
+    assert named == extras.keys()
+
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pinned = [Requirement(line) for line in lines if not line.startswith("#")]
+    versions = {canonicalize_name(pin.name): str(pin.specifier) for pin in pinned}
+    direct = [*map(Requirement, chain(PROJECT["dependencies"], *extras.values()))]
+    wanted = [need for need in direct if need.name != PROJECT["name"]]
+    assert versions.keys() == {canonicalize_name(need.name) for need in wanted}
+    for need in wanted:
+        version = versions[canonicalize_name(need.name)].removeprefix("==")
+        assert need.specifier.contains(version), f"{need}, but {version} in constraints.txt"
+
+
+def named_by(extra: list[str]) -> set[str]:
+    """The extras that an extra is made of."""
+    needs = map(Requirement, extra)
+    return {name for need in needs if need.name == PROJECT["name"] for name in need.extras}
+
+
+@each_page
 def test_the_python_of_a_page_runs_as_it_stands(page: Path, trained: Path, tmp_path: Path):
-    must_be_there(page)
     (tmp_path / "runs").symlink_to(trained / "runs")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for number, block in enumerate(blocks(page, "python")):

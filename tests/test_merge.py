@@ -393,10 +393,10 @@ def test_no_byte_of_a_tensor_depends_on_the_shards_it_comes_from_or_goes_to(
     assert stored(tmp_path / "from-shards.safetensors") == expected
 
 
+@pytest.mark.needs("fast")
 def test_compiled_loops_give_the_same_bytes_as_numpy(
     zoo: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("numba")
     monkeypatch.setenv("MODELSOUP_FAST", "0")
     merge(zoo, tmp_path / "numpy.safetensors", **ZOO)
     monkeypatch.setattr(fused, "_loops", {})
@@ -1457,7 +1457,7 @@ print(status.split("VmHWM:")[1].split()[0])
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="platform: needs Linux's /proc")
 def test_three_models_of_a_gigabyte_are_merged_in_150_megabytes(tmp_path: Path) -> None:
     models = [save_sparse(tmp_path / f"{n}.safetensors", "x", 250 * 10**6) for n in "abc"]
     out = tmp_path / "out.safetensors"

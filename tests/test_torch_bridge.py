@@ -11,18 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch as safetensors_torch
+import torch
 from safetensors import safe_open
+from torch import nn
 
 from modelsoup import Job, merge, open_checkpoint
 from modelsoup.errors import CheckpointError, MismatchError, OutputError, TrainerError
+from modelsoup.torch_bridge import freeze, load_into, save_from, trainable
 from modelsoup.trainer import carry_out
-
-torch = pytest.importorskip("torch")
-safetensors_torch = pytest.importorskip("safetensors.torch")
-
-from torch import nn  # noqa: E402
-
-from modelsoup.torch_bridge import freeze, load_into, save_from, trainable  # noqa: E402
 
 STATISTICS = ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
 LOW = ("conv.weight", "conv.bias", "norm.weight", "norm.bias", *STATISTICS)

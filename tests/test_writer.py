@@ -649,7 +649,7 @@ def test_a_folder_that_may_not_be_written_to_is_told(public: Path, name: str) ->
     assert as_nobody(output) == "written\n"
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to leave a file of another user")
+@pytest.mark.skipif(os.getuid() != 0, reason="platform: only root gives files away")
 @pytest.mark.parametrize("name", ["soup", "soup.safetensors"])
 def test_another_users_temporary_that_may_not_be_removed_is_passed_over(
     public: Path, name: str
@@ -831,12 +831,12 @@ print(sorted(os.listdir(output.parent)))
 def on_a_small_disk(folder: Path, name: str, case: str, model: Path) -> list[str]:
     """Run `FULL` with `folder` as a disk of 4 MiB, which nobody else sees."""
     if shutil.which("unshare") is None:
-        pytest.skip("mounting a small disk needs unshare")
+        pytest.skip("platform: mounting a small disk needs unshare")
     unshare = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-m", "-U", "-r"]
     mount = 'mount -t tmpfs -o size=4m tmpfs "$0"'
     probe = [*unshare, "sh", "-c", mount, folder]
     if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting is not allowed here")
+        pytest.skip("platform: mounting is not allowed here")
     command = f'{mount} && exec "$@"'
     run = subprocess.run(
         [*unshare, "sh", "-c", command, folder, sys.executable, "-c", FULL, folder / name, case,

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from i2i_domains import TINY, make_domains
 from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
 
 import modelsoup
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("PIL")
 
 HERE = Path(__file__).parent
 torch.set_num_threads(1)  # a tiny network has nothing for a second one; bits depend on how many
@@ -229,10 +227,6 @@ def test_bad_images_are_named_in_the_log(tmp_path: Path):
 
 
 def test_metrics_that_are_asked_for_come_into_the_record(tmp_path: Path):
-    from i2i_torchvision import make_importable
-
-    make_importable()
-    pytest.importorskip("torchmetrics")
     data = make_domains(tmp_path / "domains", 3, 3, size=16)
     told = train(tmp_path, data, evaluate=["psnr"], epochs=1)
     assert 0 < told.metrics["psnr"] < 60
