@@ -827,7 +827,7 @@ broken_method = soup_no_such_module:broken
 
 @pytest.fixture
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where another distribution is installed that offers commands and a method."""
+    """A path on which there is another distribution, that offers commands and a method."""
     site = tmp_path_factory.mktemp("site")
     information = site / "soup_plugin-1.0.dist-info"
     information.mkdir()
@@ -836,7 +836,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     (information / "entry_points.txt").write_text(ENTRY_POINTS)
     (site / "soup_plugin.py").write_text(PLUGIN)
-    return str(site)
+    return f"{site}{os.pathsep}{os.environ['PYTHONPATH']}"
 
 
 def test_commands_of_other_packages_are_listed_without_an_import(plugin: str, here: Path) -> None:
