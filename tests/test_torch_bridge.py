@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch as safetensors_torch
 import torch
-from safetensors import safe_open
+from safetensors import deserialize, safe_open
 from torch import nn
 
 from modelsoup import Job, merge, open_checkpoint
@@ -71,8 +71,8 @@ def step(network, count: int = 3, rate: float = 0.1) -> None:
 
 
 def raw(path: Path) -> dict[str, tuple[str, bytes]]:
-    checkpoint = open_checkpoint(path)
-    return {n: (info.dtype, checkpoint[n].tobytes()) for n, info in checkpoint.tensors.items()}
+    found = deserialize(path.read_bytes())
+    return {name: (tensor["dtype"], bytes(tensor["data"])) for name, tensor in found}
 
 
 def state(network) -> dict[str, torch.Tensor]:
