@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
@@ -64,7 +65,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    """A torchvision that does not fit torch is made importable, here and in what a test starts."""
+    """A torchvision that does not fit torch is made importable, here and in what a test starts.
+
+    And that can be interrupted, even where a shell had this ignore SIGINT, as a background job.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     site = HERE / "site"
     runpy.run_path(str(site / "sitecustomize.py"))
     path = [str(site), os.environ.get("PYTHONPATH", "")]

@@ -1284,22 +1284,15 @@ def progress(nbytes, total):
 modelsoup.merge(models, output, beta=0.5, workers=2, progress=progress)
 """
 
-# A child of a process that ignores SIGINT, as a shell's background job does, would ignore it too.
-INTERRUPTIBLE = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
 
 @contextlib.contextmanager
 def running(command: Sequence[str | Path]) -> Iterator[subprocess.Popen[str]]:
-    """A process that can be interrupted, even where this one ignores SIGINT, and that is ended.
+    """A process that is ended whatever happens.
 
     It does not compile loops: what numba makes of an interruption differs from time to time.
     """
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTIBLE, sys.executable, *map(str, command)],
+        [sys.executable, *map(str, command)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "MODELSOUP_FAST": "0"},
     )  # fmt: skip
