@@ -115,12 +115,16 @@ def _ended_by_signals() -> Iterator[None]:
 
     One that is ignored, as by `nohup`, stays so.
     """
-    first = [-_PATIENCE]
+    came, over = -_PATIENCE, False
 
     def end(number: int, _: object) -> None:
-        if time.monotonic() - first[0] >= _PATIENCE:  # else it would interrupt the removing
-            first[0] = time.monotonic()
-            raise _Ended(number)
+        nonlocal came
+        if time.monotonic() - came < _PATIENCE:  # it would interrupt the removing
+            return
+        if over:  # only threads are waited for, and nobody is left to hear of an exception
+            os._exit(128 + number)
+        came = time.monotonic()
+        raise _Ended(number)
 
     usual = (signal.SIG_DFL, signal.default_int_handler)
     try:
@@ -133,8 +137,11 @@ def _ended_by_signals() -> Iterator[None]:
         before = {}
     try:
         yield
+    except _Ended:
+        over = True
+        raise
     finally:
-        for number, handler in before.items():
+        for number, handler in before.items() if not over else ():
             signal.signal(number, handler)
 
 

@@ -263,18 +263,25 @@ def _target(tree: Tree, output: Path, store: Store, *, force: bool) -> Path:
         raise OutputError(f"the models are {are}, so the output {output} must be {wanted}")
     # One with a lineage may be this very result, which is known once the leaves are read.
     check_output(output, force=force or _has_lineage(output))
-    inputs = list(_files_of_users(tree))
-    inputs += [file for path in inputs for file in open_checkpoint(path).files]
-    for _, operation in tree.operations():
-        training = training_of(operation)
-        inputs += [] if training is None else named_files(*trainer_of(training))
-    found = overlapped(output, [*inputs, store.folder])
+    found = overlapped(output, _read_by(tree, store))
     if found == store.folder:
         raise OutputError(f"the output {output} holds the store {found}")
     if found is not None:
         what = "is one of the inputs" if output.samefile(found) else f"holds the input {found}"
         raise OutputError(f"the output {output} {what}")
     return output
+
+
+def _read_by(tree: Tree, store: Store) -> Iterator[Path]:
+    """Every file and folder that a run reads."""
+    for path in dict.fromkeys(_files_of_users(tree)):
+        yield path
+        yield from open_checkpoint(path).files
+    for _, operation in tree.operations():
+        training = training_of(operation)
+        if training is not None:
+            yield from named_files(*trainer_of(training))
+    yield store.folder
 
 
 def _has_lineage(output: Path) -> bool:

@@ -461,12 +461,18 @@ def overlapped(output: Path, read: Iterable[Path]) -> Path | None:
         for folder, folders, files in os.walk(output)
         for name in (*folders, *files)
     }
-    own = _identity(output.stat())
+    inside.add(_identity(output.stat()))
+    known: dict[Path, bool] = {}
+
+    def lies_in(place: Path) -> bool:
+        if place not in known:
+            above = place.parent != place and lies_in(place.parent)
+            known[place] = above or (place.exists() and _identity(place.stat()) in inside)
+        return known[place]
+
     for path in read:
-        real = (path.parent.resolve() / path.name, path.resolve())  # where a link is, and leads
-        places = [place for p in real for place in (p, *p.parents)]
-        found = {_identity(place.stat()) for place in places if place.exists()}
-        if own in found or (path.exists() and _identity(path.stat()) in inside):
+        # Where it is, if it is a link, and where that leads.
+        if lies_in(path.parent.resolve() / path.name) or lies_in(path.resolve()):
             return path
     return None
 

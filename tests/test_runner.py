@@ -667,6 +667,18 @@ def test_an_output_that_holds_anything_that_is_read_is_refused(folder, kind, tex
     assert (folder / "out" / "train.sh").exists()
 
 
+def test_an_output_that_holds_the_file_that_a_model_folder_links_to_is_refused(
+    folder: Path,
+) -> None:
+    out = model_folders(folder)
+    (folder / "a").mkdir()
+    (folder / "a" / "model.safetensors").symlink_to(out / "a" / "model.safetensors")
+    tree, _ = parse_tree(FOLDERS.replace("out/a", "a"), folder=folder)
+    said = r"the output .*/out holds the input .*/a/model\.safetensors$"
+    with pytest.raises(modelsoup.OutputError, match=said):
+        modelsoup.run(tree, out, store=folder / "store", force=True)
+
+
 @pytest.mark.parametrize("output", [".", "..", "/", "../here"])
 @pytest.mark.parametrize("command", ["run", "merge"])
 def test_an_output_that_no_folder_can_replace_is_refused(
@@ -944,8 +956,15 @@ models: {a: a.safetensors, b: b.safetensors, c: c.safetensors}
 tree: {of: [{of: [a, b]}, {of: [{of: [a, b]}, c]}]}
 """
     assert len(run(folder, twice).computed) == 3  # what occurs twice is made once
-    run(folder, twice.replace("{of: [{of: [a, b]}, c]}", "c, c"), "other", keep="root")
+    other = twice.replace("{of: [{of: [a, b]}, c]}", "c, c")
+    run(folder, other, "other", keep="root")
     assert run(folder, twice).computed == ()
+    store = Store(folder / "store")
+    shared = run(folder, twice).records["root.1"]["key"]
+    for key in (shared, run(folder, other, "other").records["root"]["key"]):
+        store.drop(key)
+    assert run(folder, other, "other", keep="root").computed == ("root.1", "root")
+    assert store.has(shared)  # this run made it, and the first tree wants it too
     assert len(run(folder, twice, store_name="alone", keep="root").computed) == 3
 
 

@@ -292,6 +292,20 @@ def test_a_leaf_that_changes_while_it_is_digested_is_told_and_not_noted(
     assert store.digest(path) is None
 
 
+def test_a_digest_that_is_wrong_though_no_time_shows_it_is_found_and_run_again_helps(
+    folder: Path,
+) -> None:
+    run(folder, MERGED, executor=None)
+    store = Store(folder / "store")
+    for note in (store.folder / "digests").iterdir():
+        content = json.loads(note.read_text())
+        if content["path"].endswith("b.safetensors"):
+            note.write_text(json.dumps({**content, "digest": "0" * 32}))
+    with pytest.raises(modelsoup.RunError, match=r"b\.safetensors changed while .*: run again"):
+        run(folder, MERGED)
+    assert run(folder, MERGED).computed == ()
+
+
 def test_a_link_that_leads_elsewhere_is_another_leaf(folder: Path) -> None:
     link = folder / "link.safetensors"
     link.symlink_to("a.safetensors")

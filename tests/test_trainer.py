@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -445,6 +447,21 @@ def test_what_a_command_leaves_behind_in_another_session_is_ended_with_it(folder
         train(folder, CommandTrainer(), given, start=folder / "start.safetensors")
     assert (folder / "up").exists()
     wait_for(lambda: not sleeping(folder), 5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is left behind is known by /proc")
+def test_a_service_that_a_command_leaves_behind_on_purpose_is_let_be(folder: Path) -> None:
+    """In a session and an environment of its own, and holding what it inherited."""
+    line = (
+        "cp $0 $1; [ -e up ] || setsid env -i sh -c 'touch up; exec /bin/sleep 60' & "
+        "while [ ! -e up ]; do :; done"
+    )
+    given = {"command": ["sh", "-c", line, "{start}", "{output}"], "folder": str(folder)}
+    for _ in range(2):
+        train(folder, CommandTrainer(), given, start=folder / "start.safetensors")
+        (service,) = wait_for(lambda: sleeping(folder))
+    assert is_running(service)
+    os.kill(service, signal.SIGKILL)
 
 
 def wait_for(what: Any, seconds: float = 30) -> Any:
