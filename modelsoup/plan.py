@@ -19,7 +19,7 @@ from .checkpoint import SUFFIX, Checkpoint, TensorInfo, must_be_whole, open_chec
 from .companions import companions
 from .digest import content_of, digest_file
 from .dtypes import DTYPES
-from .errors import CheckpointError, PlanError, SoupError, listed, speaking
+from .errors import CheckpointError, PlanError, SoupError, counted, listed, speaking
 from .header import Row, read_header
 from .lineage import recipe_as_json
 from .recipe import MergePlan, Recipe, Step, plan_merge
@@ -40,6 +40,7 @@ from .unmade import Unmade, can_be_unmade, takes_unmade
 KEY_FORMAT = 2
 """Changes when the same operation on the same inputs would give other bytes."""
 
+_FUSED = 32  # merges on the way, one in the other: each has a buffer, and calls the next
 _BUFFERS = 110 << 20  # what a merge takes, however large the models are
 
 Signature = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -337,6 +338,7 @@ class _Checker:
     fuse: bool
     problems: dict[str, list[str]] = field(default_factory=dict)  # sentence → whom it is about
     signatures: dict[str, Signature] = field(default_factory=dict)
+    files: dict[Path, Signature] = field(default_factory=dict)
     interned: dict[Any, Signature] = field(default_factory=dict)
     headers: dict[int, tuple[list[Row], Signature]] = field(default_factory=dict)
     merges: dict[Any, _Merged | SoupError] = field(default_factory=dict)
@@ -387,9 +389,11 @@ class _Checker:
     def _fused(self, nodes: dict[str, NodePlan]) -> dict[str, NodePlan]:
         """Mark the merges that are made on the way, and price what takes them anew."""
         found: dict[str, NodePlan] = {}
+        depth: dict[str, int] = {}  # how many merges on the way, one in the other, a merge takes
         plans = self.merge_plans
         for name, node in nodes.items():
             inputs = self.tree.inputs(name)
+            depth[name] = max((depth[i] + 1 for i in inputs if found[i].fused), default=0)
             if name in plans and any(found[i].fused for i in inputs):
                 models = [
                     Unmade(plans[i], name=i, node=i, key="") if found[i].fused else model
@@ -402,6 +406,7 @@ class _Checker:
             wanted = [n for n in (name, *above) if not (nodes[n].done or nodes[n].skipped)]
             fused = (
                 len(wanted) == 2
+                and depth[name] < _FUSED
                 and name in plans
                 and above[0] in plans
                 and can_be_unmade(plans[name])
@@ -414,6 +419,8 @@ class _Checker:
 
     def _node(self, node: str, operation: Operation, inputs: Sequence[NodePlan]) -> NodePlan:
         try:
+            for path in self._files(node):  # before its folder's other files are read for the key
+                self._signature_of(path)
             key = node_key(self.tree, node, [i.key for i in inputs], self._digest)
             made = NodePlan(node, operation, key, done=key is not None and self.done(key))
             if isinstance(operation, Load):
@@ -423,8 +430,11 @@ class _Checker:
                 return self._merge(made, operation, inputs)
             return self._training(made, operation, inputs)
         except SoupError as error:
-            self._problem(node, str(error))
-            return NodePlan(node, operation, None)
+            for line in error.args:
+                self._problem(node, line)
+        except OSError as error:  # a name that is too long, a script that may not be read
+            self._problem(node, f"cannot read {error.filename}: {error.strerror or error}")
+        return NodePlan(node, operation, None)
 
     def _problem(self, node: str, sentence: str) -> None:
         _tell(self.problems, sentence, node)
@@ -493,6 +503,11 @@ class _Checker:
             )
 
     def _signature_of(self, path: Path) -> Signature:
+        if path not in self.files:
+            self.files[path] = self._read(path)
+        return self.files[path]
+
+    def _read(self, path: Path) -> Signature:
         if path.is_file() and path.suffix == SUFFIX:
             must_be_whole(path)
             rows = read_header(path).rows
@@ -582,14 +597,14 @@ def _compare(trainer: str, told: Signature, node: str, signature: Signature) -> 
     strange = [name for name in signature if name not in told]
     if strange:
         raise PlanError(
-            f"the trainer {trainer!r} knows nothing of {len(strange)} tensors of {node}: "
-            f"{listed(strange)}"
+            f"the trainer {trainer!r} knows nothing of {counted(len(strange), 'tensor')} of "
+            f"{node}: {listed(strange)}"
         )
     other = [name for name, (_, shape) in signature.items() if told[name][1] != shape]
     if other:
         raise PlanError(
-            f"the trainer {trainer!r} has other shapes for {len(other)} tensors of {node}: "
-            f"{listed(other)}"
+            f"the trainer {trainer!r} has other shapes for {counted(len(other), 'tensor')} of "
+            f"{node}: {listed(other)}"
         )
 
 

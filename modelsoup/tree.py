@@ -215,13 +215,15 @@ class Builder:
         return name
 
     def join(
-        self, name: str, inputs: Sequence[str], merge: Merge, finetune: FineTune | None
-    ) -> str:
+        self, name: str, inputs: Sequence[str], merge: Merge, finetune: FineTune | None, *,
+        merge_one: bool = False,
+    ) -> str:  # fmt: skip
         """Merge nodes, and fine-tune the result if wanted; the last node has the name.
 
-        One input is not merged: it is fine-tuned on its own, or goes up as it is.
+        One input is merged only with `merge_one`: else it is fine-tuned on its own, or goes up as
+        it is.
         """
-        if len(inputs) == 1:
+        if len(inputs) == 1 and not merge_one:
             return self.add(name, finetune, inputs) if finetune is not None else inputs[0]
         if finetune is None:
             return self.add(name, merge, inputs)

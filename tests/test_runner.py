@@ -270,7 +270,7 @@ def test_a_plan_from_a_lineage_takes_no_other_leaves(folder: Path) -> None:
     again = run(folder, second[0] + "path: other/a.safetensors" + second[2], "again")
     assert again.output.read_bytes() == first.output.read_bytes()
     with pytest.raises(
-        modelsoup.PlanError, match=r"2:35: models\.a\.xxh3_128 is 'f00': String should"
+        modelsoup.PlanError, match=r"2:35: models\.a\.xxh3_128 is 'f00', but must be 32 hex"
     ):
         run(folder, text.replace("a: a.safetensors", "a: {path: a.safetensors, xxh3_128: f00}"))
 
