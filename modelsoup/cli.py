@@ -492,8 +492,13 @@ def verify(path: str, inputs: tuple[str, ...], as_json: bool) -> None:
         show.show_verification(report)
     for note in notes_on(report.checkpoint):
         say("note", note)
-    if not report.sound:
-        raise SoupError(f"{path} is not sound")
+    faults = [] if report.sound else [f"{path} is not sound"]
+    if report.changed:
+        names = listed([str(check.found) for check in report.changed])
+        is_sound = f"; {path} itself is sound" if report.sound else ""
+        faults.append(f"no longer what went into {path}: {names}{is_sound}")
+    if faults:
+        raise SoupError(*faults)
 
 
 for _command in (plan, run, store):

@@ -198,8 +198,7 @@ def node_seed(tree: Tree, node: str) -> int:
     if training is not None and training.seed is not None:
         return training.seed
     # A model that is used twice is one model, and so is all that it is made of.
-    model = tree.graph.nodes[node]["model"]
-    digest = hashlib.sha256(f"{tree.seed}\0{model}".encode()).digest()
+    digest = hashlib.sha256(f"{tree.seed}\0{tree.model(node)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

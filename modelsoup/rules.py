@@ -572,7 +572,10 @@ def rule_as_json(rule: Rule) -> dict[str, Any]:
         if getattr(rule, name):
             content[name] = getattr(rule, name)
     if rule.parameters:
-        content["parameters"] = dict(rule.parameters)
+        content["parameters"] = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in rule.parameters.items()
+        }
     return content
 
 

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -429,7 +429,9 @@ class _Walk:
             return self._source(node)
         assert isinstance(operation, Merge)
         sources = tuple(self._input(name) for name in self.tree.inputs(node))
-        return OnTheWay(node, self.key(node), operation, sources, self._base(operation))
+        return OnTheWay(
+            node, self.key(node), operation, sources, self._base(operation), self.tree.model(node)
+        )
 
     def _base(self, operation: Operation) -> Source | None:
         merges = isinstance(operation, Merge) and operation.base is not None
@@ -438,12 +440,12 @@ class _Walk:
     def _source(self, node: str) -> Source:
         operation = self.tree.operation(node)
         if isinstance(operation, Load):
-            return self._file(operation.path, node)
+            return replace(self._file(operation.path, node), model=self.tree.model(node))
         entry = self.store.entry(self.key(node))
         self.found.setdefault(node, entry.record)
         return Source(
             node, entry.path.absolute(), str(entry.record.get("digest")), entry.key,
-            merged=isinstance(operation, Merge),
+            merged=isinstance(operation, Merge), model=self.tree.model(node),
         )  # fmt: skip
 
     def _file(self, path: Path, node: str = "") -> Source:

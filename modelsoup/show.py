@@ -28,8 +28,9 @@ from .compare import DiffReport, DiffRow
 from .engine import MergeReport
 from .errors import count, counted, printable, sized
 from .inspection import Node
-from .lineage import identity, parents
+from .lineage import identity, is_merge, label, parents
 from .recipe import MergePlan
+from .rules import rule_from_json
 from .stream import Progress as Callback
 from .verification import VerifyReport
 
@@ -151,13 +152,13 @@ def show_lineage(checkpoint: Checkpoint, made: Mapping[str, Any] | None) -> None
             digest = identity(entry)
             origin = ancestors.get(digest)
             again = digest in shown
-            label = Text(entry["name"])
-            label.append(" (base)" if entry is merge.get("base") else "")
-            label.append(f" ← {printable(described(origin))}" if origin else "")
-            label.append(" (its inputs are shown elsewhere)" if origin and again else "")
+            text = Text(label(entry))
+            text.append(" (base)" if entry is merge.get("base") else "")
+            text.append(f" ← {printable(described(origin))}" if origin else "")
+            text.append(" (its inputs are shown elsewhere)" if origin and again else "")
             known = "key" if "key" in entry else f"{sized(entry['size'])}, xxh3-128"
-            label.append(f"  {known} {digest}", style="dim")
-            inner = branch.add(label)
+            text.append(f"  {known} {digest}", style="dim")
+            inner = branch.add(text)
             if origin and not again:
                 branches.append((inner, origin))
                 shown.add(digest)
@@ -165,18 +166,16 @@ def show_lineage(checkpoint: Checkpoint, made: Mapping[str, Any] | None) -> None
 
 
 def described(made: Mapping[str, Any]) -> str:
-    """One line on a merge or a training: its method or trainer, and what was set."""
-    if "trainer" in made:
+    """One line on a merge or a training: its method or trainer, and all that was set."""
+    if not is_merge(made):
         options = [f"{key} {value}" for key, value in made["options"].items()]
         return ", ".join([f"{made['operation']} {made['trainer']}", *options])
     parts = [made["method"]]
-    for key in ("beta", "weights", "rest", "dtype"):
-        if made.get(key) not in (None, "first"):
+    for key in ("beta", "weights", "rest", "dtype", "low_level", "on_integer", "groups", "seed"):
+        if made.get(key) not in (None, "first", 0):
             parts.append(f"{key} {made[key]}")
     parts += [f"{key} {value}" for key, value in made.get("parameters", {}).items()]
-    parts += [
-        f"layers {rule.get('pattern')!r} {rule.get('action')}" for rule in made.get("rules", ())
-    ]
+    parts += [f"layers {rule_from_json(rule)}" for rule in made.get("rules", ())]
     return ", ".join(parts)
 
 
@@ -241,7 +240,7 @@ def show_verification(report: VerifyReport) -> None:
         elif check.intact:
             out.print(Text(f"input {check.found}: unchanged"))
         else:
-            out.print(Text(f"input {check.found}: CHANGED since the merge"), style="red")
+            out.print(Text(f"input {check.found}: CHANGED since it was read"), style="red")
 
 
 def show_methods(described: Sequence[Mapping[str, Any]]) -> None:

@@ -28,6 +28,8 @@ OddModel = str
 """Which model of a level with an odd count goes up alone: by chance, the last, or one by name."""
 
 ROOT = "root"
+INNER = ".merge"
+"""Ends the name of a merge whose result is fine-tuned in the same node of a plan."""
 MAX_NODES = 20_000
 
 
@@ -122,6 +124,11 @@ class Tree:
         """The operation of a node."""
         found: Operation = self.graph.nodes[node]["operation"]
         return found
+
+    def model(self, node: str) -> str:
+        """What a node's model is called: a model that is used again is one node each time."""
+        name: str = self.graph.nodes[node]["model"]
+        return name
 
     def inputs(self, node: str) -> list[str]:
         """The nodes that a node reads, in order."""
@@ -227,7 +234,7 @@ class Builder:
             return self.add(name, finetune, inputs) if finetune is not None else inputs[0]
         if finetune is None:
             return self.add(name, merge, inputs)
-        return self.add(name, finetune, [self.add(f"{name}.merge", merge, inputs)])
+        return self.add(name, finetune, [self.add(f"{name}{INNER}", merge, inputs)])
 
     def tree(self, root: str) -> Tree:
         """The finished tree, with the level of every node.

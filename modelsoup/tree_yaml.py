@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -534,7 +535,7 @@ class _Expander:
             raise PlanError(f"trainer is {said(name)}, not a name")
         if name == COMMAND:
             folder = options.get("folder", ".")
-            if not isinstance(folder, str) or not _is_folder(self.folder / folder):
+            if not isinstance(folder, str) or not os.path.isdir(self.folder / folder):
                 raise PlanError(f"the command's folder {said(folder)} is no folder")
             # Absolute: a worker may be elsewhere.
             options["folder"] = str((self.folder / folder).absolute())
@@ -579,13 +580,6 @@ def _over(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 def _names_groups(layers: object) -> bool:
     """Whether rules may ask for a group: `group:…`, or `low-level` and `frozen`."""
     return any(word in repr(layers) for word in ("group:", "low-level", "low_level", "frozen"))
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a name that is too long, a folder that may not be looked into
-        return False
 
 
 def _weight(value: object) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from .checkpoint import Checkpoint, StrPath, TensorInfo, open_checkpoint
 from .dtypes import DTYPES, count_nonfinite, has_nonfinite, numpy_dtype
+from .errors import ParameterError, nearest
 from .lineage import InputCheck, check_inputs, read_lineage
 from .statistics import BLOCK
 from .stream import default_workers
@@ -37,8 +39,13 @@ class VerifyReport:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong; an input that is not at hand is not wrong."""
-        return not self.nonfinite and all(check.intact is not False for check in self.inputs)
+        """Whether nothing is wrong with the checkpoint itself, whatever became of its inputs."""
+        return not self.nonfinite
+
+    @property
+    def changed(self) -> tuple[InputCheck, ...]:
+        """The inputs that are at hand, and not what they were."""
+        return tuple(check for check in self.inputs if check.intact is False)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -48,6 +55,7 @@ class VerifyReport:
             "tensors": len(self.checkpoint),
             "nonfinite": dict(self.nonfinite),
             "has_lineage": self.has_lineage,
+            "changed": [check.name for check in self.changed],
             "inputs": [
                 {
                     "name": check.name,
@@ -69,10 +77,13 @@ def verify(path: StrPath | Checkpoint, *, folders: Sequence[StrPath] | None = No
 
     Raises:
         CheckpointError: it is damaged, or its lineage cannot be read.
+        ParameterError: one of the folders is none.
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     if folders is None:
         folders = [checkpoint.path.resolve().parent, Path.cwd()]
+    for folder in map(Path, folders):
+        _must_be_folder(folder)
     floats = [i for i in checkpoint.tensors.values() if DTYPES[i.dtype].kind == "float"]
     with ThreadPoolExecutor(default_workers()) as pool:
         counts = list(pool.map(lambda info: _nonfinite(checkpoint, info), floats))
@@ -82,6 +93,15 @@ def verify(path: StrPath | Checkpoint, *, folders: Sequence[StrPath] | None = No
         read_lineage(checkpoint) is not None,
         tuple(check_inputs(checkpoint, [Path(folder) for folder in folders])),
     )
+
+
+def _must_be_folder(folder: Path) -> None:
+    if os.path.isdir(folder):
+        return
+    what = "is no folder" if os.path.exists(folder) else "does not exist"
+    around = folder.parent
+    beside = [p.name for p in around.iterdir() if p.is_dir()] if os.path.isdir(around) else []
+    raise ParameterError(f"the folder {folder} of the inputs {what}{nearest(folder.name, beside)}")
 
 
 def _nonfinite(checkpoint: Checkpoint, info: TensorInfo) -> int:

@@ -135,6 +135,35 @@ def parse_yaml(text: str, name: str) -> YamlText:
     return YamlText(name, None if root is None else root.content, root)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes what either version of YAML would take for something other than a text."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+for _tag, _scalars in (("int", _INTEGER), ("float", _FLOAT)):
+    _Dumper.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_scalars.pattern})$"), list("-+.0123456789")
+    )
+
+
+def dump_yaml(content: object) -> str:
+    """Plain data as YAML that `parse_yaml` reads back, mappings in their order."""
+    text = _dumped(content, allow_unicode=True)
+    if all(line.isprintable() for line in text.split("\n")):
+        return text
+    return _dumped(content, allow_unicode=False)  # what would drive a terminal stands escaped
+
+
+def _dumped(content: object, *, allow_unicode: bool) -> str:
+    text: str = yaml.dump(
+        content, Dumper=_Dumper, sort_keys=False, allow_unicode=allow_unicode,
+        default_flow_style=None,
+    )  # fmt: skip
+    return text
+
+
 class _Reader:
     """Builds values from the parser's events, with a stack of those that are open."""
 
