@@ -143,7 +143,8 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
         content["parameters"] = dict(recipe.parameters)
     if recipe.layers:
         content["rules"] = [rule_as_json(rule) for rule in recipe.layers]
-    content["rest"] = recipe.rest
+    if recipe.rest is not None:
+        content["rest"] = recipe.rest
     for name in ("groups", "low_level", "dtype", "on_integer"):
         if getattr(recipe, name):
             content[name] = getattr(recipe, name)
@@ -324,7 +325,9 @@ _MERGE: _Fields = {
     "low_level": (_is_mapping_to(_is_number), "a mapping to numbers"),
     "dtype": (_is_text, "a dtype"),
     "on_integer": (_is_text, "a word"),
+    "allow_nonfinite": (_is_list_of(_is_text), "a list of patterns"),
     "seed": (lambda v: type(v) is int and _is_number(v), "an integer"),
+    "nonfinite": (_is_mapping_to(_is_count), "a mapping to counts"),
 }
 _TRAINING: _Fields = {
     "trainer": (_is_text, "a name"),

@@ -16,7 +16,7 @@ from .yaml_text import dump_yaml
 
 _MERGE_KEYS = (
     "method", "beta", "weights", "parameters", "rest", "groups", "low_level", "dtype",
-    "on_integer", "seed",
+    "on_integer", "allow_nonfinite", "seed",
 )  # fmt: skip
 
 

@@ -171,8 +171,11 @@ def described(made: Mapping[str, Any]) -> str:
         options = [f"{key} {value}" for key, value in made["options"].items()]
         return ", ".join([f"{made['operation']} {made['trainer']}", *options])
     parts = [made["method"]]
-    for key in ("beta", "weights", "rest", "dtype", "low_level", "on_integer", "groups", "seed"):
-        if made.get(key) not in (None, "first", 0):
+    for key in (
+        "beta", "weights", "rest", "dtype", "low_level", "on_integer", "groups", "allow_nonfinite",
+        "seed",
+    ):  # fmt: skip
+        if made.get(key) not in (None, 0) and (key != "rest" or made.get("rules")):
             parts.append(f"{key} {made[key]}")
     parts += [f"{key} {value}" for key, value in made.get("parameters", {}).items()]
     parts += [f"layers {rule_from_json(rule)}" for rule in made.get("rules", ())]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag
 
 from .checkpoint import StrPath
 from .errors import PlanError, SoupError, counted, listed, nearest, said, speaking
-from .recipe import Recipe, recipe_from_mapping
+from .recipe import Recipe, plain_keys, recipe_from_mapping
 from .trainer import COMMAND, build_options, get_trainer, trainer_groups
 from .tree import (
     MAX_NODES,
@@ -40,10 +41,9 @@ from .tree import (
 )
 from .yaml_text import YamlText, parse_yaml, read_yaml
 
-_ANY_METHOD = (
-    "layers", "rest", "groups", "low_level", "subnetwork", "base", "dtype", "seed", "on_integer",
-)  # fmt: skip
 _SHARES = ("beta", "weights")  # of several models
+_OF_THE_METHOD = {"method", "parameters", *_SHARES}
+_ANY_METHOD = {f.name for f in fields(Recipe)} - _OF_THE_METHOD | {"subnetwork", "base"}
 _RESERVED = ("trainer", "resources", "seed")
 _MAX_DEPTH = 1000
 _MAX_FAULTS = 100
@@ -392,8 +392,7 @@ class _Expander:
             return self.builder.add(free, Load(self.folder / file, digest))
         if isinstance(model, _TrainLeaf):
             given = _over(self.file.defaults.train, model.train)
-            places = self._places(model.train, (*at, "train"), ("defaults", "train"))
-            training = self._training(given, places)
+            training = self._training(given, self._places("train", model.train, at))
             start = None if model.start is None else self.folder / model.start
             return self.builder.add(free, Train(training, start))
         if len(self.within) >= _MAX_DEPTH:
@@ -404,49 +403,28 @@ class _Expander:
         return made
 
     def _merge(self, item: _Node, path: tuple[str | int, ...], *, models: int) -> Merge:
-        own = dict(item.merge or {})
-        given = dict(self.file.defaults.merge)
+        places = self._places("merge", item.merge, path)
+        own = self._tried(_merge_keys, item.merge or {}, places)
+        given = self._tried(_merge_keys, self.file.defaults.merge, places)
         if "method" in own and own["method"] != given.get("method", "linear"):
             given = {k: v for k, v in given.items() if k in _ANY_METHOD}  # not its parameters
         if models == 1 or any(name in own for name in _SHARES):
             given = {k: v for k, v in given.items() if k not in _SHARES}
         if "layers" in own:
             given.pop("rest", None)  # it belongs to the layers that are replaced
+        elif "rest" in own and isinstance(given.get("layers"), dict):
+            given["layers"] = {k: v for k, v in given["layers"].items() if k != "rest"}
         given |= own
         self._count(given)
-        places = self._places(own, (*path, "merge"), ("defaults", "merge"))
         base = given.pop("base", None)
         if base is not None and not isinstance(base, str):
             raise PlanError(f"{places('base')}: base is {said(base)}, not a path")
-        layers = given.get("layers")
-        if isinstance(layers, dict) and "rest" in layers:
-            given["layers"] = {k: v for k, v in layers.items() if k != "rest"}
-            if layers["rest"] == "merge":
-                given["layers"].setdefault("*", "merge")
-            else:
-                given["rest"] = layers["rest"]
-        if layers == "subnetwork" and "subnetwork" in given:
-            given["layers"] = {"subnetwork": given.pop("subnetwork")}
         own_groups = given.get("groups", {})
-        if not isinstance(own_groups, dict):
-            raise PlanError(
-                f"{places('groups')}: groups is {said(own_groups)}, not a mapping from names"
-            )
-        own_groups = {
-            name: [patterns] if isinstance(patterns, str) else patterns
-            for name, patterns in own_groups.items()
-        }
-        for name, patterns in own_groups.items():
-            if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
-                raise PlanError(
-                    f"{places('groups')}: the group {name!r} is no list of patterns: "
-                    f"{said(patterns)}"
-                )
-        if _names_groups(given.get("layers")):
+        if _names_groups(given.get("layers")) and isinstance(own_groups, dict):
             groups = {**self._trainer_groups(item), **self.file.groups, **own_groups}
             if groups:
                 self._count(groups)
-                given["groups"] = {name: list(patterns) for name, patterns in groups.items()}
+                given["groups"] = groups
         recipe = self._tried(_recipe, given, places)
         return Merge(recipe, None if base is None else self.folder / base)
 
@@ -460,13 +438,19 @@ class _Expander:
             )
 
     def _places(
-        self, own: Mapping[str, Any], path: tuple[str | int, ...], defaults: tuple[str, ...]
-    ) -> Callable[[str | None], str]:
+        self, kind: str, own: Mapping[str, Any] | Literal[False] | None, path: tuple[str | int, ...]
+    ) -> Callable[[str | None], str]:  # fmt: skip
         """Where a key of a node's options is written, or with None where all of them are."""
+        defaults = getattr(self.file.defaults, kind)
+        around = [((*path, kind), own or {}), (("defaults", kind), defaults or {})]
 
         def place(key: str | None) -> str:
-            around = path if own and (key is None or key in own) else defaults
-            return self.text.at(*around) if key is None else self.text.at(*around, key)
+            wanted = None if key is None else key.replace("-", "_")
+            for where, options in around:
+                for name in options:
+                    if name.replace("-", "_") == wanted:
+                        return self.text.at(*where, name)
+            return self.text.at(*around[0 if own or not defaults else 1][0])
 
         return place
 
@@ -500,13 +484,7 @@ class _Expander:
         given = self._finetune_options(item)
         if given is None:
             return None
-        own = item.finetune or {}
-        if not own and not given:
-            raise PlanError(
-                f"{self.text.at(*path, 'finetune')}: there is no 'trainer' and no 'command'"
-            )
-        places = self._places(own, (*path, "finetune"), ("defaults", "finetune"))
-        return FineTune(self._training(given, places))
+        return FineTune(self._training(given, self._places("finetune", item.finetune, path)))
 
     def _training(
         self, given: Mapping[str, Any], places: Callable[[str | None], str]
@@ -554,6 +532,10 @@ class _Expander:
         except SoupError:
             return {}  # `_training` says it, with its place
         return trainer_groups(trainer, built)
+
+
+def _merge_keys(given: Mapping[str, Any]) -> dict[str, Any]:
+    return plain_keys(given, "merge")
 
 
 def _recipe(given: Mapping[str, Any]) -> Recipe:

@@ -345,7 +345,7 @@ def test_the_command_line_wins_over_the_file(
         ("normalise: true", "did you mean 'normalize'"),
         ("on-intger: max", "did you mean 'on_integer'"),
         ("method: tise", "did you mean 'ties'"),
-        ("{", "recipe.yaml:1:2: "),
+        ("{", "recipe.yaml:2:1: "),
         ("a: b: c", "recipe.yaml:1:5: "),
         ("!!python/object/apply:os.system ['touch pwned']", "recipe.yaml:1:1: the tag"),
         ("beta: 0.1\nbeta: 0.2", "recipe.yaml:2:1: the key 'beta' occurs twice"),
@@ -362,7 +362,7 @@ def test_the_command_line_wins_over_the_file(
         ("seed: abc", "seed"),
         ("dtype: 16", "16"),
         ("layers: 5", "layers is 5"),
-        ("layers: [{gen.*: 0.3}]", "gen.*"),
+        ("layers: [{gen.*: frist}]", "gen.*"),
         ("layers: {gen.*: {bta: 0.3}}", "bta"),
         ("low_level: deep", "not a fraction"),
         ("groups: [gen.*]", "groups"),
@@ -379,7 +379,7 @@ def test_a_file_that_is_not_there_or_not_text_is_told(here: Path) -> None:
     assert "nope.yaml does not exist" in mistake(*MERGE, "--config", "nope.yaml")
     (here / "binary.yaml").write_bytes(b"\xff\xfe\xfa")
     assert "binary.yaml is not UTF-8" in mistake(*MERGE, "--config", "binary.yaml")
-    assert mistake(*MERGE, "--config", ".").startswith("Error: . is no file")
+    assert mistake(*MERGE, "--config", ".").startswith("Error: cannot read .: it is not")
 
 
 # Mistakes
@@ -600,7 +600,10 @@ def test_inspect_shows_the_lineage_as_a_tree(here: Path) -> None:
     done(*MERGE, "--beta", "0.5", "-o", "inner.safetensors")
     done("merge", "inner.safetensors", A, "--weights", "1,3", "--layers", "disc.*")
     lines = done("inspect", "soup.safetensors", "--lineage").splitlines()
-    assert lines[0] == "soup.safetensors ← linear, weights [1.0, 3.0], layers disc.* → merge"
+    assert (
+        lines[0]
+        == "soup.safetensors ← linear, weights [1.0, 3.0], rest first, layers disc.* → merge"
+    )
     assert "inner.safetensors ← linear, beta 0.5" in lines[1]
     assert sum("a.safetensors" in line for line in lines) == 2
     content = json.loads(done("inspect", "soup.safetensors", "--lineage", "--json"))

@@ -205,7 +205,7 @@ def test_inspect_tells_all_that_decides() -> None:
     first, second, *_ = soup("inspect", "--lineage", "out.safetensors").stdout.splitlines()
     assert first == "out.safetensors ← linear, beta 0.5, rest drop, layers D.* → merge"
     for part in (
-        "in.safetensors ← task_arithmetic, weights [0.3, 0.7], seed 5",
+        "in.safetensors ← task_arithmetic, weights [0.3, 0.7], rest first, seed 5",
         "layers G.low.* → merge; freeze; weight:0.5,2.0", "layers D.* → linear; beta:0.25",
         "layers G.* → second",
     ):  # fmt: skip

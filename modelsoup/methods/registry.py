@@ -149,6 +149,8 @@ def get_method(name: str) -> Method:
     Raises:
         ParameterError: there is none of that name, or its package cannot be imported.
     """
+    if not isinstance(name, str):  # a plan may say anything
+        raise ParameterError(f"method is {name!r}, not a name")
     if name not in _methods:
         point = entry_point_methods().get(name)
         if point is None:
