@@ -229,10 +229,16 @@ def show_verification(report: VerifyReport) -> None:
         f"{_plain(checkpoint.path)}: headers and byte ranges of "
         f"{counted(len(checkpoint.files), 'file')} are sound, {counted(len(checkpoint), 'tensor')}"
     )
-    if report.nonfinite:
-        out.print(f"NaN or infinity in {counted(len(report.nonfinite), 'tensor')}:", style="red")
-        for name, n in report.nonfinite:
-            out.print(Text(f"  {name}: {counted(n, 'element')}"))
+    noted = dict(report.noted)
+    if report.nonfinite or noted:
+        found = dict(report.nonfinite)
+        out.print(f"NaN or infinity in {counted(len(found), 'tensor')}:")
+        for name in dict.fromkeys((*found, *noted)):
+            n, made = found.get(name, 0), noted.get(name, 0)
+            right = n == made
+            how = "as it was made" if right else f"made with {made:,}" if made else ""
+            line = ", ".join(filter(None, [f"  {name}: {counted(n, 'element')}", how]))
+            out.print(Text(line), style="" if right else "red")
     else:
         out.print("all float values are finite")
     if not report.has_lineage:

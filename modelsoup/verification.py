@@ -28,19 +28,24 @@ class VerifyReport:
     Attributes:
         checkpoint: what was verified.
         nonfinite: (name, how many elements are NaN or infinite), for each tensor that has any.
+        noted: the same, as the lineage says that they were made and may be.
         has_lineage: whether it says what it was made of.
         inputs: the lineage's inputs, and whether they are at hand and unchanged.
     """
 
     checkpoint: Checkpoint
     nonfinite: tuple[tuple[str, int], ...]
+    noted: tuple[tuple[str, int], ...]
     has_lineage: bool
     inputs: tuple[InputCheck, ...]
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong with the checkpoint itself, whatever became of its inputs."""
-        return not self.nonfinite
+        """Whether nothing is wrong with the checkpoint itself, whatever became of its inputs.
+
+        NaN and infinity are right where the lineage says that as many were made.
+        """
+        return dict(self.nonfinite) == dict(self.noted)
 
     @property
     def changed(self) -> tuple[InputCheck, ...]:
@@ -54,6 +59,7 @@ class VerifyReport:
             "sound": self.sound,
             "tensors": len(self.checkpoint),
             "nonfinite": dict(self.nonfinite),
+            "noted_nonfinite": dict(self.noted),
             "has_lineage": self.has_lineage,
             "changed": [check.name for check in self.changed],
             "inputs": [
@@ -87,10 +93,12 @@ def verify(path: StrPath | Checkpoint, *, folders: Sequence[StrPath] | None = No
     floats = [i for i in checkpoint.tensors.values() if DTYPES[i.dtype].kind == "float"]
     with ThreadPoolExecutor(default_workers()) as pool:
         counts = list(pool.map(lambda info: _nonfinite(checkpoint, info), floats))
+    lineage = read_lineage(checkpoint)
     return VerifyReport(
         checkpoint,
         tuple((info.name, n) for info, n in zip(floats, counts, strict=True) if n),
-        read_lineage(checkpoint) is not None,
+        tuple((lineage or {}).get("nonfinite", {}).items()),
+        lineage is not None,
         tuple(check_inputs(checkpoint, [Path(folder) for folder in folders])),
     )
 

@@ -600,6 +600,27 @@ def test_verify_looks_at_the_last_element_of_a_large_tensor(dtype: Any, value: s
     assert not report.sound
 
 
+def test_infinity_that_a_merge_was_allowed_to_make_is_sound_as_long_as_it_is_what_it_made() -> None:
+    mask = np.triu(np.full((4, 4), -np.inf, F32), 1)
+    for name in "ab":
+        save_file({**network(3), "mask": mask}, f"{name}.safetensors")
+    merge(["a.safetensors", "b.safetensors"], "out.safetensors", layers=["mask=first", "*=0.5"])
+    report = modelsoup.verify("out.safetensors")
+    assert (report.sound, report.nonfinite) == (True, (("mask", 6),))
+    assert "  mask: 6 elements, as it was made" in soup("verify", "out.safetensors").stdout
+
+    def change(lineage: dict[str, Any]) -> None:
+        lineage["nonfinite"] = {"mask": 5, "D.low.w": 1}
+
+    falsified(Path("out.safetensors"), change)
+    assert not modelsoup.verify("out.safetensors").sound
+    result = soup("verify", "out.safetensors")
+    assert result.exit_code == 1
+    assert "  mask: 6 elements, made with 5" in result.stdout
+    assert "  D.low.w: 0 elements, made with 1" in result.stdout
+    assert result.stderr == "Error: out.safetensors is not sound\n"
+
+
 def test_an_input_that_changed_is_no_fault_of_the_checkpoint() -> None:
     merge(["a.safetensors", "b.safetensors"], "out.safetensors", beta=0.5)
     save_file(network(9), "b.safetensors")
