@@ -22,6 +22,7 @@ from .dtypes import DTYPES
 from .errors import CheckpointError, PlanError, SoupError, counted, listed, speaking
 from .header import Row, read_header
 from .lineage import recipe_as_json
+from .methods import code_version, get_method
 from .recipe import MergePlan, Recipe, Step, plan_merge
 from .rules import BASE
 from .trainer import (
@@ -241,7 +242,10 @@ def node_key(
         more.append(digest(operation.path))
         content["folder"] = _folder(operation.path)
     elif isinstance(operation, Merge):
-        content["recipe"] = recipe_as_json(operation.recipe)
+        recipe = operation.recipe
+        content["recipe"] = recipe_as_json(recipe)
+        used = {recipe.method_name, *(rule.method for rule in recipe.layers if rule.method)}
+        content["methods"] = {name: code_version(get_method(name)) for name in sorted(used)}
         if operation.base is not None:
             more.append(digest(operation.base))
     else:

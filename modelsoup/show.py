@@ -279,6 +279,7 @@ def show_method(method: Mapping[str, Any]) -> None:
     out.print(f"[bold]{method['name']}[/]: {escape(method['summary'])}")
     out.print(Text(method["source"], style="dim"))
     out.print(f"models: {_models(method)}{'; takes --beta' if method['beta'] else ''}")
+    out.print(Text(f"version: {method['version']}"))
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for header in ("parameter", "default", "range", "what it is"):
         table.add_column(header)
