@@ -7,6 +7,7 @@ it was in the first model that has it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -201,6 +202,27 @@ def node_seed(tree: Tree, node: str) -> int:
     # A model that is used twice is one model, and so is all that it is made of.
     digest = hashlib.sha256(f"{tree.seed}\0{tree.model(node)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def checkpoints_of(operation: Operation) -> list[Path]:
+    """The checkpoints that an operation reads from outside of the tree."""
+    if isinstance(operation, Load):
+        return [operation.path]
+    given = operation.base if isinstance(operation, Merge) else None
+    if isinstance(operation, Train):
+        given = operation.start
+    return [] if given is None else [given]
+
+
+def files_read(tree: Tree) -> list[Path]:
+    """All checkpoints, and the trainers' other files, that a tree reads."""
+    found: dict[Path, None] = {}
+    for _, operation in tree.operations():
+        found |= dict.fromkeys(checkpoints_of(operation))
+        training = training_of(operation)
+        with contextlib.suppress(SoupError):  # `check` tells what is wrong with a training
+            found |= dict.fromkeys(named_files(*trainer_of(training)) if training else ())
+    return list(found)
 
 
 def training_of(operation: Operation) -> Training | None:
@@ -472,14 +494,7 @@ class _Checker:
                     seen.append((own, name))
 
     def _files(self, node: str) -> list[Path]:
-        """The checkpoints that a node reads from outside of the tree."""
-        operation = self.tree.operation(node)
-        if isinstance(operation, Load):
-            return [operation.path]
-        given = operation.base if isinstance(operation, Merge) else None
-        if isinstance(operation, Train):
-            given = operation.start
-        return [] if given is None else [given]
+        return checkpoints_of(self.tree.operation(node))
 
     def _is_one(self, node: str, other: str) -> bool:
         """Whether two nodes are one model that is used twice, and so computed once."""
