@@ -88,7 +88,7 @@ def test_what_sets_nodes_apart_is_shown_whole_and_what_they_share_is_not() -> No
     assert what(plan, "right.merge") in boxes["right"]
     for words in (dot(plan), soup("plan", "tree.yaml").stdout):
         assert "note a learning rate that is warmed up slowly" in words
-        assert "steps" not in words
+        assert "steps 2" not in words
 
 
 def test_where_nothing_differs_the_first_number_is_told() -> None:
