@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag
 from .checkpoint import StrPath
 from .errors import PlanError, SoupError, counted, listed, nearest, said, speaking
 from .recipe import Recipe, plain_keys, recipe_from_mapping
-from .trainer import COMMAND, build_options, get_trainer, trainer_groups
+from .trainer import COMMAND, build_options, expected, get_trainer, place_of, trainer_groups
 from .tree import (
     MAX_NODES,
     ROOT,
@@ -208,13 +208,7 @@ def _run(step: Generator[Any, Any, Any]) -> Any:
 
 _Step = Generator[Any, Any, str | None]  # yields steps, and is sent the nodes that they added
 
-# What pydantic found → what was expected; `{}` is a number.
-_EXPECTED = {
-    "string_type": "a text", "int_type": "an integer", "list_type": "a list",
-    "dict_type": "a mapping", "model_type": "a mapping", "literal_error": "false",
-    "string_pattern_mismatch": "32 hexadecimal digits in quotes",
-    "too_short": "at least {min_length}", "too_long": "at most {max_length}",
-}  # fmt: skip
+_DIGEST = "32 hexadecimal digits in quotes"
 _KINDS: Mapping[str | None, type[_Strict]] = {
     "<of>": _OfNode, "<pair>": _PairNode, "<train>": _TrainLeaf, "<path>": _FileLeaf,
 }  # fmt: skip
@@ -244,26 +238,12 @@ class _Expander:
             # Of a value that may be of several kinds, there is a fault for each.
             found: dict[tuple[str | int, ...], list[Any]] = {}
             for fault in error.errors(include_url=False):
-                found.setdefault(self._path(fault), []).append(fault)
+                found.setdefault(place_of(fault, self.text.content), []).append(fault)
             told = [self._sentence(*fault) for fault in list(found.items())[:_MAX_FAULTS]]
             more = len(found) - len(told)
             if more:
                 told.append(f"and {counted(more, 'fault')} more")
             raise PlanError(*told) from None
-
-    def _path(self, fault: Mapping[str, Any]) -> tuple[str | int, ...]:
-        """Where a fault is, without the tags of unions, which pydantic puts among the keys."""
-        content, path = self.text.content, []
-        last = len(fault["loc"]) - 1
-        for index, part in enumerate(fault["loc"]):
-            if (isinstance(content, dict) and part in content) or (
-                isinstance(content, list) and isinstance(part, int) and part < len(content)
-            ):
-                content = content[part]
-                path.append(part)
-            elif index == last and fault["type"] == "missing":
-                path.append(part)
-        return tuple(path)
 
     def _sentence(self, path: tuple[str | int, ...], faults: Sequence[Mapping[str, Any]]) -> str:
         """Pydantic's faults of one value as a sentence with its place."""
@@ -288,11 +268,8 @@ class _Expander:
             hints = ((key, nearest(str(key), kinds, limit=1)) for key in list(given)[:_TRIED])
             key, hint = next(((key, hint) for key, hint in hints if hint), (None, ""))
             where = self.text.at(*path, key) if key is not None else where
-        wanted = dict.fromkeys(
-            _EXPECTED.get(fault["type"], fault["msg"]).format(**fault.get("ctx", {}))
-            for fault in faults
-        )
-        return f"{where}: {name} is {said(given)}, but must be {' or '.join(wanted)}{hint}"
+        wanted = _DIGEST if first["type"] == "string_pattern_mismatch" else expected(faults)
+        return f"{where}: {name} is {said(given)}, but must be {wanted}{hint}"
 
     def _value(self, path: Sequence[str | int]) -> Any:
         content = self.text.content

@@ -46,7 +46,7 @@ tree:
   finetune: {command: [x, --in, "{start}", "{output}"], env: {A: 1}, timeout: 5, folder: .}
 """,
     """soup: 1
-models: {a: &a a.safetensors, b: *a, c: {of: [a, b], merge: &m {layers: {"re:G.*": second}}}}
+models: {a: &a a.safetensors, b: *a, c: {of: [a, b], merge: &m {layers: {"G.*": second}}}}
 groups: {low: [D.*]}
 tree: {of: [c, {of: [a, c], merge: *m}, {of: [b], merge: {dtype: f16, parameters: {a: no}}}]}
 """,
@@ -135,7 +135,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "count",
-    [3000, pytest.param(120_000, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])],
+    [2000, pytest.param(120_000, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])],
 )
 def test_no_plan_ends_in_a_traceback(count: int, folder: Path) -> None:
     assert {outcome(text, folder) for text in WHOLE} == {"sound", "has problems"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import networkx
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from trainers import network
@@ -245,10 +247,172 @@ FAULTS = [
 ]
 
 
+FAULTS += [
+    (
+        HEAD + "tree: {of: [a, b], finetune: yes}\n",
+        "3:20: tree.finetune is 'yes', but must be a map",
+    ),
+    (HEAD + "tree: {of: [a, b], finetune: true}\n", "is True, but must be a mapping or false$"),
+    (HEAD + "tree: {pair: [a, b], shuffle: 1.5}\n", "is 1.5, but must be an integer or false$"),
+    (HEAD + "tree: {pair: [a, b], shuffle: true}\n", "is True, but must be an integer or false$"),
+    (HEAD + "tree: {of: [a, b], merge: 3}\n", "tree.merge is 3, but must be a mapping$"),
+    (HEAD + "tree: {of: [a, b], name: [x]}\n", r"tree.name is \['x'\], but must be a text$"),
+    (HEAD + "tree: {of: a}\n", "tree.of is 'a', but must be a list$"),
+    (HEAD + "groups: {g: x}\ntree: a\n", "the plan:3:10: groups.g is 'x', but must be a list$"),
+    (HEAD + "seed: true\ntree: a\n", "seed is True, but must be an integer$"),
+    (HEAD + "defaults: {merge: 3}\ntree: a\n", "defaults.merge is 3, but must be a mapping$"),
+    ("soup: 1\nmodels: 3\ntree: a\n", "models is 3, but must be a mapping$"),
+    (
+        "soup: 1\nmodels: {a: {path: [x]}}\ntree: a\n",
+        r"models.a.path is \['x'\], but must be a text",
+    ),
+    ("soup: 1\nmodels: {a: {train: x}}\ntree: a\n", "models.a.train is 'x', but must be a mapping"),
+    (
+        HEAD + 'tree: {of: [a, b], finetune: {trainer: "trainers:Ad"}}\n',
+        "the plan:3:31: .*trainers has no 'Ad'; did you mean 'Add'",
+    ),
+    (
+        HEAD + 'tree: {of: [a, b], finetune: {trainer: "trainers:Add", steps: 1.5}}\n',
+        "the plan:3:56: the option 'steps' of the trainer 'add' is 1.5, but must be an integer$",
+    ),
+]
+
+
 @pytest.mark.parametrize(("text", "said"), FAULTS)
 def test_a_fault_is_said_with_its_place(text: str, said: str, folder: Path) -> None:
     with pytest.raises(PlanError, match=said):
         parse_tree(text, folder=folder)
+
+
+WRONG = ["yes", "3", "1.5", "true", "null", "[x]", "{x: y}"]
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_no_fault_is_told_in_the_validators_own_words(given: str, folder: Path) -> None:
+    texts = [f"soup: {given}\n", f"seed: {given}\n", f"models: {given}\n", f"groups: {given}\n"]
+    texts += [f"defaults: {given}\n", f"tree: {given}\n", f"models: {{a: {given}}}\n"]
+    texts += [f"models: {{a: {{path: x, xxh3_128: {given}}}}}\n"]
+    texts += [f"models: {{a: {{train: {given}, start: {given}}}}}\n", f"groups: {{a: [{given}]}}\n"]
+    for key in ("name", "merge", "finetune"):
+        texts.append(HEAD + f"tree: {{of: [a, b], {key}: {given}}}\n")
+    for key in ("shuffle", "odd"):
+        texts.append(HEAD + f"tree: {{pair: [a, b], {key}: {given}}}\n")
+    for key in ("command", "env", "timeout", "files", "folder", "resources", "seed", "trainer"):
+        options = {"command": '[x, "{output}"]', key: given}
+        told = ", ".join(f"{name}: {value}" for name, value in options.items())
+        texts.append(HEAD + f"tree: {{of: [a, b], finetune: {{{told}}}}}\n")
+    said = []
+    for text in texts:
+        try:
+            parse_tree(text, folder=folder)
+        except PlanError as error:
+            said += error.args
+    assert len(said) > 15
+    for line in said:
+        assert re.match(r"the plan:\d+:\d+: ", line), line
+        assert not re.search("Input|valid|instance|pydantic|string|dictionary|parse", line), line
+
+
+def test_what_is_wrong_in_the_defaults_is_told_once_where_it_stands(folder: Path) -> None:
+    text = (
+        HEAD
+        + """defaults:
+  merge: {beta: 0.5, dtpye: f16}
+  finetune:
+    trainer: "trainers:Add"
+    stesp: 3
+tree:
+  of:
+    - {of: [a, b], finetune: {add: 2}}
+    - {of: [c, d], merge: {seed: 2}, finetune: {ad: 2}}
+  merge: {weights: [1, x]}
+"""
+    )
+    with pytest.raises(PlanError) as caught:
+        parse_tree(text, folder=folder)
+    found = [
+        re.match(r"the plan:(\d+:\d+): .*'(\w+)'; did you mean", str(a)) for a in caught.value.args
+    ]
+    assert [match.groups() for match in found if match] == [
+        ("7:5", "stesp"), ("4:22", "dtpye"),
+    ]  # fmt: skip
+
+
+def test_defaults_are_the_same_in_either_spelling(folder: Path) -> None:
+    text = HEAD + "defaults: {merge: {on-integer: max, low-level: 0.5, layers: low-level}}\n"
+    tree, _ = parse_tree(
+        text + "tree: {of: [a, b], merge: {method: slerp, t: 0.5}}\n", folder=folder
+    )
+    recipe = tree.operation("root").recipe
+    assert (recipe.on_integer, recipe.low_level) == ("max", {"*": 0.5})
+    wrong = text.replace("max", "mx") + "tree: {of: [a, b], merge: {seed: 3}}\n"
+    with pytest.raises(PlanError, match="the plan:3:20: on_integer is 'mx'; did you mean 'max'"):
+        parse_tree(wrong, folder=folder)
+
+
+# A node with one model
+
+
+BASED = "method: task_arithmetic, base: c.safetensors, weight: 0.5"
+
+
+def test_a_node_with_one_model_and_a_merge_of_its_own_merges(folder: Path) -> None:
+    defaults = "defaults: {merge: {beta: 0.3, dtype: f32}}\n"
+    tree, _ = parse_tree(
+        HEAD + defaults + f"tree: {{of: [a], merge: {{{BASED}}}}}\n", folder=folder
+    )
+    assert isinstance(tree.operation("root"), Merge)
+    report = modelsoup.run(tree, folder / "out.safetensors", store=folder / "store")
+    made = modelsoup.open_checkpoint(report.output)
+    for name, values in network(0).items():
+        base = network(2)[name]
+        np.testing.assert_allclose(made[name], base + np.float32(0.5) * (values - base), rtol=1e-5)
+
+
+@pytest.mark.parametrize("more", ["", ", merge: {}", ", merge: null"])
+def test_a_node_with_one_model_and_no_merge_of_its_own_takes_it_as_it_is(
+    more: str, folder: Path
+) -> None:
+    text = HEAD + "defaults: {merge: {dtype: f16}}\n"
+    tree, _ = parse_tree(text + f"tree: {{of: [{{of: [a]{more}}}, b]}}\n", folder=folder)
+    assert tree.inputs("root") == ["a", "b"]
+
+
+def test_one_model_merged_alone_is_converted_and_fine_tuned(folder: Path) -> None:
+    text = (
+        HEAD
+        + 'tree: {of: [a], merge: {dtype: f64}, finetune: {trainer: "trainers:Plain", add: 1}}\n'
+    )
+    tree, _ = parse_tree(text, folder=folder)
+    assert [type(o) for _, o in tree.operations()] == [Load, Merge, FineTune]
+    report = modelsoup.run(tree, folder / "out.safetensors", store=folder / "store")
+    made = modelsoup.open_checkpoint(report.output)
+    for name, values in network(0).items():
+        np.testing.assert_array_equal(made[name], values.astype(np.float64) + 1)
+
+
+def test_a_merge_of_one_model_with_a_method_for_two_is_refused(folder: Path) -> None:
+    tree, _ = parse_tree(HEAD + "tree: {of: [a], merge: {method: slerp, t: 0.5}}\n", folder=folder)
+    (problem,) = modelsoup.check(tree).problems
+    assert re.search("the plan:3:1: root: .*slerp.* 2", problem)
+
+
+def test_a_merge_of_one_model_comes_back_from_its_lineage(folder: Path) -> None:
+    modelsoup.merge(
+        [folder / "a.safetensors"], folder / "one.safetensors", base=folder / "c.safetensors",
+        method="task_arithmetic", weights=[0.5],
+    )  # fmt: skip
+    tree, _ = parse_tree(modelsoup.plan_text(folder / "one.safetensors"), folder=folder)
+    report = modelsoup.run(tree, folder / "again.safetensors", store=folder / "store")
+    expected = modelsoup.open_checkpoint(folder / "one.safetensors")
+    for name, values in modelsoup.open_checkpoint(report.output).items():
+        np.testing.assert_array_equal(values, expected[name])
+
+
+def test_an_odd_model_that_goes_up_alone_is_not_merged(folder: Path) -> None:
+    text = HEAD + "tree: {pair: [a, b, c], odd: last, merge: {dtype: f16}}\n"
+    tree, _ = parse_tree(text, folder=folder)
+    assert tree.inputs("root") == ["root.2-1", "c"]
 
 
 def test_a_nodes_other_method_keeps_what_holds_for_any_method(folder: Path) -> None:
