@@ -45,6 +45,7 @@ _TRUTHS = {
 }
 _PATIENCE = 10.0  # seconds for a regular expression and all names
 _HINTED = 5  # patterns in a hint
+_NESTED = 100  # groups in groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,18 +415,27 @@ class _Context:
         self.names = names
         self.groups = groups
         self.fractions = fractions
+        self.found: dict[str, set[str]] = {}  # pattern → what it matches
 
     def matching(self, rule: Rule) -> set[str]:
         matching = self._by_pattern(rule.pattern)
         return matching & self._low_level(matching) if rule.low_level else matching
 
     def _by_pattern(self, pattern: str, within: tuple[str, ...] = ()) -> set[str]:
+        """The names that match; looked for once, however many groups name a pattern."""
+        if pattern not in self.found:
+            self.found[pattern] = self._find(pattern, within)
+        return self.found[pattern]
+
+    def _find(self, pattern: str, within: tuple[str, ...]) -> set[str]:
         if pattern == "*":
             return set(self.names)
         if pattern.startswith("group:"):
             group = pattern.removeprefix("group:")
             if pattern in within:
                 raise RuleError(f"the group {group!r} contains itself")
+            if len(within) > _NESTED:
+                raise RuleError(f"the group {group!r} is nested more than {_NESTED} deep in others")
             if group not in self.groups:
                 known = nearest(group, self.groups)
                 defined = f" (defined: {listed(sorted(self.groups))})" if self.groups else ""
