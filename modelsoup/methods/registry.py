@@ -126,6 +126,7 @@ def method(
     return register
 
 
+@cache
 def entry_point_methods() -> dict[str, EntryPoint]:
     """Methods that other packages offer, not loaded."""
     from importlib.metadata import entry_points  # 0.05 s
