@@ -42,12 +42,18 @@ def Text(text: str, style: str = "") -> RichText:  # noqa: N802  # stands for ri
     return RichText(printable(text), style)
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console that writes plain, unwrapped text where there is no terminal."""
+def console(*, stderr: bool = False, wide: bool = False) -> Console:
+    """A console that writes plain, unwrapped text where there is no terminal.
+
+    Args:
+        stderr: write there.
+        wide: let lines go on past a terminal's edge: rich would drop those of a deep tree.
+    """
     stream = sys.stderr if stderr else sys.stdout
     plain = os.environ.get("TERM") == "dumb"
+    fits = stream.isatty() and not wide
     return Console(
-        stderr=stderr, highlight=False, soft_wrap=True, width=None if stream.isatty() else _WIDTH,
+        stderr=stderr, highlight=False, soft_wrap=True, width=None if fits else _WIDTH,
         no_color=True if plain else None,
     )  # fmt: skip
 
@@ -138,7 +144,7 @@ def _dtypes(node: Node) -> str:
 
 def show_lineage(checkpoint: Checkpoint, made: Mapping[str, Any] | None) -> None:
     """What a checkpoint was made of, and what that was made of, as a tree."""
-    out = console()
+    out = console(wide=True)
     if made is None:
         out.print(f"{_plain(checkpoint.path)} holds no lineage: modelsoup did not make it")
         return

@@ -30,7 +30,7 @@ _SIGNS = {
 def show_plan(plan: Plan) -> None:
     """The tree, the steps in order, and what they cost."""
     out = console()
-    out.print(_rich_tree(plan, lambda node: _planned(plan, node)))
+    console(wide=True).print(_rich_tree(plan, lambda node: _planned(plan, node)))
     steps = plan.steps
     if steps:
         out.print()

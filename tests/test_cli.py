@@ -996,6 +996,20 @@ def on_a_terminal(*arguments: object, **environment: str) -> tuple[int, str]:
     return running.returncode, written.decode()
 
 
+def test_a_deep_lineage_loses_nothing_on_a_narrow_terminal(here: Path) -> None:
+    average = A
+    for number in range(40):
+        modelsoup.merge([average, B], f"{number}.safetensors", beta=0.9, workers=1, fsync=False)
+        average = f"{number}.safetensors"
+    code, written = on_a_terminal("inspect", "--lineage", average)
+    assert code == 0
+    assert written.count("← linear, beta 0.9") == 40
+    (here / "tree.yaml").write_text(modelsoup.plan_text(average))
+    code, written = on_a_terminal("plan", "tree.yaml")
+    assert code == 0
+    assert written.count("linear β 0.9 · ") == 40
+
+
 COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-9]|4[0-9]|9[0-7])[0-9;]*m")
 
 
