@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoint import Checkpoint, StrPath, open_checkpoint
 from .digest import FileDigest, combined, digest_checkpoint, digest_file
-from .errors import CheckpointError, RuleError, said
+from .errors import CheckpointError, RuleError, counted, said
 from .recipe import MergePlan, Recipe
 from .rules import BASE, rule_as_json, rule_from_json
 from .unmade import Unmade
@@ -369,7 +369,7 @@ def _check_made(made: Any) -> None:
         _check_fields(made, _TRAINING, required=_TRAINING)
     low, high = {"merge": (1, len(inputs)), "train": (0, 1), "finetune": (1, 1)}[operation]
     if not low <= len(inputs) <= high:
-        raise ValueError(f"a {operation} has {len(inputs)} inputs")
+        raise ValueError(f"a {operation} has {counted(len(inputs), 'input')}")
     for entry in parents(made):
         if not isinstance(entry, dict) or not {"name", "node"} & entry.keys():
             raise ValueError(f"an input is {said(entry)}, which has no name")

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.tree import Tree as RichTree
 
-from .errors import count, printable, sized
+from .errors import count, counted, printable, sized
 from .picture import what
 from .plan import NodePlan, Plan, check
 from .runner import Event
@@ -50,9 +50,9 @@ def show_plan(plan: Plan) -> None:
     unknown = [node.node for node in steps if node.signature is None]
     out.print(
         Text(
-            f"{len(models)} models in {plan.tree.levels} levels; {len(steps)} steps to do; merges "
-            f"read {sized(plan.bytes_read)}, the store grows by {sized(plan.bytes_written)}, "
-            f"merges need about {sized(plan.memory)} of memory"
+            f"{counted(len(models), 'model')} in {counted(plan.tree.levels, 'level')}; "
+            f"{counted(len(steps), 'step')} to do; merges read {sized(plan.bytes_read)}, the store "
+            f"grows by {sized(plan.bytes_written)}, merges need about {sized(plan.memory)} of memory"
         )
     )
     if unknown:
@@ -62,7 +62,8 @@ def show_plan(plan: Plan) -> None:
 def _planned(plan: Plan, node: NodePlan) -> str:
     parts = [what(plan, node.node)]
     if node.signature is not None:
-        parts.append(f"{len(node.signature)} tensors, {count(node.parameters or 0)} parameters")
+        tensors = counted(len(node.signature), "tensor")
+        parts.append(f"{tensors}, {count(node.parameters or 0)} parameters")
     for name in ("merged", "kept", "dropped", "frozen"):
         if names := getattr(node, name):
             parts.append(f"{name} {len(names)} ({count(node.elements[name])})")
