@@ -51,8 +51,9 @@ def show_plan(plan: Plan) -> None:
     out.print(
         Text(
             f"{counted(len(models), 'model')} in {counted(plan.tree.levels, 'level')}; "
-            f"{counted(len(steps), 'step')} to do; merges read {sized(plan.bytes_read)}, the store "
-            f"grows by {sized(plan.bytes_written)}, merges need about {sized(plan.memory)} of memory"
+            f"{counted(len(steps), 'step')} to do; merges read {sized(plan.bytes_read)}, "
+            f"the store grows by {sized(plan.bytes_written)}, merges need about "
+            f"{sized(plan.memory)} of memory"
         )
     )
     if unknown:
