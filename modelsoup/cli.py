@@ -339,7 +339,7 @@ def inspect(path: str, tensors: bool, lineage: bool, as_json: bool) -> None:
     from .lineage import read_lineage
 
     checkpoint = open_checkpoint(path, shard=True)
-    made = read_lineage(checkpoint)
+    made = read_lineage(checkpoint) if lineage else None
     if as_json:
         content: dict[str, Any] = {"path": str(checkpoint.path), "metadata": checkpoint.metadata}
         content["notes"] = notes_on(checkpoint)

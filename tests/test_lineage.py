@@ -399,6 +399,12 @@ def test_what_is_no_lineage_is_one_sentence_for_every_reader(content: Any, said:
     assert not Path("out.safetensors").exists()
 
 
+def test_a_checkpoint_with_a_strange_lineage_can_still_be_looked_into() -> None:
+    path = with_lineage("strange.safetensors", {"inputs": 3})
+    assert "1 tensor, 2 parameters" in soup("inspect", path).stdout
+    assert soup("inspect", "--lineage", path).exit_code == 1
+
+
 def test_verify_looks_at_nothing_outside_of_the_folders(here: Path) -> None:
     inside = here / "inside"
     inside.mkdir()

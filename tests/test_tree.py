@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import networkx
@@ -130,6 +131,7 @@ def test_a_tree_that_cannot_be_is_said(leaves, odd, said) -> None:
 
 # --- tree.yaml ---------------------------------------------------------------------------------
 
+BASED = "method: task_arithmetic, base: c.safetensors, weight: 0.5"
 HEAD = """soup: 1
 models: {a: a.safetensors, b: b.safetensors, c: c.safetensors, d: d.safetensors}
 """
@@ -350,10 +352,39 @@ def test_defaults_are_the_same_in_either_spelling(folder: Path) -> None:
         parse_tree(wrong, folder=folder)
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/", "/ holds no "),
+        ("/dev/zero", "/dev/zero is not a regular file|cannot read /dev/zero: it is not a regular"),
+        ("x" * 300, "cannot read .*x{300}: File name too long"),
+        ("y/" * 3000, "cannot read .*: File name too long"),
+        ("a.safetensors/x", "cannot read .*a.safetensors/x: Not a directory"),
+        ("nowhere/x", "does not exist"),
+    ],
+)
+@pytest.mark.parametrize("where", ["leaf", "base", "start", "script"])
+def test_a_path_that_leads_to_no_model_is_told_with_its_place(
+    where: str, path: str, said: str, folder: Path
+) -> None:
+    start = time.monotonic()
+    train = f'{{train: {{trainer: "trainers:Add"}}, start: "{path}"}}'
+    leaf = {"leaf": f'"{path}"', "start": train}.get(where, "a.safetensors")
+    merge = f"{{{BASED.replace('c.safetensors', path)}}}" if where == "base" else "{}"
+    command = f'{{command: [x, "{{output}}"], files: ["{path}"]}}'
+    tune = command if where == "script" else "false"
+    tree, _ = parse_tree(
+        f"soup: 1\nmodels: {{a: {leaf}}}\ntree: {{of: [a, a], merge: {merge}, finetune: {tune}}}\n",
+        folder=folder,
+    )
+    (problem,) = modelsoup.check(tree).problems
+    assert time.monotonic() - start < 5  # "/" is not searched for its companions
+    if where == "script":
+        said = "the command's file .* (does not exist|is no file)|cannot read .*File name too long"
+    assert re.search(f"^the plan:[23]:.*: (?:.*{said})", problem)
+
+
 # A node with one model
-
-
-BASED = "method: task_arithmetic, base: c.safetensors, weight: 0.5"
 
 
 def test_a_node_with_one_model_and_a_merge_of_its_own_merges(folder: Path) -> None:
