@@ -66,6 +66,8 @@ def texts(picture: str) -> dict[str, str]:
         assert title is not None and title.text is not None and rectangle is not None
         top, height = (float(rectangle.attrib[name]) for name in ("y", "height"))
         lines = box.findall(f"{SVG}text")
+        middles = [float(line.attrib["y"]) - 4 for line in lines]
+        assert sum(middles) / len(middles) == pytest.approx(top + height / 2)
         for line in lines:
             assert top + 10 < float(line.attrib["y"]) < top + height - 3
             limit = {"name": 22, "what": 30, "note": 26}[line.attrib["class"]]
@@ -142,7 +144,8 @@ def test_after_a_run_the_picture_has_the_metrics() -> None:
 
 def test_every_level_lies_above_the_one_below_it() -> None:
     plan = check(binary_tree([f"{n}.safetensors" for n in "abcdabcd"]))
-    boxes = ElementTree.fromstring(svg(plan)).findall(f"{SVG}g/{SVG}rect")
+    picture = ElementTree.fromstring(svg(plan))
+    boxes = picture.findall(f"{SVG}g/{SVG}rect")
     x, y, width, height = (
         [float(box.attrib[n]) for box in boxes] for n in ("x", "y", "width", "height")
     )
@@ -152,7 +155,29 @@ def test_every_level_lies_above_the_one_below_it() -> None:
     for row in rows:
         places = sorted(x[n] for n in range(15) if y[n] == row)
         assert all(b - a > width[0] for a, b in pairwise(places))
-    assert Path("tree.yaml").exists() and len(boxes) == 15
+    assert max(a + b for a, b in zip(x, width, strict=True)) + 28 == float(picture.attrib["width"])
+    assert max(a + b for a, b in zip(y, height, strict=True)) + 28 == float(
+        picture.attrib["height"]
+    )
+    assert picture.attrib["viewBox"] == f"0 0 {picture.attrib['width']} {picture.attrib['height']}"
+    ends = [re.findall(r"-?[\d.]+", path.attrib["d"]) for path in picture.findall(f"{SVG}path")]
+    places = set(zip(x, y, strict=True))
+    assert len(ends) == 14
+    for x1, y1, cx1, cy1, cx2, cy2, x2, y2 in (map(float, end) for end in ends):
+        assert (x1 - width[0] / 2, y1) in places  # from the top of a box
+        assert (x2 - width[0] / 2, y2 - height[0]) in places  # to the bottom of one above
+        assert (cx1, cx2, cy1, cy2) == (x1, x2, (y1 + y2) / 2, (y1 + y2) / 2)
+
+
+def test_a_box_says_what_becomes_of_it_to_who_points_at_it() -> None:
+    plan = check(parse_tree(TREE.replace("trainers:Add", "trainers:Plain"))[0])
+    titles = [
+        title.text for title in ElementTree.fromstring(svg(plan)).findall(f"{SVG}g/{SVG}title")
+    ]
+    assert titles == [
+        "a: load, there, 4 tensors", "b: load, there, 4 tensors", "left: finetune, to do, 4 tensors",
+        "c: train, to do", "d: train, to do", "right: finetune, to do", "root: finetune, to do",
+    ]  # fmt: skip
 
 
 def test_names_from_files_break_no_picture() -> None:
