@@ -275,5 +275,5 @@ def mermaid(plan: Plan) -> str:
 
 
 def _of_mermaid(text: str) -> str:
-    """A text in which nothing is taken for HTML or Markdown; `#…;` is how Mermaid escapes."""
-    return "".join(f"#{ord(c)};" if c in '#"<>&`\\*_[]' else c for c in printable(text))
+    """A text in which nothing is taken for HTML or the end of it; `#…;` is how Mermaid escapes."""
+    return "".join(f"#{ord(c)};" if c in '#"<>&`\\' else c for c in printable(text))

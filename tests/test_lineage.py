@@ -627,6 +627,16 @@ def test_infinity_that_a_merge_was_allowed_to_make_is_sound_as_long_as_it_is_wha
     assert result.stderr == "Error: out.safetensors is not sound\n"
 
 
+def test_an_input_that_is_gone_is_said_to_be_so_and_is_no_fault() -> None:
+    merge(["a.safetensors", "b.safetensors"], "out.safetensors", beta=0.5)
+    Path("b.safetensors").unlink()
+    report = modelsoup.verify(modelsoup.open_checkpoint("out.safetensors"))
+    assert report.sound and not report.changed
+    assert [(check["found"], check["intact"]) for check in report.as_json()["inputs"]] == [
+        (str(Path.cwd() / "a.safetensors"), True), (None, None),
+    ]  # fmt: skip
+
+
 def test_an_input_that_changed_is_no_fault_of_the_checkpoint() -> None:
     merge(["a.safetensors", "b.safetensors"], "out.safetensors", beta=0.5)
     save_file(network(9), "b.safetensors")
@@ -644,6 +654,7 @@ def test_inputs_are_looked_for_in_folders_that_are_there(here: Path) -> None:
     merge(["a.safetensors", "b.safetensors"], "out.safetensors", beta=0.5)
     (here / "inputs").mkdir()
     for folder, said in {
+        "no/where": "the folder no/where of the inputs does not exist",
         "input": "the folder input of the inputs does not exist; did you mean 'inputs'",
         "a.safetensors": "the folder a.safetensors of the inputs is no folder",
     }.items():
