@@ -140,7 +140,7 @@ tree: {of: [{of: [a, b], merge: {base: c.safetensors}}, a], merge: {base: d.safe
     plan = check(parse_tree(text)[0])
     assert what(plan, "a") == "train: trainers:Add, start c.safetensors"
     assert what(plan, "root.1") == "task_arithmetic base c.safetensors"
-    assert 'n2["root.1<br/>task\u002395;arithmetic base c.safetensors"]' in mermaid(plan)
+    assert 'n3["root.1<br/>task_arithmetic base c.safetensors"]' in mermaid(plan)
 
 
 def test_after_a_run_the_picture_has_the_metrics() -> None:
