@@ -65,7 +65,7 @@ def soup(*arguments: object) -> Result:
 NAMED = """soup: 1
 models:
   slow: a.safetensors
-  fresh: {train: {trainer: "trainers:Add", add: 0.25}}
+  fresh: {train: {trainer: "trainers:Add", add: 0.25}, start: c.safetensors}
   tuned: {of: [slow, b], finetune: {trainer: "trainers:Add", add: 1}}
   b: b.safetensors
 tree:
@@ -83,6 +83,7 @@ def test_models_keep_the_names_that_their_plan_gave_them() -> None:
     assert names == {
         "out.safetensors": 1, "final.merge": 1, "stage": 1, "final.2": 1, "tuned": 1,
         "tuned.merge": 1, "fresh": 1, "slow (a.safetensors)": 1, "b.safetensors": 1,
+        "c.safetensors": 1,
     }  # fmt: skip
     shown = soup("inspect", "--lineage", output).stdout
     assert "model.safetensors" not in shown
@@ -91,6 +92,7 @@ def test_models_keep_the_names_that_their_plan_gave_them() -> None:
     assert plan["models"].keys() == {"slow", "b", "fresh", "tuned", "stage", "final.2"}
     assert plan["models"]["slow"]["path"] == "a.safetensors"
     assert plan["models"]["tuned"]["of"] == ["slow", "b"]
+    assert plan["models"]["fresh"]["start"] == "c.safetensors"
     assert plan["tree"]["name"] == "final"
 
 
@@ -99,6 +101,19 @@ def test_a_plan_from_a_lineage_makes_the_same_bytes_names_included(fuse: bool) -
     output = run(NAMED, fuse=fuse)
     again = run(modelsoup.plan_text(output), "again", fuse=not fuse)
     assert again.read_bytes() == output.read_bytes()
+
+
+@pytest.mark.parametrize("start", ["", ", start: c.safetensors"])
+@pytest.mark.parametrize("tuned", ["", ', finetune: {trainer: "trainers:Add", add: 3}'])
+def test_what_was_only_trained_comes_back_as_a_plan(start: str, tuned: str) -> None:
+    leaf = f'{{train: {{trainer: "trainers:Add", add: 2}}{start}}}'
+    output = run(f"soup: 1\nmodels: {{x: {leaf}}}\ntree: {{of: [x]{tuned}}}\n")
+    again = run(modelsoup.plan_text(output), "again")
+    assert again.read_bytes() == output.read_bytes()
+    lineage = modelsoup.read_lineage(again)
+    assert lineage is not None
+    leaf_of = next(iter(lineage.get("ancestors", {"": lineage}).values()))
+    assert [entry["name"] for entry in leaf_of["inputs"]] == (["c.safetensors"] if start else [])
 
 
 def test_a_model_that_is_used_twice_has_one_name_in_lineages() -> None:
