@@ -116,6 +116,16 @@ def test_what_was_only_trained_comes_back_as_a_plan(start: str, tuned: str) -> N
     assert [entry["name"] for entry in leaf_of["inputs"]] == (["c.safetensors"] if start else [])
 
 
+@pytest.mark.parametrize("seed", [0, 2**63 - 1])
+def test_every_seed_that_a_trainer_may_have_comes_back(seed: int) -> None:
+    tuned = f'{{trainer: "trainers:Add", add: 1, seed: {seed}}}'
+    output = run(f"soup: 1\nmodels: {{a: a.safetensors}}\ntree: {{of: [a], finetune: {tuned}}}\n")
+    made = parse_yaml(modelsoup.plan_text(output), "made").content
+    assert made["tree"] == {
+        "of": ["a"], "finetune": {"trainer": "trainers:Add", "add": 1, "seed": seed},
+    }  # fmt: skip
+
+
 def test_a_model_that_is_used_twice_has_one_name_in_lineages() -> None:
     text = "soup: 1\nmodels: {a: a.safetensors, b: b.safetensors, m: {of: [a, b]}}\n"
     output = run(text + "tree: {of: [m, {of: [m, a]}]}\n")
@@ -240,6 +250,10 @@ def test_a_lineage_is_read_from_a_path_or_an_open_checkpoint(read: Any) -> None:
     assert modelsoup.plan_text(Path("out.safetensors")).startswith("# What out.safetensors was")
     with pytest.raises(CheckpointError, match=r"did you mean 'out\.safetensors'"):
         read("ou.safetensors")
+    with pytest.raises(
+        PlanError, match=r"^a\.safetensors holds no lineage: modelsoup did not make"
+    ):
+        modelsoup.plan_text("a.safetensors")
 
 
 # --- graphs of any size ------------------------------------------------------------------------
@@ -366,6 +380,8 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "a base": ({**MADE, "base": []}, r"an input is \[\], which has no name"),
     "no size": ({**MADE, "inputs": [{"name": "a", "xxh3_128": DIGEST}]}, "it has no size"),
     "a size": ({**MADE, "inputs": [{**ENTRY, "size": -1}]}, "size is -1, not a number of bytes"),
+    "a size of 65 bits": ({**MADE, "inputs": [{**ENTRY, "size": 2**64}]}, "size is 18446744073"),
+    "a seed of 64 bits": ({**TRAINED, "seed": 2**63}, "seed is 9223372036854775808, not an int"),
     "a large size": ({**MADE, "inputs": [{**ENTRY, "size": 10**300}]}, "size is 1000"),
     "no digest": ({**MADE, "inputs": [{"name": "a", "size": 1}]}, "it has no xxh3_128"),
     "a digest": ({**MADE, "inputs": [{**ENTRY, "xxh3_128": "\x9b"}]}, "not 32 hexadecimal digits"),
