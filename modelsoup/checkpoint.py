@@ -199,15 +199,22 @@ class Checkpoint(Mapping[str, np.ndarray]):
                 f"{info.file}: no array can have the shape {list(info.shape)} of tensor {name!r}"
             ) from None
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same tensors of the same files; `soup diff` compares values."""
+        if not isinstance(other, Checkpoint):
+            return NotImplemented
+        return (self.path, self.tensors, self.metadata) == (
+            other.path, other.tensors, other.metadata,
+        )  # fmt: skip
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
 
     def __len__(self) -> int:
         return len(self.tensors)
-
-    # A mapping's comparison would compare arrays, which have no truth value.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         return f"<Checkpoint {self.path}: {len(self)} tensors, {self.nbytes} bytes>"

@@ -1,15 +1,19 @@
 """The command `soup`: each command is a few lines over the library.
 
-Exit codes: 0, 1 for a mistake that one sentence on stderr explains, 2 for wrong usage.
+Exit codes: 0, 1 for a mistake that one sentence on stderr explains, 2 for wrong usage, and 128 and
+the signal's number where one ended it: 130 for Ctrl-C, 143 for SIGTERM.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+import os
+import signal
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,10 +77,17 @@ class _Group(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        _stand_in_for_closed_streams()
+        return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with speaking("command"):
+            with _ended_by_signals(), speaking("command"):
                 return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            echo(" ".join(["Interrupted.", *getattr(error, "__notes__", ())]), err=True)
+            sys.exit(128 + getattr(error, "number", signal.SIGINT))
         except SoupError as error:
             raise _Mistake(error) from error
         except OSError as error:
@@ -84,6 +95,58 @@ class _Group(click.Group):
                 raise
             where = f"{error.filename}: " if error.filename else ""
             raise _Mistake(SoupError(f"{where}{error.strerror or error}")) from error
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal that ends the command."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PATIENCE = 2.0  # seconds in which a signal that comes again is not needed
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Have every signal that ends a command do it as Ctrl-C does: what is half-written is removed.
+
+    One that is ignored, as by `nohup`, stays so.
+    """
+    first = [-_PATIENCE]
+
+    def end(number: int, _: object) -> None:
+        if time.monotonic() - first[0] >= _PATIENCE:  # else it would interrupt the removing
+            first[0] = time.monotonic()
+            raise _Ended(number)
+
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    try:
+        before = {
+            number: signal.signal(number, end)
+            for number in _ENDING
+            if signal.getsignal(number) in usual
+        }
+    except ValueError:  # in a thread, which gets no signals
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stand_in_for_closed_streams() -> None:
+    """Let what is closed lead nowhere: a file that is opened next would be taken for it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 class _Mistake(click.ClickException):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .cli_shared import json_option, print_json, say
-from .errors import PlanError
+from .cli_shared import echo, json_option, print_json, say
+from .errors import PlanError, StoreError
 
 _STORE = ".soup-store"
 _PICTURES = ("dot", "mermaid")
@@ -112,9 +112,14 @@ def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags:
     if known is None:
         checked = check(tree, fuse=flags["fuse"], warnings=warnings)
     else:
+        from .runner import made_otherwise
+
         checked = check(
-            tree, done=known.has, digest=known.digest, fuse=flags["fuse"], warnings=warnings
+            tree, done=known.has, digest=known.digest, companions=known.companions,
+            fuse=flags["fuse"], warnings=warnings,
         )  # fmt: skip
+        warnings = [*checked.warnings, *made_otherwise(checked, known)]
+        checked = dataclasses.replace(checked, warnings=tuple(warnings))
     wanted = [kind for kind in _PICTURES if flags[kind]]
     if svg:
         from .picture import save_picture
@@ -195,7 +200,6 @@ def run(path: str, output: str, folder: str, executor: str, **options: Any) -> N
     click.get_current_context().call_on_close(gc.enable)
     quiet = options["quiet"] or options["as_json"]
     workers = options["workers"]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a job scheduler ends a run
     try:
         from .executors import executor_from
 
@@ -211,32 +215,31 @@ def run(path: str, output: str, folder: str, executor: str, **options: Any) -> N
                 say("warning", warning)
             if where is None:
                 where = stack.enter_context(executor_from(executor, workers))
-            watch = None
+            view = None
             if not quiet:
                 from .show_tree import watching
 
-                watch = stack.enter_context(watching(tree))
+                view = stack.enter_context(watching())
             gc.freeze()
             gc.enable()
             report = runner.run(
-                tree, output, store=folder, executor=where, workers=workers or 1,
-                keep=options["keep"], fuse=options["fuse"], force=options["force"], watch=watch,
+                tree, output, store=folder, executor=where, workers=workers,
+                keep=options["keep"], fuse=options["fuse"], force=options["force"],
+                planned=None if view is None else view.begin, watch=view,
             )  # fmt: skip
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         from .store import Store
 
         there = (Path(folder) / "objects").is_dir()
         kept = sum(1 for _ in Store(folder, create=False).entries()) if there else 0
-        click.echo(
-            f"Interrupted. {kept} finished results are kept in {folder}; the same command goes on.",
-            err=True,
-        )
-        sys.exit(130)
+        error.add_note(f"{kept} finished results are kept in {folder}; the same command goes on.")
+        raise
     if options["as_json"]:
         print_json(report.as_json())
     elif not quiet:
         reused = len(report.records) - len(report.computed)
-        click.echo(f"{report.output}: {len(report.computed)} nodes computed, {reused} reused")
+        already = " was this result already" if report.was_there else ""
+        echo(f"{report.output}{already}: {len(report.computed)} nodes computed, {reused} reused")
 
 
 @click.group()
@@ -255,13 +258,14 @@ def _open(folder: str) -> Any:
 @json_option
 def store_list(folder: str, as_json: bool) -> None:
     """List the finished results."""
-    entries = list(_open(folder).entries())
+    opened = _open(folder)
+    entries = list(opened.entries())
     if as_json:
         print_json([{**e.record, "path": str(e.path), "nbytes": e.nbytes} for e in entries])
         return
     from .show_tree import show_entries
 
-    show_entries(entries)
+    show_entries(entries, opened.pinned())
 
 
 @store.command("show", no_args_is_help=True)
@@ -292,8 +296,10 @@ def store_show(key: str, folder: str) -> None:
 def store_gc(keep: str, older_than: float | None, dry_run: bool, folder: str) -> None:
     """Remove results that nothing needs."""
     cleaned = _open(folder).gc(keep=keep, older_than=older_than, dry_run=dry_run)
+    from .errors import counted, sized
+
     would = "would be " if dry_run else ""
-    click.echo(f"{len(cleaned.keys)} results, {cleaned.nbytes:,} bytes {would}removed")
+    echo(f"{counted(len(cleaned.keys), 'result')}, {sized(cleaned.nbytes)} {would}removed")
 
 
 @store.command("verify")
@@ -307,6 +313,7 @@ def store_verify(folder: str) -> None:
     names = [f"{entry.record.get('node')} ({entry.key})" for entry in damaged]
     names += [f"{key} (its record)" for key in opened.damaged_records()]
     if names:
-        raise PlanError(
-            f"{len(names)} results are damaged: {', '.join(names)} (a run makes them again)"
+        raise StoreError(
+            f"{len(names)} results are damaged: {', '.join(names)} (a run of their plan makes them "
+            f"again)"
         )

@@ -36,10 +36,11 @@ from .writer import (
     OccupiedError,
     OutputFile,
     OutputTensor,
-    check_output,
+    check_free,
+    check_place,
     header_bytes,
     layout_parts,
-    overlaps,
+    overlapped,
     parse_size,
 )
 
@@ -156,13 +157,14 @@ def merge(
     opened = [_open(model) for model in models]
     opened_base = None if base is None else _open(base)
     plan = plan_merge(opened, recipe, base=opened_base)
+    check_place(output)
     inputs = [*opened, *([opened_base] if opened_base else [])]
-    taken = overlaps(output, [path for model in inputs for path in (model.path, *model.files)])
+    taken = overlapped(output, [path for model in inputs for path in (model.path, *model.files)])
     if taken is not None:
         raise OutputError(f"the output {output} would replace the input {taken}")
     notices = list(plan.notices)
     try:
-        check_output(output, force=force)
+        check_free(output, force=force)
     except OccupiedError as error:
         if not dry_run:
             raise

@@ -11,16 +11,18 @@ import os
 import pickle
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 from urllib.parse import urlsplit
 
-from .errors import ParameterError, RunError, nearest
+from .errors import ParameterError, RunError, nearest, option
 from .processes import Interpreters, ProcessExecutor, WorkerLostError, answer, placed, plainly
 
 _KINDS = ("local", "processes:N", "dask://HOST:PORT", "ray", "ray://HOST:PORT")
-_PATIENCE = 10.0  # seconds for a cluster to answer
+_PATIENCE = 10.0  # seconds for a cluster to answer, and for its workers to come
+_AGAIN = 0.5  # seconds between two looks for workers
 
 
 class DaskExecutor(Executor):
@@ -36,6 +38,7 @@ class DaskExecutor(Executor):
     takes_resources = True
 
     def __init__(self, client: Any) -> None:
+        self._client = client
         self._executor = client.get_executor(pure=False, retries=0)
 
     def submit(  # type: ignore[override]  # one keyword more
@@ -43,17 +46,53 @@ class DaskExecutor(Executor):
         **kwargs: Any,
     ) -> Future[Any]:  # fmt: skip
         """Call `fn` on a worker that offers the resources; `gpus` is what Dask calls `GPU`."""
-        names = {"gpus": "GPU", "cpus": "CPU"}
-        wanted = {names.get(name, name): amount for name, amount in (resources or {}).items()}
+        wanted = {_NAMES.get(name, name): amount for name, amount in (resources or {}).items()}
+        if wanted and not _is_offered(wanted, self._offers):
+            return _refused(f"no worker of the cluster offers {_listed(wanted)}")
         call = pickle.dumps((fn, args, kwargs))
         future: Future[Any] = self._executor.submit(
             _in_a_process, call, tuple(sys.path), resources=wanted or None
         )
         return future
 
+    def _offers(self) -> Iterable[Mapping[str, float]]:
+        try:
+            told = self._client.scheduler_info(n_workers=-1)
+        except TypeError:  # an older one, which tells of all
+            told = self._client.scheduler_info()
+        return [worker["resources"] for worker in told["workers"].values()]
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As in `concurrent.futures.Executor`; calls that run go on to their end."""
         self._executor.shutdown(wait and not cancel_futures)
+
+
+_NAMES = {"gpus": "GPU", "cpus": "CPU"}  # ours, and those of clusters
+
+
+def _is_offered(
+    wanted: Mapping[str, float], offers: Callable[[], Iterable[Mapping[str, float]]],
+    patience: float = _PATIENCE,
+) -> bool:  # fmt: skip
+    """Whether any worker has all that a call wants; one may be about to come."""
+    deadline = time.monotonic() + patience
+    while True:
+        for offer in offers():
+            if all(offer.get(name, 0) >= amount for name, amount in wanted.items()):
+                return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_AGAIN)
+
+
+def _refused(said: str) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_exception(RunError(said))
+    return future
+
+
+def _listed(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{name}: {amount:g}" for name, amount in resources.items())
 
 
 def _in_a_process(call: bytes, path: Sequence[str]) -> Any:
@@ -92,9 +131,12 @@ class RayExecutor(Executor):
         """Call `fn` on a worker that has the resources, one CPU if none are named."""
         outer: Future[Any] = Future()
         wanted = {"cpus": 1, **(resources or {})}
-        if self._alone and (lacking := self._lacking(wanted)):
-            outer.set_exception(RunError(f"the Ray that was started here has no {lacking}"))
-            return outer
+        named = {_NAMES.get(name, name): amount for name, amount in wanted.items()}
+        # Nobody adds machines to a Ray of this machine.
+        if resources and not _is_offered(named, self._offers, 0 if self._alone else _PATIENCE):
+            where = "the Ray that was started here" if self._alone else "no node of the cluster"
+            has = "has no" if self._alone else "has"
+            return _refused(f"{where} {has} {_listed(resources)}")
         options: dict[str, Any] = {
             "num_cpus": wanted.pop("cpus"), "num_gpus": wanted.pop("gpus", 0),
             "max_retries": 0, "resources": wanted,
@@ -119,15 +161,8 @@ class RayExecutor(Executor):
         task.future().add_done_callback(passed_on)
         return outer
 
-    def _lacking(self, wanted: Mapping[str, float]) -> str:
-        """Resources that will never be there: nobody adds machines to a Ray of this machine."""
-        names = {"cpus": "CPU", "gpus": "GPU"}
-        has = self._ray.cluster_resources()
-        return ", ".join(
-            f"{name}: {amount:g}"
-            for name, amount in wanted.items()
-            if amount > has.get(names.get(name, name), 0)
-        )
+    def _offers(self) -> Iterable[Mapping[str, float]]:
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def terminate(self) -> None:
         """End every call that runs."""
@@ -165,6 +200,11 @@ def executor_from(text: str, workers: int | None = None) -> Iterator[Executor]:
     kind, colon, rest = text.partition(":")
     if text == "local" or (kind == "processes" and colon):
         count = _count(rest, text) if colon else workers or 1
+        if workers not in (None, count):
+            other = option("workers", str(workers))
+            raise ParameterError(
+                f"{text} runs {count} nodes at the same time, {other} another number: give one"
+            )
         pool = ProcessExecutor(count)
         try:
             yield pool

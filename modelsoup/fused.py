@@ -180,7 +180,7 @@ def _cache_file(source: str, function: Callable[..., Any]) -> Path:
     import llvmlite.binding as llvm
 
     root = os.environ.get("MODELSOUP_CACHE") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "modelsoup"
+        os.environ.get("XDG_CACHE_HOME") or _home() / ".cache", "modelsoup"
     )
     parts = (
         source, inspect.getsource(function), f"{function.__module__}.{function.__qualname__}",
@@ -189,6 +189,14 @@ def _cache_file(source: str, function: Callable[..., Any]) -> Path:
     )  # fmt: skip
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return Path(root, "loops", f"{function.__name__}-{digest[:32]}.o")
+
+
+def _home() -> Path:
+    """The user's home; without one, a folder that can neither be read nor made."""
+    try:
+        return Path.home()
+    except RuntimeError:  # there is no HOME, and the system does not know the user
+        return Path(os.devnull)
 
 
 def _read(file: Path) -> bytes | None:

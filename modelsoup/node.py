@@ -16,7 +16,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,13 +27,29 @@ import numpy as np
 from .checkpoint import SUFFIX, Checkpoint, TensorInfo, open_checkpoint
 from .dtypes import DTYPES, has_nonfinite, numpy_dtype
 from .engine import merge
-from .errors import CheckpointError, RunError, StoreError, TrainerError, listed, speaking
+from .errors import (
+    CheckpointError,
+    RunError,
+    SoupError,
+    StoreError,
+    TrainerError,
+    listed,
+    speaking,
+)
 from .lineage import Digests, record_training
 from .plan import bytes_read, described, trainer_of
 from .recipe import plan_merge
 from .rules import BASE
-from .store import Store, content_digest, digest_of, output_name, remove_strays
-from .trainer import CommandTrainer, build_options, carry_out, end_orphans
+from .store import (
+    Store,
+    content_digest,
+    digest_of,
+    output_name,
+    remove_strays,
+    store_error,
+    write_note,
+)
+from .trainer import SECONDS_LEFT, CommandTrainer, build_options, carry_out, failure
 from .tree import FineTune, Merge, Operation, Train
 from .unmade import Unmade
 from .version import __version__
@@ -65,6 +82,16 @@ class LeafChangedError(RunError):
     def __init__(self, message: str, path: Path = Path()) -> None:
         super().__init__(message)
         self.path = path
+
+
+class NodeError(RunError):
+    """What was called for a node raised something that no sentence foresees.
+
+    Attributes:
+        trace: the traceback, as text; the exception itself may be in another process.
+    """
+
+    trace: str = ""
 
 
 def leaf_changed(path: Path) -> LeafChangedError:
@@ -130,6 +157,7 @@ class Task:
         seed: for the trainer.
         workers: threads of a merge.
         capture: put what is printed into the node's log; for processes of their own.
+        run: who asks, so that others who wait for the same node see that it is not they.
     """
 
     store: Path
@@ -142,6 +170,7 @@ class Task:
     seed: int = 0
     workers: int | None = None
     capture: bool = False
+    run: str = ""
 
 
 def get_ready() -> None:
@@ -151,37 +180,41 @@ def get_ready() -> None:
     build_options(CommandTrainer(), {"command": ["{output}"]})  # sets up pydantic
 
 
-def perform(task: Task) -> dict[str, Any]:
-    """Carry out a node, unless it is done, and return its record.
+def perform(task: Task) -> tuple[dict[str, Any], bool]:
+    """Carry out a node, unless it is done; its record, and whether it was made here and now.
 
     Raises:
         DamagedError: an input in the store is damaged.
         SoupError: the merge or the trainer failed.
     """
     store = Store(task.store)
-    with contextlib.suppress(OSError):
-        store.progress(task.key).write_text("{}")  # it has begun
     while True:
         with store.lock(task.key, wait=False) as held:
+            if store.has(task.key):  # another run was quicker
+                return dict(store.entry(task.key).record), False
             if held:
-                return _perform(task, store)
-        # Another run is at it, or what a killed one left behind, which may still be dying.
-        end_orphans(store.work(task.key))
-        time.sleep(_AGAIN)
+                return _perform(task, store), True
+        time.sleep(_AGAIN)  # another run is at it
 
 
 def _perform(task: Task, store: Store) -> dict[str, Any]:
     """`perform`, under the key's lock."""
-    if store.has(task.key):  # another run was quicker
-        return dict(store.entry(task.key).record)
-    folder = store.folder_of(task.key)
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_strays(folder)
-    started, clock = time.time(), time.monotonic()
-    # Where a process has other threads, they may print too, and not for this node's log.
-    alone = threading.current_thread() is threading.main_thread()
-    with _log(store.log(task.key)) as log, _captured(log, wanted=task.capture and alone):
-        output, made = _carry_out(task, store, folder, log)
+    try:
+        folder = store.folder_of(task.key)
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_strays(folder)
+        note = _Note(store.progress(task.key), task.run)  # it has begun
+        started, clock = time.time(), time.monotonic()
+        # Where a process has other threads, they may print too, and not for this node's log.
+        alone = threading.current_thread() is threading.main_thread()
+        with (
+            store.log(task.key).open("a", encoding="utf-8", errors="replace") as log,
+            _captured(log, wanted=task.capture and alone),
+            _explained(log, "the merge" if isinstance(task.operation, Merge) else "the training"),
+        ):
+            output, made = _carry_out(task, store, folder, log, note)
+    except OSError as error:  # of the store's own files: those of merges and trainers are told
+        raise store_error(task.store, error) from error
     record = {
         "node": task.node,
         "operation": type(task.operation).__name__.lower(),
@@ -200,6 +233,23 @@ def _perform(task: Task, store: Store) -> dict[str, Any]:
     return store.put(task.key, output, record)
 
 
+@contextlib.contextmanager
+def _explained(log: IO[str], said: str) -> Iterator[None]:
+    """Tell in one sentence what strange code raises, and put the whole of it into the log."""
+    try:
+        yield
+    except Exception as error:
+        strange = error.__cause__ if isinstance(error, TrainerError) else error
+        if strange is None or isinstance(strange, SoupError | OSError):
+            raise
+        trace = "".join(traceback.format_exception(strange))
+        print(trace, end="", file=log, flush=True)
+        lines = error.args if isinstance(error, SoupError) else failure(said, error)
+        told = NodeError(*lines)
+        told.trace = trace
+        raise told from strange
+
+
 def _input(source: Source | OnTheWay) -> dict[str, Any]:
     """An input, for records."""
     if isinstance(source, Source):
@@ -216,7 +266,9 @@ def _read(sources: Sequence[Source | OnTheWay]) -> list[Source]:
     ]  # fmt: skip
 
 
-def _carry_out(task: Task, store: Store, folder: Path, log: IO[str]) -> tuple[Path, dict[str, Any]]:
+def _carry_out(
+    task: Task, store: Store, folder: Path, log: IO[str], note: _Note
+) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """The checkpoint, and what its record says of it."""
     files = _read(task.sources)
     for source in files:
@@ -224,25 +276,26 @@ def _carry_out(task: Task, store: Store, folder: Path, log: IO[str]) -> tuple[Pa
     is_folder = bool(files) and open_checkpoint(files[0].path).is_folder
     output = folder / output_name(is_folder=is_folder)
     if isinstance(task.operation, Merge):
-        return output, _merge(task, task.operation, output)
+        with speaking("plan"):
+            return output, _merge(task, task.operation, output, note)
     assert isinstance(task.operation, Train | FineTune)
     start = files[0] if files else None
     if start is not None and content_digest(start.path) != start.digest:
         raise _damaged(start)
     trained = folder / f"trained{SUFFIX}"
     try:
-        return output, _trained(task, store, trained, output, log, start)
+        return output, _trained(task, store, trained, output, log, start, note)
     finally:
         trained.unlink(missing_ok=True)
 
 
 def _trained(
-    task: Task, store: Store, trained: Path, output: Path, log: IO[str], start: Source | None
+    task: Task, store: Store, trained: Path, output: Path, log: IO[str], start: Source | None,
+    note: _Note,
 ) -> dict[str, Any]:  # fmt: skip
     """Have the trainer write `trained`, and make the result of it."""
     assert isinstance(task.operation, Train | FineTune)
     trainer, options = trainer_of(task.operation.training)
-    note = _Note(store.progress(task.key))
     carry_out(
         trainer, options, start=None if start is None else start.path, output=trained,
         work=store.work(task.key), frozen=task.frozen, seed=task.seed, report=note.take,
@@ -259,12 +312,12 @@ def _trained(
     }  # fmt: skip
 
 
-def _merge(task: Task, operation: Merge, output: Path) -> dict[str, Any]:
-    with speaking("plan"):
-        report = merge(
-            [_model(source) for source in task.sources], output, operation.recipe,
-            base=None if task.base is None else _model(task.base), workers=task.workers, force=True,
-        )  # fmt: skip
+def _merge(task: Task, operation: Merge, output: Path, note: _Note) -> dict[str, Any]:
+    report = merge(
+        [_model(source) for source in task.sources], output, operation.recipe,
+        base=None if task.base is None else _model(task.base), workers=task.workers, force=True,
+        progress=note.count,
+    )  # fmt: skip
     # The inputs' digests were computed while they were merged; what does not agree made nothing.
     _must_agree(report.digests, task.sources, task.base)
     plan = report.plan
@@ -387,38 +440,44 @@ def _copied(
 
 
 class _Note:
-    """Keeps a trainer's last figures, and puts them where whoever waits can read them."""
+    """Keeps a node's last figures, and puts them where whoever waits can read them."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, run: str) -> None:
         self.metrics: dict[str, float] = {}
         self.notes: dict[str, Any] = {}
         self._file = file
+        self._run = run
+        self._counted = 0
+        self._lock = threading.Lock()
         self._last = 0.0
+        self._write(None, None)
 
     def keep(self, told: Mapping[str, Any]) -> None:
         """Keep what is to be in the record; what JSON cannot hold is told now, not at the end."""
         self.notes |= json.loads(json.dumps(dict(told)))
 
     def take(self, done: float | None, metrics: Mapping[str, float]) -> None:
-        self.metrics |= {
-            str(name): float(value) for name, value in metrics.items() if math.isfinite(value)
-        }
+        """A trainer's report."""
+        figures = {str(name): float(v) for name, v in metrics.items() if math.isfinite(v)}
+        left = figures.pop(SECONDS_LEFT, None)  # it is true at one moment only
+        self.metrics |= figures
         if done is not None:
             done = min(max(float(done), 0.0), 1.0)
-        now = time.monotonic()
-        if now - self._last < _OFTEN and done != 1:
-            return
-        self._last = now
-        content = json.dumps({"done": done, "metrics": self.metrics})
-        partial = self._file.with_name(f".{self._file.name}.{os.getpid()}")
-        partial.write_text(content, "utf-8")
-        os.replace(partial, self._file)
+        if time.monotonic() - self._last >= _OFTEN or done == 1:
+            self._write(done, left)
 
+    def count(self, nbytes: int, total: int) -> None:
+        """A merge's progress, from any of its threads."""
+        with self._lock:
+            self._counted += nbytes
+            if time.monotonic() - self._last >= _OFTEN:
+                self._write(min(self._counted / max(total, 1), 1.0), None)
 
-@contextlib.contextmanager
-def _log(path: Path) -> Any:
-    with path.open("a", encoding="utf-8", errors="replace") as file:
-        yield file
+    def _write(self, done: float | None, left: float | None) -> None:
+        self._last = time.monotonic()
+        content = {"run": self._run, "done": done, SECONDS_LEFT: left, "metrics": self.metrics}
+        with contextlib.suppress(OSError):  # what is only shown must not end a training
+            write_note(self._file, json.dumps(content), durable=False)
 
 
 @contextlib.contextmanager

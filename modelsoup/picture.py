@@ -15,7 +15,7 @@ from .errors import OutputError, counted, option, printable
 from .plan import NodePlan, Plan, described
 from .rules import rule_from_json
 from .tree import Load, Merge, Operation, Train, Tree
-from .writer import overlaps
+from .writer import overlapped
 
 _WIDTH, _HEIGHT = 196, 64  # of a box, in pixels; the height is the least
 _GAP, _RISE = 24, 64  # between neighbours; between levels
@@ -218,7 +218,7 @@ def check_picture(output: Path, *, force: bool, reads: Iterable[Path]) -> None:
     if output.is_dir():
         raise OutputError(f"{output} is a folder")
     paths = list(reads)
-    if taken := overlaps(output, paths):
+    if taken := overlapped(output, paths):
         raise OutputError(f"the picture {output} would replace {taken}, which the plan reads")
     place = output.parent.resolve()
     for folder in filter(os.path.isdir, paths):

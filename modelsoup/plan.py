@@ -11,14 +11,13 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import SUFFIX, Checkpoint, TensorInfo, must_be_whole, open_checkpoint
-from .companions import companions
-from .digest import content_of, digest_file
+from .digest import content_of
 from .dtypes import DTYPES
 from .errors import CheckpointError, PlanError, SoupError, counted, listed, speaking
 from .header import Row, read_header
@@ -26,6 +25,8 @@ from .lineage import recipe_as_json
 from .methods import code_version, get_method
 from .recipe import MergePlan, Recipe, Step, plan_merge
 from .rules import BASE
+from .store import Companions, companions_of
+from .stream import default_workers
 from .trainer import (
     Trainer,
     build_options,
@@ -47,6 +48,9 @@ _BUFFERS = 110 << 20  # what a merge takes, however large the models are
 
 Signature = Mapping[str, tuple[str, tuple[int, ...]]]
 """Tensor name → (safetensors dtype, shape)."""
+
+Digest = Callable[[Path], str | None]
+"""The digest of a checkpoint's weights, or None where it is not known yet."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,24 @@ class Plan:
     nodes: Mapping[str, NodePlan]
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    _checker: _Checker | None = field(default=None, repr=False, compare=False)
+
+    def renewed(
+        self, *, done: Callable[[str], bool] | None = None, digest: Digest | None = None,
+        companions: Callable[[Path], Companions | None] | None = None, fuse: bool = False,
+        wanted: Collection[str] = (),
+    ) -> Plan:  # fmt: skip
+        """The plan with what is known by now of leaves and results; no header is read again.
+
+        Args:
+            done: as in `check`.
+            digest: as in `check`.
+            companions: as in `check`.
+            fuse: as in `check`.
+            wanted: nodes whose results are to be there though the root may need them no more.
+        """
+        assert self._checker is not None
+        return self._checker.plan(done, digest, companions, fuse=fuse, wanted=wanted)
 
     @property
     def steps(self) -> list[NodePlan]:
@@ -214,11 +236,15 @@ def checkpoints_of(operation: Operation) -> list[Path]:
     return [] if given is None else [given]
 
 
+def checkpoints_read(tree: Tree) -> list[Path]:
+    """All checkpoints that a tree reads from outside, each once."""
+    return list(dict.fromkeys(p for _, made in tree.operations() for p in checkpoints_of(made)))
+
+
 def files_read(tree: Tree) -> list[Path]:
-    """All checkpoints, and the trainers' other files, that a tree reads."""
-    found: dict[Path, None] = {}
+    """All checkpoints, and the trainers' other files, that a tree reads from outside."""
+    found = dict.fromkeys(checkpoints_read(tree))
     for _, operation in tree.operations():
-        found |= dict.fromkeys(checkpoints_of(operation))
         training = training_of(operation)
         with contextlib.suppress(SoupError):  # `check` tells what is wrong with a training
             found |= dict.fromkeys(named_files(*trainer_of(training)) if training else ())
@@ -241,15 +267,18 @@ def trainer_of(training: Training) -> tuple[Trainer, Any]:
 
 
 def node_key(
-    tree: Tree, node: str, inputs: Sequence[str | None], digest: Callable[[Path], str | None]
-) -> str | None:
+    tree: Tree, node: str, inputs: Sequence[str | None], digest: Digest,
+    companions: Callable[[Path], Companions | None] | None = None,
+) -> str | None:  # fmt: skip
     """What a node's result is named by: a hash of its operation and of its inputs' keys.
 
     Args:
         tree: the tree.
         node: the node.
         inputs: its inputs' keys.
-        digest: the digest of a checkpoint's content, or None where it is not known yet.
+        digest: the digest of a checkpoint's weights, or None where it is not known yet.
+        companions: name and digest of the files that a model folder's results take over besides
+            its weights, where they are known without reading them all; None reads them.
 
     Returns:
         32 hexadecimal digits, or None where something is not known yet.
@@ -259,10 +288,13 @@ def node_key(
     """
     operation = tree.operation(node)
     content: dict[str, Any] = {"format": KEY_FORMAT, "operation": type(operation).__name__}
+    if None in inputs:
+        return None
     more: list[str | None] = []
+    first: Path | None = None  # whose companions go along
     if isinstance(operation, Load):
         more.append(digest(operation.path))
-        content["folder"] = _folder(operation.path)
+        first = operation.path
     elif isinstance(operation, Merge):
         recipe = operation.recipe
         content["recipe"] = recipe_as_json(recipe)
@@ -284,25 +316,22 @@ def node_key(
         content["seed"] = node_seed(tree, node)
         if isinstance(operation, Train) and operation.start is not None:
             more.append(digest(operation.start))
-            content["folder"] = _folder(operation.start)
-    every = [*inputs, *more]
-    if None in every:
+            first = operation.start
+    if None in more:
         return None
-    content["inputs"] = every
+    if first is not None:
+        along = (companions or companions_of)(first) if first.is_dir() else ()
+        if along is None:
+            return None
+        content["folder"] = [list(entry) for entry in along] if first.is_dir() else None
+    content["inputs"] = [*inputs, *more]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _folder(path: Path) -> list[list[str]] | None:
-    """What a model folder's results take over besides its weights; None for a file."""
-    if not path.is_dir():
-        return None
-    return [[str(file.relative_to(path)), digest_file(file).xxh3_128] for file in companions(path)]
-
-
 def check(
-    tree: Tree, *, done: Callable[[str], bool] | None = None,
-    digest: Callable[[Path], str | None] | None = None, fuse: bool = False,
+    tree: Tree, *, done: Callable[[str], bool] | None = None, digest: Digest | None = None,
+    companions: Callable[[Path], Companions | None] | None = None, fuse: bool = False,
     warnings: Sequence[str] = (),
 ) -> Plan:  # fmt: skip
     """Check and price a tree, reading headers only.
@@ -311,14 +340,14 @@ def check(
         tree: what to check.
         done: whether the result of a key is in the store; None has none.
         digest: the digest of a checkpoint, where it is known without reading it all.
+        companions: as in `node_key`.
         fuse: let merges of merges be made in one pass where they can, with nothing in between.
         warnings: what was noticed before, when the tree was read.
 
     Returns:
         the plan, with every problem that was found.
     """
-    checker = _Checker(tree, done or (lambda _: False), digest or (lambda _: None), fuse)
-    return checker.plan(warnings)
+    return _Checker(tree, warnings).plan(done, digest, companions, fuse=fuse)
 
 
 def _tell(told: dict[str, list[str]], sentence: str, node: str) -> None:
@@ -357,10 +386,11 @@ class _Merged:
 
 @dataclass
 class _Checker:
+    """Looks at every header once; what is done, and what keys are, may be asked again later."""
+
     tree: Tree
-    done: Callable[[str], bool]
-    digest: Callable[[Path], str | None]
-    fuse: bool
+    warnings: Sequence[str]
+    nodes: dict[str, NodePlan] = field(default_factory=dict)  # without keys
     problems: dict[str, list[str]] = field(default_factory=dict)  # sentence → whom it is about
     signatures: dict[str, Signature] = field(default_factory=dict)
     files: dict[Path, Signature] = field(default_factory=dict)
@@ -370,25 +400,56 @@ class _Checker:
     merge_plans: dict[str, MergePlan] = field(default_factory=dict)  # node → what it does
     outputs: dict[str, list[Path]] = field(default_factory=dict)  # node → its trainer's own
 
-    def plan(self, warnings: Sequence[str]) -> Plan:
-        nodes: dict[str, NodePlan] = {}
+    def __post_init__(self) -> None:
         for node, operation in self.tree.operations():
-            inputs = [nodes[name] for name in self.tree.inputs(node)]
-            nodes[node] = made = self._node(node, operation, inputs)
+            inputs = [self.nodes[name] for name in self.tree.inputs(node)]
+            self.nodes[node] = made = self._node(node, operation, inputs)
             if made.signature is not None:
                 self.signatures[node] = made.signature
         self._must_be_apart()
-        nodes = self._skip(nodes)
-        if self.fuse:
+
+    def plan(
+        self, done: Callable[[str], bool] | None, digest: Digest | None,
+        companions: Callable[[Path], Companions | None] | None, *, fuse: bool,
+        wanted: Collection[str] = (),
+    ) -> Plan:  # fmt: skip
+        found = {sentence: list(of) for sentence, of in self.problems.items()}
+        faulty = {node for of in found.values() for node in of}
+        nodes: dict[str, NodePlan] = {}
+
+        def known(path: Path) -> str | None:
+            return digest(path) if digest is not None and path.exists() else None
+
+        for name, node in self.nodes.items():
+            if name in faulty:
+                nodes[name] = node
+                continue
+            try:
+                keys = [nodes[i].key for i in self.tree.inputs(name)]
+                key = node_key(self.tree, name, keys, known, companions)
+                if isinstance(node.operation, Load):
+                    _must_be_meant(node.operation, known)
+                is_done = key is not None and done is not None and done(key)
+                nodes[name] = replace(node, key=key, done=is_done)
+            except SoupError as error:
+                for line in error.args:
+                    _tell(found, line, name)
+                nodes[name] = node
+            except OSError as error:  # a script that may not be read
+                _tell(found, f"cannot read {error.filename}: {error.strerror or error}", name)
+                nodes[name] = node
+        nodes = self._skip(nodes, wanted)
+        if fuse:
             nodes = self._fused(nodes)
         notices: dict[str, list[str]] = {}
-        for name, made in nodes.items():
-            for notice in made.notices if not made.done and not made.skipped else ():
+        for name, node in nodes.items():
+            for notice in node.notices if not node.done and not node.skipped else ():
                 _tell(notices, notice, name)
         return Plan(
             self.tree, nodes,
-            tuple(f"{self._whom(of, place=True)}: {said}" for said, of in self.problems.items()),
-            (*warnings, *(f"{self._whom(of)}: {said}" for said, of in notices.items())),
+            tuple(f"{self._whom(of, place=True)}: {said}" for said, of in found.items()),
+            (*self.warnings, *(f"{self._whom(of)}: {said}" for said, of in notices.items())),
+            self,
         )  # fmt: skip
 
     def _whom(self, nodes: Sequence[str], *, place: bool = False) -> str:
@@ -398,16 +459,18 @@ class _Checker:
         also = f" (and {listed(others)})" if others else ""
         return f"{where}: {first}{also}" if where else f"{first}{also}"
 
-    def _skip(self, nodes: dict[str, NodePlan]) -> dict[str, NodePlan]:
+    def _skip(
+        self, nodes: dict[str, NodePlan], wanted: Collection[str]
+    ) -> dict[str, NodePlan]:  # fmt: skip
         """Mark what nobody asks for, because what would be made of it is done."""
-        wanted, pending = set(), [self.tree.root]
+        needed, pending = set(), [self.tree.root, *wanted]
         while pending:
             node = pending.pop()
-            wanted.add(node)
+            needed.add(node)
             if not nodes[node].done:
                 pending += self.tree.inputs(node)
         return {
-            name: node if name in wanted else replace(node, skipped=True)
+            name: node if name in needed else replace(node, skipped=True)
             for name, node in nodes.items()
         }
 
@@ -415,7 +478,7 @@ class _Checker:
         """Mark the merges that are made on the way, and price what takes them anew."""
         found: dict[str, NodePlan] = {}
         depth: dict[str, int] = {}  # how many merges on the way, one in the other, a merge takes
-        plans = self.merge_plans
+        plans = dict(self.merge_plans)
         for name, node in nodes.items():
             inputs = self.tree.inputs(name)
             depth[name] = max((depth[i] + 1 for i in inputs if found[i].fused), default=0)
@@ -443,13 +506,9 @@ class _Checker:
         return found
 
     def _node(self, node: str, operation: Operation, inputs: Sequence[NodePlan]) -> NodePlan:
+        made = NodePlan(node, operation, None)
         try:
-            for path in self._files(node):  # before its folder's other files are read for the key
-                self._signature_of(path)
-            key = node_key(self.tree, node, [i.key for i in inputs], self._digest)
-            made = NodePlan(node, operation, key, done=key is not None and self.done(key))
             if isinstance(operation, Load):
-                self._must_be_meant(operation)
                 return replace(made, signature=self._signature_of(operation.path))
             if isinstance(operation, Merge):
                 return self._merge(made, operation, inputs)
@@ -457,9 +516,9 @@ class _Checker:
         except SoupError as error:
             for line in error.args:
                 self._problem(node, line)
-        except OSError as error:  # a name that is too long, a script that may not be read
+        except OSError as error:
             self._problem(node, f"cannot read {error.filename}: {error.strerror or error}")
-        return NodePlan(node, operation, None)
+        return made
 
     def _problem(self, node: str, sentence: str) -> None:
         _tell(self.problems, sentence, node)
@@ -507,18 +566,6 @@ class _Checker:
                 return False
             pending += zip(*inputs, strict=True)
         return True
-
-    def _digest(self, path: Path) -> str | None:
-        return self.digest(path) if path.exists() else None
-
-    def _must_be_meant(self, leaf: Load) -> None:
-        """Whether a leaf is the file that the plan means, as far as its content is known."""
-        found = None if leaf.digest is None else self._digest(leaf.path)
-        if found is not None and found != leaf.digest:
-            raise PlanError(
-                f"{leaf.path} is another file than the plan means: its XXH3-128 digest is {found}, "
-                f"not {leaf.digest}"
-            )
 
     def _signature_of(self, path: Path) -> Signature:
         if path not in self.files:
@@ -571,6 +618,7 @@ class _Checker:
         self, made: NodePlan, operation: Train | FineTune, inputs: Sequence[NodePlan]
     ) -> NodePlan:
         trainer, options = trainer_of(operation.training)
+        named_files(trainer, options)  # whether they are there
         made = replace(made, notices=tuple(trainer_notices(trainer, options)))
         self.outputs[made.node] = trainer_outputs(trainer, options)
         start: Signature | None = None
@@ -608,6 +656,16 @@ class _Checker:
                     found[name] = signature[name]
                     break
         return found
+
+
+def _must_be_meant(leaf: Load, digest: Digest) -> None:
+    """Whether a leaf is the file that the plan means, as far as its content is known."""
+    found = None if leaf.digest is None else digest(leaf.path)
+    if found is not None and found != leaf.digest:
+        raise PlanError(
+            f"{leaf.path} is another file than the plan means: its XXH3-128 digest is {found}, "
+            f"not {leaf.digest}"
+        )
 
 
 def _compare(trainer: str, told: Signature, node: str, signature: Signature) -> None:
@@ -678,13 +736,13 @@ def _read_for_digests(plan: MergePlan, steps: Sequence[Step]) -> int:
 
 
 def _memory(plan: MergePlan) -> int:
-    """Buffers, and for methods that see whole tensors the largest of them as it is computed."""
+    """Buffers, and for methods that see whole tensors the largest, one for each thread."""
     whole = [
         (len(step.sources) + 1) * step.elements * step.compute_dtype.itemsize
         for step in plan.steps
         if step.method is not None and step.method.shape == "whole"
     ]
-    return _BUFFERS + max(whole, default=0)
+    return _BUFFERS + sum(sorted(whole)[-default_workers() :])
 
 
 def _virtual(name: str, signature: Signature) -> Checkpoint:

@@ -51,11 +51,12 @@ class ProcessExecutor(Executor):
     The cores are divided among them: `OMP_NUM_THREADS`, by which torch, OpenBLAS and others go, is
     set unless it was. Several programs that each use all cores are slower than one after the other.
 
-    Args:
+    Attributes:
         workers: how many run at the same time.
     """
 
     def __init__(self, workers: int) -> None:
+        self.workers = workers
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="soup-process")
         self._omp = {_OMP: str(max(1, usable_cores() // workers))}
         self._way: _Way = (_Forks if _CAN_FORK else Interpreters)({**self._omp, **os.environ})

@@ -25,7 +25,7 @@ from .errors import (
     parameter_option,
 )
 from .methods import Method, build_parameters, get_method, method_names
-from .methods.registry import external_name
+from .methods.registry import densities, external_name, rescales
 from .quantized import (
     Scales,
     is_activation_scale,
@@ -341,10 +341,11 @@ class Step(NamedTuple):
             return passes
         if method.shape == "gram":
             return passes + 1
-        if method.sparsify is None or all(density in (0, 1) for density in parameters.density):
+        models = len(self.sources) - 1
+        if method.sparsify is None or all(d in (0, 1) for d in densities(parameters, models)):
             return passes
         threshold = 0 if method.sparsify == "random" else 1 if self.elements <= FEW else 2
-        return passes + threshold + bool(parameters.rescale)
+        return passes + threshold + rescales(parameters)
 
 
 @dataclass(frozen=True)

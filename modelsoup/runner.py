@@ -14,7 +14,7 @@ import queue
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,28 +29,49 @@ from .errors import (
     RunError,
     SoupError,
     StoreError,
+    listed,
     nearest,
 )
 from .node import (
     DamagedError,
     LeafChangedError,
+    NodeError,
     OnTheWay,
     Source,
     Task,
     leaf_changed,
     perform,
 )
-from .plan import NodePlan, Plan, check, node_seed
-from .store import DEFAULT_STORE, NoResultError, Store, content_digest
+from .plan import (
+    NodePlan,
+    Plan,
+    check,
+    checkpoints_read,
+    files_read,
+    node_seed,
+    trainer_of,
+    training_of,
+)
+from .store import (
+    DEFAULT_STORE,
+    Companions,
+    NoResultError,
+    Store,
+    companions_of,
+    content_digest,
+)
 from .stream import default_workers
+from .trainer import SECONDS_LEFT, build_options, options_as_json
 from .tree import FineTune, Load, Merge, Operation, Train, Tree
-from .writer import PARTIAL_SUFFIX, check_output, flush, place, remove, remove_stale
+from .writer import LINEAGE_KEY, CheckpointWriter, check_output, overlapped, remove_stale
 
 State = Literal["waiting", "running", "done", "kept", "failed", "skipped", "fused"]
 KEEPS = ("all", "root")
 _ATTEMPTS = 3  # for a node whose worker was lost, and for a result that does not stay as it was
 _POLL = 0.25  # seconds between two looks at how far trainers are
 _SHARE = 0.1  # of the time, at most, goes into such looks
+_DAMAGED = "its result was damaged"
+HEARTBEAT = 60.0  # seconds after which what still runs is told again
 _RESOURCES = "resources"
 
 
@@ -64,7 +85,8 @@ class Event:
             merge above it.
         done: the share of a training that is done, where it is told.
         metrics: a trainer's last figures.
-        message: why, where it failed or is tried again.
+        message: why it waits, failed or is tried again.
+        seconds_left: of a training, where it is told.
     """
 
     node: str
@@ -72,9 +94,11 @@ class Event:
     done: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     message: str = ""
+    seconds_left: float | None = None
 
 
 Watch = Callable[[Event], None]
+_Future = Future[tuple[dict[str, Any], bool]]
 
 
 @dataclass(frozen=True)
@@ -85,13 +109,16 @@ class RunReport:
         output: the root's checkpoint, where it was asked for.
         plan: what was carried out.
         records: node name → its record, for all nodes in the store that the root is made of.
-        computed: the nodes that this run carried out, in the order in which they finished.
+        computed: the nodes that this run carried out, in the order in which they finished; not
+            those that another run on the same store did meanwhile.
+        was_there: whether the output was this very result already, and was left as it is.
     """
 
     output: Path | None
     plan: Plan
     records: Mapping[str, Mapping[str, Any]]
     computed: tuple[str, ...]
+    was_there: bool = False
 
     @property
     def bytes_read(self) -> int:
@@ -107,6 +134,7 @@ class RunReport:
         """Plain data: what `soup run --json` prints."""
         return {
             "output": None if self.output is None else str(self.output),
+            "was_there": self.was_there,
             "computed": list(self.computed),
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
@@ -116,8 +144,9 @@ class RunReport:
 
 def run(
     tree: Tree, output: StrPath | None = DEFAULT_OUTPUT, *, store: StrPath = DEFAULT_STORE,
-    executor: Executor | None = None, workers: int = 1, keep: str = "all", fuse: bool = False,
-    force: bool = False, watch: Watch | None = None,
+    executor: Executor | None = None, workers: int | None = None, keep: str = "all",
+    fuse: bool = False, force: bool = False, planned: Callable[[Plan], None] | None = None,
+    watch: Watch | None = None,
 ) -> RunReport:  # fmt: skip
     """Carry out a tree, and put the root's checkpoint in its place.
 
@@ -129,40 +158,56 @@ def run(
             folder; None leaves the result in the store.
         store: the folder of results; several runs may share it.
         executor: where nodes run; None runs them in threads of this process.
-        workers: how many nodes run at the same time, where there is no executor.
+        workers: how many nodes run at the same time; None is one, or as many as the executor can.
         keep: `all` results stay in the store, or only the `root`'s.
         fuse: make merges of merges in one pass, where every tensor is merged element by element:
             the same bytes, and nothing in between is written or kept.
         force: replace an existing output.
-        watch: called, from this thread, when a node's state changes.
+        planned: called with the plan, its warnings included, before a node is begun.
+        watch: called, from this thread, when a node's state changes, and each minute while it runs.
 
     Raises:
         PlanError: the tree has problems; nothing was started.
-        OutputError: the output exists, or cannot be written.
-        RunError: a node failed; all that did not need it was finished.
-        SoupError: a node's own error, if only one failed.
+        OutputError: the output exists and is not this result, or cannot be written.
+        RunError: nodes failed, a line or more for each; all that did not need them was finished.
+            Its `__cause__` is what the first of them raised, with its traceback.
         KeyboardInterrupt: as it came; what was finished is kept.
     """
     if keep not in KEEPS:
         raise ParameterError(f"keep is {keep!r}{nearest(keep, KEEPS)} (expected all or root)")
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise ParameterError(f"workers is {workers}, but must be at least 1")
-    check(tree).raise_problems()
-    own = Store(store)
-    target = None if output is None else _target(tree, Path(output), force=force)
-    digests = _digest_leaves(tree, own)
-    plan = check(tree, done=own.has, digest=digests.get, fuse=fuse)
+    plan = check(tree, fuse=fuse)
     plan.raise_problems()
-    threads = None if executor is not None else ThreadPoolExecutor(workers)
+    own = Store(store)
+    own.remove_strays()
+    target = None if output is None else _target(tree, Path(output), own, force=force)
+    leaves = _read_leaves(tree, own)
+    plan = leaves.know(plan, own, fuse=fuse)
+    damaged = _remove_damaged(plan, own)
+    if damaged:
+        again = damaged if keep == "all" else ()
+        plan = leaves.know(plan, own, fuse=fuse, wanted=again)
+    was_there = target is not None and _is_there(plan, own, target)
+    if target is not None:
+        remove_stale(target)
+        check_output(target, force=force or was_there)
+    plan = replace(plan, warnings=(*plan.warnings, *made_otherwise(plan, own)))
+    if planned is not None:
+        planned(plan)
+    threads = None if executor is not None else ThreadPoolExecutor(workers or 1)
     try:
         walk = _Walk(
-            plan, own, digests, executor or threads, watch or (lambda _: None), keep, fuse,  # type: ignore[arg-type]
-            merge_workers=max(1, default_workers() // workers), capture=threads is None,
+            plan, own, leaves, executor or threads, watch or (lambda _: None), keep, fuse,  # type: ignore[arg-type]
+            limit=workers, capture=threads is None,
         )  # fmt: skip
+        walk.tell_damaged(damaged)
         while True:
             walk.go()
+            if target is None or was_there:
+                break
             try:
-                written = None if target is None else _export(walk.root(), target, force=force)
+                _export(walk.root(), target, force=force)
                 break
             except DamagedError as error:
                 walk.again(error.key)
@@ -172,25 +217,39 @@ def run(
     finally:
         if threads is not None:
             threads.shutdown(wait=False, cancel_futures=True)
-    return RunReport(written, walk.plan, walk.records(), tuple(walk.computed))
+    return RunReport(target, walk.plan, walk.records(), tuple(walk.computed), was_there)
 
 
-def _digest_leaves(tree: Tree, store: Store) -> dict[Path, str]:
+@dataclass(frozen=True)
+class _Leaves:
+    """What the user's files held when keys were made of them, whatever they hold now."""
+
+    digests: Mapping[Path, str]
+    companions: Mapping[Path, Companions]
+
+    def know(self, plan: Plan, store: Store, *, fuse: bool, wanted: Collection[str] = ()) -> Plan:
+        """The plan with what is done, now that all keys can be told."""
+        plan = plan.renewed(
+            done=store.has, digest=self.digests.get, companions=self.companions.get, fuse=fuse,
+            wanted=wanted,
+        )  # fmt: skip
+        plan.raise_problems()
+        return plan
+
+
+def _read_leaves(tree: Tree, store: Store) -> _Leaves:
     """Read every file of the user's once, unless it did not change since it was read."""
-    paths: list[Path] = []
-    for _, operation in tree.operations():
-        if isinstance(operation, Load):
-            paths.append(operation.path)
-        elif isinstance(operation, Merge) and operation.base is not None:
-            paths.append(operation.base)
-        elif isinstance(operation, Train) and operation.start is not None:
-            paths.append(operation.start)
-    unique = list(dict.fromkeys(paths))
+    paths = checkpoints_read(tree)
+    folders = [path for path in paths if path.is_dir()]
     with ThreadPoolExecutor(default_workers()) as pool:
-        return dict(zip(unique, pool.map(store.digest_now, unique), strict=True))
+        digests = pool.map(store.digest_now, paths)
+        companions = pool.map(store.companions_now, folders)
+        return _Leaves(
+            dict(zip(paths, digests, strict=True)), dict(zip(folders, companions, strict=True))
+        )
 
 
-def _target(tree: Tree, output: Path, *, force: bool) -> Path:
+def _target(tree: Tree, output: Path, store: Store, *, force: bool) -> Path:
     """The output's path, checked before anything is done for it."""
     node = tree.root
     while tree.inputs(node):
@@ -202,50 +261,130 @@ def _target(tree: Tree, output: Path, *, force: bool) -> Path:
         wanted = "a folder" if is_folder else f"a file that ends in {SUFFIX}"
         are = "folders" if is_folder else "files"
         raise OutputError(f"the models are {are}, so the output {output} must be {wanted}")
-    for _, operation in tree.operations():
-        for path in (getattr(operation, name, None) for name in ("path", "base", "start")):
-            if path is not None and output.exists() and output.resolve() == path.resolve():
-                raise OutputError(f"the output {output} is one of the inputs")
-    check_output(output, force=force)
+    # One with a lineage may be this very result, which is known once the leaves are read.
+    check_output(output, force=force or _has_lineage(output))
+    inputs = files_read(tree)
+    inputs += [file for p in checkpoints_read(tree) for file in open_checkpoint(p).files]
+    found = overlapped(output, [*inputs, store.folder])
+    if found == store.folder:
+        raise OutputError(f"the output {output} holds the store {found}")
+    if found is not None:
+        what = "is one of the inputs" if output.samefile(found) else f"holds the input {found}"
+        raise OutputError(f"the output {output} {what}")
     return output
+
+
+def _has_lineage(output: Path) -> bool:
+    try:
+        return LINEAGE_KEY in open_checkpoint(output).metadata
+    except CheckpointError:
+        return False
+
+
+def _is_there(plan: Plan, store: Store, output: Path) -> bool:
+    """Whether an output is the root's result already, all of it."""
+    root = plan.nodes[plan.tree.root]
+    if not root.done or root.kind == "load" or not output.exists():
+        return False
+    assert root.key is not None
+    entry = store.entry(root.key)
+    try:
+        if content_digest(output) != entry.record["digest"]:
+            return False
+    except (CheckpointError, OSError):
+        return False
+    return output.is_file() or _beside(output) == _beside(entry.path)
+
+
+def _beside(folder: Path) -> dict[str, str | None]:
+    """What a model folder holds: the digests of what goes along, and the names of all else."""
+    found: dict[str, str | None] = dict.fromkeys(
+        str(path.relative_to(folder)) for path in folder.rglob("*")
+    )
+    return found | {name: digest for name, digest in companions_of(folder)}  # noqa: C416
+
+
+def _remove_damaged(plan: Plan, store: Store) -> list[str]:
+    """Remove results that are not what they were, whether or not they are needed; their nodes."""
+    keys = {node.key: name for name, node in plan.nodes.items() if node.key is not None}
+    with ThreadPoolExecutor(default_workers()) as pool:
+        found = zip(keys, pool.map(store.is_damaged, keys), strict=True)
+        damaged = [key for key, is_so in found if is_so]
+    for key in damaged:
+        store.drop(key)
+    return [keys[key] for key in damaged]
+
+
+def made_otherwise(plan: Plan, store: Store) -> list[str]:
+    """A sentence for each result that is kept although options of its trainer changed.
+
+    They are options that the trainer does not count as part of the result.
+    """
+    said = []
+    for name, node in plan.nodes.items():
+        training = training_of(node.operation)
+        if training is None or not node.done or node.skipped or node.key is None:
+            continue
+        trainer, _ = trainer_of(training)
+        try:
+            earlier = build_options(trainer, store.entry(node.key).record["options"])
+        except (SoupError, KeyError):  # the trainer had other options then
+            continue
+        now = options_as_json(build_options(trainer, training.options))
+        changed = [
+            f"{option} is {now[option]!r}, and was {value!r}"
+            for option, value in options_as_json(earlier).items()
+            if now[option] != value
+        ]
+        if changed:
+            said.append(
+                f"{name}: its result is kept, which these options do not change: "
+                f"{listed(changed)}; what they ask for is not done again"
+            )
+    return said
 
 
 class _Walk:
     """One walk over a plan: what runs, what is done, what failed."""
 
     def __init__(
-        self, plan: Plan, store: Store, digests: Mapping[Path, str], executor: Executor,
-        watch: Watch, keep: str, fuse: bool, *, merge_workers: int, capture: bool,
+        self, plan: Plan, store: Store, leaves: _Leaves, executor: Executor, watch: Watch,
+        keep: str, fuse: bool, *, limit: int | None, capture: bool,
     ) -> None:  # fmt: skip
         self.plan = plan
         self.tree = plan.tree
         self.store = store
-        self.digests = digests  # of the leaves when keys were made of them, whatever they are now
+        self.leaves = leaves
         self.executor = executor
         self.watch = watch
         self.keep = keep
         self.fuse = fuse
-        self.merge_workers = merge_workers
+        self.limit = limit  # how many nodes run at the same time
+        at_once = limit or getattr(executor, "workers", None)  # else its hosts' cores are unknown
+        self.merge_workers = None if at_once is None else max(1, default_workers() // at_once)
         self.capture = capture
+        self.id = os.urandom(8).hex()
         self.order = {node: number for number, node in enumerate(plan.nodes)}
         self.there: set[str] = set()  # keys of results that are in the store
         self.waits: dict[str, set[str]] = {}  # node → keys of inputs that it waits for
         self.readers: dict[str, set[str]] = {}  # key → nodes that still have to read it
         self.ready: list[tuple[int, str]] = []  # a heap of nodes, in the plan's order
-        self.running: dict[Future[dict[str, Any]], str] = {}
+        self.running: dict[_Future, str] = {}
         self.busy: set[str] = set()  # keys of what runs
-        self.finished: queue.SimpleQueue[Future[dict[str, Any]]] = queue.SimpleQueue()
+        self.finished: queue.SimpleQueue[_Future] = queue.SimpleQueue()
         self.next_look = 0.0
         self.failed: dict[str, Exception] = {}
         self.lost: Counter[str] = Counter()  # node → how often its worker was
         self.damaged: Counter[str] = Counter()  # key → how often its result was
         self.made: set[str] = set()  # keys of what this run made
         self.pinned: tuple[int, set[str]] = (0, set())
+        self.wanted: list[str] = []  # besides the root
         self.computed: list[str] = []
         self.found: dict[str, Mapping[str, Any]] = {}  # records of what may be removed again
-        self.told: dict[str, Event] = {}
+        self.told: dict[str, tuple[Event, float]] = {}  # and when
         keys = {n: node.key for n, node in plan.nodes.items() if node.key and node.kind != "load"}
-        store.pin(self.key(self.tree.root), keys)
+        place = str(self.tree.graph.nodes[self.tree.root].get("place") or "")
+        store.pin(self.key(self.tree.root), keys, plan=place.rsplit(":", 2)[0])
         for name, node in plan.nodes.items():
             if node.done:
                 self._tell(Event(name, "kept"))
@@ -272,13 +411,21 @@ class _Walk:
     def _record(self, node: str) -> Mapping[str, Any]:
         return self.found.get(node) or self.store.entry(self.key(node)).record
 
+    def tell_damaged(self, nodes: Sequence[str]) -> None:
+        """Tell which results were damaged, and have them made again if they are to be kept."""
+        if self.keep == "all":
+            self.wanted = list(nodes)
+        for node in nodes:
+            again = self.wanted or not self.plan.nodes[node].skipped
+            said = "it is made again" if again else "it is removed"
+            self._tell(
+                Event(node, "waiting" if again else "skipped", message=f"{_DAMAGED}: {said}")
+            )
+
     def again(self, damaged: str) -> None:
         """Forget a result that turned out to be damaged, and plan once more."""
         self._drop_damaged(damaged)
-        self.plan = check(
-            self.tree, done=self.store.has, digest=self.digests.get, fuse=self.fuse
-        )  # fmt: skip
-        self.plan.raise_problems()
+        self.plan = self.leaves.know(self.plan, self.store, fuse=self.fuse)
 
     def go(self) -> None:
         """Carry out all that is not done."""
@@ -306,7 +453,7 @@ class _Walk:
         self.there.clear()
         asked: set[str] = set()
         wanted: dict[str, str] = {}  # what occurs twice in a tree is made once
-        pending = [self.tree.root]
+        pending = [self.tree.root, *self.wanted]
         while pending:
             node = pending.pop()
             if isinstance(self.tree.operation(node), Load):
@@ -352,7 +499,7 @@ class _Walk:
         }  # fmt: skip
 
     def _submit_ready(self) -> None:
-        while self.ready:
+        while self.ready and (self.limit is None or len(self.running) < self.limit):
             _, node = heapq.heappop(self.ready)
             if self.store.has(self.key(node)):  # another run was quicker
                 self._tell(Event(node, "kept"))
@@ -400,10 +547,8 @@ class _Walk:
         task = Task(
             self.store.folder.absolute(), self.key(node.node), node.node, operation,
             tuple(sources), self._base(operation), frozen, node_seed(self.tree, node.node),
-            self.merge_workers, self.capture,
+            self.merge_workers, self.capture, self.id,
         )  # fmt: skip
-        with contextlib.suppress(OSError):
-            self.store.progress(task.key).unlink()
         more: dict[str, Any] = {}
         if isinstance(operation, Train | FineTune) and operation.training.resources:
             more = self._resources(operation.training.resources)
@@ -449,18 +594,18 @@ class _Walk:
         )  # fmt: skip
 
     def _file(self, path: Path, node: str = "") -> Source:
-        return Source(node or path.name, path.absolute(), self.digests[path], None)
+        return Source(node or path.name, path.absolute(), self.leaves.digests[path], None)
 
-    def _finish(self, future: Future[dict[str, Any]]) -> None:
+    def _finish(self, future: _Future) -> None:
         node = self.running.pop(future)
         self.busy.discard(self.key(node))
         try:
-            record = future.result()
+            record, made_here = future.result()
         except DamagedError as error:
             self._drop_damaged(error.key)
             for name, of in self.plan.nodes.items():
                 if error.key == of.key:
-                    self._tell(Event(name, "waiting", message="its result was damaged"))
+                    self._tell(Event(name, "waiting", message=_DAMAGED))
             self._tell(Event(node, "waiting", message=f"{error}: it is made again"))
             self._survey()
             return
@@ -478,10 +623,13 @@ class _Walk:
                 self._tell(Event(node, "waiting", message=f"its worker was lost: {why}"))
                 self._is_ready(node)
             return
-        self.computed.append(node)
-        self.made.add(self.key(node))
         self.found[node] = record
-        self._tell(Event(node, "done", 1.0, record.get("metrics", {})))
+        if made_here:
+            self.computed.append(node)
+            self.made.add(self.key(node))
+            self._tell(Event(node, "done", 1.0, record.get("metrics", {})))
+        else:
+            self._tell(Event(node, "kept", message="another run made it"))
         self._arrived(node)
         if self.keep == "root":
             self._drop_inputs(node)
@@ -496,17 +644,19 @@ class _Walk:
         """Keys of the other trees that were run here."""
         changed = self.store.pins_changed()
         if self.pinned[0] != changed:
-            root, pins = self.key(self.tree.root), self.store.pinned()
-            every = set().union(*(keys for key, keys in pins.items() if key != root))
+            root = self.key(self.tree.root)
+            every = set().union(*(pin.keys for pin in self.store.pinned() if pin.root != root))
             self.pinned = (changed, every)
         return self.pinned[1]
 
     def _fail(self, node: str, error: Exception) -> None:
+        if isinstance(error, NodeError) and error.__cause__ is None:  # that is in another process
+            error.__cause__ = _ElsewhereError(f"\n{error.trace}")
         self.failed[node] = error
         self._tell(Event(node, "failed", message=str(error)))
 
     def _look(self) -> None:
-        """Tell what runs, and how far trainers are; a cluster's futures do not know."""
+        """Tell what runs, and how far it is; a cluster's futures do not know."""
         begin = time.monotonic()
         if begin < self.next_look:
             return
@@ -515,49 +665,60 @@ class _Walk:
                 content = json.loads(self.store.progress(self.key(node)).read_bytes())
             except (OSError, ValueError):
                 continue  # it waits for a worker
-            self._tell(Event(node, "running", content.get("done"), content.get("metrics", {})))
+            done, left = content.get("done"), content.get(SECONDS_LEFT)
+            metrics = content.get("metrics", {})
+            if content.get("run") == self.id:
+                self._tell(Event(node, "running", done, metrics, seconds_left=left))
+                continue
+            with self.store.lock(self.key(node), wait=False) as free:
+                if not free:
+                    said = "another run is at it"
+                    self._tell(Event(node, "waiting", done, metrics, said, left))
         end = time.monotonic()
         self.next_look = end + max(_POLL, (end - begin) / _SHARE)
 
     def _tell(self, event: Event) -> None:
-        if self.told.get(event.node) != event:
-            self.told[event.node] = event
+        told, then = self.told.get(event.node, (None, 0.0))
+        now = time.monotonic()
+        if told != event or (event.state == "running" and now - then >= HEARTBEAT):
+            self.told[event.node] = event, now
             self.watch(event)
 
     def _raise_failures(self) -> None:
         if not self.failed:
             return
-        lines = [
-            f"{node}: {error} (log: {self.store.log(self.key(node))})"
-            if self.store.log(self.key(node)).exists() and not isinstance(error, RunError)
-            else f"{node}: {error}"
-            for node, error in self.failed.items()
-        ]
-        raise RunError(*lines)
+        lines: list[str] = []
+        for node, error in self.failed.items():
+            first, *more = error.args or (type(error).__name__,)
+            key = self.key(node)
+            log = f" (log: {self.store.log(key)})" if self.store.has_log(key) else ""
+            lines += [f"{node}: {first}{log}", *(f"  {line}" for line in more)]
+        raise RunError(*lines) from next(iter(self.failed.values()))
 
 
-def _export(source: Source, output: Path, *, force: bool) -> Path:
+class _ElsewhereError(Exception):
+    """A traceback of another process, as the cause of what was raised there."""
+
+
+def _export(source: Source, output: Path, *, force: bool) -> None:
     """Copy the root's checkpoint to where it is wanted, whole or not at all.
 
     Raises:
         DamagedError: it is not what it was when it was made.
     """
-    check_output(output, force=force)
-    remove_stale(output)
-    partial = output.with_name(f".{output.name}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}")
     try:
-        if source.path.is_dir():
-            shutil.copytree(source.path, partial)
-        else:
-            shutil.copyfile(source.path, partial)
-        _verify(source, partial)
-        flush(partial)
-        place(partial, output, force=force)
+        with CheckpointWriter(output, (), {}, force=force) as writer:
+            copy = writer.path("")
+            if source.path.is_dir():
+                shutil.copytree(source.path, copy, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(source.path, copy)
+            _verify(source, copy)
+            writer.commit()
     except OSError as error:
+        if error.filename is not None and Path(error.filename).is_relative_to(source.path):
+            raise StoreError(f"cannot read {error.filename}: {error.strerror}") from error
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
-    finally:
-        remove(partial)
-    return output
 
 
 def _verify(source: Source, copy: Path) -> None:

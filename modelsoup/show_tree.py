@@ -6,25 +6,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Protocol
 
 import click
 from rich.live import Live
 from rich.table import Table
 from rich.tree import Tree as RichTree
 
+from .cli_shared import say
 from .errors import count, counted, printable, sized
 from .picture import what
-from .plan import NodePlan, Plan, check
-from .runner import Event
+from .plan import NodePlan, Plan
+from .runner import HEARTBEAT, Event
 from .show import Text, console
-from .store import Entry
-from .tree import Tree
+from .store import Entry, Pin
 
 _SIGNS = {
     "waiting": ("·", "dim"), "running": ("▶", "cyan"), "done": ("✓", "green"),
     "kept": ("✓", "dim green"), "failed": ("✗", "red"), "skipped": ("–", "dim"),
     "fused": ("∘", "dim"),
 }  # fmt: skip
+
+
+_ACTIVE = ("running", "waiting")
 
 
 def show_plan(plan: Plan) -> None:
@@ -93,76 +98,148 @@ def _rich_tree(plan: Plan, label: Callable[[NodePlan], str]) -> RichTree:
 
 
 @contextmanager
-def watching(tree: Tree) -> Iterator[Callable[[Event], None]]:
+def watching() -> Iterator[View]:
     """A view of a run: a tree that changes on a terminal, plain lines elsewhere."""
     if not sys.stderr.isatty():
         yield _PlainView()
         return
-    view = _LiveView(check(tree))
-    with Live(
-        get_renderable=view.render, console=console(stderr=True), refresh_per_second=4
-    ):  # fmt: skip
+    view = _LiveView()
+    try:
         yield view
+    finally:
+        view.end()
+
+
+class View(Protocol):
+    """What is shown of a run."""
+
+    def begin(self, plan: Plan) -> None:
+        """What is going to be done."""
+
+    def __call__(self, event: Event) -> None:
+        """What has changed."""
+
+
+def _warn(plan: Plan) -> None:
+    for warning in plan.warnings:
+        say("warning", warning)
 
 
 def _figures(event: Event) -> str:
-    parts = [] if event.done is None or event.state != "running" else [f"{event.done:.0%}"]
+    """How far a node is, the most wanted first: what is last may be cut at a terminal's edge."""
+    parts = [] if event.done is None or event.state not in _ACTIVE else [f"{event.done:.0%}"]
+    parts += [f"{_duration(event.seconds_left)} left"] if event.seconds_left else []
+    # A failure's reason is told once, at the end.
+    parts += [event.message] if event.message and event.state != "failed" else []
     parts += [f"{name} {value:.4g}" for name, value in event.metrics.items()]
-    return " ".join([*parts, *([event.message] if event.message else [])])
+    return " ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    """`0:42`, `1:05:00`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class _PlainView:
-    """A line for each node that starts, ends or fails."""
+    """A line for each node that starts, ends or fails, and one a minute while it works."""
 
     def __init__(self) -> None:
-        self._states: dict[str, str] = {}
+        self._told: dict[str, tuple[str, float]] = {}  # node → its state, and when it was told
         self._start = time.monotonic()
 
+    def begin(self, plan: Plan) -> None:
+        """Its warnings."""
+        _warn(plan)
+
     def __call__(self, event: Event) -> None:
-        changed = self._states.get(event.node) != event.state
-        self._states[event.node] = event.state
-        if not changed or event.state in ("skipped", "fused"):
+        now = time.monotonic()
+        state, then = self._told.get(event.node, ("", 0.0))
+        if state == event.state and (event.state not in _ACTIVE or now - then < HEARTBEAT):
             return
-        seconds = time.monotonic() - self._start
+        self._told[event.node] = event.state, now
+        if event.state in ("skipped", "fused") and not event.message:
+            return
         figures = _figures(event)
-        line = f"{seconds:7.1f} s  {event.state:<8} {event.node}{'  ' if figures else ''}{figures}"
-        click.echo(printable(line.rstrip()), err=True)
+        line = f"{now - self._start:7.1f} s  {event.state:<8} {event.node}"
+        click.echo(printable(f"{line}  {figures}".rstrip()), err=True)
 
 
 class _LiveView:
     """The tree with the state of every node."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self) -> None:
         self._events: dict[str, Event] = {}
+        self._live: Live | None = None
+
+    def begin(self, plan: Plan) -> None:
+        """Its warnings; then draw it, again and again."""
+        _warn(plan)
+        self._live = Live(
+            get_renderable=lambda: _rich_tree(plan, lambda node: self._label(plan, node)),
+            console=console(stderr=True), refresh_per_second=4,
+        )  # fmt: skip
+        self._live.start()
+
+    def end(self) -> None:
+        """Leave the last picture."""
+        if self._live is not None:
+            self._live.stop()
 
     def __call__(self, event: Event) -> None:
         self._events[event.node] = event
 
-    def render(self) -> RichTree:
-        return _rich_tree(self._plan, self._label)
-
-    def _label(self, node: NodePlan) -> str:
+    def _label(self, plan: Plan, node: NodePlan) -> str:
         event = self._events.get(node.node)
         if event is None:
-            return what(self._plan, node.node)
+            return what(plan, node.node)
         sign, _ = _SIGNS[event.state]
         return f"{sign} {event.state}  {_figures(event)}"
 
 
-def show_entries(entries: Sequence[Entry]) -> None:
-    """A row for each result of a store."""
+def show_entries(entries: Sequence[Entry], pins: Sequence[Pin]) -> None:
+    """A row for each result of a store, in the order in which they were begun."""
     out = console()
     table = Table(box=None, padding=(0, 2), header_style="dim")
-    for name in ("key", "node", "operation", "size", "seconds", "metrics"):
+    for name in ("key", "plan", "node", "operation", "date", "size", "seconds", "metrics"):
         table.add_column(name, justify="right" if name in ("size", "seconds") else "left")
     for entry in sorted(entries, key=lambda e: e.record.get("started", 0)):
-        record: Mapping[str, object] = entry.record
+        record = entry.record
+        plans = dict.fromkeys(pin.plan or "in Python" for pin in pins if entry.key in pin.keys)
         metrics = record.get("metrics") or {}
-        said = " ".join(f"{k} {v:.4g}" for k, v in metrics.items())  # type: ignore[attr-defined]
+        started = datetime.fromtimestamp(record.get("started", 0)).astimezone()
         table.add_row(
-            entry.key[:12], Text(str(record.get("node"))), str(record.get("operation")),
-            sized(entry.nbytes), f"{record.get('seconds', 0):.1f}", Text(said),
+            entry.key[:12], Text(", ".join(plans)), Text(str(record.get("node"))),
+            Text(_made_by(record)), f"{started:%Y-%m-%d %H:%M}", sized(entry.nbytes),
+            f"{record.get('seconds', 0):.1f}",
+            Text(" ".join(f"{k} {v:.4g}" for k, v in metrics.items())),
         )  # fmt: skip
     out.print(table)
-    out.print(f"{len(entries)} results, {sized(sum(e.nbytes for e in entries))}")
+    out.print(f"{counted(len(entries), 'result')}, {sized(sum(e.nbytes for e in entries))}")
+
+
+def _made_by(record: Mapping[str, Any]) -> str:
+    """`finetune digits:Digits rate=0.1`: what made a result, with the options that it was given."""
+    if "recipe" in record:
+        recipe = dict(record["recipe"])
+        words = ["merge", str(recipe.pop("method", ""))]
+        parameters = recipe.pop("parameters", None) or {}
+        rules = recipe.pop("rules", ())
+        given = {**parameters, **recipe}
+        given.pop("seed", None)
+        if rules:
+            given["layers"] = [rule.get("pattern") for rule in rules]
+        else:
+            given.pop("rest", None)
+    else:
+        words = [str(record.get("operation")), str(record.get("trainer", ""))]
+        given = record.get("options") or {}
+    words += [f"{name}={_worded(value)}" for name, value in given.items()]
+    return " ".join(filter(None, words))
+
+
+def _worded(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_worded, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

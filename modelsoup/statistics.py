@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
+from .methods.registry import densities, rescales
 from .recipe import FEW, Step
 
 BLOCK = 1 << 16
@@ -328,7 +329,7 @@ def state_bytes(step: Step) -> int:
     models = len(step.sources) - 1
     if method.sparsify != "magnitude":
         return 16 * blocks * models
-    thinned = sum(0 < density < 1 for density in step.parameters.density)
+    thinned = sum(0 < density < 1 for density in densities(step.parameters, models))
     itemsize = step.compute_dtype.itemsize
     collected = min(step.elements, _MOST) * itemsize
     counts = 0 if step.elements <= FEW else 8 << _DIGITS[itemsize][0]
@@ -336,15 +337,17 @@ def state_bytes(step: Step) -> int:
 
 
 def task_vectors(
-    parameters: Any, kind: str, elements: int, dtype: np.dtype[Any], *, seed: int, name: str
-) -> TaskVectors:
+    parameters: Any, kind: str, elements: int, dtype: np.dtype[Any], *, models: int, seed: int,
+    name: str,
+) -> TaskVectors:  # fmt: skip
     """The task vectors of one tensor under a method's `density` and `rescale`.
 
     Args:
-        parameters: with the fields `density`, one number a model, and `rescale`.
+        parameters: with the field `density`, and perhaps `rescale`.
         kind: `magnitude` or `random`, see `Method.sparsify`.
         elements: of the tensor.
         dtype: of the arithmetic.
+        models: how many task vectors there are.
         seed: seeds the random part.
         name: the tensor's name, on which the random part depends too.
     """
@@ -356,9 +359,10 @@ def task_vectors(
             return Nothing()
         if kind == "magnitude":
             kept = max(1, math.floor(density * elements))
-            return LargestMagnitudes(kept, elements, dtype, rescale=parameters.rescale)
+            return LargestMagnitudes(kept, elements, dtype, rescale=rescales(parameters))
         return RandomPart(
-            density, elements, seed=seed, name=name, model=model, rescale=parameters.rescale
+            density, elements, seed=seed, name=name, model=model, rescale=rescales(parameters)
         )
 
-    return TaskVectors([one(model, density) for model, density in enumerate(parameters.density)])
+    shares = densities(parameters, models)
+    return TaskVectors([one(model, density) for model, density in enumerate(shares)])

@@ -6,7 +6,9 @@ work/KEY/                                   a trainer's own folder, until it is 
 logs/KEY.log, KEY.progress.json             what a node prints, and how far it is
 locks/KEY                                   held by who works on it; a crash lets it go
 digests/                                    of leaves, by path, size and time
-roots/                                      the trees that were run here, for `gc`
+roots/                                      the trees that were run here, for `gc` and `list`
+
+What is being written has a hidden name beside its own, and a lock: one without was left by a kill.
 """
 
 from __future__ import annotations
@@ -19,20 +21,31 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import SUFFIX, StrPath, open_checkpoint
-from .digest import FileDigest, combined, digest_checkpoint
+from .companions import companions
+from .digest import FileDigest, combined, digest_checkpoint, digest_file
 from .errors import CheckpointError, StoreError, nearest
 from .writer import PARTIAL_SUFFIX
+
+Companions = Sequence[Sequence[str]]
+"""Name and XXH3-128 digest of each file that goes along with a model folder's weights."""
 
 DEFAULT_STORE = ".soup-store"
 _FOLDERS = ("objects", "work", "logs", "locks", "digests", "roots")
 _KEY = re.compile(r"[0-9a-f]{32}")
+_NOTES = ("digests", "roots", "logs")  # where notes are written that no key's lock guards
+_STRAY = re.compile(r"\..+\.[0-9a-f]{8}")
+
+# Nanoseconds in which a file may change twice with one time: a few ticks of the kernel's clock; a
+# file system that counts whole seconds, or two, shows it by its times.
+_TICK = 20_000_000
+_COARSE_TICK = 2_000_000_000
 
 
 class NoResultError(StoreError):
@@ -69,6 +82,21 @@ class Cleaned:
     nbytes: int
 
 
+@dataclass(frozen=True)
+class Pin:
+    """A tree that was run here.
+
+    Attributes:
+        root: the key of its result.
+        plan: what the plan was called; empty for a tree that was made in Python.
+        keys: of all its results.
+    """
+
+    root: str
+    plan: str
+    keys: frozenset[str]
+
+
 class Store:
     """A folder of results.
 
@@ -93,7 +121,7 @@ class Store:
             if made:  # a folder of our own, which no repository wants
                 (self.folder / ".gitignore").write_text("*\n")
         except OSError as error:
-            raise _store_error(self.folder, error) from error
+            raise store_error(self.folder, error) from error
 
     # Results
 
@@ -112,6 +140,11 @@ class Store:
     def progress(self, key: str) -> Path:
         """How far a node is."""
         return self.folder / "logs" / f"{key}.progress.json"
+
+    def has_log(self, key: str) -> bool:
+        """Whether a node has said anything."""
+        log = self.log(key)
+        return log.exists() and log.stat().st_size > 0
 
     def has(self, key: str) -> bool:
         """Whether a result is finished; one whose record is damaged is not.
@@ -178,12 +211,13 @@ class Store:
             StoreError: the disk is full, or the like.
         """
         target = self.folder_of(key) / "record.json"
-        whole = {**record, "key": key, "output": output.name}
+        state = _state(_weights(output))
+        whole = {**record, "key": key, "output": output.name, "state": state}
         try:
-            _write(target, json.dumps(whole, indent=2))
+            write_note(target, json.dumps(whole, indent=2))
             shutil.rmtree(self.work(key), ignore_errors=True)
         except OSError as error:
-            raise _store_error(self.folder, error) from error
+            raise store_error(self.folder, error) from error
         return whole
 
     def drop(self, key: str) -> int:
@@ -195,16 +229,46 @@ class Store:
         return nbytes
 
     def intact(self, key: str) -> bool:
-        """Whether a result still is what its record says, by its digest.
+        """Whether a result still is what its record says, by its digest: all of it is read.
+
+        One that is not is read by the next run, too, whatever its files' times.
 
         Raises:
             StoreError: there is no such result.
         """
         entry = self.entry(key)
         try:
-            return content_digest(entry.path) == entry.record.get("digest")
+            same = content_digest(entry.path) == entry.record.get("digest")
         except (CheckpointError, OSError):
+            same = False
+        if not same and "state" in entry.record:
+            with self.lock(key, wait=False) as free:
+                if free and self.has(key):
+                    without = {n: v for n, v in self.entry(key).record.items() if n != "state"}
+                    self._write(self.folder_of(key) / "record.json", json.dumps(without, indent=2))
+        return same
+
+    def is_damaged(self, key: str) -> bool:
+        """Whether a result is there, but not as it was made; it is read if its files were touched.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        if not (self.folder_of(key) / "record.json").exists():
             return False
+        try:
+            entry = self.entry(key)
+            if entry.record.get("state") == _state(_weights(entry.path)):
+                return False
+            return bool(self.digest_now(entry.path) != entry.record["digest"])
+        except (NoResultError, CheckpointError, OSError):
+            return True
+
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            write_note(path, text)
+        except OSError as error:
+            raise store_error(self.folder, error) from error
 
     # Locks
 
@@ -212,40 +276,28 @@ class Store:
     def lock(self, key: str, *, wait: bool = True) -> Iterator[bool]:
         """Hold a key's lock: false if another holds it and `wait` is false.
 
-        The kernel lets it go when its holder ends, however that happens. Programs that the holder
-        starts inherit it: while one of them still works, nobody else begins.
+        The kernel lets it go when its holder ends, however that happens. No program that the
+        holder starts inherits it.
         """
         path = self.folder / "locks" / key
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise _store_error(self.folder, error) from error
+            raise store_error(self.folder, error) from error
         try:
-            os.set_inheritable(descriptor, True)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+            yield _locked(descriptor, wait=wait)
         finally:
             os.close(descriptor)
 
     # Leaves
 
     def digest(self, path: Path) -> str | None:
-        """A checkpoint's digest, if it was computed since the files changed last."""
-        file = self._digest_file(path)
-        try:
-            known = json.loads(file.read_bytes())
-        except (OSError, ValueError):
-            return None
-        if isinstance(known, dict) and known.get("state") == _state(path):
-            return str(known.get("digest"))
-        return None
+        """The digest of a checkpoint's weights, if it was computed since they changed last."""
+        known = self._noted("weights", path, _weights(path))
+        return None if known is None else str(known)
 
     def digest_now(self, path: Path) -> str:
-        """A checkpoint's digest, computed if it is not known.
+        """The digest of a checkpoint's weights, computed if it is not known.
 
         Raises:
             CheckpointError: it is missing or damaged.
@@ -253,49 +305,92 @@ class Store:
         """
         known = self.digest(path)
         if known is None:
-            state = _state(path)
-            known = content_digest(path)
-            try:
-                text = json.dumps({"path": str(path), "state": state, "digest": known})
-                _write(self._digest_file(path), text)
-            except OSError as error:
-                raise _store_error(self.folder, error) from error
+            known = self._note("weights", path, _weights(path), lambda: content_digest(path))
+        return known
+
+    def companions(self, path: Path) -> Companions | None:
+        """What goes along with a model folder's weights, if it was read since it changed last."""
+        found: Companions | None = self._noted("companions", path, list(companions(path)))
+        return found
+
+    def companions_now(self, path: Path) -> Companions:
+        """What goes along with a model folder's weights, read if it is not known.
+
+        Raises:
+            CheckpointError: it changed meanwhile.
+            StoreError: the store cannot be written to.
+        """
+        known = self.companions(path)
+        if known is None:
+            files = list(companions(path))
+            known = self._note("companions", path, files, lambda: companions_of(path))
         return known
 
     def forget_digest(self, path: Path) -> None:
         """Have a checkpoint's digest computed again: the file is not what it was."""
-        self._digest_file(path).unlink(missing_ok=True)
+        self._digest_file("weights", path).unlink(missing_ok=True)
 
-    def _digest_file(self, path: Path) -> Path:
-        name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-        return self.folder / "digests" / f"{name}.json"
+    def _noted(self, what: str, path: Path, files: Sequence[Path]) -> Any:
+        """What was found in files, unless they changed since."""
+        try:
+            known = json.loads(self._digest_file(what, path).read_bytes())
+        except (OSError, ValueError):
+            return None
+        same = isinstance(known, dict) and known.get("state") == _state(files)
+        return known.get("digest") if same else None
+
+    def _note(self, what: str, path: Path, files: Sequence[Path], find: Callable[[], Any]) -> Any:
+        """Find something in files, and note it with the state that they had."""
+        try:
+            _settle(files)
+            state = _state(files)
+            found = find()
+            if state != _state(files):
+                raise CheckpointError(f"{path} changed while it was read")
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        text = json.dumps({"path": str(path), "state": state, "digest": found})
+        self._write(self._digest_file(what, path), text)
+        return found
+
+    def _digest_file(self, what: str, path: Path) -> Path:
+        name = f"{path.resolve()}{'' if what == 'weights' else f'/{what}'}"
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()
+        return self.folder / "digests" / f"{digest[:32]}.json"
 
     # Care
 
-    def pin(self, root: str, keys: Mapping[str, str]) -> None:
-        """Note a tree that was run here: its root's key, and node name → key."""
-        try:
-            _write(self.folder / "roots" / f"{root}.json", json.dumps({"nodes": dict(keys)}))
-        except OSError as error:
-            raise _store_error(self.folder, error) from error
+    def pin(self, root: str, keys: Mapping[str, str], *, plan: str = "") -> None:
+        """Note a tree that was run here: its root's key, node name → key, and its plan's name."""
+        text = json.dumps({"plan": plan, "nodes": dict(keys)})
+        self._write(self.folder / "roots" / f"{root}.json", text)
 
     def pins_changed(self) -> int:
         """A number that is another one after each `pin`."""
         return (self.folder / "roots").stat().st_mtime_ns
 
-    def pinned(self, *, since: float = 0.0) -> dict[str, set[str]]:
-        """Root key → keys of its tree, for trees that were run since then (seconds since 1970)."""
-        pins = {}
+    def pinned(self, *, since: float = 0.0) -> list[Pin]:
+        """The trees that were run since then (seconds since 1970)."""
+        pins = []
         for file in sorted((self.folder / "roots").glob("*.json")):
             if file.stat().st_mtime < since:
                 continue
             try:
-                pins[file.stem] = set(json.loads(file.read_bytes())["nodes"].values())
+                content = json.loads(file.read_bytes())
+                keys = frozenset(content["nodes"].values())
+                pins.append(Pin(file.stem, str(content.get("plan", "")), keys))
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise StoreError(
                     f"{file} is damaged: run its plan again, or remove it ({error})"
                 ) from error
         return pins
+
+    def remove_strays(self) -> None:
+        """Remove what killed runs left half-written beside notes; what is written is locked."""
+        for folder in _NOTES:
+            for path in (self.folder / folder).iterdir():
+                if _STRAY.fullmatch(path.name):
+                    _remove_stray(path)
 
     def gc(
         self, *, keep: str = "trees", older_than: float | None = None, dry_run: bool = False
@@ -322,9 +417,9 @@ class Store:
         pins = self.pinned(since=since)
         kept: set[str] = set()
         if keep == "trees":
-            kept = set().union(*pins.values()) if pins else set()
+            kept = set().union(*(pin.keys for pin in pins))
         if keep == "roots":
-            kept = set(pins)
+            kept = {pin.root for pin in pins}
         removed, freed = [], 0
         keys = {
             path.name for name in ("objects", "work") for path in (self.folder / name).iterdir()
@@ -342,9 +437,14 @@ class Store:
                 shutil.rmtree(self.work(key), ignore_errors=True)
                 self.log(key).unlink(missing_ok=True)
                 self.progress(key).unlink(missing_ok=True)
-        for file in (self.folder / "roots").glob("*.json"):
-            if file.stat().st_mtime < since and not dry_run:
-                file.unlink()
+        if not dry_run:
+            self.remove_strays()
+            for file in (self.folder / "roots").glob("*.json"):
+                if file.stat().st_mtime < since:
+                    file.unlink()
+            for file in (self.folder / "digests").glob("*.json"):
+                if not _names_a_file(file):
+                    file.unlink()
         return Cleaned(tuple(removed), freed)
 
 
@@ -357,31 +457,51 @@ def content_digest(path: Path) -> str:
     return digest_of(digest_checkpoint(open_checkpoint(path)))
 
 
+def companions_of(path: Path) -> Companions:
+    """What goes along with a model folder's weights, all of it read."""
+    return [[str(file.relative_to(path)), digest_file(file).xxh3_128] for file in companions(path)]
+
+
 def digest_of(digests: Sequence[FileDigest]) -> str:
     """The XXH3-128 digest of a checkpoint from those of its files."""
     return digests[0].xxh3_128 if len(digests) == 1 else combined(list(digests), "xxh3_128")
 
 
 def remove_strays(folder: Path) -> None:
-    """Remove what a killed run left half-written beside a result."""
+    """Remove what a killed run left half-written beside a result, whose lock is held."""
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if path.name.endswith(PARTIAL_SUFFIX) or path.name.startswith("trained"):
+        name = path.name
+        if name.endswith(PARTIAL_SUFFIX) or name.startswith("trained") or _STRAY.fullmatch(name):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
 
 
-def _state(path: Path) -> list[list[Any]]:
-    """Name, size and time of every file of a checkpoint: what changes when it does."""
-    files = open_checkpoint(path).files
-    status = [(str(file.resolve()), file.stat()) for file in files]
+def _weights(path: Path) -> Sequence[Path]:
+    """The files that hold a checkpoint's tensors."""
+    return [path] if path.is_file() and path.suffix == SUFFIX else open_checkpoint(path).files
+
+
+def _state(files: Sequence[Path]) -> list[list[Any]]:
+    """Name, size, times and inode of files: what changes when their content does."""
+    status = [(file.name, file.stat()) for file in files]
     return [
         [name, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
         for name, found in status
     ]
+
+
+def _settle(files: Sequence[Path]) -> None:
+    """Wait until a change of files that were just written would give them another time."""
+    times = [t for file in files for t in (file.stat().st_mtime_ns, file.stat().st_ctime_ns)]
+    coarse = all(moment % 1_000_000_000 == 0 for moment in times)
+    tick = _COARSE_TICK if coarse else _TICK
+    age = time.time_ns() - max(times, default=0)
+    if age < tick:  # negative, where the clock of a file server is ahead
+        time.sleep(min(tick, tick - age) / 1e9)
 
 
 def _size(path: Path) -> int:
@@ -390,22 +510,63 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing, and on the disk before it has its name."""
+def write_note(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a small file: all of it or nothing, and on the disk before it has its name.
+
+    Args:
+        path: where; missing folders are made.
+        text: what.
+        durable: wait for the disk; without, a power cut may leave anything.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    while True:
+        partial = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+        with partial.open("x", encoding="utf-8") as file:
+            try:
+                if not _locked(file.fileno()) or not partial.exists():
+                    continue  # it was taken for a stray just now
+                file.write(text)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+                os.replace(partial, path)
+                return
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+
+
+def _locked(descriptor: int, *, wait: bool = False) -> bool:
+    """Lock an open file; false if another has and `wait` is false."""
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
-def _store_error(folder: Path, error: OSError) -> StoreError:
+def _remove_stray(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:  # it has its name by now, or is another user's
+        return
+    try:
+        if _locked(descriptor):
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _names_a_file(note: Path) -> bool:
+    """Whether what a digest is of is still there."""
+    try:
+        return Path(json.loads(note.read_bytes())["path"]).exists()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def store_error(folder: Path, error: OSError) -> StoreError:
+    """What the system says of a store, as a sentence."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(f"the disk of the store {folder} is full")
     return StoreError(f"cannot write to the store {folder}: {error.strerror or error}")

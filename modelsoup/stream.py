@@ -319,7 +319,7 @@ class Stream:
         elif method.shape == "select" and method.sparsify is not None:
             job.statistic = task_vectors(
                 step.parameters, method.sparsify, step.elements, step.compute_dtype,
-                seed=self.plan.recipe.seed, name=step.name,
+                models=len(step.sources) - 1, seed=self.plan.recipe.seed, name=step.name,
             )  # fmt: skip
 
     def _read_scales(self, job: _Job, model: int, scales: Scales) -> np.ndarray:

@@ -32,16 +32,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -60,9 +62,16 @@ COMMAND = "command"
 PROGRESS_PREFIX = "soup-progress "
 """A line that a command prints with this before a JSON object is progress, not log."""
 
+SECONDS_LEFT = "seconds_left"
+"""A figure of this name, in a report, is the time left: it is shown as such, and not kept."""
+
 _LAST_LINES = 5
-_MARK = "MODELSOUP_NODE"  # in a command's environment: who runs it, for which work folder
+_PLACEHOLDERS = ("start", "output", "work", "frozen", "seed", "python")
+_PLACEHOLDER = re.compile(r"(?<!\$)\{(\{?)([A-Za-z_]\w*)\}(\}?)")
+_NO_SCRIPT = re.compile(r"[\w./:=,@%+{}-]*")
+_MARK = "MODELSOUP_NODE"  # in a command's environment: for which work folder it runs
 _GRACE = 2.0  # seconds between asking a command to end and ending it
+_AGAIN = 0.2  # seconds between two looks whether what an earlier run left behind has ended
 _EXTRAS = {
     "cyclegan": "i2i", "deepi2i": "i2i", "transferi2i": "i2i", "balagan": "i2i",
     "openvino-qat": "openvino",
@@ -375,8 +384,8 @@ class CommandOptions:
         command: the program and its arguments, given to no shell. `{start}`, `{output}`, `{work}`,
             `{frozen}` (a file with one name a line), `{seed}` and `{python}` (this interpreter) are
             filled in; an argument that is just `{start}` is left out, with the option before it,
-            where there is no start.
-        env: environment variables, over this process's.
+            where there is no start. `{{seed}}` is the word in braces.
+        env: environment variables, over this process's; the same is filled in.
         folder: where it runs; None is the plan's folder.
         timeout: seconds, after which it is ended; None waits.
         files: files besides those that `command` names whose change makes a new result.
@@ -391,10 +400,36 @@ class CommandOptions:
     def __post_init__(self) -> None:
         if not self.command:
             raise ValueError("command is empty")
-        if not any("{output}" in str(part) for part in self.command):
+        named = [name for part in self.command for name in _placeholders(str(part))]
+        if "output" not in named:
             raise ValueError("command never names {output}, where the result must be written")
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"timeout is {self.timeout}, but must be positive")
+        for part in map(str, (*self.command, *self.env, *self.env.values())):
+            if "\0" in part:
+                raise ValueError(f"{part!r} holds a NUL, which no argument can")
+            _must_know_placeholders(part)
+
+
+def _placeholders(part: str) -> list[str]:
+    found = _PLACEHOLDER.findall(part)
+    return [name for before, name, after in found if not (before and after)]
+
+
+def _must_know_placeholders(part: str) -> None:
+    """Whether what looks like a placeholder is one; a script in an argument has its own braces.
+
+    Raises:
+        ValueError: it is not.
+    """
+    for name in _placeholders(part):
+        meant = nearest(name, _PLACEHOLDERS, limit=1)
+        if name not in _PLACEHOLDERS and (meant or _NO_SCRIPT.fullmatch(part)):
+            known = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
+            raise ValueError(
+                f"{part!r} has the placeholder {{{name}}}, which is none"
+                f"{meant or f' (there are {known})'}; {{{{{name}}}}} is the word in braces"
+            )
 
 
 class CommandTrainer:
@@ -413,18 +448,18 @@ class CommandTrainer:
         parts = [str(part) for part in options.command]
         parts += [part.partition("=")[2] for part in parts if part.startswith("-")]
         named = [folder / part for part in (*parts, *options.files) if part]
-        listed = {folder / part for part in options.files}
-        for path in listed:
-            if not path.is_file():
-                raise TrainerError(f"the command's file {path} does not exist")
-        return [path for path in dict.fromkeys(named) if path.is_file()]
+        for part in options.files:
+            if not os.path.isfile(folder / part):
+                raise TrainerError(f"the command's file {folder / part} does not exist")
+        # Not `Path.is_file`, which raises where an argument is too long for a name.
+        return [path for path in dict.fromkeys(named) if os.path.isfile(path)]
 
     def notices(self, options: CommandOptions) -> list[str]:
         """That the program is not here; it may be where the node will run."""
         program = str(options.command[0]).replace("{python}", sys.executable)
         path = options.env.get("PATH", os.environ.get("PATH"))
         beside = Path(options.folder or ".", program)
-        if "{" in program or beside.is_file() or shutil.which(program, path=str(path)):
+        if "{" in program or os.path.isfile(beside) or shutil.which(program, path=str(path)):
             return []
         return [f"the program {program!r} of the command is not on this machine"]
 
@@ -438,28 +473,31 @@ class CommandTrainer:
             "seed": job.seed, "python": sys.executable,
         }  # fmt: skip
         command = _filled(options.command, values)
-        deadline = None if options.timeout is None else time.monotonic() + options.timeout
         environment = {
             **os.environ,
-            _MARK: _mark(os.getpid(), job.work),
-            **{name: str(v) for name, v in options.env.items()},
+            _MARK: str(job.work),
+            **{name: _filled_in(str(v), values) for name, v in options.env.items()},
         }
-        try:
-            process = subprocess.Popen(  # noqa: S603  # no shell, and the plan's author names it
-                command, cwd=options.folder, env=environment,
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                text=True, errors="replace", start_new_session=True, close_fds=False,
-                preexec_fn=_die_with_parent(),  # noqa: PLW1509  # one call into the C library
-            )  # fmt: skip
-        except OSError as error:
-            raise TrainerError(
-                f"the command {command[0]!r} cannot be run: {error.strerror}"
-            ) from error
         last: deque[str] = deque(maxlen=_LAST_LINES)
-        try:
-            code = _follow(process, job, last, deadline)
-        finally:
-            _end(process)
+        with _alone(job) as lock:
+            deadline = None if options.timeout is None else time.monotonic() + options.timeout
+            try:
+                process = subprocess.Popen(  # noqa: S603  # no shell; the plan's author names it
+                    command, cwd=options.folder, env=environment, stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                    start_new_session=True, pass_fds=[lock],
+                    preexec_fn=_die_with_parent(),  # noqa: PLW1509  # one call into the C library
+                )  # fmt: skip
+            except OSError as error:
+                raise TrainerError(
+                    f"the command {command[0]!r} cannot be run: {error.strerror}"
+                ) from None
+            os.pwrite(lock, _group_of(process.pid).encode(), 0)
+            try:
+                code = _follow(process, job, last, deadline)
+            finally:
+                _end(process)
+                _end_left_behind(job.work)
         said = "; its last lines: " + " | ".join(last) if last else "; it printed nothing"
         if code is None:
             raise TrainerError(f"the command took longer than {options.timeout:g} s{said}")
@@ -468,36 +506,90 @@ class CommandTrainer:
             raise TrainerError(f"the command {' '.join(command[:3])} … {how}{said}")
 
 
-def _mark(owner: int, work: Path) -> str:
-    return f"{owner}:{work}"
+@contextlib.contextmanager
+def _alone(job: Job) -> Iterator[int]:
+    """End what a command left behind when the process that ran it was killed; then go on alone.
 
-
-def end_orphans(work: Path) -> None:
-    """End what a command started and left behind when the process that ran it was killed.
-
-    It would write on into the work folder, and it holds the node's lock. Known by a mark in its
-    environment, which only Linux shows; elsewhere the lock is waited for.
+    It would write on into the work folder. Linux shows it, by a mark in its environment, by its
+    process group, or by a locked file of the work folder that it inherited; elsewhere, and where it
+    runs on another host, the lock is waited for.
     """
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:  # ended, or another user's
-            continue
-        for variable in variables:
-            name, _, value = variable.decode(errors="replace").partition("=")
-            owner, _, place = value.partition(":")
-            if name == _MARK and place == str(work) and not _lives(owner):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(int(folder.name), signal.SIGKILL)
-
-
-def _lives(process: str) -> bool:
-    """Whether a process still runs; one that ended and was not reaped does not."""
+    path = job.work / "command.lock"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        state = Path("/proc", process, "stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
+        group = os.read(lock, 1024).decode(errors="replace")
+        if group:
+            _end_left_behind(job.work, group)
+        waits = False
+        while not _locked(lock):
+            if not waits:
+                waits = True
+                job.log("waiting for the end of what an earlier run of the command left behind")
+            _end_left_behind(job.work, group, holding=os.fstat(lock))
+            time.sleep(_AGAIN)
+        yield lock
+    finally:
+        # For those who inherited it, too: what a command leaves behind on purpose is let be.
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        os.close(lock)
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    return state not in ("Z", "X")
+    return True
+
+
+def _group_of(process: int) -> str:
+    """A command's process group, as it can be known again: with when it began, and where."""
+    try:
+        namespace = Path(f"/proc/{process}/ns/pid").readlink()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{process} {_status(process)[_BEGAN]} {boot} {namespace}"
+    except (OSError, IndexError):  # no Linux, or it has ended already
+        return "-"
+
+
+_GROUP, _BEGAN = 2, 19  # of what follows a process's name in its status
+
+
+def _status(process: int | str) -> list[str]:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+
+
+def _end_left_behind(
+    work: Path, group: str = "-", *, holding: os.stat_result | None = None
+) -> None:  # fmt: skip
+    """End what a command for a work folder started: marked, of its group, or holding a file."""
+    mark = os.fsencode(f"{_MARK}={work}")
+    leader = group.partition(" ")[0]
+    if group.split()[2:] != _group_of(os.getpid()).split()[2:] or (
+        Path(f"/proc/{leader}").exists() and group != _group_of(int(leader))
+    ):
+        leader = "-"  # its number is another's now
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) == os.getpid():
+            continue
+        try:
+            if (
+                mark in (process / "environ").read_bytes().split(b"\0")
+                or _status(process.name)[_GROUP] == leader
+                or (holding is not None and _holds(process, holding))
+            ):
+                os.kill(int(process.name), signal.SIGKILL)
+        except (OSError, IndexError):  # ended, or another user's
+            continue
+
+
+def _holds(process: Path, file: os.stat_result) -> bool:
+    """Whether a process has a file open."""
+    for number in (process / "fd").iterdir():
+        with contextlib.suppress(OSError):
+            if os.path.samestat(number.stat(), file):
+                return True
+    return False
 
 
 def _die_with_parent() -> Callable[[], object] | None:
@@ -517,10 +609,20 @@ def _filled(command: Sequence[object], values: Mapping[str, object]) -> list[str
             if filled and filled[-1].startswith("-"):
                 filled.pop()
             continue
-        for name, value in values.items():
-            part = part.replace(f"{{{name}}}", "" if value is None else str(value))  # noqa: PLW2901
-        filled.append(part)
+        filled.append(_filled_in(part, values))
     return filled
+
+
+def _filled_in(part: str, values: Mapping[str, object]) -> str:
+    def value(found: re.Match[str]) -> str:
+        before, name, after = found.groups()
+        if before and after:
+            return f"{{{name}}}"
+        if name not in values:
+            return found[0]
+        return f"{before}{'' if values[name] is None else values[name]}{after}"
+
+    return _PLACEHOLDER.sub(value, part)
 
 
 def _follow(
@@ -599,7 +701,8 @@ def carry_out(
     """Train, and check what came of it.
 
     The output must be a sound checkpoint of finite floats in which frozen tensors have the dtype,
-    shape and bytes that they had in the start, and which has every tensor of the start.
+    shape and bytes that they had in the start, and which has every tensor of the start, in its
+    shape. A trainer that tells its tensors must write those.
 
     Raises:
         TrainerError: the trainer failed, or what it wrote is not that.
@@ -621,10 +724,7 @@ def carry_out(
     except SoupError:
         raise
     except (Exception, SystemExit) as error:  # what a stranger's code raises is its failure
-        reason = str(error).strip().splitlines()
-        raise TrainerError(
-            f"{said} failed: {_kind(error)}{f': {reason[0]}' if reason else ''}"
-        ) from error
+        raise TrainerError(*failure(said, error)) from error
     if not output.exists():
         raise TrainerError(f"{said} wrote nothing to {output.name}")
     try:
@@ -648,9 +748,28 @@ def carry_out(
     lost = [name for name in before.tensors if name not in made.tensors]
     if lost:
         raise TrainerError(f"{said} left out {len(lost)} tensors of its start: {listed(lost)}")
+    other = [n for n, info in before.tensors.items() if made.tensors[n].shape != info.shape]
+    if other and told is None:
+        first = other[0]
+        was, became = (list(of.tensors[first].shape) for of in (before, made))
+        raise TrainerError(
+            f"{said} gave other shapes to {len(other)} tensors of its start: {listed(other)} "
+            f"({first}: {became}, not {was})"
+        )
     changed = [name for name in frozen if not _same_bytes(before.tensors, made.tensors, name)]
     if changed:
         raise TrainerError(f"{said} changed {len(changed)} frozen tensors: {listed(changed)}")
+
+
+def failure(said: str, error: BaseException) -> list[str]:
+    """What a stranger's code raised, a line for each of its message's.
+
+    Args:
+        said: whose failure it is.
+        error: what was raised.
+    """
+    first, *more = str(error).strip().splitlines() or [""]
+    return [f"{said} failed: {_kind(error)}{f': {first}' if first else ''}", *more]
 
 
 def _silent(done: float | None, metrics: Mapping[str, float]) -> None:

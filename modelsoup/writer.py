@@ -36,7 +36,6 @@ LINEAGE_KEY = "modelsoup"
 CONVERTER_KEY = "converted_by"
 
 _CHUNK = 8 << 20
-_LONGEST_NAME = 255  # bytes, where the system does not say
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 
@@ -380,60 +379,100 @@ class CheckpointWriter:
 
 
 def check_output(output: Path, *, force: bool) -> None:
-    """Whether an output may be written.
+    """Whether an output may be written: `check_place`, and what is there may be replaced.
+
+    Raises:
+        OccupiedError: something is there, and `force` is not given.
+        OutputError: see `check_place`.
+    """
+    check_place(output)
+    check_free(output, force=force)
+
+
+def check_place(output: Path) -> None:
+    """Whether an output could be written to a path, perhaps in the place of what is there.
 
     A link is replaced as what it is, and not followed.
 
     Raises:
-        OccupiedError: it exists and `force` is not given, or it is a folder that modelsoup did not
-            write.
-        OutputError: its name is none that it can have, or its folder is missing or cannot be
-            written to.
+        OutputError: its name is none that it can have; its folder is missing or cannot be written
+            to; or what is there is never replaced: the current folder, a mount point, a folder
+            that modelsoup did not write, a folder by a file or the other way round.
     """
-    if output.name in ("", ".."):
-        raise OutputError(
-            f"the output {str(output)!r} has no name of its own (expected a file that ends in "
-            f"{SUFFIX}, or a new folder)"
-        )
     suffix = output.suffix.lower()
     is_folder = output.suffix != SUFFIX
     if is_folder and (suffix in WEIGHTS or nearest(suffix, [SUFFIX])):
         raise OutputError(
             f"the output {output} ends in {output.suffix} (expected {SUFFIX}, or a folder's name)"
         )
+    if output.is_dir() and output.samefile(os.curdir):
+        raise OutputError(f"the output {output} is the current folder: name a folder in it")
+    if output.name in ("", ".."):
+        raise OutputError(f"the output {output} has no name of its own: name a file or a folder")
     parent = output.parent
     if not parent.is_dir():
         raise OutputError(f"the folder {parent} of the output {output.name} does not exist")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"the folder {parent} of the output {output.name} is not writable")
     longest = max(len(os.fsencode(_temporary(output, s).name)) for s in _TEMPORARIES)
-    limit = os.pathconf(parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else _LONGEST_NAME
+    limit = os.pathconf(parent, "PC_NAME_MAX")
     if longest > limit:
+        own = len(os.fsencode(output.name))
         raise OutputError(
-            f"the output's name has {len(os.fsencode(output.name))} bytes, and may have "
-            f"{limit - longest + len(os.fsencode(output.name))} here: {output.name[:40]}…"
+            f"the output's name has {own} bytes, and may have {limit - longest + own} here: "
+            f"{output.name[:40]}…"
         )
     if output.is_mount():
         raise OutputError(f"the output {output} is a mount point, which cannot be replaced")
-    if is_folder and output.is_dir():
-        if not any(output.iterdir()):
-            return
-        if not force:
-            raise OccupiedError(
-                f"the folder {output} exists and is not empty ({option('force')} replaces it)"
-            )
-        if not _was_written_by_us(output):
-            raise OccupiedError(
-                f"the folder {output} was not written by modelsoup, so {option('force')} does not "
-                f"replace it: remove it yourself or name another output"
-            )
-    elif output.is_dir() or (is_folder and os.path.lexists(output)):
+    if output.is_dir() != is_folder and os.path.lexists(output):
         other = "folder" if output.is_dir() else "file"
-        raise OccupiedError(
+        raise OutputError(
             f"{output} is a {other}: an output that ends in {SUFFIX} is a file, any other a folder"
         )
-    elif os.path.lexists(output) and not force:
-        raise OccupiedError(f"{output} exists ({option('force')} replaces it)")
+    if is_folder and output.is_dir() and any(output.iterdir()) and not _was_written_by_us(output):
+        raise OutputError(
+            f"the folder {output} is not empty, and was not written by modelsoup, so it is not "
+            f"replaced: remove it yourself or name another output"
+        )
+
+
+def check_free(output: Path, *, force: bool) -> None:
+    """Whether there is nothing where an output is to be, or it may be replaced.
+
+    Raises:
+        OccupiedError: there is something, and `force` is not given.
+    """
+    if force or not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
+        return
+    what = f"the folder {output} exists and is not empty" if output.is_dir() else f"{output} exists"
+    raise OccupiedError(f"{what} ({option('force')} replaces it)")
+
+
+def overlapped(output: Path, read: Iterable[Path]) -> Path | None:
+    """The first of some files and folders that would be lost if an output were replaced.
+
+    They are compared as what they are, and not by name: links, bind mounts and a file system that
+    does not tell upper case from lower lead to one place by several names.
+    """
+    if not output.exists():
+        return None
+    inside = {
+        _identity(Path(folder, name).lstat())
+        for folder, folders, files in os.walk(output)
+        for name in (*folders, *files)
+    }
+    own = _identity(output.stat())
+    for path in read:
+        real = (path.parent.resolve() / path.name, path.resolve())  # where a link is, and leads
+        places = [place for p in real for place in (p, *p.parents)]
+        found = {_identity(place.stat()) for place in places if place.exists()}
+        if own in found or (path.exists() and _identity(path.stat()) in inside):
+            return path
+    return None
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _was_written_by_us(folder: Path) -> bool:
@@ -441,28 +480,6 @@ def _was_written_by_us(folder: Path) -> bool:
         return not open_checkpoint(folder).metadata.keys().isdisjoint((LINEAGE_KEY, CONVERTER_KEY))
     except CheckpointError:
         return False
-
-
-def overlaps(output: Path, inputs: Iterable[Path]) -> Path | None:
-    """The first of some paths that an output would replace: itself, or what lies in it.
-
-    Compared as the system knows files, whatever they are called: by links, other mounts of the same
-    disk, and names that only look different.
-    """
-    if not os.path.lexists(output):
-        return None
-    place = output.parent.resolve() / output.name
-    for path in inputs:
-        whole = Path(os.path.abspath(path))
-        for named in (whole, whole.resolve()):
-            for folder in (named, *named.parents):
-                if folder == place or (folder.exists() and _is_same(folder, output)):
-                    return path
-    return None
-
-
-def _is_same(path: Path, output: Path) -> bool:
-    return output.exists() and os.path.samestat(path.stat(), output.stat())
 
 
 _TEMPORARIES = (PARTIAL_SUFFIX, REPLACED_SUFFIX)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,3 +43,12 @@ def pypi(tmp_path: Path) -> Callable[[str], Path]:
         return target
 
     return fetch
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that a process which has dropped root can reach; pytest's own are private."""
+    folder = Path(tempfile.mkdtemp(prefix="soup-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)

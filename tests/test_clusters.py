@@ -208,6 +208,16 @@ def test_resources_of_a_plan_are_honoured(folder: Path, where: str) -> None:
     assert [record["metrics"]["gpu"] for record in trained] == [1.0] * 3
 
 
+def test_a_node_that_wants_what_no_worker_has_is_told(folder: Path, where: str) -> None:
+    begin = time.monotonic()
+    what = {"dask": "worker of the cluster offers GPU", "ray": "node of the cluster has gpus"}
+    said = f"root: no {what[where[:4].rstrip(':')]}: 2$"
+    with pytest.raises(RunError, match=said):
+        run(folder, where, TWO.replace('Told"', 'Told", resources: {gpus: 2}'))
+    assert time.monotonic() - begin < 40
+    assert [e.record["operation"] for e in Store(folder / "store").entries()] == ["merge"]
+
+
 def test_a_trainers_error_is_its_own_sentence(folder: Path, where: str) -> None:
     text = TWO.replace("beside:Told", "trainers:Fails")
     with pytest.raises(RunError) as caught:

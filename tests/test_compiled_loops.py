@@ -19,7 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from modelsoup.stream import SLICE
 
@@ -380,6 +380,36 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(
     result = run(tmp_path, jobs, fast=fast, cache=tmp_path / "file" / "cache")
     assert result.outputs["task_arithmetic of one"] == both.numpy.outputs["task_arithmetic of one"]
     assert all(used is (fast == "1") for used in result.loops.values())
+
+
+WITHOUT_A_HOME = """
+import pwd, sys
+
+def nobody(uid):
+    raise KeyError(uid)
+
+pwd.getpwuid = nobody
+from modelsoup import fused, merge
+
+merge(sys.argv[1:3], sys.argv[3])
+assert any(fused._loops.values())  # one was compiled
+"""
+
+
+def test_a_user_without_a_home_is_no_error(tmp_path: Path) -> None:
+    """As in a container that runs under some number: there is no HOME, and no name for it."""
+    models = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for number, path in enumerate(models):
+        save_file({"w": np.full(1000, number, np.float32)}, path)
+    known = {k: v for k, v in os.environ.items() if not k.startswith(("MODELSOUP_", "XDG_"))}
+    known.pop("HOME", None)
+    output = tmp_path / "out.safetensors"
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_A_HOME, *models, output], capture_output=True, text=True,
+        env={**known, "MODELSOUP_FAST": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert load_file(output)["w"].tolist() == [0.5] * 1000
 
 
 # --- functions that numba and numpy compute differently -------------------------------------------

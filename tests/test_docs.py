@@ -74,10 +74,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_of_a_page_run_as_they_stand(page: Path, trained: Path, tmp_path: Path):
     must_be_there(page)
     (tmp_path / "runs").symlink_to(trained / "runs")
+    shutil.copytree(trained / ".soup-store", tmp_path / ".soup-store")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for command in commands(page):
         if not command.startswith((SETUP, "python benchmarks/")):
             run(command, tmp_path)
+
+
+def test_the_readmes_first_run_finds_all_that_the_quickstart_made(trained: Path, tmp_path: Path):
+    shutil.copytree(trained / ".soup-store", tmp_path / ".soup-store")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    command = next(c for c in commands(ROOT / "README.md") if c.startswith("soup run "))
+    run(f"{command} > said", tmp_path)
+    assert (tmp_path / "said").read_text().endswith(": 0 nodes computed, 10 reused\n")
+    made = [folder / name for folder, name in ((tmp_path, "tree"), (trained / "runs", "root"))]
+    assert len({file.with_suffix(".safetensors").read_bytes() for file in made}) == 1
 
 
 def test_the_readme_sets_up_and_runs_with_two_commands():

@@ -272,10 +272,10 @@ def twice_shared(levels: int) -> Path:
 
 def test_an_ancestor_that_is_shared_is_written_once() -> None:
     top = twice_shared(18)
-    start = time.monotonic()
+    start = time.process_time()
     text = modelsoup.plan_text(top)
     models = parse_yaml(text, "made").content["models"]
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert len(models) == 2 + 2 * 17
     assert len(text) < 5000
     names = list(models)

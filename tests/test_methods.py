@@ -1251,6 +1251,40 @@ def test_a_select_method_can_be_registered(sparsify: str, tmp_path: Path) -> Non
         assert abs(np.count_nonzero(stepped) - 0.3 * ELEMENTS) < 5 * deviation
 
 
+@dataclass(frozen=True)
+class OneDensityParameters:
+    """Parameters of a method that keeps the same share of every task vector."""
+
+    weight: tuple[float, ...] = modelsoup.parameter(1.0, per_model=True, doc="…")
+    density: float = modelsoup.parameter(1.0, low=0, high=1, doc="…")
+
+
+@pytest.mark.usefixtures("own_methods")
+@pytest.mark.parametrize("sparsify", ["magnitude", "random"])
+def test_one_density_for_all_models_is_the_same_as_one_for_each(
+    sparsify: str, tmp_path: Path
+) -> None:
+    for name, parameters in (("one", OneDensityParameters), ("each", SignsParameters)):
+        modelsoup.method(
+            name, parameters, shape="select", sparsify=sparsify, base=True, models=(1, None)
+        )(signs)
+    base, models = task_vector(1), [task_vector(seed) for seed in (2, 3, 4)]
+    one, each, whole = (
+        merged_one(
+            tmp_path, models, base=base, method=name, parameters={"density": density, "weight": 0.5}
+        )
+        for name, density in (("one", 0.3), ("each", 0.3), ("one", 1))
+    )
+    assert np.array_equal(one, each)
+    assert not np.array_equal(one, whole)
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_a_method_that_sparsifies_without_a_density_is_refused() -> None:
+    with pytest.raises(modelsoup.ParameterError, match="it needs a parameter 'density'"):
+        modelsoup.method("none", NoParameters, shape="select", sparsify="random", base=True)(signs)
+
+
 @pytest.mark.usefixtures("own_methods")
 def test_a_select_method_without_sparsification_sees_whole_task_vectors(tmp_path: Path) -> None:
     @modelsoup.method("step", StepParameters, shape="select", base=True, models=(1, None))

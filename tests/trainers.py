@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +114,70 @@ class Infinite(Writes):
 class Fails(Writes):
     def made(self, weights, job):
         raise RuntimeError("the learning rate is a poem")
+
+
+class FailsAtLength(Writes):
+    """Fails with a message of several lines, from deep within."""
+
+    def made(self, weights, job):
+        job.log("so far, so good")
+        return self.deeper(job)
+
+    def deeper(self, job):
+        raise ValueError(f"no such layer\n  {job.options.note}\nlook at its name")
+
+
+class WontTravel(Writes):
+    """Fails with an exception that no process can send to another."""
+
+    def made(self, weights, job):
+        class Stuck(RuntimeError):
+            def __init__(self, one, two):
+                super().__init__(one)
+                self.lock = threading.Lock()
+
+        raise Stuck("stuck", 2)
+
+
+class Sees(Writes):
+    """Waits for a file, and says nothing meanwhile."""
+
+    def made(self, weights, job):
+        while not Path(job.options.note).exists():
+            time.sleep(0.05)
+        return weights
+
+
+class Talks(Writes):
+    """Reports many losses, and the time left behind them."""
+
+    def made(self, weights, job):
+        losses = {f"cycle_consistency_loss_{number}": number / 7 for number in range(12)}
+        for step in range(int(job.options.add)):
+            job.report(step / 10, {**losses, "seconds_left": 200.0 - step})
+            time.sleep(0.3)
+        job.report(1.0, {**losses, "seconds_left": 0.0})
+        return weights
+
+
+class Prints(Writes):
+    """Prints, in every way, and reports what is no figure."""
+
+    def made(self, weights, job):
+        print("from Python")
+        print("to stderr", file=sys.stderr)
+        subprocess.run(["echo", "from a program"], check=True)
+        job.log("in the log")
+        for done, loss in ((-1.0, 1.0), (7.0, float("nan")), (None, float("inf"))):
+            job.report(done, {"loss": loss, "steps": 3})
+        return weights
+
+
+class Looks(Writes):
+    """Has an option that is no part of its result."""
+
+    def identity(self, options):
+        return {"add": options.add}
 
 
 class FailsOnce(Writes):

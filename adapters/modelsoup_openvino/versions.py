@@ -218,7 +218,10 @@ def _cache() -> Path:
     if named:
         return Path(named)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "modelsoup"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "modelsoup"
+    except RuntimeError:  # no HOME, and no name for the user: a place where nothing is, or can be
+        return Path(os.devnull, "modelsoup")
 
 
 @contextmanager

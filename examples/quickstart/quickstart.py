@@ -2,7 +2,8 @@
 
     python examples/quickstart/quickstart.py [FOLDER]        (default: runs)
 
-Leaves the leaves, their start, the plain average, the tree's root and a picture in the folder.
+Leaves the leaves, their start, the plain average, the tree's root and a picture in the folder, and
+every result in the store of the current folder, where `soup run` finds them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from safetensors.numpy import save_file
 
 import modelsoup
 from modelsoup.picture import svg
+from modelsoup.store import DEFAULT_STORE
 
 HERE = Path(__file__).parent
 WORKERS = 2
@@ -36,11 +38,10 @@ def main() -> None:
 
     with modelsoup.ProcessExecutor(WORKERS) as executor:
         report = modelsoup.run(
-            tree, folder / "root.safetensors", store=folder / "store", force=True, watch=say,
-            executor=executor,
+            tree, folder / "root.safetensors", force=True, watch=say, executor=executor
         )  # fmt: skip
 
-    store = modelsoup.Store(folder / "store")
+    store = modelsoup.Store(DEFAULT_STORE)
     networks = {node: store.entry(record["key"]).path for node, record in report.records.items()}
     leaves = [folder / f"{node}.safetensors" for node in networks if node.startswith("rate-")]
     for leaf in leaves:

@@ -47,7 +47,8 @@ class Method:
         models: how few and how many models it merges, the base not counted.
         base: whether it needs a base model.
         sparsify: for `select`: None to leave the task vectors whole, or what to keep of them, the
-            largest magnitudes or a random part, to the share that the parameter `density` gives;
+            largest magnitudes or a random part, to the share that the parameter `density` gives,
+            one number or one for each model;
             where the parameter `rescale` is true, the L1 norm is restored afterwards.
         prepare: turns checked parameters into the ones that `function` sees (normalised weights).
         from_beta: the parameters that `--beta β` stands for, if it means anything here.
@@ -120,6 +121,8 @@ def method(
                 f"a method called {name!r} exists already, in {known.function.__module__}"
             )
         made = Method(name, function, parameters, **properties)
+        if made.sparsify and "density" not in (f.name for f in dataclasses.fields(parameters)):
+            raise ParameterError(f"the method {name!r} sparsifies: it needs a parameter 'density'")
         _methods[name] = made
         return made
 
@@ -269,6 +272,17 @@ def _checked(method_name: str, name: str, field: Any, value: Any, models: int) -
     if len(numbers) != models:
         raise ParameterError(f"{where} has {len(numbers)} values for {models} models")
     return tuple(float(number) for number in numbers)
+
+
+def densities(parameters: Any, models: int) -> tuple[float, ...]:
+    """The share that is kept of each task vector; one number stands for all."""
+    density = parameters.density
+    return density if isinstance(density, tuple) else (density,) * models
+
+
+def rescales(parameters: Any) -> bool:
+    """Whether the L1 norm of sparsified task vectors is restored."""
+    return bool(getattr(parameters, "rescale", False))
 
 
 @cache

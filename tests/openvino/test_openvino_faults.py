@@ -119,6 +119,16 @@ def test_a_layer_to_ignore_that_is_not_there_is_told(start):
         quantised(network, images, Quantisation(ignored_types=("fold",)), say=print)
 
 
+def test_a_user_without_a_home_has_no_cache_and_no_error(monkeypatch, tmp_path) -> None:
+    for name in ("MODELSOUP_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    shared = versions._cache() / "nncf-extension" / "build"
+    assert not shared.is_dir()
+    versions._publish(tmp_path, shared)  # leaves it at that
+    assert not shared.is_dir()
+
+
 @pytest.mark.parametrize(
     ("package", "version", "said"),
     [
