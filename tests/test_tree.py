@@ -340,6 +340,64 @@ tree:
     ]  # fmt: skip
 
 
+def test_a_hundred_faults_are_told_and_no_more(folder: Path) -> None:
+    wrong = ", ".join(f"{{of: [a, x{number}]}}" for number in range(300))
+    with pytest.raises(PlanError) as caught:
+        parse_tree(HEAD + f"tree: {{of: [{wrong}]}}\n", folder=folder)
+    assert len(caught.value.args) == 102
+    assert caught.value.args[-1] == "no further faults were looked for"
+    unknown = "".join(f"k{number}: 1\n" for number in range(300))
+    with pytest.raises(PlanError, match="and 200 faults more") as caught:
+        parse_tree(f"{HEAD}tree: a\n{unknown}", folder=folder)
+    assert len(caught.value.args) == 101
+
+
+def test_where_many_options_are_given_a_fault_is_told_of_all_of_them(folder: Path) -> None:
+    options = ", ".join(f"x{number}: 1" for number in range(20_000))
+    start = time.process_time()
+    for kind in ("merge", 'finetune: {trainer: "trainers:Add", ', "merge: {layers: "):
+        opened = f"{kind}: {{" if kind == "merge" else kind
+        inner = f"{{{options}}}" if kind.endswith("layers: ") else options
+        text = HEAD + f"tree: {{of: [a, b], {opened}{inner}}}}}\n"
+        try:
+            tree, _ = parse_tree(text, folder=folder)
+        except PlanError as error:
+            assert re.match("the plan:3:20: .*'x0'", str(error))
+        else:
+            assert len(tree.operation("root").recipe.layers) == 20_000
+    assert time.process_time() - start < 20
+
+
+def test_defaults_that_swell_with_the_nodes_are_refused(folder: Path) -> None:
+    nodes = ", ".join("{of: [a, b]}" for _ in range(2000))
+    tree = f"tree: {{of: [{nodes}]}}\n"
+    groups = ", ".join(f"g{number}: [x]" for number in range(900))
+    long = "x" * 20_000
+    for text in (
+        f"groups: {{{groups}}}\ndefaults: {{merge: {{layers: ['group:g1']}}}}\n",
+        f"defaults: {{merge: {{layers: ['{long}']}}}}\n",
+        f"defaults: {{finetune: {{trainer: 'trainers:Add', note: '{long}'}}}}\n",
+    ):
+        start = time.process_time()
+        with pytest.raises(
+            PlanError, match="spelt out with their defaults, have more than 500,000"
+        ):
+            parse_tree(HEAD + text + tree, folder=folder)
+        assert time.process_time() - start < 20
+
+
+def test_a_nodes_own_rest_goes_over_that_of_the_defaults(folder: Path) -> None:
+    text = HEAD + 'defaults: {merge: {layers: {"D.*": 0.5, rest: first}}}\n'
+    tree, _ = parse_tree(text + "tree: {of: [a, b], merge: {rest: drop}}\n", folder=folder)
+    recipe = tree.operation("root").recipe
+    assert (recipe.rest, [str(rule) for rule in recipe.layers]) == (
+        "drop",
+        ["D.* → merge; beta:0.5"],
+    )
+    tree, _ = parse_tree(text + "tree: {pair: [a, b]}\n", folder=folder)
+    assert tree.operation("root").recipe.rest == "first"
+
+
 def test_defaults_are_the_same_in_either_spelling(folder: Path) -> None:
     text = HEAD + "defaults: {merge: {on-integer: max, low-level: 0.5, layers: low-level}}\n"
     tree, _ = parse_tree(

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from modelsoup import PlanError, yaml_text
-from modelsoup.yaml_text import parse_yaml, read_yaml
+from modelsoup.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 PARSERS = [yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)]
 
@@ -83,6 +83,25 @@ def test_an_alias_is_what_it_stands_for_and_stands_where_it_is_written(parser: N
     assert read.at("c", 7, "k") == "x:3:1"  # the nearest around it
     assert parse_yaml("# nothing\n", "x").content is None
     assert parse_yaml("# nothing\n", "x").at("a") == "x"
+
+
+@pytest.mark.parametrize("inside", [0, 1, 5])
+def test_depth_is_counted_with_aliases_followed(inside: int, parser: None) -> None:
+    anchored = "[" * inside + "x" + "]" * inside
+    deepest = 99 - inside  # and the list around both
+    for more, is_read in ((0, True), (1, False)):
+        around = deepest + more
+        text = f"- &a {anchored}\n- {'[' * around}*a{']' * around}\n"
+        if is_read:
+            assert parse_yaml(text, "x").content[0] == parse_yaml(anchored, "x").content
+        else:
+            with pytest.raises(PlanError, match="nested more than 100 deep"):
+                parse_yaml(text, "x")
+
+
+def test_what_is_written_twice_is_written_out_twice() -> None:
+    once = {"a": [1, 2]}
+    assert dump_yaml([once, once]) == "- a: [1, 2]\n- a: [1, 2]\n"
 
 
 SWELLING = {
