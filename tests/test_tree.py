@@ -52,6 +52,7 @@ def test_figure_1_a_two_pairs_and_their_pair() -> None:
 
 def test_figure_1_b_the_odd_model_is_fine_tuned_alone_and_goes_up() -> None:
     tree = binary_tree({"vs": "vs", "fast": "f", "hz": "hz"}, finetune=TUNE, odd="hz", shuffle=1)
+    assert tree.operation("fast") == Load(Path("f"))
     assert len(tree.models()) == 6  # 3 + 2 + 1
     assert tree.levels == 3
     assert sorted(tree.inputs("root.merge")) == ["root.2-1", "root.2-2"]
