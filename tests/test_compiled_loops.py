@@ -6,7 +6,6 @@ Every merge here runs in a process of its own, with its own `MODELSOUP_FAST` and
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -22,11 +21,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from modelsoup.stream import SLICE
-
-pytestmark = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("numba", "llvmlite")),
-    reason="numba is not installed",
-)
 
 # Runs jobs, says what each failed with, which loops there were, and whether numba was imported.
 RUNNER = """

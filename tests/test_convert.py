@@ -22,10 +22,13 @@ import time
 import zipfile
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch as safetensors_torch
+import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,9 +37,6 @@ from modelsoup import open_checkpoint
 from modelsoup.cli import main
 from modelsoup.errors import CheckpointError, OutputError, ParameterError, SoupError
 from modelsoup.torch_convert import convert
-
-torch = pytest.importorskip("torch")
-safetensors_torch = pytest.importorskip("safetensors.torch")
 
 DTYPES = [
     "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2",
@@ -240,9 +240,10 @@ def test_a_checkpoint_that_another_tool_has_zipped_again_is_read_right(tmp_path)
     assert_holds(convert(tmp_path / "again.pth", tmp_path / "out.safetensors").output, content)
 
 
-@pytest.mark.download
-def test_real_weights_from_pypi_are_converted_bit_for_bit(tmp_path, pypi):
-    (source,) = pypi("stlpips-pytorch==0.0.2").rglob("alex_shift_tolerant.pth")
+@pytest.mark.needs("offline")
+def test_real_weights_of_a_package_are_converted_bit_for_bit(tmp_path):
+    files = metadata.files("stlpips-pytorch") or []
+    (source,) = (file.locate() for file in files if file.name == "alex_shift_tolerant.pth")
     expected = torch.load(source, map_location="cpu", weights_only=True)
     report = convert(source, tmp_path / "alex.safetensors")
     assert report.tensors == len(expected) > 10

@@ -1,29 +1,43 @@
 """Every command and every piece of Python in the README and docs/ runs as it stands."""
 
+import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
+from itertools import chain, pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from safetensors.numpy import load_file
 
-pytest.importorskip("sklearn", reason="the examples need scikit-learn: modelsoup[examples]")
+import modelsoup
+from modelsoup.trainer import carry_out
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-NEEDS = {
-    "torch.md": ["torch"],
-    "i2i.md": ["torch", "PIL", "torchmetrics"],
-    "i2i_metrics.md": ["torch", "PIL", "torchmetrics"],
-    "i2i_training.md": ["torch", "PIL"],
-    "i2i_use.md": ["torch", "PIL"],
-    "openvino.md": ["torch", "nncf", "openvino"],
-}
+QUICKSTART = "examples/quickstart/quickstart.py"
+EXAMPLES = ROOT / "examples" / "quickstart"
 SETUP = "python3 -m venv .venv && "
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def needed(page: Path) -> list[pytest.MarkDecorator]:
+    """A page is called after the extra that it is about."""
+    extras = ("torch", "i2i", "openvino")
+    return [pytest.mark.needs(extra) for extra in extras if page.name.startswith(extra)]
+
+
+each_page = pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=needed(page), id=page.name) for page in PAGES]
+)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -34,19 +48,14 @@ def commands(page: Path) -> list[str]:
     return [line for block in blocks(page, "console") for line in block.splitlines() if line]
 
 
-def must_be_there(page: Path) -> None:
-    """Skip a page whose extras are not installed."""
-    for module in NEEDS.get(page.name, ()):
-        pytest.importorskip(module)
-
-
 def environment() -> dict[str, str]:
     """`soup` and the interpreter of this very environment come first."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "COLUMNS": "120"}
 
 
-def run(command: str, folder: Path) -> None:
+def run(command: str, folder: Path) -> str:
+    """What a command prints that does what it was asked to."""
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
@@ -56,29 +65,32 @@ def run(command: str, folder: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the README's first command leaves behind."""
     folder = tmp_path_factory.mktemp("trained")
-    script = ROOT / "examples" / "quickstart" / "quickstart.py"
     done = subprocess.run(
-        [sys.executable, script], cwd=folder, capture_output=True, text=True, check=True
+        [sys.executable, ROOT / QUICKSTART], cwd=folder, capture_output=True, text=True, check=True
     )
     assert len(re.findall(r"^  \d+\.\d%", done.stdout, re.M)) == 7  # leaves, average, root, alone
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@each_page
 def test_the_commands_of_a_page_run_as_they_stand(page: Path, trained: Path, tmp_path: Path):
-    must_be_there(page)
     (tmp_path / "runs").symlink_to(trained / "runs")
     shutil.copytree(trained / ".soup-store", tmp_path / ".soup-store")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for command in commands(page):
         if not command.startswith((SETUP, "python benchmarks/")):
-            run(command, tmp_path)
+            assert run(command, tmp_path) or command.startswith("soup run"), f"{command}: silent"
+            words = shlex.split(command)
+            for option, name in pairwise(words):
+                if option in ("-o", "--svg") and "--dry-run" not in words:
+                    assert (tmp_path / name).exists(), f"{command}: no {name}"
 
 
 def test_the_readmes_first_run_finds_all_that_the_quickstart_made(trained: Path, tmp_path: Path):
@@ -92,27 +104,47 @@ def test_the_readmes_first_run_finds_all_that_the_quickstart_made(trained: Path,
 
 
 def test_the_readme_sets_up_and_runs_with_two_commands():
-    setups = [c for c in commands(ROOT / "README.md") if c.startswith(SETUP)]
-    assert len(setups) == 2
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
-    for command in setups:
-        named = re.search(r"\.\[([\w,]+)\]", command)
-        assert named is not None and set(named[1].split(",")) <= extras.keys()
-    assert setups[0].endswith("examples/quickstart/quickstart.py")  # `trained` runs it
-    assert setups[1].endswith("-m pytest")  # this runs in it
+    """`trained` runs what the first one installs, and this runs in what the second one does."""
+    first, second = (c for c in commands(ROOT / "README.md") if c.startswith(SETUP))
+    pip = ".venv/bin/pip install -q"
+    assert first == f"{SETUP}{pip} -e '.[examples]' && .venv/bin/python {QUICKSTART}"
+    assert second == f"{SETUP}{pip} -c constraints.txt -e '.[test]' && .venv/bin/python -m pytest"
+    assert commands(ROOT / "CONTRIBUTING.md")[0] == second
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_suite_is_set_up_with_every_extra_at_one_version_of_each_package():
+    extras = PROJECT["optional-dependencies"]
+    named = {"test"}
+    for name in named_by(extras["test"]):
+        named |= {name, *named_by(extras[name])}
+    assert extras.keys() - named == {"mutants"}
+
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pinned = [Requirement(line) for line in lines if not line.startswith("#")]
+    versions = {canonicalize_name(pin.name): str(pin.specifier) for pin in pinned}
+    direct = [*map(Requirement, chain(PROJECT["dependencies"], *extras.values()))]
+    wanted = [need for need in direct if need.name != PROJECT["name"]]
+    assert versions.keys() == {canonicalize_name(need.name) for need in wanted}
+    for need in wanted:
+        version = versions[canonicalize_name(need.name)].removeprefix("==")
+        assert need.specifier.contains(version), f"{need}, but {version} in constraints.txt"
+
+
+def named_by(extra: list[str]) -> set[str]:
+    """The extras that an extra is made of."""
+    needs = map(Requirement, extra)
+    return {name for need in needs if need.name == PROJECT["name"] for name in need.extras}
+
+
+@each_page
 def test_the_python_of_a_page_runs_as_it_stands(page: Path, trained: Path, tmp_path: Path):
-    must_be_there(page)
     (tmp_path / "runs").symlink_to(trained / "runs")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for number, block in enumerate(blocks(page, "python")):
         script = tmp_path / f"block{number}.py"
         script.write_text(block, "utf-8")
-        run(f"python {script}", tmp_path)
+        printed = run(f"python -W error {script}", tmp_path)
+        assert bool(printed) == ("print(" in block), f"{page.name}, block {number}: {printed!r}"
 
 
 def test_the_recipe_file_of_the_docs_merges(trained: Path, tmp_path: Path):
@@ -130,16 +162,59 @@ def test_the_entry_points_of_the_docs_are_toml():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("script", ["own_method.py", "greedy_soup.py"])
-def test_an_example_runs_on_what_the_first_one_left(script: str, trained: Path):
-    run(f"python {ROOT / 'examples' / 'quickstart' / script}", trained)
+def test_the_method_of_the_examples_is_nearswap(trained: Path):
+    printed = run(f"python {EXAMPLES / 'own_method.py'}", trained)
+    assert re.fullmatch(r"runs/nearswap\.safetensors: 9\d\.\d% of the held-out .*\n", printed)
+    a, b, made = (
+        load_file(trained / "runs" / f"{name}.safetensors")
+        for name in ("rate-0.1", "rate-0.4", "nearswap")
+    )
+    assert made.keys() == a.keys()
+    for name in a:
+        share = np.minimum(0.01 / np.maximum(np.abs(a[name] - b[name]), 1e-6), 1)
+        expected = share * b[name] + (1 - share) * a[name]
+        np.testing.assert_allclose(made[name], expected, rtol=1e-5, atol=1e-7)
 
 
-def test_the_quickstarts_tree_is_the_same_by_commands(trained: Path, tmp_path: Path):
+def test_the_greedy_soup_of_the_examples_is_never_worse_than_its_best_run(trained: Path):
+    printed = run(f"python {EXAMPLES / 'greedy_soup.py'}", trained)
+    best, *tried = printed.splitlines()
+    reached = float(best.rpartition(" ")[2].rstrip("%"))
+    for line in (line for line in tried if line.startswith("with ")):
+        value = float(re.search(r"([\d.]+)%", line)[1])  # type: ignore[index]
+        assert line.endswith("kept" if value >= reached else "left out"), printed
+        reached = max(reached, value)
+    kept = printed.count("kept")
+    assert len(list((trained / "runs").glob("rate-*"))) == 1 + kept + printed.count("left out")
+    if kept:
+        assert tried[-1] == f"runs/greedy.safetensors: {reached}%, of {1 + kept} runs"
+
+
+def test_the_quickstarts_tree_is_the_same_by_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Another way to train, the same arithmetic; only the seeds come from other options."""
-    plan = ROOT / "examples" / "quickstart" / "tree_command.yaml"
-    run(f"soup run {plan} -o out.safetensors --workers 2", tmp_path)
-    run("soup verify out.safetensors", tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    trees = [
+        modelsoup.parse_tree((EXAMPLES / name).read_text("utf-8"), folder=EXAMPLES)[0]
+        for name in ("tree.yaml", "tree_command.yaml")
+    ]
+    first, second = ({*tree.graph.edges} for tree in trees)
+    assert first == second and len(first) == 9
+    run(f"soup run {EXAMPLES / 'tree_command.yaml'} -o out.safetensors --workers 2", tmp_path)
+    assert "are sound" in run("soup verify out.safetensors", tmp_path)
+
+    by_command, by_trainer = (tmp_path / f"{name}.safetensors" for name in ("command", "trainer"))
+    given = "--seed 7 --rate 0.2 --epochs 2"
+    run(f"python {EXAMPLES / 'train_digits.py'} --out {by_command} {given}", tmp_path)
+    trainer = modelsoup.get_trainer("digits:Digits")
+    carry_out(
+        trainer, trainer.options(0.2, 2), start=None, output=by_trainer, work=tmp_path / "work",
+        frozen=(), seed=7,
+    )  # fmt: skip
+    by_command, by_trainer = load_file(by_command), load_file(by_trainer)
+    assert by_command.keys() == by_trainer.keys()
+    assert all(np.array_equal(by_command[name], by_trainer[name]) for name in by_command)
 
 
 def test_the_plan_of_the_docs_is_a_plan(trained: Path, tmp_path: Path):
@@ -151,7 +226,11 @@ def test_the_plan_of_the_docs_is_a_plan(trained: Path, tmp_path: Path):
         )
     shutil.copy(ROOT / "examples" / "quickstart" / "digits.py", tmp_path)
     (tmp_path / "tree.yaml").write_text(block)
-    run("soup plan tree.yaml && soup run tree.yaml", tmp_path)
+    assert "0 steps to do" not in run("soup plan tree.yaml", tmp_path)
+    run("soup run tree.yaml", tmp_path)
+    assert "0 steps to do" in run("soup plan tree.yaml", tmp_path)
+    made = modelsoup.read_lineage(modelsoup.open_checkpoint(tmp_path / "soup.safetensors"))
+    assert made is not None and made["operation"] == "finetune"
 
 
 def test_every_file_that_the_readme_names_is_there():
@@ -165,3 +244,21 @@ def test_every_module_has_its_room_in_the_architecture_page():
     for module in (ROOT / "modelsoup").glob("*.py"):
         if module.name != "__main__.py":
             assert f"  {module.name} " in text, module.name
+
+
+def test_every_module_has_tests_that_its_mutants_must_fail():
+    """And every file of tests belongs to some module, but for those of examples and pages."""
+    spec = importlib.util.spec_from_file_location("mutants", ROOT / "benchmarks" / "mutants.py")
+    assert spec is not None and spec.loader is not None
+    mutants = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutants)
+    tests = {module: mutants.tests_of(module) for module in mutants.modules()}
+    assert [module for module, files in tests.items() if not files] == []
+    listed = {f"{package}/{name}.py" for package, names in mutants.TESTS.items() for name in names}
+    assert listed <= tests.keys()
+    used = {file for files in tests.values() for file in files}
+    there = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert there - used == {
+        "tests/i2i/test_i2i_paper.py", "tests/test_docs.py", "tests/test_real_models.py",
+    }  # fmt: skip
+    assert used <= there

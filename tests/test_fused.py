@@ -47,6 +47,12 @@ def write(folder: Path, dtype: str = "float32") -> None:
         save_file(tensors, folder / f"{name}.safetensors", {"format": "np", "from": name})
 
 
+def average(beta: float, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """As one merge writes it: computed in float32, rounded to the first one's dtype."""
+    parts = np.float32(beta) * first.astype(np.float32), second.astype(np.float32)
+    return np.asarray(parts[0] + np.float32(1 - beta) * parts[1]).astype(first.dtype)
+
+
 def both(folder: Path, text: str, **options: object) -> tuple[bytes, bytes, modelsoup.RunReport]:
     """The result made one merge after the other, that of one pass, and the latter's report."""
     tree, _ = parse_tree(text, folder=folder)
@@ -64,6 +70,16 @@ def test_fused_merges_give_the_same_bytes_as_one_after_the_other(
     monkeypatch.setenv("MODELSOUP_FAST", loops)
     plain, fused, report = both(folder, NESTED, workers=workers)
     assert fused == plain
+    found = modelsoup.open_checkpoint(folder / "fused.safetensors")
+    for name in ("body.weight", "body.bias", "head.weight"):
+        a, b, c, d, e, f = (
+            modelsoup.open_checkpoint(folder / f"{model}.safetensors")[name] for model in MODELS
+        )
+        last = average(0.3, f, a) if name.endswith("weight") else f
+        left = average(0.3, average(0.3, a, b), average(0.9, c, d))
+        expected = average(0.3, left, average(0.3, e, last))
+        assert found[name].dtype == expected.dtype
+        assert found[name].tobytes() == expected.tobytes(), name
     assert report.computed == ("root",)
     assert [entry.record["node"] for entry in Store(folder / "fused").entries()] == ["root"]
 

@@ -377,11 +377,17 @@ def test_numbers_and_dtypes_of_numpy_are_taken(tmp_path: Path):
         assert load_file(out)["x"].dtype == np.float16
     merge(models, out, dtype=ml_dtypes.bfloat16, force=True)
     assert load_file(out)["x"].dtype == ml_dtypes.bfloat16
-    torch = pytest.importorskip("torch")
-    merge(models, out, dtype=torch.bfloat16, force=True)
-    assert load_file(out)["x"].dtype == ml_dtypes.bfloat16
     with pytest.raises(ParameterError, match="dtype 'int8' is not a float dtype"):
         merge(models, out, dtype=np.int8, force=True)
+
+
+@pytest.mark.needs("torch")
+def test_dtypes_of_torch_are_taken(tmp_path: Path):
+    import torch
+
+    models = [save(tmp_path / f"{n}.safetensors", x=n) for n in (1, 3)]
+    merge(models, tmp_path / "out.safetensors", dtype=torch.bfloat16)
+    assert load_file(tmp_path / "out.safetensors")["x"].dtype == ml_dtypes.bfloat16
 
 
 # The file of options

@@ -1463,7 +1463,8 @@ def test_a_method_of_another_distribution_is_found_and_loaded_only_when_named(
     output = data / "merged.safetensors"
     run = subprocess.run(
         [sys.executable, "-c", USE_PLUGIN, *map(str, saved["models"]), str(output)],
-        env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{os.environ['PYTHONPATH']}"},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     said = json.loads(run.stdout)

@@ -18,16 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from modelsoup.cli import main
 from modelsoup.errors import CheckpointError
 from modelsoup.pickles import RATIO, PickleError, Survey
-
-torch = pytest.importorskip("torch")
-safetensors_torch = pytest.importorskip("safetensors.torch")
-
-from modelsoup.torch_convert import convert  # noqa: E402
+from modelsoup.torch_convert import convert
 
 # --- pickles made by hand ------------------------------------------------------------------------
 

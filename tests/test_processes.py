@@ -21,10 +21,10 @@ from modelsoup import ProcessExecutor, processes
 from modelsoup.processes import WorkerLostError
 
 ON_LINUX = sys.platform == "linux"
+forks = pytest.mark.skipif(not ON_LINUX, reason="platform: forks")
 
 
-@pytest.fixture(params=[pytest.param(True, marks=pytest.mark.skipif(not ON_LINUX, reason="forks")),
-                        False], ids=["forks", "interpreters"])  # fmt: skip
+@pytest.fixture(params=[pytest.param(True, marks=forks), False], ids=["forks", "interpreters"])
 def executor(request, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessExecutor]:
     """Both ways; the second is that of macOS, and of Dask's workers."""
     monkeypatch.setattr(processes, "_CAN_FORK", request.param)
@@ -214,7 +214,7 @@ def test_a_call_that_will_not_end_is_ended(executor: ProcessExecutor, tmp_path: 
     wait_for(lambda: not any(map(is_running, pids)))
 
 
-@pytest.mark.skipif(not ON_LINUX, reason="forks")
+@forks
 def test_who_forks_is_replaced_when_it_is_killed(tmp_path: Path) -> None:
     with ProcessExecutor(2) as executor:
         call = executor.submit(notes_and_sleeps, tmp_path)
@@ -229,7 +229,7 @@ def test_who_forks_is_replaced_when_it_is_killed(tmp_path: Path) -> None:
     assert not children(os.getpid())
 
 
-@pytest.mark.skipif(not ON_LINUX, reason="macOS does not end a process with its parent")
+@pytest.mark.skipif(not ON_LINUX, reason="platform: macOS does not end a process with its parent")
 @pytest.mark.parametrize("moment", ["at once", "while calls run"])
 def test_nothing_outlives_a_killed_parent(tmp_path: Path, moment: str) -> None:
     code = (
@@ -268,7 +268,7 @@ def test_an_executor_that_is_forgotten_leaves_nothing_behind() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
 
 
-@pytest.mark.skipif(not ON_LINUX, reason="forks")
+@forks
 def test_a_forks_price_is_milliseconds() -> None:
     with ProcessExecutor(1) as executor:
         executor.submit(len, "").result()

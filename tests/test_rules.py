@@ -532,10 +532,17 @@ def test_numbers_in_names_are_compared_as_numbers() -> None:
     ]  # fmt: skip
 
 
-@given(st.lists(st.text(), min_size=2, max_size=5))
-def test_any_names_can_be_ordered(names: list[str]) -> None:
+@given(st.lists(st.text(), max_size=5), st.integers(0, 10**30), st.integers(0, 10**30))
+def test_any_names_can_be_ordered(names: list[str], first: int, second: int) -> None:
     # '²' is a digit to str.isdigit and not to int(), which refuses 5,000 digits too.
-    sorted([*names, "x.²", "x.٣", "x." + "1" * 5000], key=natural_key)
+    large = "x." + "1" * 5000
+    ordered = sorted([*names, "x.²", large, "x.٣", f"x.{first}"], key=natural_key)
+    assert [n for n in ordered if n in (f"x.{first}", large)] == [f"x.{first}", large]
+    assert ordered.index(large) < ordered.index("x.²") < ordered.index("x.٣")
+    ordered.reverse()
+    backwards = sorted(ordered, key=natural_key)
+    assert [*map(natural_key, backwards)] == [*map(natural_key, reversed(ordered))]
+    assert (natural_key(f"x{first}.a") < natural_key(f"x{second}.b")) == (first <= second)
 
 
 # Speed

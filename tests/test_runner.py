@@ -59,7 +59,7 @@ tree: {pair: [a, b, c, d]}
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PYTHONPATH", TESTS)
+    monkeypatch.setenv("PYTHONPATH", TESTS, prepend=os.pathsep)
     for number, name in enumerate("abcd"):
         save_file(network(number), tmp_path / f"{name}.safetensors")
     return tmp_path
@@ -213,7 +213,7 @@ def test_predicted_bytes_hold_for_methods_with_more_passes(folder: Path, method:
     assert check(tree).bytes_read == run(folder, text).bytes_read
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc counts what is read")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="platform: /proc counts")
 @pytest.mark.parametrize("merge", [
     "{method: linear, beta: 0.3}", "{method: slerp, t: 0.4}",
     "{method: ties, base: d.safetensors, density: 0.5, weight: 0.5}",
@@ -897,7 +897,7 @@ def test_a_trainer_goes_on_from_its_own_last_state(folder: Path) -> None:
     assert "resumed at " in log.read_text()
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are known by /proc")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="platform: /proc knows orphans")
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
 def test_what_a_killed_command_left_behind_is_ended_by_the_next_run(folder: Path, sign) -> None:
     command = ["sh", "-c", "[ -e ready ] || sleep 60; cp $0 $1", "{start}", "{output}"]
@@ -1130,7 +1130,7 @@ def test_a_read_only_store_is_told(folder: Path) -> None:
 
 def test_a_full_disk_under_the_store_is_told_and_leaves_no_half_result(folder: Path) -> None:
     if shutil.which("unshare") is None:
-        pytest.skip("mounting a small disk needs unshare")
+        pytest.skip("platform: mounting a small disk needs unshare")
     for name in "abcd":
         save_file({"w": np.ones(200_000, np.float32)}, folder / f"{name}.safetensors")
     text = "soup: 1\nmodels: {a: a.safetensors, b: b.safetensors, c: c.safetensors}\n"
@@ -1139,7 +1139,7 @@ def test_a_full_disk_under_the_store_is_told_and_leaves_no_half_result(folder: P
     unshare = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-m", "-U", "-r"]
     mount = "mount -t tmpfs -o size=1m tmpfs store"
     if subprocess.run([*unshare, "sh", "-c", mount], cwd=folder, check=False).returncode:
-        pytest.skip("mounting is not allowed here")
+        pytest.skip("platform: mounting is not allowed here")
     command = [*SOUP, "run", "tree.yaml", "--store", "store", "-q"]
     done = subprocess.run(
         [*unshare, "sh", "-c", f'{mount} && "$@"; code=$?; ls store/objects/*; exit $code', "-",
@@ -1156,7 +1156,7 @@ def test_a_full_disk_under_the_store_is_told_and_leaves_no_half_result(folder: P
 def test_a_store_that_may_not_be_written_to_is_told(folder: Path) -> None:
     (folder / "tree.yaml").write_text(TUNED)
     if os.getuid() == 0:
-        pytest.skip("root may write everywhere")
+        pytest.skip("platform: root may write everywhere")
     (folder / "store").mkdir(mode=0o555)
     said = soup(folder, "run", "tree.yaml", "--store", "store", code=1).stderr
     assert said.startswith("Error: cannot write to the store store: Permission denied")

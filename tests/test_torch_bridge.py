@@ -11,18 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
+import safetensors.torch as safetensors_torch
+import torch
+from safetensors import deserialize, safe_open
+from torch import nn
 
 from modelsoup import Job, merge, open_checkpoint
 from modelsoup.errors import CheckpointError, MismatchError, OutputError, TrainerError
+from modelsoup.torch_bridge import freeze, load_into, save_from, trainable
 from modelsoup.trainer import carry_out
-
-torch = pytest.importorskip("torch")
-safetensors_torch = pytest.importorskip("safetensors.torch")
-
-from torch import nn  # noqa: E402
-
-from modelsoup.torch_bridge import freeze, load_into, save_from, trainable  # noqa: E402
 
 STATISTICS = ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
 LOW = ("conv.weight", "conv.bias", "norm.weight", "norm.bias", *STATISTICS)
@@ -74,8 +71,8 @@ def step(network, count: int = 3, rate: float = 0.1) -> None:
 
 
 def raw(path: Path) -> dict[str, tuple[str, bytes]]:
-    checkpoint = open_checkpoint(path)
-    return {n: (info.dtype, checkpoint[n].tobytes()) for n, info in checkpoint.tensors.items()}
+    found = deserialize(path.read_bytes())
+    return {name: (tensor["dtype"], bytes(tensor["data"])) for name, tensor in found}
 
 
 def state(network) -> dict[str, torch.Tensor]:

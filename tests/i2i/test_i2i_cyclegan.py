@@ -12,16 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from i2i_domains import TINY, make_domains
 from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
+from modelsoup_i2i.evaluation import evaluate_model
 
 import modelsoup
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("PIL")
-from i2i_torchvision import make_importable  # noqa: E402
-
-make_importable()
 HERE = Path(__file__).parent
 torch.set_num_threads(1)  # a tiny network has nothing for a second one; bits depend on how many
 
@@ -234,9 +231,6 @@ def test_bad_images_are_named_in_the_log(tmp_path: Path):
 
 
 def test_metrics_that_are_asked_for_come_into_the_record_at_the_size_of_training(tmp_path: Path):
-    pytest.importorskip("torchmetrics")
-    from modelsoup_i2i.evaluation import evaluate_model
-
     data = make_domains(tmp_path / "domains", 3, 3)
     told = train(tmp_path, data, evaluate=["psnr"], epochs=1)
     transform = CycleGANOptions(data=data, **TINY).transform()
@@ -281,7 +275,6 @@ def test_what_metrics_need_is_looked_for_before_the_first_step(
 
 def test_a_finished_training_is_kept_when_its_evaluation_fails(tmp_path: Path):
     """A test picture that was there before the first step is not after the last."""
-    pytest.importorskip("torchmetrics")
     data = make_domains(tmp_path / "domains", 3, 3)
 
     def spoil(line: str) -> None:
@@ -300,7 +293,6 @@ def test_a_finished_training_is_kept_when_its_evaluation_fails(tmp_path: Path):
 
 
 def test_damaged_test_pictures_may_be_left_out_as_those_of_the_training(tmp_path: Path):
-    pytest.importorskip("torchmetrics")
     data = make_domains(tmp_path / "domains", 4, 4)
     (data / "testB" / "1.png").write_bytes(b"nothing")
     told = train(tmp_path, data, evaluate=["psnr"], epochs=1, on_bad_image="skip")
@@ -314,7 +306,6 @@ def test_damaged_test_pictures_may_be_left_out_as_those_of_the_training(tmp_path
 
 
 def test_two_folders_have_test_images_too(tmp_path: Path):
-    pytest.importorskip("torchmetrics")
     data = make_domains(tmp_path / "domains", 3, 3)
     (data / "testA").rename(tmp_path / "x")
     (data / "testB").rename(tmp_path / "y")
@@ -382,7 +373,6 @@ def test_a_generator_of_nearly_one_picture_is_marked_without_any_metric(data: Pa
 
 
 def test_the_record_of_a_node_says_what_was_trained_on_and_measured_with(tmp_path: Path):
-    pytest.importorskip("torchmetrics")
     data = make_domains(tmp_path / "domains", 6, 4)
     for name in ("4.png", "5.png"):  # the others have their truth in testB
         (data / "testA" / name).unlink()
@@ -410,9 +400,8 @@ def test_the_record_of_a_node_says_what_was_trained_on_and_measured_with(tmp_pat
     assert measured["n_fake"] == 4 and "torchmetrics" in measured["versions"]
 
 
+@pytest.mark.needs("offline")
 def test_metrics_of_few_pictures_are_warned_of_in_a_nodes_record_and_log(tmp_path: Path):
-    pytest.importorskip("torchmetrics")
-    pytest.importorskip("stlpips_pytorch")
     data = make_domains(tmp_path / "domains", 3, 3, size=28)
     sizes = {"load_size": 28, "crop_size": 24}
     told = train(tmp_path, data, evaluate=["fd-st-alex"], epochs=1, **sizes)
@@ -428,7 +417,6 @@ def test_metrics_of_few_pictures_are_warned_of_in_a_nodes_record_and_log(tmp_pat
 def test_pictures_of_other_channels_are_trained_on_measured_and_shown(
     channels: int, data: Path, tmp_path: Path
 ):
-    pytest.importorskip("torchmetrics")
     for part in ("trainA", "trainB", "testA", "testB"):
         (tmp_path / part).mkdir()
         for file in sorted((data / part).iterdir())[:4]:

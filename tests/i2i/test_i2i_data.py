@@ -4,14 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("PIL")
-torch = pytest.importorskip("torch")
-
-from hypothesis import given  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from i2i_domains import make_domains  # noqa: E402
-from modelsoup_i2i.data import (  # noqa: E402
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from i2i_domains import make_domains
+from modelsoup_i2i.data import (
     Pictures,
     Sampler,
     Transform,
@@ -21,10 +18,10 @@ from modelsoup_i2i.data import (  # noqa: E402
     folders_of,
     subset_size,
 )
-from modelsoup_i2i.images import ImageError, save_png  # noqa: E402
-from modelsoup_i2i.pool import ImagePool  # noqa: E402
+from modelsoup_i2i.images import ImageError, save_png
+from modelsoup_i2i.pool import ImagePool
 
-import modelsoup  # noqa: E402
+import modelsoup
 
 MODES = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
 

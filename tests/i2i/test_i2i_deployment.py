@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from i2i_domains import TINY, make_domains
 from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
 
 import modelsoup
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("PIL")
 
 torch.set_num_threads(1)
 SIZES = ("mode", "load_size", "crop_size")
@@ -118,7 +116,6 @@ def test_inputs_are_pictures_at_the_size_of_training(channels: int, data: Path):
 
 def test_inputs_leave_out_what_the_training_leaves_out(tmp_path: Path):
     """And metrics of what was made of them are of the others."""
-    pytest.importorskip("torchmetrics")
     from modelsoup_i2i.images import to_image
 
     data = make_domains(tmp_path / "domains", 4, 4)

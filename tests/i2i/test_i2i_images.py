@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("PIL")
+import torch
 from modelsoup_i2i.images import (
     ImageError,
     as_rgb,
@@ -264,7 +263,6 @@ def test_what_cannot_be_saved_leaves_nothing(tmp_path: Path):
 
 
 def test_every_value_survives_the_way_to_a_tensor_and_back():
-    torch = pytest.importorskip("torch")
     every = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
     tensor = to_tensor(every)
     assert tensor.dtype == torch.float32 and tensor.shape == (3, 16, 16)

@@ -3,13 +3,18 @@
 import dataclasses
 
 import pytest
-from modelsoup_i2i.losses import PRESETS, LossWeights, imbalance_degree, loss_weights
+import torch
+from modelsoup_i2i.losses import (
+    PRESETS,
+    LossWeights,
+    deceive,
+    distance,
+    imbalance_degree,
+    judge,
+    loss_weights,
+)
 
 import modelsoup
-
-torch = pytest.importorskip("torch")
-
-from modelsoup_i2i.losses import deceive, distance, judge  # noqa: E402
 
 
 def test_the_gan_losses_are_the_squares_that_one_computes_by_hand():

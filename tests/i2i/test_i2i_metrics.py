@@ -1,36 +1,27 @@
 """Distances are what they are called, and never lend a canonical name to another network."""
 
 import hashlib
+import importlib
 import json
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
+from modelsoup_i2i import GeneratorShape, ResnetGenerator, extractors, metrics
+from modelsoup_i2i.cli import i2i
+from modelsoup_i2i.data import Transform
+from modelsoup_i2i.evaluation import evaluate_folders, evaluate_model
+from modelsoup_i2i.images import list_images, read_image, save_png, to_tensor
+from modelsoup_i2i.metric_names import OFFLINE
+from safetensors.torch import save_file
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("PIL")
-from i2i_torchvision import make_importable  # noqa: E402
-
-make_importable()
-pytest.importorskip("torchmetrics")
-
-from click.testing import CliRunner  # noqa: E402
-from modelsoup_i2i import GeneratorShape, ResnetGenerator, extractors, metrics  # noqa: E402
-from modelsoup_i2i.cli import i2i  # noqa: E402
-from modelsoup_i2i.data import Transform  # noqa: E402
-from modelsoup_i2i.evaluation import evaluate_folders, evaluate_model  # noqa: E402
-from modelsoup_i2i.images import list_images, read_image, save_png, to_tensor  # noqa: E402
-from modelsoup_i2i.metric_names import OFFLINE  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-
-from modelsoup import ParameterError, SoupError  # noqa: E402
+from modelsoup import ParameterError, SoupError
 
 EMOJI = Path(__file__).parents[2] / "examples" / "emoji"
-needs_alex = pytest.mark.skipif(
-    find_spec("stlpips_pytorch") is None, reason="no stlpips-pytorch: modelsoup[offline]"
-)
+needs_alex = pytest.mark.needs("offline")
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +147,7 @@ def test_psnr_is_that_of_a_constant_error():
     assert result.value == pytest.approx(20 * np.log10(255 / 10), rel=1e-6)
 
 
-@needs_alex
+@pytest.mark.needs("offline", "pretrained")  # it imports torchvision
 def test_the_network_is_the_packages_own(monkeypatch: pytest.MonkeyPatch):
     """Its modules are run as a reference, with what they import and do not need left out."""
     import sys
@@ -166,7 +157,7 @@ def test_the_network_is_the_packages_own(monkeypatch: pytest.MonkeyPatch):
         fake = types.ModuleType(name)
         fake.embed = fake.summary = None  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, name, fake)
-    reference = pytest.importorskip("stlpips_pytorch.stlpips", exc_type=ImportError)
+    reference = importlib.import_module("stlpips_pytorch.stlpips")
     theirs = reference.LPIPS(net="alex", variant="shift_tolerant", verbose=False)
     a, b = (torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     with torch.no_grad():
@@ -218,10 +209,12 @@ def test_other_weights_are_not_taken_for_the_packages(tmp_path: Path):
         extractors.shift_tolerant(tmp_path / "other.pth")
 
 
+@pytest.mark.needs("pretrained")
 @pytest.mark.filterwarnings("ignore:::torchvision")  # of the reference; ours says nothing
 def test_canonical_lpips_is_the_package_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """On a backbone of random values whose file is made to bear its own hash."""
-    lpips = pytest.importorskip("lpips", exc_type=ImportError)
+    import lpips
+
     torch.manual_seed(0)
     plain = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
     backbone = {f"features.{k.split('.', 1)[1]}": v for k, v in plain.net.state_dict().items()}

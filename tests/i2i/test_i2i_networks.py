@@ -5,6 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from modelsoup_i2i.networks import (
+    PatchDiscriminator,
+    ResnetGenerator,
+    at_any_size,
+    load_generator,
+)
 from modelsoup_i2i.shapes import (
     DiscriminatorShape,
     GeneratorShape,
@@ -19,15 +26,6 @@ from modelsoup_i2i.shapes import (
 from safetensors.numpy import save_file
 
 import modelsoup
-
-torch = pytest.importorskip("torch")
-
-from modelsoup_i2i.networks import (  # noqa: E402
-    PatchDiscriminator,
-    ResnetGenerator,
-    at_any_size,
-    load_generator,
-)
 
 # Names and shapes of the official code's networks, read off instances of them.
 OFFICIAL = {

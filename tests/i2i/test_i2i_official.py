@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from modelsoup_i2i.networks import ResnetGenerator, load_generator
 from modelsoup_i2i.official import import_folder
 from modelsoup_i2i.shapes import (
     DiscriminatorShape,
@@ -13,10 +15,6 @@ from modelsoup_i2i.shapes import (
 )
 
 import modelsoup
-
-torch = pytest.importorskip("torch")
-
-from modelsoup_i2i.networks import ResnetGenerator, load_generator  # noqa: E402
 
 OFFICIAL = json.loads((Path(__file__).parent / "data" / "official_names.json").read_text())
 G, D = GeneratorShape(4, 2), DiscriminatorShape(4, 2)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 import yaml
 
 import modelsoup
@@ -103,9 +104,6 @@ def test_the_asymmetric_trees_third_leaf_is_trained_on_another_pair(paper: Modul
 
 def test_a_row_is_measured_on_test_folders_wherever_they_are(paper: ModuleType, tmp_path: Path):
     """A folder above may be called as it likes."""
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("PIL")
-    pytest.importorskip("torchmetrics")
     from i2i_domains import make_domains
     from modelsoup_i2i import GeneratorShape, ResnetGenerator
     from modelsoup_i2i.images import list_images, read_image
@@ -129,7 +127,6 @@ def test_a_row_is_measured_on_test_folders_wherever_they_are(paper: ModuleType, 
 
 
 def test_only_the_discriminators_go_up_with_s2_a(paper: ModuleType):
-    pytest.importorskip("torch")
     (row,) = [
         r for r in paper.small_rows(paper.paper_rows())
         if r.name == "table4-noto_to_twemoji-95-2-levels-S2-A"
@@ -142,8 +139,8 @@ def test_only_the_discriminators_go_up_with_s2_a(paper: ModuleType):
     assert {name[0] for name in merge.dropped} == {"G"}
 
 
+@pytest.mark.needs("openvino")
 def test_table_vii_is_one_training_in_int8(paper: ModuleType, pairs: Path):
-    pytest.importorskip("openvino")
     rows = [row for row in paper.paper_rows() if row.table == 7]
     assert [row.int8 for row in rows] == [None, 0, 2, paper.QAT_EPOCHS]
     size = paper.SIZES["paper"]
@@ -174,8 +171,8 @@ def test_a_wrong_row_is_told(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_small_row_runs_and_is_measured(tmp_path: Path):
-    pytest.importorskip("torch")
     command = [
         sys.executable, str(EXAMPLE), "--table", "3", "--rows", "noto_to_twemoji-99-2",
         "--seeds", "0", "1", "--epochs", "1", "--out", str(tmp_path),
@@ -186,9 +183,9 @@ def test_a_small_row_runs_and_is_measured(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.needs("openvino")
 def test_a_small_row_in_int8_runs_and_is_measured(tmp_path: Path):
-    pytest.importorskip("torch")
-    pytest.importorskip("openvino")
     command = [
         sys.executable, str(EXAMPLE), "--table", "7", "--rows", "int8-2", "--seeds", "0",
         "--epochs", "1", "--out", str(tmp_path),

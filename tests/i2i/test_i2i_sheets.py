@@ -2,10 +2,6 @@
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("PIL")
-
 from modelsoup_i2i.images import read_image
 from modelsoup_i2i.sheets import GAP, grid, save
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("PIL")
 from click.testing import CliRunner
 from modelsoup_i2i import packages, sources
 from modelsoup_i2i.cli import i2i

@@ -6,17 +6,14 @@ from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
+import torch
 from i2i_domains import TINY, make_domains
 from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
+from modelsoup_i2i.images import to_tensor
+from modelsoup_i2i.processes import Place
+from modelsoup_i2i.session import DivergedError, Session
 
 import modelsoup
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("PIL")
-
-from modelsoup_i2i.images import to_tensor  # noqa: E402
-from modelsoup_i2i.processes import Place  # noqa: E402
-from modelsoup_i2i.session import DivergedError, Session  # noqa: E402
 
 torch.set_num_threads(1)  # tiny networks have nothing for a second one
 ROOT = Path(__file__).parent.parent.parent
@@ -391,7 +388,7 @@ def test_a_start_of_another_shape_is_named(data: Path, tmp_path: Path, different
 
 def test_a_device_that_is_not_there_is_told(data: Path):
     if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+        pytest.skip("platform: there is a GPU")
     with pytest.raises(modelsoup.TrainerError, match="there are 0 GPUs"):
         session(data, device="cuda:3")
 

@@ -4,21 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("PIL")
-
-from modelsoup_i2i.images import read_image, save_png, to_image, to_tensor  # noqa: E402
-from modelsoup_i2i.networks import (  # noqa: E402
+import torch
+from modelsoup_i2i.images import read_image, save_png, to_image, to_tensor
+from modelsoup_i2i.networks import (
     GeneratorShape,
     ResnetGenerator,
     at_any_size,
     load_generator,
 )
-from modelsoup_i2i.translate import export_onnx, translate, translated_arrays  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from modelsoup_i2i.translate import export_onnx, translate, translated_arrays
+from safetensors.torch import save_file
 
-import modelsoup  # noqa: E402
+import modelsoup
 
 
 @pytest.fixture
@@ -202,10 +199,10 @@ def test_arrays_are_read_one_batch_ahead_at_most(model):
     assert len(list(made)) == 5
 
 
+@pytest.mark.needs("onnx")
 @pytest.mark.timeout(60)
 def test_an_onnx_model_of_grey_pictures_has_one_channel(tmp_path):
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
+    import onnx
     from onnx.reference import ReferenceEvaluator
 
     model = of_channels(tmp_path, 1)
@@ -219,8 +216,7 @@ def test_an_onnx_model_of_grey_pictures_has_one_channel(tmp_path):
 
 @pytest.mark.timeout(60)
 def test_an_onnx_model_gives_what_torch_gives_at_any_size(model, tmp_path):
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
+    import onnx
     from onnx.reference import ReferenceEvaluator
 
     out = export_onnx(model, tmp_path / "model.onnx", direction="y2x")
@@ -240,9 +236,9 @@ def test_an_onnx_model_gives_what_torch_gives_at_any_size(model, tmp_path):
     assert files(tmp_path) == ["model.onnx", "model.safetensors"]
 
 
+@pytest.mark.needs("onnx")
 def test_a_missing_onnx_is_a_sentence(model, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    pytest.importorskip("onnx")
     with pytest.raises(modelsoup.SoupError, match=r"pip install 'modelsoup\[onnx\]'"):
         export_onnx(model, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()

@@ -11,13 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("nncf")
-pytest.importorskip("openvino")
-pytest.importorskip("PIL")
-
-import torch
-
 SIZES = {
     "load_size": 36, "crop_size": 32, "device": "cpu", "threads": 0, "sheet_every": 0,
     "pool_size": 2,
@@ -48,6 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def small_machine(clean_environment: None) -> Iterator[None]:
     """One thread, so that sums have one order; no compiler, so that nothing is compiled."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

@@ -6,12 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-import pytest
 import yaml
-
-pytest.importorskip("torch")
-pytest.importorskip("nncf")
-
 from modelsoup_openvino.cli import openvino
 from modelsoup_openvino.trainer import OpenVinoQat
 

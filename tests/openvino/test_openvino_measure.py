@@ -1,17 +1,12 @@
 """Figures: against values by hand; and how a network is quantised, by NNCF's names."""
 
-# ruff: noqa: E402  # what is imported needs what is looked for first
 from __future__ import annotations
 
 import math
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("nncf")
-pytest.importorskip("openvino")
-
+import torch
 from modelsoup_i2i.networks import load_generator
 from modelsoup_openvino import measure
 from modelsoup_openvino.quantise import Quantisation, quantised

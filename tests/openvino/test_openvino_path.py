@@ -1,6 +1,5 @@
 """A tiny generator all the way: quantise, train, save, reload, export, run."""
 
-# ruff: noqa: E402  # what is imported needs what is looked for first
 from __future__ import annotations
 
 import dataclasses
@@ -15,11 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("nncf")
-pytest.importorskip("openvino")
-
+import torch
 from click.testing import CliRunner
 from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_i2i.images import read_image

@@ -6,11 +6,6 @@ import json
 import shutil
 
 import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("nncf")
-pytest.importorskip("openvino")
-
 from click.testing import CliRunner
 from modelsoup_openvino.place import must_be_free, take_the_place
 from modelsoup_openvino.trainer import OpenVinoQat

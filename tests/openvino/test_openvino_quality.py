@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("nncf")
-pytest.importorskip("openvino")
-pytest.importorskip("torchmetrics")
-
 from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_i2i.images import read_image, save_png
 from modelsoup_openvino.measure import PEAK, mean_psnr

@@ -9,11 +9,6 @@ import sys
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("nncf")
-pytest.importorskip("openvino")
-
 from click.testing import CliRunner
 from modelsoup_i2i.images import ImageError, read_image, save_png
 from modelsoup_openvino.infer import Translator, translate

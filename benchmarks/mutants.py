@@ -1,0 +1,256 @@
+"""Which small changes of the code do the tests notice? A seeded sample of cosmic-ray's mutants.
+
+    pip install -c constraints.txt -e '.[test,mutants]'
+    python benchmarks/mutants.py --sample 200 --seed 0 --jobs 2
+
+A place in the code is drawn, and one of cosmic-ray's operators that can change it. The change is
+made in a copy of the tree, and the tests of its module run until one fails; a mutant that outlives
+them all is shown. Before that they run once on the code as it is: they must pass, and how long each
+file takes decides their order and the time after which a mutant that hangs counts as noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cosmic_ray.work_item import MutationSpec
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("modelsoup", "adapters/modelsoup_i2i", "adapters/modelsoup_openvino")
+# Which tests, besides those that are called as a module is, tell whether it is right: `runner` is
+# tests/test_runner.py, and for an adapter tests/i2i/test_i2i_runner.py.
+TESTS = {
+    "modelsoup": {
+        "__init__": "cli errors",
+        "__main__": "cli",
+        "checkpoint": "header_fuzz",
+        "cli_shared": "cli",
+        "cli_tree": "runner",
+        "compare": "cli",
+        "dtypes": "checkpoint",
+        "engine": "merge cli",
+        "errors": "cli",
+        "executors": "clusters runner",
+        "fused": "compiled_loops merge",
+        "inspection": "cli",
+        "lineage": "merge cli runner",
+        "methods/__init__": "methods",
+        "methods/averages": "methods merge",
+        "methods/registry": "methods cli",
+        "methods/spherical": "methods merge",
+        "methods/task_vectors": "methods merge",
+        "node": "fused trainer runner",
+        "picture": "runner",
+        "plan": "tree trainer runner",
+        "processes": "runner",
+        "reading": "errors checkpoint",
+        "recipe": "merge rules cli",
+        "reproduce": "runner",
+        "rules": "merge",
+        "runner": "fused",
+        "show": "cli",
+        "show_tree": "runner",
+        "statistics": "methods merge",
+        "store": "fused runner",
+        "stream": "merge methods",
+        "torch_convert": "convert",
+        "trainer": "torch_bridge runner",
+        "tree": "runner",
+        "tree_yaml": "tree trainer runner",
+        "unmade": "fused",
+        "verification": "cli merge fused",
+        "version": "cli merge",
+        "writer": "merge",
+        "yaml_text": "tree cli",
+    },
+    "adapters/modelsoup_i2i": {
+        "__init__": "networks metrics",
+        "cli": "cyclegan metrics official sources translate",
+        "cyclegan": "step",
+        "data": "cyclegan",
+        "deployment": "cyclegan translate",
+        "evaluation": "metrics cyclegan",
+        "extractors": "metrics",
+        "images": "translate data",
+        "losses": "step",
+        "metric_names": "metrics",
+        "networks": "step translate",
+        "packages": "sources",
+        "pool": "data step",
+        "processes": "step cyclegan",
+        "session": "step cyclegan",
+        "shapes": "networks official",
+        "sheets": "cyclegan",
+        "translate": "metrics",
+        "updates": "step cyclegan",
+        "watch": "cyclegan",
+        "winograd": "step networks",
+    },
+    "adapters/modelsoup_openvino": {
+        "__init__": "path",
+        "benchmark": "measure use",
+        "cli": "docs faults use",
+        "deliver": "place path",
+        "deploy": "faults path",
+        "export": "path faults",
+        "infer": "use",
+        "measure": "quality path",
+        "qat": "path faults",
+        "quantise": "measure path faults",
+        "report": "measure path",
+        "trainer": "faults path place",
+        "versions": "faults",
+    },
+}
+
+
+def tests_of(module: str) -> list[str]:
+    """The files that test a module, by paths within the tree."""
+    (package,) = (package for package in PACKAGES if module.startswith(f"{package}/"))
+    adapter = package.partition("modelsoup_")[2]
+    prefix = f"tests/{adapter}/test_{adapter}_" if adapter else "tests/test_"
+    name = module.removeprefix(f"{package}/").removesuffix(".py")
+    own = f"{prefix}{name.rpartition('/')[2]}.py"
+    others = [f"{prefix}{other}.py" for other in TESTS[package].get(name, "").split()]
+    return [own, *others] if (ROOT / own).exists() else others
+
+
+def modules() -> list[str]:
+    found = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
+def mutants() -> dict[tuple[str, tuple[int, int]], list[MutationSpec]]:
+    """All that cosmic-ray would make, by place; none within annotations, which decide nothing."""
+    from cosmic_ray.commands import init
+    from cosmic_ray.work_db import use_db
+
+    with tempfile.TemporaryDirectory() as folder, use_db(Path(folder) / "session.sqlite") as db:
+        init([Path(module) for module in modules()], db, {})
+        found = [mutation for item in db.work_items for mutation in item.mutations]
+    annotated = {module: set(annotations(module)) for module in modules()}
+    places: dict[tuple[str, tuple[int, int]], list[MutationSpec]] = {}
+    for mutation in sorted(found, key=lambda m: (m.module_path, m.operator_name, m.occurrence)):
+        module, start = str(mutation.module_path), tuple(mutation.start_pos)
+        if not any(first <= start < last for first, last in annotated[module]):
+            places.setdefault((module, start), []).append(mutation)
+    return places
+
+
+def annotations(module: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where annotations begin and end, as (line, column)."""
+    for node in ast.walk(ast.parse((ROOT / module).read_text("utf-8"))):
+        for field in ("annotation", "returns"):
+            part = getattr(node, field, None)
+            if part is not None:
+                yield (part.lineno, part.col_offset), (part.end_lineno, part.end_col_offset)
+
+
+def copy_of_the_tree(folder: Path) -> Path:
+    """What git knows of it, so that nobody's work is changed."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in names.split("\0")[:-1]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def command(copy: Path, tests: list[str]) -> str:
+    """Runs tests on a copy's code, whatever is installed, until the first one fails."""
+    run = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-m", "not slow", *tests]
+    path = f"{copy}{os.pathsep}{copy / 'adapters'}"
+    return shlex.join(["sh", "-c", 'cd "$1" && PYTHONPATH=$2 && export PYTHONPATH && shift 2 && '
+                       'exec "$@"', "-", str(copy), path, *run])  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--sample", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", default="", help="of modules whose path contains this")
+    asked = parser.parse_args()
+    os.chdir(ROOT)
+    places = {place: made for place, made in mutants().items() if asked.only in place[0]}
+    rng = random.Random(asked.seed)
+    drawn = rng.sample(sorted(places), min(asked.sample, len(places)))
+    sample = [rng.choice(places[place]) for place in drawn]
+    print(f"{len(sample)} of {len(places)} places", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for number in range(asked.jobs):
+            copies.put(copy_of_the_tree(Path(folder) / str(number)))
+        with ThreadPoolExecutor(asked.jobs) as pool:
+            files = sorted({file for m in sample for file in tests_of(str(m.module_path))})
+            seconds = dict(zip(files, pool.map(lambda f: measured(f, copies), files), strict=True))
+            fates = list(pool.map(lambda m: fate(m, seconds, copies), sample))
+    print()
+    for package in PACKAGES:
+        counts = Counter(f for m, f in zip(sample, fates, strict=True) if inside(m, package))
+        print(f"{package}: {counts['killed']} of {counts.total()} noticed")
+    print(f"{fates.count('killed') / len(fates):.1%} noticed")
+
+
+def inside(mutation: MutationSpec, package: str) -> bool:
+    return str(mutation.module_path).startswith(f"{package}/")
+
+
+def measured(file: str, copies: SimpleQueue[Path]) -> float:
+    """How long a file of tests takes on the code as it is."""
+    from cosmic_ray.testing import TestOutcome, run_tests
+
+    copy = copies.get()
+    start = time.monotonic()
+    outcome, output = run_tests(command(copy, [file]), 1800)
+    copies.put(copy)
+    if outcome != TestOutcome.SURVIVED:
+        sys.exit(f"{file} fails before anything is changed:\n{output}")
+    took = time.monotonic() - start
+    print(f"{took:5.0f} s  {file}", flush=True)
+    return took
+
+
+def fate(mutation: MutationSpec, seconds: dict[str, float], copies: SimpleQueue[Path]) -> str:
+    """ "killed" or "survived", which is shown."""
+    from attrs import evolve
+    from cosmic_ray.mutating import mutate_and_test
+    from cosmic_ray.work_item import WorkerOutcome
+
+    module = str(mutation.module_path)
+    tests = sorted(tests_of(module), key=seconds.__getitem__)
+    copy = copies.get()
+    start = time.monotonic()
+    result = mutate_and_test(
+        [evolve(mutation, module_path=copy / module)], command(copy, tests),
+        60 + 3 * sum(seconds[file] for file in tests),
+    )  # fmt: skip
+    copies.put(copy)
+    if result.worker_outcome != WorkerOutcome.NORMAL:
+        sys.exit(f"{module}: cosmic-ray made no mutant: {result.output}")
+    line, operator = mutation.start_pos[0], mutation.operator_name.removeprefix("core/")
+    shown = f"{result.test_outcome.value:9}{time.monotonic() - start:5.0f} s  {module}:{line}"
+    print(f"{shown}  {operator}", flush=True)
+    if result.test_outcome.value == "survived":
+        print("\n".join(result.diff.splitlines()[3:]), flush=True)
+    return result.test_outcome.value
+
+
+if __name__ == "__main__":
+    main()
