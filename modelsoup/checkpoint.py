@@ -93,10 +93,14 @@ class Checkpoint(Mapping[str, np.ndarray]):
         key: what stands for its content in lineages, in place of its digest; for merges of a tree,
             which have the same lineage whether or not what they merge was ever written.
         digest: the XXH3-128 digest that lineages will have, where it is known beforehand.
+        plan_name: what a plan calls it; lineages keep that.
+        is_stored: whether it is a result in a store, whose file's name says nothing.
     """
 
     key: str | None = None
     digest: str | None = None
+    plan_name: str | None = None
+    is_stored: bool = False
 
     def __init__(
         self, path: Path, files: tuple[Path, ...], tensors: dict[str, TensorInfo],

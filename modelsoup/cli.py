@@ -409,7 +409,7 @@ def inspect(path: str, tensors: bool, lineage: bool, as_json: bool) -> None:
     from .lineage import read_lineage
 
     checkpoint = open_checkpoint(path, shard=True)
-    made = read_lineage(checkpoint)
+    made = read_lineage(checkpoint) if lineage else None
     if as_json:
         content: dict[str, Any] = {"path": str(checkpoint.path), "metadata": checkpoint.metadata}
         content["notes"] = notes_on(checkpoint)
@@ -562,8 +562,13 @@ def verify(path: str, inputs: tuple[str, ...], as_json: bool) -> None:
         show.show_verification(report)
     for note in notes_on(report.checkpoint):
         say("note", note)
-    if not report.sound:
-        raise SoupError(f"{path} is not sound")
+    faults = [] if report.sound else [f"{path} is not sound"]
+    if report.changed:
+        names = listed([str(check.found) for check in report.changed])
+        is_sound = f"; {path} itself is sound" if report.sound else ""
+        faults.append(f"no longer what went into {path}: {names}{is_sound}")
+    if faults:
+        raise SoupError(*faults)
 
 
 for _command in (plan, run, store):

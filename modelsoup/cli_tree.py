@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import click
 
 from .cli_shared import echo, json_option, print_json, say
-from .errors import ParameterError, StoreError
+from .errors import PlanError, StoreError
 
 _STORE = ".soup-store"
 _PICTURES = ("dot", "mermaid")
@@ -38,8 +39,14 @@ def _fuse_option(command: Any) -> Any:
 
 def _read(path: str) -> tuple[Any, list[str]]:
     """The tree of a file; a trainer that the plan gives as `module:Class` may lie beside it."""
+    from .checkpoint import SUFFIX
     from .tree_yaml import read_tree
 
+    if path.endswith(SUFFIX) or any(Path(path).glob(f"*{SUFFIX}")):
+        raise PlanError(
+            f"{path} is a checkpoint and no plan (soup plan --from {shlex.quote(path)} prints the "
+            f"plan that it was made by)"
+        )
     folder = str(Path(path).resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)  # last: a plan's folder must not stand in for other modules
@@ -53,7 +60,13 @@ def _read(path: str) -> tuple[Any, list[str]]:
 @json_option
 @click.option("--dot", is_flag=True, help="Print the operations for Graphviz.")
 @click.option("--mermaid", is_flag=True, help="Print the operations as a Mermaid flowchart.")
-@click.option("--svg", metavar="FILE", type=click.Path(), help="Write a picture of the tree.")
+@click.option(
+    "--svg",
+    metavar="FILE",
+    type=click.Path(),
+    help="Write a picture of the tree, with the metrics that the store has.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing picture.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of tree.yaml, for editors.")
 @click.option(
     "--from",
@@ -68,6 +81,11 @@ def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags:
     \b
     soup plan tree.yaml
     """  # noqa: D301
+    for name, is_alone in (("--schema", flags["schema"]), ("--from", flags["made"])):
+        if is_alone and (path or svg):
+            raise click.UsageError(f"{name} goes with no {'--svg' if svg else 'TREE.yaml'}")
+    if flags["force"] and not svg:
+        raise click.UsageError("--force is for --svg: nothing else is written")
     if flags["schema"]:
         from .tree_yaml import json_schema
 
@@ -85,6 +103,11 @@ def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags:
     from .store import Store
 
     tree, warnings = _read(path)
+    if svg:
+        from .picture import check_picture
+        from .plan import files_read
+
+        check_picture(Path(svg), force=flags["force"], reads=[Path(path), *files_read(tree)])
     known = Store(folder, create=False) if (Path(folder) / "objects").is_dir() else None
     if known is None:
         checked = check(tree, fuse=flags["fuse"], warnings=warnings)
@@ -99,12 +122,10 @@ def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags:
         checked = dataclasses.replace(checked, warnings=tuple(warnings))
     wanted = [kind for kind in _PICTURES if flags[kind]]
     if svg:
-        from .picture import svg as picture
+        from .picture import save_picture
+        from .picture import svg as drawn
 
-        try:
-            Path(svg).write_text(picture(checked), "utf-8")
-        except OSError as error:
-            raise ParameterError(f"cannot write {svg}: {error.strerror}") from error
+        save_picture(drawn(checked, _metrics(checked, known)), Path(svg), force=flags["force"])
     if as_json:
         print_json(checked.as_json())
     for kind in wanted:
@@ -119,6 +140,16 @@ def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags:
         for warning in checked.warnings:
             say("warning", warning)
     checked.raise_problems()
+
+
+def _metrics(checked: Any, known: Any) -> dict[str, str]:
+    """What the store knows of each node that is done, in a few words."""
+    found = {}
+    for name, node in checked.nodes.items():
+        metrics = known.entry(node.key).record.get("metrics") if node.done else None
+        if metrics:
+            found[name] = " ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+    return found
 
 
 @click.command(no_args_is_help=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import islice
 from typing import Literal
 
 LISTED = 5
 """How many names an error lists before it only counts the rest."""
+_LONG, _MANY = 200, 5000  # characters of a name, and names, that are compared: difflib is slow
 
 
 class SoupError(Exception):
@@ -70,7 +73,9 @@ class RunError(SoupError):
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
     """`"; did you mean 'a' or 'b'?"` for the names most like `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)
+    if len(name) > _LONG:
+        return ""
+    close = difflib.get_close_matches(name, list(islice(known, _MANY)), n=limit, cutoff=0.5)
     if not close:
         return ""
     return f"; did you mean {' or '.join(repr(found) for found in close)}?"
@@ -91,6 +96,15 @@ def listed(names: Sequence[str], limit: int = LISTED) -> str:
     """The first names and how many more there are: `a, b, c and 4 more`."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 70
+
+
+def said(value: object) -> str:
+    """A value from a file, as an error shows it: however large, some words of it."""
+    return _SHORT.repr(value)
 
 
 def counted(number: int, noun: str) -> str:

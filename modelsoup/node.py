@@ -109,6 +109,7 @@ class Source:
         digest: the digest that it must have.
         key: in the store; None for a file of the user's.
         merged: whether a merge made it, so that lineages name it by its key.
+        model: what the plan calls it, for lineages; None for what only has a path there.
     """
 
     node: str
@@ -116,6 +117,7 @@ class Source:
     digest: str
     key: str | None
     merged: bool = False
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class OnTheWay:
         operation: how it is merged.
         sources: its own inputs.
         base: its base model.
+        model: what the plan calls it, for lineages.
     """
 
     node: str
@@ -135,6 +138,7 @@ class OnTheWay:
     operation: Merge
     sources: tuple[Source | OnTheWay, ...]
     base: Source | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -299,7 +303,7 @@ def _trained(
     )  # fmt: skip
     checkpoint = open_checkpoint(trained)
     content = record_training(
-        task.operation, None if start is None else open_checkpoint(start.path), seed=task.seed
+        task.operation, None if start is None else _named(start), seed=task.seed
     )
     _adopt(checkpoint, output, content, start, said=f"the trainer {trainer.name!r}")
     return {
@@ -336,10 +340,18 @@ def _model(source: Source | OnTheWay) -> Checkpoint:
         base = None if source.base is None else _model(source.base)
         plan = plan_merge(models, source.operation.recipe, base=base)
         name = output_name(is_folder=models[0].is_folder)
-        return Unmade(plan, name=name, node=source.node, key=source.key)
-    checkpoint = open_checkpoint(source.path)
+        return Unmade(plan, name=name, node=source.node, key=source.key, plan_name=source.model)
+    checkpoint = _named(source)
     checkpoint.digest = source.digest
     checkpoint.key = source.key if source.merged else None
+    return checkpoint
+
+
+def _named(source: Source) -> Checkpoint:
+    """A source, opened, with what lineages call it."""
+    checkpoint = open_checkpoint(source.path)
+    checkpoint.plan_name = source.model
+    checkpoint.is_stored = source.key is not None
     return checkpoint
 
 

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import os
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from html import escape
+from pathlib import Path
+from typing import Any
 
-from .errors import printable
+from .errors import OutputError, counted, option, printable
 from .plan import NodePlan, Plan, described
-from .tree import Load, Merge, Train, Tree
+from .rules import rule_from_json
+from .tree import Load, Merge, Operation, Train, Tree
+from .writer import overlapped
 
-_WIDTH, _HEIGHT = 168, 64  # of a box, in pixels
-_GAP, _RISE = 24, 128  # between neighbours; between levels
+_WIDTH, _HEIGHT = 196, 64  # of a box, in pixels; the height is the least
+_GAP, _RISE = 24, 64  # between neighbours; between levels
+_LINE = 17
 _MARGIN = 28
+_USUAL = ("rest", "seed")  # of recipes, told only where they differ
+_NAMES = {"beta": "β"}
+_CHARACTERS = {"name": 22, "what": 30, "note": 26}  # that fit into a line of a box
 _FILL = {
     "load": ("#eef2f7", "#8aa0bd"),
     "train": ("#fdf1dc", "#d9a441"),
@@ -27,32 +38,70 @@ _STYLE = (
 )
 
 
-@dataclass(frozen=True)
-class _Box:
-    """A model in the picture: a node, and the merge inside it if it is fine-tuned."""
-
-    node: str
-    x: float
-    y: float
+Lines = Sequence[tuple[str, str]]
+"""The lines of a box: the class of each, which the style has, and its text."""
 
 
 def what(plan: Plan, node: str) -> str:
-    """A few words on what a node does."""
-    operation = plan.tree.operation(node)
+    """A few words on what a node does: what sets it apart from the others of its kind, whole."""
+    return _words(plan.tree)[node]
+
+
+@lru_cache(maxsize=8)
+def _words(tree: Tree) -> Mapping[str, str]:
+    told = {node: _told(operation) for node, operation in tree.operations()}
+    alike: dict[str, list[dict[str, str]]] = {}
+    for kind, settings in told.values():
+        alike.setdefault(kind, []).append(settings)
+    differ = {kind: _differing(settings) for kind, settings in alike.items()}
+    words = {}
+    for node, (kind, settings) in told.items():
+        usual = [name for name in settings if name not in _USUAL][:1]
+        shown = [name for name in settings if name in differ[kind]] if differ[kind] else usual
+        words[node] = kind + ", ".join(f"{name} {settings[name]}" for name in shown)
+        words[node] = words[node].removesuffix(", ").rstrip()
+    return words
+
+
+def _differing(alike: Sequence[Mapping[str, str]]) -> set[str]:
+    """The settings that are not the same for all."""
+    names = {name for settings in alike for name in settings}
+    return {name for name in names if len({settings.get(name) for settings in alike}) > 1}
+
+
+def _told(operation: Operation) -> tuple[str, dict[str, str]]:
+    """How what a node does begins, and what it was told, the most telling first."""
     if isinstance(operation, Load):
-        return operation.path.name
+        return operation.path.name, {}
+    content = described(operation)
     if isinstance(operation, Merge):
-        recipe = described(operation)["recipe"]
-        words = [recipe["method"]]
-        words += [f"β {recipe['beta']:g}"] if "beta" in recipe else []
-        words += ["by layers"] if "rules" in recipe else []
-        return " ".join(words)
-    name = operation.training.trainer
-    rates = [
-        f"{key} {value}" for key, value in operation.training.options.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    ]  # fmt: skip
-    return ", ".join([f"{'train' if isinstance(operation, Train) else 'tune'}: {name}", *rates[:1]])
+        recipe = content["recipe"]
+        method, rules = recipe.pop("method"), recipe.pop("rules", ())
+        layers = {"layers": " | ".join(str(rule_from_json(r)) for r in rules)} if rules else {}
+        first = {name: recipe.pop(name) for name in ("beta", "weights") if name in recipe}
+        settings = {**first, **recipe.pop("parameters", {}), **layers, **recipe}
+        begin = f"{method} "
+    else:
+        settings = dict(sorted(content["options"].items(), key=lambda item: not _is_number(item)))
+        begin = f"{'train' if isinstance(operation, Train) else 'tune'}: {content['trainer']}, "
+    settings |= {name: content[name] for name in ("base", "start") if name in content}
+    return begin, {_NAMES.get(name, name): _value(value) for name, value in settings.items()}
+
+
+def _is_number(option: tuple[str, Any]) -> bool:
+    return isinstance(option[1], int | float) and not isinstance(option[1], bool)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(_value, value)) if all(map(_is_flat, value)) else json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _is_flat(value: Any) -> bool:
+    return not isinstance(value, list | tuple | dict)
 
 
 def svg(plan: Plan, notes: Mapping[str, str] | None = None) -> str:
@@ -63,51 +112,57 @@ def svg(plan: Plan, notes: Mapping[str, str] | None = None) -> str:
         notes: node name → a few words in its box, such as an accuracy.
     """
     tree = plan.tree
-    boxes = _boxes(tree)
-    place = {box.node: box for box in boxes}
-    width = max(box.x for box in boxes) + _WIDTH + _MARGIN
-    height = max(box.y for box in boxes) + _HEIGHT + _MARGIN
-    lines, shapes = [], []
-    for box in boxes:
-        for source in _models_below(tree, box.node):
-            below = place[source]
-            x1, y1 = below.x + _WIDTH / 2, below.y
-            x2, y2 = box.x + _WIDTH / 2, box.y + _HEIGHT
+    place = _places(tree)
+    lines = {node: _lines(plan, node, (notes or {}).get(node, "")) for node in place}
+    box = max(_HEIGHT, _LINE * (1 + max(map(len, lines.values()))))
+    y = {node: _MARGIN + (tree.graph.nodes[node]["level"] - 1) * (box + _RISE) for node in place}
+    width = max(place.values()) + _WIDTH + _MARGIN
+    height = max(y.values()) + box + _MARGIN
+    paths, shapes = [], []
+    for node, x in place.items():
+        for source in _models_below(tree, node):
+            x1, y1 = place[source] + _WIDTH / 2, y[source]
+            x2, y2 = x + _WIDTH / 2, y[node] + box
             middle = (y1 + y2) / 2
-            lines.append(
+            paths.append(
                 f'<path d="M{x1:g} {y1:g} C{x1:g} {middle:g} {x2:g} {middle:g} {x2:g} {y2:g}"/>'
             )
-        shapes.append(_shape(plan, box, (notes or {}).get(box.node, "")))
-    title = escape(f"Tree of {len(boxes)} models in {tree.levels} levels")
+        shapes.append(_shape(plan.nodes[node], x, y[node], box, lines[node]))
+    title = escape(f"Tree of {counted(len(place), 'model')} in {counted(tree.levels, 'level')}")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
         f'width="{width:g}" height="{height:g}" role="img">\n<title>{title}</title>\n'
         f'<style>{_STYLE}</style>\n<rect width="100%" height="100%" fill="#ffffff"/>\n'
-        + "\n".join([*lines, *shapes])
+        + "\n".join([*paths, *shapes])
         + "\n</svg>\n"
     )
 
 
-def _shape(plan: Plan, box: _Box, note: str) -> str:
-    node = plan.nodes[box.node]
-    fill, edge = _FILL[node.kind]
-    dashes = ' stroke-dasharray="5 4"' if not node.done and node.kind != "load" and not note else ""
-    inner = next(
-        (n for n in plan.tree.inputs(box.node) if plan.tree.is_inner_merge(n)), None
-    )  # fmt: skip
-    rows = [("name", box.node)]
-    rows += [("what", what(plan, inner))] if inner else []
-    rows += [("what", what(plan, box.node))]
+def _lines(plan: Plan, node: str, note: str) -> list[tuple[str, str]]:
+    """The lines of a box, each with its class: the name, what is merged in it, what it does."""
+    inner = [what(plan, n) for n in plan.tree.inputs(node) if plan.tree.is_inner_merge(n)]
+    rows = [("name", node), *(("what", words) for words in (*inner, what(plan, node)))]
     rows += [("note", note)] if note else []
-    step = _HEIGHT / (len(rows) + 1)
+    return [
+        (kind, line)
+        for kind, words in rows
+        for line in textwrap.wrap(printable(words), _CHARACTERS[kind], break_on_hyphens=False)
+    ]
+
+
+def _shape(node: NodePlan, x: float, y: float, height: float, lines: Lines) -> str:
+    fill, edge = _FILL[node.kind]
+    is_there = node.done or node.kind == "load" or any(kind == "note" for kind, _ in lines)
+    dashes = "" if is_there else ' stroke-dasharray="5 4"'
+    top = y + (height - _LINE * (len(lines) - 1)) / 2 + 4
     text = "".join(
-        f'<text class="{kind}" x="{box.x + _WIDTH / 2:g}" y="{box.y + step * (i + 1) + 4:g}">'
-        f"{escape(_short(words))}</text>"
-        for i, (kind, words) in enumerate(rows)
+        f'<text class="{kind}" x="{x + _WIDTH / 2:g}" y="{top + _LINE * number:g}">'
+        f"{escape(line)}</text>"
+        for number, (kind, line) in enumerate(lines)
     )
     return (
-        f'<g><title>{escape(_tip(node))}</title><rect x="{box.x:g}" y="{box.y:g}" '
-        f'width="{_WIDTH}" height="{_HEIGHT}" rx="10" fill="{fill}" stroke="{edge}" '
+        f'<g><title>{escape(_tip(node))}</title><rect x="{x:g}" y="{y:g}" '
+        f'width="{_WIDTH}" height="{height:g}" rx="10" fill="{fill}" stroke="{edge}" '
         f'stroke-width="1.6"{dashes}/>{text}</g>'
     )
 
@@ -115,13 +170,8 @@ def _shape(plan: Plan, box: _Box, note: str) -> str:
 def _tip(node: NodePlan) -> str:
     """What a reader sees who points at a box."""
     state = "done" if node.done else "there" if node.kind == "load" else "to do"
-    tensors = "" if node.signature is None else f", {len(node.signature)} tensors"
+    tensors = "" if node.signature is None else f", {counted(len(node.signature), 'tensor')}"
     return printable(f"{node.node}: {node.kind}, {state}{tensors}")
-
-
-def _short(text: str, limit: int = 24) -> str:
-    text = printable(text)
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _models_below(tree: Tree, node: str) -> list[str]:
@@ -132,8 +182,8 @@ def _models_below(tree: Tree, node: str) -> list[str]:
     return found
 
 
-def _boxes(tree: Tree) -> list[_Box]:
-    """A place for each model: leaves side by side, each other above the middle of its inputs."""
+def _places(tree: Tree) -> dict[str, float]:
+    """How far to the right each model is: leaves in a row, others above the middle of theirs."""
     x: dict[str, float] = {}
     free = float(_MARGIN)
     pending: list[tuple[str, bool]] = [(tree.root, False)]
@@ -147,22 +197,70 @@ def _boxes(tree: Tree) -> list[_Box]:
         else:
             pending.append((node, True))
             pending += [(source, False) for source in reversed(below)]
-    levels = {node: tree.graph.nodes[node]["level"] for node in x}
-    return [_Box(node, x[node], _MARGIN + (levels[node] - 1) * _RISE) for node in x]
+    return x
+
+
+def check_picture(output: Path, *, force: bool, reads: Iterable[Path]) -> None:
+    """Whether a picture may be written.
+
+    Args:
+        output: where.
+        force: replace what is there.
+        reads: files and folders that are never replaced, nor added to.
+
+    Raises:
+        OutputError: it may not.
+    """
+    if output.suffix.lower() != ".svg":
+        raise OutputError(f"the picture {output} is SVG, so its name must end in .svg")
+    if not output.parent.is_dir():
+        raise OutputError(f"the folder {output.parent} of {output.name} does not exist")
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder")
+    paths = list(reads)
+    if taken := overlapped(output, paths):
+        raise OutputError(f"the picture {output} would replace {taken}, which the plan reads")
+    place = output.parent.resolve()
+    for folder in filter(os.path.isdir, paths):
+        if place.is_relative_to(folder.resolve()):
+            raise OutputError(f"the picture {output} would lie in {folder}, which the plan reads")
+    if os.path.lexists(output) and not force:
+        raise OutputError(f"{output} exists ({option('force')} replaces it)")
+
+
+def save_picture(text: str, output: Path, *, force: bool) -> None:
+    """Write a picture, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written, or exists by now and `force` is not given.
+    """
+    partial = output.with_name(f".{os.urandom(4).hex()}.svg")
+    try:
+        partial.write_text(text, "utf-8")
+        if force:
+            os.replace(partial, output)
+        else:
+            os.link(partial, output)
+    except FileExistsError as error:
+        raise OutputError(f"{output} appeared meanwhile, and is left alone") from error
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def dot(plan: Plan) -> str:
     """The operations in Graphviz' language."""
     lines = ["digraph soup {", "  rankdir=BT;", "  node [shape=box, style=rounded];"]
     for node in plan.nodes:
-        label = _quoted(f"{node}\n{what(plan, node)}")
-        lines.append(f"  {_quoted(node)} [label={label}];")
+        lines.append(f"  {_quoted(node)} [label={_quoted(node, what(plan, node))}];")
     lines += [f"  {_quoted(a)} -> {_quoted(b)};" for a, b in plan.tree.graph.edges]
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+def _quoted(*lines: str) -> str:
+    escaped = (printable(line).replace("\\", "\\\\").replace('"', '\\"') for line in lines)
+    return '"' + "\\n".join(escaped) + '"'
 
 
 def mermaid(plan: Plan) -> str:
@@ -170,7 +268,12 @@ def mermaid(plan: Plan) -> str:
     number = {node: f"n{index}" for index, node in enumerate(plan.nodes)}
     lines = ["flowchart BT"]
     for node in plan.nodes:
-        label = f"{node}<br/>{what(plan, node)}".replace('"', "#quot;")
+        label = "<br/>".join(map(_of_mermaid, (node, what(plan, node))))
         lines.append(f'  {number[node]}["{label}"]')
     lines += [f"  {number[a]} --> {number[b]}" for a, b in plan.tree.graph.edges]
     return "\n".join(lines) + "\n"
+
+
+def _of_mermaid(text: str) -> str:
+    """A text in which nothing is taken for HTML or the end of it; `#…;` is how Mermaid escapes."""
+    return "".join(f"#{ord(c)};" if c in '#"<>&`\\' else c for c in printable(text))

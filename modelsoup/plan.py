@@ -7,6 +7,7 @@ it was in the first model that has it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,9 +19,10 @@ from typing import Any
 from .checkpoint import SUFFIX, Checkpoint, TensorInfo, must_be_whole, open_checkpoint
 from .digest import content_of
 from .dtypes import DTYPES
-from .errors import CheckpointError, PlanError, SoupError, listed, speaking
+from .errors import CheckpointError, PlanError, SoupError, counted, listed, speaking
 from .header import Row, read_header
 from .lineage import recipe_as_json
+from .methods import code_version, get_method
 from .recipe import MergePlan, Recipe, Step, plan_merge
 from .rules import BASE
 from .store import Companions, companions_of
@@ -41,6 +43,7 @@ from .unmade import Unmade, can_be_unmade, takes_unmade
 KEY_FORMAT = 2
 """Changes when the same operation on the same inputs would give other bytes."""
 
+_FUSED = 32  # merges on the way, one in the other: each has a buffer, and calls the next
 _BUFFERS = 110 << 20  # what a merge takes, however large the models are
 
 Signature = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -219,9 +222,33 @@ def node_seed(tree: Tree, node: str) -> int:
     if training is not None and training.seed is not None:
         return training.seed
     # A model that is used twice is one model, and so is all that it is made of.
-    model = tree.graph.nodes[node]["model"]
-    digest = hashlib.sha256(f"{tree.seed}\0{model}".encode()).digest()
+    digest = hashlib.sha256(f"{tree.seed}\0{tree.model(node)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def checkpoints_of(operation: Operation) -> list[Path]:
+    """The checkpoints that an operation reads from outside of the tree."""
+    if isinstance(operation, Load):
+        return [operation.path]
+    given = operation.base if isinstance(operation, Merge) else None
+    if isinstance(operation, Train):
+        given = operation.start
+    return [] if given is None else [given]
+
+
+def checkpoints_read(tree: Tree) -> list[Path]:
+    """All checkpoints that a tree reads from outside, each once."""
+    return list(dict.fromkeys(p for _, made in tree.operations() for p in checkpoints_of(made)))
+
+
+def files_read(tree: Tree) -> list[Path]:
+    """All checkpoints, and the trainers' other files, that a tree reads from outside."""
+    found = dict.fromkeys(checkpoints_read(tree))
+    for _, operation in tree.operations():
+        training = training_of(operation)
+        with contextlib.suppress(SoupError):  # `check` tells what is wrong with a training
+            found |= dict.fromkeys(named_files(*trainer_of(training)) if training else ())
+    return list(found)
 
 
 def training_of(operation: Operation) -> Training | None:
@@ -269,7 +296,10 @@ def node_key(
         more.append(digest(operation.path))
         first = operation.path
     elif isinstance(operation, Merge):
-        content["recipe"] = recipe_as_json(operation.recipe)
+        recipe = operation.recipe
+        content["recipe"] = recipe_as_json(recipe)
+        used = {recipe.method_name, *(rule.method for rule in recipe.layers if rule.method)}
+        content["methods"] = {name: code_version(get_method(name)) for name in sorted(used)}
         if operation.base is not None:
             more.append(digest(operation.base))
     else:
@@ -363,6 +393,7 @@ class _Checker:
     nodes: dict[str, NodePlan] = field(default_factory=dict)  # without keys
     problems: dict[str, list[str]] = field(default_factory=dict)  # sentence → whom it is about
     signatures: dict[str, Signature] = field(default_factory=dict)
+    files: dict[Path, Signature] = field(default_factory=dict)
     interned: dict[Any, Signature] = field(default_factory=dict)
     headers: dict[int, tuple[list[Row], Signature]] = field(default_factory=dict)
     merges: dict[Any, _Merged | SoupError] = field(default_factory=dict)
@@ -446,9 +477,11 @@ class _Checker:
     def _fused(self, nodes: dict[str, NodePlan]) -> dict[str, NodePlan]:
         """Mark the merges that are made on the way, and price what takes them anew."""
         found: dict[str, NodePlan] = {}
+        depth: dict[str, int] = {}  # how many merges on the way, one in the other, a merge takes
         plans = dict(self.merge_plans)
         for name, node in nodes.items():
             inputs = self.tree.inputs(name)
+            depth[name] = max((depth[i] + 1 for i in inputs if found[i].fused), default=0)
             if name in plans and any(found[i].fused for i in inputs):
                 models = [
                     Unmade(plans[i], name=i, node=i, key="") if found[i].fused else model
@@ -461,6 +494,7 @@ class _Checker:
             wanted = [n for n in (name, *above) if not (nodes[n].done or nodes[n].skipped)]
             fused = (
                 len(wanted) == 2
+                and depth[name] < _FUSED
                 and name in plans
                 and above[0] in plans
                 and can_be_unmade(plans[name])
@@ -519,14 +553,7 @@ class _Checker:
                     seen.append((own, name))
 
     def _files(self, node: str) -> list[Path]:
-        """The checkpoints that a node reads from outside of the tree."""
-        operation = self.tree.operation(node)
-        if isinstance(operation, Load):
-            return [operation.path]
-        given = operation.base if isinstance(operation, Merge) else None
-        if isinstance(operation, Train):
-            given = operation.start
-        return [] if given is None else [given]
+        return checkpoints_of(self.tree.operation(node))
 
     def _is_one(self, node: str, other: str) -> bool:
         """Whether two nodes are one model that is used twice, and so computed once."""
@@ -541,6 +568,11 @@ class _Checker:
         return True
 
     def _signature_of(self, path: Path) -> Signature:
+        if path not in self.files:
+            self.files[path] = self._read(path)
+        return self.files[path]
+
+    def _read(self, path: Path) -> Signature:
         if path.is_file() and path.suffix == SUFFIX:
             must_be_whole(path)
             rows = read_header(path).rows
@@ -641,14 +673,14 @@ def _compare(trainer: str, told: Signature, node: str, signature: Signature) -> 
     strange = [name for name in signature if name not in told]
     if strange:
         raise PlanError(
-            f"the trainer {trainer!r} knows nothing of {len(strange)} tensors of {node}: "
-            f"{listed(strange)}"
+            f"the trainer {trainer!r} knows nothing of {counted(len(strange), 'tensor')} of "
+            f"{node}: {listed(strange)}"
         )
     other = [name for name, (_, shape) in signature.items() if told[name][1] != shape]
     if other:
         raise PlanError(
-            f"the trainer {trainer!r} has other shapes for {len(other)} tensors of {node}: "
-            f"{listed(other)}"
+            f"the trainer {trainer!r} has other shapes for {counted(len(other), 'tensor')} of "
+            f"{node}: {listed(other)}"
         )
 
 

@@ -190,7 +190,7 @@ class Recipe:
 
 def _check_method(rule: Rule) -> None:
     """Whether what is no word of the grammar is a method: one could mean either."""
-    names = method_names()
+    names = () if rule.method is None else method_names()
     if rule.method is not None and rule.method not in names:
         raise ParameterError(
             f"the rule for {rule.pattern!r} has {rule.method!r}, which is no word of rules and no "

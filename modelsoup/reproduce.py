@@ -2,144 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from graphlib import TopologicalSorter
+from pathlib import PurePath
 from typing import Any
 
-import yaml
-
-from .checkpoint import Checkpoint
-from .errors import PlanError
-from .lineage import identity, parents, read_lineage
-from .rules import BASE
+from .checkpoint import Checkpoint, StrPath, open_checkpoint
+from .errors import PlanError, printable
+from .lineage import identity, is_merge, label, parents, read_lineage
+from .trainer import COMMAND
+from .tree import INNER, ROOT
+from .yaml_text import dump_yaml
 
 _MERGE_KEYS = (
     "method", "beta", "weights", "parameters", "rest", "groups", "low_level", "dtype",
-    "on_integer", "seed",
+    "on_integer", "allow_nonfinite", "seed",
 )  # fmt: skip
 
 
-def plan_text(checkpoint: Checkpoint) -> str:
+def plan_text(checkpoint: Checkpoint | StrPath) -> str:
     """A `tree.yaml` that makes a checkpoint again, from the lineage in its metadata.
 
-    Leaves are named as the lineage names them; where they lie, a lineage does not say: put them
-    beside the plan, which takes no others, by their digests. Each training has the seed that it
-    had.
+    Every model that is read by another has a name, the one that it had, and is written once,
+    however often it is read. Leaves are named as the lineage names them; where they lie, a lineage
+    does not say: put them beside the plan, which takes no others, by their digests. Each training
+    has the seed that it had.
+
+    Args:
+        checkpoint: an open one, or a path.
 
     Raises:
         PlanError: it holds no lineage.
-        CheckpointError: the lineage is not readable.
+        CheckpointError: it cannot be read, or its lineage.
     """
-    made = read_lineage(checkpoint)
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    made = read_lineage(opened)
     if made is None:
-        raise PlanError(f"{checkpoint.path} holds no lineage: modelsoup did not make it")
+        raise PlanError(f"{opened.path} holds no lineage: modelsoup did not make it")
     writer = _Writer(made.get("ancestors", {}))
-    tree = writer.node(made)
-    content = {"soup": 1, "models": writer.models, "tree": tree}
-    lines = [f"# What {checkpoint.name} was made by. The files that went into it, by XXH3-128:"]
-    lines += [f"#   {digest}  {name}" for digest, name in writer.leaves.items()]
-    names = list(writer.leaves.values())
+    tree = writer.root(made)
+    content = {"soup": 1, "models": writer.models(), "tree": tree}
+    lines = [f"What {opened.name} was made by. The files that went into it, by XXH3-128:"]
+    lines += [f"  {digest}  {name}" for digest, name in writer.files.items()]
+    names = list(writer.files.values())
     twice = sorted({name for name in names if names.count(name) > 1})
-    lines += [
-        f"# Different files are called {name}: give each a path of its own." for name in twice
-    ]
-    text = yaml.dump(
-        content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None
-    )
-    return "\n".join(lines) + "\n" + text
-
-
-class _Digest(str):
-    """A text that may look like a number."""
-
-
-class _Dumper(yaml.SafeDumper):
-    pass
-
-
-_Dumper.add_representer(
-    _Digest, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'")
-)
+    lines += [f"Different files are called {name}: give each a path of its own." for name in twice]
+    return "".join(f"# {printable(line)}\n" for line in lines) + dump_yaml(content)
 
 
 class _Writer:
     def __init__(self, ancestors: Mapping[str, Any]) -> None:
         self.ancestors = ancestors
-        self.models: dict[str, Any] = {}
-        self.leaves: dict[str, str] = {}
-        self._names: dict[str, str] = {}
+        self.files: dict[str, str] = {}  # digest → name of what lies beside the plan
+        self.leaves: dict[str, Any] = {}
+        self.nodes: dict[str, Any] = {}
+        self.names: dict[str, str] = {}  # what stands for a content → the model's name
+        self.taken: set[str] = set()
+        self.pending: list[tuple[str, Mapping[str, Any]]] = []  # named, and not yet written
 
-    def node(self, made: Mapping[str, Any]) -> Any:
-        """What a lineage entry says, as a node of a plan."""
-        if "trainer" in made:
-            if made["operation"] == "train":
-                return self._name("output", self._train(made))
-            training = _training(made)
-            below = self._input(made["inputs"][0])
-            if isinstance(below, dict) and below.get("finetune") is False:
-                return {**below, "finetune": training}
-            return {"of": [below], "finetune": training}
-        content: dict[str, Any] = {"of": [self._input(entry) for entry in made["inputs"]]}
+    def root(self, made: Mapping[str, Any]) -> Any:
+        """The tree's root; all that it is made of is in `leaves` and `nodes` then."""
+        inner = str(parents(made)[0].get("node", "")) if made["inputs"] else ""
+        name = inner.removesuffix(INNER) if not is_merge(made) and inner.endswith(INNER) else ROOT
+        self.taken.add(name)
+        root = self._made(made, name)
+        while self.pending:
+            found, entry = self.pending.pop()
+            below = self.ancestors.get(identity(entry))
+            if below is None:
+                self.leaves[found] = {"path": self._file(entry), "xxh3_128": identity(entry)}
+            else:
+                model = self._made(below, found)
+                (self.leaves if "train" in model else self.nodes)[found] = model
+        if "train" in root:
+            self.leaves[name] = root
+            return name
+        return root if name == ROOT else {"name": name, **root}
+
+    def models(self) -> dict[str, Any]:
+        """The leaves, and the named nodes, each after what it is made of."""
+        inputs = {name: node["of"] for name, node in self.nodes.items()}
+        order = [name for name in TopologicalSorter(inputs).static_order() if name in inputs]
+        return {**self.leaves, **{name: self.nodes[name] for name in order}}
+
+    def _made(self, made: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """What a lineage's entry says, as a model of a plan; its inputs are named, and wait."""
+        if is_merge(made):
+            return self._merged(made)
+        training = {**made["options"], "seed": made["seed"]}
+        if made["trainer"] != COMMAND:
+            training = {"trainer": made["trainer"], **training}
+        if made["operation"] == "train":
+            start = {"start": self._file(made["inputs"][0])} if made["inputs"] else {}
+            return {"train": training, **start}
+        (entry,) = made["inputs"]
+        below, inner = self.ancestors.get(identity(entry)), f"{name}{INNER}"
+        is_inner = entry.get("node", inner) == inner and inner not in self.taken
+        if is_inner and below is not None and is_merge(below):
+            self.taken.add(inner)
+            return {**self._merged(below), "finetune": training}
+        return {"of": self._models([entry]), "finetune": training}
+
+    def _merged(self, made: Mapping[str, Any]) -> dict[str, Any]:
         merge = {key: made[key] for key in _MERGE_KEYS if key in made}
         if "rules" in made:
-            merge["layers"] = {
-                rule["pattern"]: _rule(rule) for rule in made["rules"]
-            }  # fmt: skip
+            merge["layers"] = made["rules"]
         if "base" in made:
-            merge["base"] = self._leaf(parents(made)[-1])
-        return {**content, "merge": merge, "finetune": False}
+            merge["base"] = self._file(made["base"])
+        return {"of": self._models(made["inputs"]), "merge": merge}
 
-    def _input(self, entry: Mapping[str, Any]) -> Any:
-        content = identity(entry)
-        made = self.ancestors.get(content)
-        if made is None:
-            path = self._leaf(entry)
-            if "key" in entry:
-                return self._name(content, path)
-            return self._name(content, {"path": path, "xxh3_128": _Digest(content)})
-        if made.get("operation") == "train":
-            return self._name(content, self._train(made))
-        return self.node(made)
+    def _models(self, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Names in the plan, the same for the same content."""
+        new = []
+        for entry in entries:
+            if identity(entry) not in self.names:
+                named = entry.get("node") or PurePath(entry.get("name", "")).stem or "model"
+                name = self._free_name(named)
+                self.names[identity(entry)] = name
+                new.append((name, entry))
+        self.pending += reversed(new)
+        return [self.names[identity(entry)] for entry in entries]
 
-    def _train(self, made: Mapping[str, Any]) -> dict[str, Any]:
-        model: dict[str, Any] = {"train": _training(made)}
-        if made["inputs"]:
-            model["start"] = self._leaf(made["inputs"][0])
-        return model
+    def _free_name(self, wanted: str) -> str:
+        name, number = wanted, 1
+        while name in self.taken:
+            number += 1
+            name = f"{wanted}-{number}"
+        self.taken.add(name)
+        return name
 
-    def _leaf(self, entry: Mapping[str, Any]) -> str:
-        self.leaves[identity(entry)] = entry["name"]
+    def _file(self, entry: Mapping[str, Any]) -> str:
+        if not entry.get("name"):
+            raise PlanError(f"the lineage does not say how {label(entry)!r} was made")
+        self.files[identity(entry)] = entry["name"]
         return str(entry["name"])
-
-    def _name(self, digest: str, model: Any) -> str:
-        """A model's name in the plan, the same for the same content."""
-        if digest not in self._names:
-            path = model if isinstance(model, str) else model.get("path")
-            stem = "trained" if path is None else path.rpartition(".")[0] or path
-            name, number = stem, 1
-            while name in self.models:
-                number += 1
-                name = f"{stem}-{number}"
-            self._names[digest] = name
-            self.models[name] = model
-        return self._names[digest]
-
-
-def _training(made: Mapping[str, Any]) -> dict[str, Any]:
-    named = {} if made["trainer"] == "command" else {"trainer": made["trainer"]}
-    return {**named, **made["options"], "seed": made["seed"]}
-
-
-def _rule(rule: Mapping[str, Any]) -> Any:
-    content: dict[str, Any] = dict(rule.get("parameters", {}))
-    action = rule["action"]
-    if action == "keep":
-        content["action"] = {0: "first", 1: "second", BASE: "base"}.get(rule.get("source", 0))
-    elif action == "drop":
-        content["action"] = "drop"
-    elif rule.get("low_level"):
-        content["action"] = "low-level"
-    if rule.get("method"):
-        content["method"] = rule["method"]
-    if rule.get("frozen"):
-        content["freeze"] = True
-    return content or "merge"

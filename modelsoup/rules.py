@@ -21,9 +21,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from .errors import RuleError, counted, layer_option, listed, nearest, option
+from .errors import RuleError, counted, layer_option, listed, nearest, option, said
 
 Action = Literal["merge", "keep", "drop"]
 Rest = Literal["merge", "first", "second", "base", "drop", "error"]
@@ -45,6 +45,7 @@ _TRUTHS = {
 }
 _PATIENCE = 10.0  # seconds for a regular expression and all names
 _HINTED = 5  # patterns in a hint
+_NESTED = 100  # groups in groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +239,9 @@ def parse_value(name: str, value: object) -> ParameterValue:
 def parse_layers(layers: object) -> list[Rule]:
     """Rules from what a recipe's `layers` may be.
 
-    A text (one rule), a list of texts and `Rule`s, or a mapping from patterns to what to do. In a
-    mapping, `subnetwork` may hold a mapping of its own, from patterns to strategies.
+    A text (one rule), a list of texts, `Rule`s and mappings, or a mapping from patterns to what to
+    do. In a mapping, `subnetwork` may hold a mapping of its own, from patterns to strategies. One
+    in a list is such a mapping, or a rule as `rule_as_json` has it.
 
     Raises:
         RuleError: anything else, or a malformed rule.
@@ -255,8 +257,16 @@ def parse_layers(layers: object) -> list[Rule]:
     if isinstance(layers, str):
         return [parse_rule(layers)]
     if isinstance(layers, Sequence):
-        return [item if isinstance(item, Rule) else parse_rule(str(item)) for item in layers]
+        return [rule for item in layers for rule in _rules_from_item(item)]
     raise RuleError(f"layers is {layers!r}, not a pattern, a list of them, or a mapping")
+
+
+def _rules_from_item(item: object) -> list[Rule]:
+    if isinstance(item, Rule):
+        return [item]
+    if isinstance(item, Mapping):
+        return [rule_from_json(item)] if "pattern" in item else parse_layers(item)
+    return [parse_rule(str(item))]
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -405,18 +415,27 @@ class _Context:
         self.names = names
         self.groups = groups
         self.fractions = fractions
+        self.found: dict[str, set[str]] = {}  # pattern → what it matches
 
     def matching(self, rule: Rule) -> set[str]:
         matching = self._by_pattern(rule.pattern)
         return matching & self._low_level(matching) if rule.low_level else matching
 
     def _by_pattern(self, pattern: str, within: tuple[str, ...] = ()) -> set[str]:
+        """The names that match; looked for once, however many groups name a pattern."""
+        if pattern not in self.found:
+            self.found[pattern] = self._find(pattern, within)
+        return self.found[pattern]
+
+    def _find(self, pattern: str, within: tuple[str, ...]) -> set[str]:
         if pattern == "*":
             return set(self.names)
         if pattern.startswith("group:"):
             group = pattern.removeprefix("group:")
             if pattern in within:
                 raise RuleError(f"the group {group!r} contains itself")
+            if len(within) > _NESTED:
+                raise RuleError(f"the group {group!r} is nested more than {_NESTED} deep in others")
             if group not in self.groups:
                 known = nearest(group, self.groups)
                 defined = f" (defined: {listed(sorted(self.groups))})" if self.groups else ""
@@ -552,3 +571,55 @@ def _plainly(text: str) -> str:
     if escaped[-1:] == [" "]:
         escaped[-1] = "[ ]"
     return "".join(escaped)
+
+
+def rule_as_json(rule: Rule) -> dict[str, Any]:
+    """A rule as plain data, without what was left at its default: what a lineage holds."""
+    content: dict[str, Any] = {"pattern": rule.pattern, "action": rule.action}
+    if rule.action == "keep":
+        content["source"] = rule.source
+    for name in ("low_level", "frozen", "method"):
+        if getattr(rule, name):
+            content[name] = getattr(rule, name)
+    if rule.parameters:
+        content["parameters"] = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in rule.parameters.items()
+        }
+    return content
+
+
+_JSON: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "pattern": (lambda value: isinstance(value, str) and value != "", "a text"),
+    "action": (lambda value: value in get_args(Action), "merge, keep or drop"),
+    "source": (lambda value: type(value) is int and BASE <= value < 2**31, "a model's number"),
+    "low_level": (lambda value: isinstance(value, bool), "true or false"),
+    "frozen": (lambda value: isinstance(value, bool), "true or false"),
+    "method": (lambda value: isinstance(value, str), "a name"),
+    "parameters": (lambda value: isinstance(value, Mapping), "a mapping"),
+}
+
+
+def rule_from_json(content: Mapping[str, Any]) -> Rule:
+    """A rule from what `rule_as_json` makes of it.
+
+    Raises:
+        RuleError: an unknown key, or a value of the wrong type.
+    """
+    if "pattern" not in content:
+        raise RuleError("a layer rule has no pattern")
+    for name, value in content.items():
+        if name not in _JSON:
+            raise RuleError(
+                f"a layer rule has the unknown key {name!r}{nearest(str(name), _JSON)} "
+                f"(expected {', '.join(_JSON)})"
+            )
+        fits, expected = _JSON[name]
+        if not fits(value):
+            raise RuleError(f"{name} of a layer rule is {said(value)}, not {expected}")
+    given = dict(content)
+    try:
+        parameters = {k: parse_value(k, v) for k, v in given.pop("parameters", {}).items()}
+    except OverflowError:
+        raise RuleError("a parameter of a layer rule is too large for a number") from None
+    return Rule(**given, parameters=parameters)

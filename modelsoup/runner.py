@@ -14,7 +14,7 @@ import queue
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,7 +42,16 @@ from .node import (
     leaf_changed,
     perform,
 )
-from .plan import NodePlan, Plan, check, node_seed, trainer_of, training_of
+from .plan import (
+    NodePlan,
+    Plan,
+    check,
+    checkpoints_read,
+    files_read,
+    node_seed,
+    trainer_of,
+    training_of,
+)
 from .store import (
     DEFAULT_STORE,
     Companions,
@@ -52,7 +61,7 @@ from .store import (
     content_digest,
 )
 from .stream import default_workers
-from .trainer import SECONDS_LEFT, build_options, named_files, options_as_json
+from .trainer import SECONDS_LEFT, build_options, options_as_json
 from .tree import FineTune, Load, Merge, Operation, Train, Tree
 from .writer import LINEAGE_KEY, CheckpointWriter, check_output, overlapped, remove_stale
 
@@ -230,7 +239,7 @@ class _Leaves:
 
 def _read_leaves(tree: Tree, store: Store) -> _Leaves:
     """Read every file of the user's once, unless it did not change since it was read."""
-    paths = list(dict.fromkeys(_files_of_users(tree)))
+    paths = checkpoints_read(tree)
     folders = [path for path in paths if path.is_dir()]
     with ThreadPoolExecutor(default_workers()) as pool:
         digests = pool.map(store.digest_now, paths)
@@ -238,15 +247,6 @@ def _read_leaves(tree: Tree, store: Store) -> _Leaves:
         return _Leaves(
             dict(zip(paths, digests, strict=True)), dict(zip(folders, companions, strict=True))
         )
-
-
-def _files_of_users(tree: Tree) -> Iterator[Path]:
-    """The checkpoints that a tree reads from outside."""
-    for _, operation in tree.operations():
-        for name in ("path", "base", "start"):
-            path = getattr(operation, name, None)
-            if path is not None:
-                yield path
 
 
 def _target(tree: Tree, output: Path, store: Store, *, force: bool) -> Path:
@@ -263,25 +263,15 @@ def _target(tree: Tree, output: Path, store: Store, *, force: bool) -> Path:
         raise OutputError(f"the models are {are}, so the output {output} must be {wanted}")
     # One with a lineage may be this very result, which is known once the leaves are read.
     check_output(output, force=force or _has_lineage(output))
-    found = overlapped(output, _read_by(tree, store))
+    inputs = files_read(tree)
+    inputs += [file for p in checkpoints_read(tree) for file in open_checkpoint(p).files]
+    found = overlapped(output, [*inputs, store.folder])
     if found == store.folder:
         raise OutputError(f"the output {output} holds the store {found}")
     if found is not None:
         what = "is one of the inputs" if output.samefile(found) else f"holds the input {found}"
         raise OutputError(f"the output {output} {what}")
     return output
-
-
-def _read_by(tree: Tree, store: Store) -> Iterator[Path]:
-    """Every file and folder that a run reads."""
-    for path in dict.fromkeys(_files_of_users(tree)):
-        yield path
-        yield from open_checkpoint(path).files
-    for _, operation in tree.operations():
-        training = training_of(operation)
-        if training is not None:
-            yield from named_files(*trainer_of(training))
-    yield store.folder
 
 
 def _has_lineage(output: Path) -> bool:
@@ -584,7 +574,9 @@ class _Walk:
             return self._source(node)
         assert isinstance(operation, Merge)
         sources = tuple(self._input(name) for name in self.tree.inputs(node))
-        return OnTheWay(node, self.key(node), operation, sources, self._base(operation))
+        return OnTheWay(
+            node, self.key(node), operation, sources, self._base(operation), self.tree.model(node)
+        )
 
     def _base(self, operation: Operation) -> Source | None:
         merges = isinstance(operation, Merge) and operation.base is not None
@@ -593,12 +585,12 @@ class _Walk:
     def _source(self, node: str) -> Source:
         operation = self.tree.operation(node)
         if isinstance(operation, Load):
-            return self._file(operation.path, node)
+            return replace(self._file(operation.path, node), model=self.tree.model(node))
         entry = self.store.entry(self.key(node))
         self.found.setdefault(node, entry.record)
         return Source(
             node, entry.path.absolute(), str(entry.record.get("digest")), entry.key,
-            merged=isinstance(operation, Merge),
+            merged=isinstance(operation, Merge), model=self.tree.model(node),
         )  # fmt: skip
 
     def _file(self, path: Path, node: str = "") -> Source:

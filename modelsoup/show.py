@@ -28,8 +28,9 @@ from .compare import DiffReport, DiffRow
 from .engine import MergeReport
 from .errors import count, counted, printable, sized
 from .inspection import Node
-from .lineage import identity, parents
+from .lineage import identity, is_merge, label, parents
 from .recipe import MergePlan
+from .rules import rule_from_json
 from .stream import Progress as Callback
 from .verification import VerifyReport
 
@@ -41,12 +42,18 @@ def Text(text: str, style: str = "") -> RichText:  # noqa: N802  # stands for ri
     return RichText(printable(text), style)
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console that writes plain, unwrapped text where there is no terminal."""
+def console(*, stderr: bool = False, wide: bool = False) -> Console:
+    """A console that writes plain, unwrapped text where there is no terminal.
+
+    Args:
+        stderr: write there.
+        wide: let lines go on past a terminal's edge: rich would drop those of a deep tree.
+    """
     stream = sys.stderr if stderr else sys.stdout
     plain = os.environ.get("TERM") == "dumb"
+    fits = stream.isatty() and not wide
     return Console(
-        stderr=stderr, highlight=False, soft_wrap=True, width=None if stream.isatty() else _WIDTH,
+        stderr=stderr, highlight=False, soft_wrap=True, width=None if fits else _WIDTH,
         no_color=True if plain else None,
     )  # fmt: skip
 
@@ -137,7 +144,7 @@ def _dtypes(node: Node) -> str:
 
 def show_lineage(checkpoint: Checkpoint, made: Mapping[str, Any] | None) -> None:
     """What a checkpoint was made of, and what that was made of, as a tree."""
-    out = console()
+    out = console(wide=True)
     if made is None:
         out.print(f"{_plain(checkpoint.path)} holds no lineage: modelsoup did not make it")
         return
@@ -151,13 +158,13 @@ def show_lineage(checkpoint: Checkpoint, made: Mapping[str, Any] | None) -> None
             digest = identity(entry)
             origin = ancestors.get(digest)
             again = digest in shown
-            label = Text(entry["name"])
-            label.append(" (base)" if entry is merge.get("base") else "")
-            label.append(f" ← {printable(described(origin))}" if origin else "")
-            label.append(" (its inputs are shown elsewhere)" if origin and again else "")
+            text = Text(label(entry))
+            text.append(" (base)" if entry is merge.get("base") else "")
+            text.append(f" ← {printable(described(origin))}" if origin else "")
+            text.append(" (its inputs are shown elsewhere)" if origin and again else "")
             known = "key" if "key" in entry else f"{sized(entry['size'])}, xxh3-128"
-            label.append(f"  {known} {digest}", style="dim")
-            inner = branch.add(label)
+            text.append(f"  {known} {digest}", style="dim")
+            inner = branch.add(text)
             if origin and not again:
                 branches.append((inner, origin))
                 shown.add(digest)
@@ -165,18 +172,19 @@ def show_lineage(checkpoint: Checkpoint, made: Mapping[str, Any] | None) -> None
 
 
 def described(made: Mapping[str, Any]) -> str:
-    """One line on a merge or a training: its method or trainer, and what was set."""
-    if "trainer" in made:
+    """One line on a merge or a training: its method or trainer, and all that was set."""
+    if not is_merge(made):
         options = [f"{key} {value}" for key, value in made["options"].items()]
         return ", ".join([f"{made['operation']} {made['trainer']}", *options])
     parts = [made["method"]]
-    for key in ("beta", "weights", "rest", "dtype"):
-        if made.get(key) not in (None, "first"):
+    for key in (
+        "beta", "weights", "rest", "dtype", "low_level", "on_integer", "groups", "allow_nonfinite",
+        "seed",
+    ):  # fmt: skip
+        if made.get(key) not in (None, 0) and (key != "rest" or made.get("rules")):
             parts.append(f"{key} {made[key]}")
     parts += [f"{key} {value}" for key, value in made.get("parameters", {}).items()]
-    parts += [
-        f"layers {rule.get('pattern')!r} {rule.get('action')}" for rule in made.get("rules", ())
-    ]
+    parts += [f"layers {rule_from_json(rule)}" for rule in made.get("rules", ())]
     return ", ".join(parts)
 
 
@@ -227,10 +235,16 @@ def show_verification(report: VerifyReport) -> None:
         f"{_plain(checkpoint.path)}: headers and byte ranges of "
         f"{counted(len(checkpoint.files), 'file')} are sound, {counted(len(checkpoint), 'tensor')}"
     )
-    if report.nonfinite:
-        out.print(f"NaN or infinity in {counted(len(report.nonfinite), 'tensor')}:", style="red")
-        for name, n in report.nonfinite:
-            out.print(Text(f"  {name}: {counted(n, 'element')}"))
+    noted = dict(report.noted)
+    if report.nonfinite or noted:
+        found = dict(report.nonfinite)
+        out.print(f"NaN or infinity in {counted(len(found), 'tensor')}:")
+        for name in dict.fromkeys((*found, *noted)):
+            n, made = found.get(name, 0), noted.get(name, 0)
+            right = n == made
+            how = "as it was made" if right else f"made with {made:,}" if made else ""
+            line = ", ".join(filter(None, [f"  {name}: {counted(n, 'element')}", how]))
+            out.print(Text(line), style="" if right else "red")
     else:
         out.print("all float values are finite")
     if not report.has_lineage:
@@ -241,7 +255,7 @@ def show_verification(report: VerifyReport) -> None:
         elif check.intact:
             out.print(Text(f"input {check.found}: unchanged"))
         else:
-            out.print(Text(f"input {check.found}: CHANGED since the merge"), style="red")
+            out.print(Text(f"input {check.found}: CHANGED since it was read"), style="red")
 
 
 def show_methods(described: Sequence[Mapping[str, Any]]) -> None:
@@ -271,6 +285,7 @@ def show_method(method: Mapping[str, Any]) -> None:
     out.print(f"[bold]{method['name']}[/]: {escape(method['summary'])}")
     out.print(Text(method["source"], style="dim"))
     out.print(f"models: {_models(method)}{'; takes --beta' if method['beta'] else ''}")
+    out.print(Text(f"version: {method['version']}"))
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for header in ("parameter", "default", "range", "what it is"):
         table.add_column(header)

@@ -35,7 +35,7 @@ _ACTIVE = ("running", "waiting")
 def show_plan(plan: Plan) -> None:
     """The tree, the steps in order, and what they cost."""
     out = console()
-    out.print(_rich_tree(plan, lambda node: _planned(plan, node)))
+    console(wide=True).print(_rich_tree(plan, lambda node: _planned(plan, node)))
     steps = plan.steps
     if steps:
         out.print()
@@ -55,9 +55,10 @@ def show_plan(plan: Plan) -> None:
     unknown = [node.node for node in steps if node.signature is None]
     out.print(
         Text(
-            f"{len(models)} models in {plan.tree.levels} levels; {len(steps)} steps to do; merges "
-            f"read {sized(plan.bytes_read)}, the store grows by {sized(plan.bytes_written)}, "
-            f"merges need about {sized(plan.memory)} of memory"
+            f"{counted(len(models), 'model')} in {counted(plan.tree.levels, 'level')}; "
+            f"{counted(len(steps), 'step')} to do; merges read {sized(plan.bytes_read)}, "
+            f"the store grows by {sized(plan.bytes_written)}, merges need about "
+            f"{sized(plan.memory)} of memory"
         )
     )
     if unknown:
@@ -67,7 +68,8 @@ def show_plan(plan: Plan) -> None:
 def _planned(plan: Plan, node: NodePlan) -> str:
     parts = [what(plan, node.node)]
     if node.signature is not None:
-        parts.append(f"{len(node.signature)} tensors, {count(node.parameters or 0)} parameters")
+        tensors = counted(len(node.signature), "tensor")
+        parts.append(f"{tensors}, {count(node.parameters or 0)} parameters")
     for name in ("merged", "kept", "dropped", "frozen"):
         if names := getattr(node, name):
             parts.append(f"{name} {len(names)} ({count(node.elements[name])})")

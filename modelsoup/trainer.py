@@ -43,14 +43,14 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .dtypes import DTYPES
-from .errors import TrainerError, nearest
+from .errors import TrainerError, nearest, said
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -185,7 +185,12 @@ def get_trainer(name: str) -> Trainer:
             loaded = point.load()
         else:
             module, _, attribute = name.partition(":")
-            loaded = getattr(importlib.import_module(module), attribute)
+            there = importlib.import_module(module)
+            if not hasattr(there, attribute):
+                raise AttributeError(
+                    f"{module} has no {attribute!r}{nearest(attribute, dir(there))}"
+                )
+            loaded = getattr(there, attribute)
         if isinstance(loaded, type):
             loaded = loaded()
     except (Exception, SystemExit) as error:  # a stranger's module may raise anything
@@ -241,19 +246,61 @@ def build_options(trainer: Trainer, given: Mapping[str, Any], folder: Path | Non
         }  # fmt: skip
         return dataclasses.replace(options, **paths)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "options"
+        first, *others = error.errors(include_url=False)
+        where = ".".join(map(str, place_of(first, given))) or "options"
         if first["type"] in ("missing", "missing_argument"):
             raise TrainerError(f"the trainer {trainer.name!r} needs the option {where!r}") from None
         if first["type"] == "value_error":  # the options' own class says what is wrong
-            said = first["ctx"]["error"]
-            raise TrainerError(f"the options of the trainer {trainer.name!r}: {said}") from None
+            reason = first["ctx"]["error"]
+            raise TrainerError(f"the options of the trainer {trainer.name!r}: {reason}") from None
+        of_one = [first, *(fault for fault in others if fault["input"] is first["input"])]
         raise TrainerError(
-            f"the option {where!r} of the trainer {trainer.name!r} is {first['input']!r}: "
-            f"{first['msg']}"
+            f"the option {where!r} of the trainer {trainer.name!r} is {said(first['input'])}, "
+            f"but must be {expected(of_one)}"
         ) from None
     except (TypeError, ValueError) as error:
         raise TrainerError(f"the options of the trainer {trainer.name!r}: {error}") from error
+
+
+# What pydantic found → what was wanted.
+_EXPECTED = {
+    "string_type": "a text", "path_type": "a path", "int_type": "an integer",
+    "int_parsing": "an integer", "int_from_float": "an integer", "float_type": "a number",
+    "float_parsing": "a number", "bool_type": "true or false", "bool_parsing": "true or false",
+    "list_type": "a list", "tuple_type": "a list", "set_type": "a list", "dict_type": "a mapping",
+    "model_type": "a mapping", "none_required": "null", "too_short": "at least {min_length}",
+    "too_long": "at most {max_length}",
+}  # fmt: skip
+
+
+def expected(faults: Iterable[Mapping[str, Any]]) -> str:
+    """What pydantic wanted in the place of one value, in our words; of a union, whatever it may be.
+
+    Args:
+        faults: as `ValidationError.errors` has them.
+    """
+    words = [
+        _EXPECTED[fault["type"]].format(**fault.get("ctx", {}))
+        if fault["type"] in _EXPECTED
+        else str(fault["msg"]).removeprefix("Input should be ").replace("False", "false")
+        for fault in faults
+    ]
+    return " or ".join(dict.fromkeys(words))
+
+
+def place_of(fault: Mapping[str, Any], content: Any) -> tuple[str | int, ...]:
+    """Where a fault of pydantic's is, without the tags of unions, which it puts among the keys."""
+    place: list[str | int] = []
+    last = len(fault["loc"]) - 1
+    for index, part in enumerate(fault["loc"]):
+        if (isinstance(content, Mapping) and part in content) or (
+            isinstance(content, list) and isinstance(part, int) and part < len(content)
+        ):
+            content = content[part]
+            place.append(part)
+        elif index == last and fault["type"].startswith("missing"):
+            place.append(part)
+    return tuple(place)
 
 
 def options_as_json(options: Any) -> dict[str, Any]:

@@ -28,6 +28,8 @@ OddModel = str
 """Which model of a level with an odd count goes up alone: by chance, the last, or one by name."""
 
 ROOT = "root"
+INNER = ".merge"
+"""Ends the name of a merge whose result is fine-tuned in the same node of a plan."""
 MAX_NODES = 20_000
 
 
@@ -123,6 +125,11 @@ class Tree:
         found: Operation = self.graph.nodes[node]["operation"]
         return found
 
+    def model(self, node: str) -> str:
+        """What a node's model is called: a model that is used again is one node each time."""
+        name: str = self.graph.nodes[node]["model"]
+        return name
+
     def inputs(self, node: str) -> list[str]:
         """The nodes that a node reads, in order."""
         edges: Any = self.graph.in_edges(node, data="position")
@@ -215,17 +222,19 @@ class Builder:
         return name
 
     def join(
-        self, name: str, inputs: Sequence[str], merge: Merge, finetune: FineTune | None
-    ) -> str:
+        self, name: str, inputs: Sequence[str], merge: Merge, finetune: FineTune | None, *,
+        merge_one: bool = False,
+    ) -> str:  # fmt: skip
         """Merge nodes, and fine-tune the result if wanted; the last node has the name.
 
-        One input is not merged: it is fine-tuned on its own, or goes up as it is.
+        One input is merged only with `merge_one`: else it is fine-tuned on its own, or goes up as
+        it is.
         """
-        if len(inputs) == 1:
+        if len(inputs) == 1 and not merge_one:
             return self.add(name, finetune, inputs) if finetune is not None else inputs[0]
         if finetune is None:
             return self.add(name, merge, inputs)
-        return self.add(name, finetune, [self.add(f"{name}.merge", merge, inputs)])
+        return self.add(name, finetune, [self.add(f"{name}{INNER}", merge, inputs)])
 
     def tree(self, root: str) -> Tree:
         """The finished tree, with the level of every node.

@@ -15,16 +15,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag, ValidationError
 
 from .checkpoint import StrPath
-from .errors import PlanError, SoupError, nearest
-from .recipe import recipe_from_mapping
-from .trainer import COMMAND, build_options, get_trainer, trainer_groups
+from .errors import PlanError, SoupError, counted, listed, nearest, said, speaking
+from .recipe import Recipe, plain_keys, recipe_from_mapping
+from .trainer import COMMAND, build_options, expected, get_trainer, place_of, trainer_groups
 from .tree import (
     MAX_NODES,
     ROOT,
@@ -39,11 +41,16 @@ from .tree import (
 )
 from .yaml_text import YamlText, parse_yaml, read_yaml
 
-_ANY_METHOD = (
-    "layers", "rest", "groups", "low_level", "subnetwork", "base", "dtype", "seed", "on_integer",
-)  # fmt: skip
-_MAX_DEPTH = 100
+_SHARES = ("beta", "weights")  # of several models
+_OF_THE_METHOD = {"method", "parameters", *_SHARES}
+_ANY_METHOD = {f.name for f in fields(Recipe)} - _OF_THE_METHOD | {"subnetwork", "base"}
 _RESERVED = ("trainer", "resources", "seed")
+_MAX_DEPTH = 1000
+_MAX_FAULTS = 100
+_MAX_GIVEN = 500_000  # values of merges and trainings, defaults counted for each node
+_TEXT = 64  # so many characters count as a value
+_WAY = 10  # models of a circle that are told
+_TRIED = 50  # keys that are tried for being at fault
 
 
 class _Strict(BaseModel):
@@ -86,7 +93,9 @@ class _PairNode(_Node):
     """Models that are paired level by level until one is left."""
 
     pair: list[_Item] = Field(min_length=2, description="Names of models, or nodes.")
-    shuffle: int | Literal[False] = Field(False, description="Seeds the pairing at each level.")
+    shuffle: StrictInt | Literal[False] = Field(
+        False, description="Seeds the pairing at each level."
+    )
     odd: str = Field(
         "random", description="Which of an odd count goes up alone: random, last, or a name."
     )
@@ -108,7 +117,7 @@ _Item = Annotated[
     Discriminator(
         _kind,
         custom_error_type="shape",
-        custom_error_message="expected a model's name, or a node with `of` or `pair`",
+        custom_error_message="a model's name, or a node with `of` or `pair`",
     ),
 ]
 _Model = Annotated[
@@ -120,7 +129,7 @@ _Model = Annotated[
     Discriminator(
         _kind,
         custom_error_type="shape",
-        custom_error_message="expected a path, or a mapping with `path`, `train`, `of` or `pair`",
+        custom_error_message="a path, or a mapping with `path`, `train`, `of` or `pair`",
     ),
 ]
 
@@ -137,10 +146,10 @@ class PlanFile(_Strict):
     """A tree of merges and fine-tunings (modelsoup, schema version 1)."""
 
     soup: Literal[1] = Field(description="The version of this schema.")
-    seed: int = Field(0, description="What the trainers' seeds are derived from.")
+    seed: StrictInt = Field(0, description="What the trainers' seeds are derived from.")
     models: dict[str, _Model] = Field(min_length=1, description="Leaves, and named subtrees.")
     groups: dict[str, list[str]] = Field(
-        default_factory=dict, description="Layer groups: name → patterns."
+        default_factory=dict, max_length=1000, description="Layer groups: name → patterns."
     )
     defaults: _Defaults = Field(default_factory=_Defaults)
     tree: _Item = Field(description="The root: `of` or `pair`, or one model's name.")
@@ -180,8 +189,29 @@ def parse_tree(
     return _Expander(parse_yaml(text, name), Path(folder)).expand()
 
 
-class _TooLargeError(PlanError):
-    """What names stand for swells without end."""
+class _EndError(PlanError):
+    """What ends the reading at once: a plan that swells without end, or too many faults."""
+
+
+def _run(step: Generator[Any, Any, Any]) -> Any:
+    """The end of a function that calls itself by `yield`, however deep that goes."""
+    stack, value = [step], None
+    while stack:
+        try:
+            stack.append(stack[-1].send(value))
+            value = None
+        except StopIteration as end:
+            stack.pop()
+            value = end.value
+    return value
+
+
+_Step = Generator[Any, Any, str | None]  # yields steps, and is sent the nodes that they added
+
+_DIGEST = "32 hexadecimal digits in quotes"
+_KINDS: Mapping[str | None, type[_Strict]] = {
+    "<of>": _OfNode, "<pair>": _PairNode, "<train>": _TrainLeaf, "<path>": _FileLeaf,
+}  # fmt: skip
 
 
 class _Expander:
@@ -193,10 +223,11 @@ class _Expander:
         self.file = self._validated()
         self.builder = Builder(self.file.seed)
         self.used: set[str] = set()
-        self.within: list[str] = []
+        self.within: dict[str, None] = {}  # names of subtrees, the outermost first
         self.named: dict[str, tuple[str | int, ...]] = {}  # a node's own name → where it is written
         self.faults: dict[str, None] = {}  # in order, each once
         self.items = 0
+        self.given = 0.0
 
     def _validated(self) -> PlanFile:
         if not isinstance(self.text.content, dict):
@@ -204,38 +235,41 @@ class _Expander:
         try:
             return PlanFile.model_validate(self.text.content)
         except ValidationError as error:
-            faults = [self._sentence(fault) for fault in error.errors()]
-            raise PlanError(*dict.fromkeys(faults)) from None
+            # Of a value that may be of several kinds, there is a fault for each.
+            found: dict[tuple[str | int, ...], list[Any]] = {}
+            for fault in error.errors(include_url=False):
+                found.setdefault(place_of(fault, self.text.content), []).append(fault)
+            told = [self._sentence(*fault) for fault in list(found.items())[:_MAX_FAULTS]]
+            more = len(found) - len(told)
+            if more:
+                told.append(f"and {counted(more, 'fault')} more")
+            raise PlanError(*told) from None
 
-    def _sentence(self, fault: Mapping[str, Any]) -> str:
-        """One of pydantic's faults as a sentence with its place."""
-        path = tuple(part for part in fault["loc"])
-        content, real = self.text.content, []
-        for part in path:  # without the tags of unions, which pydantic puts among the keys
-            if (isinstance(content, dict) and part in content) or (
-                isinstance(content, list) and isinstance(part, int) and part < len(content)
-            ):
-                content = content[part]
-            elif part is not path[-1] or fault["type"] not in ("extra_forbidden", "missing"):
-                continue
-            real.append(part)
-        where, name = self.text.at(*real), ".".join(map(str, real)) or "the plan"
-        if fault["type"] == "extra_forbidden":
-            kind = _kind(self._value(real[:-1])) if len(real) > 1 else None
-            known: dict[str, type[_Strict]] = {
-                "<of>": _OfNode, "<pair>": _PairNode, "<train>": _TrainLeaf, "<path>": _FileLeaf,
-            }  # fmt: skip
-            of = known.get(kind or "", _Defaults if real[:1] == ["defaults"] else PlanFile)
+    def _sentence(self, path: tuple[str | int, ...], faults: Sequence[Mapping[str, Any]]) -> str:
+        """Pydantic's faults of one value as a sentence with its place."""
+        where, name = self.text.at(*path), ".".join(map(str, path)) or "the plan"
+        first = faults[0]
+        given = first["input"]
+        if first["type"] == "extra_forbidden":
+            kind = _kind(self._value(path[:-1])) if len(path) > 1 else None
+            of = _KINDS.get(kind, _Defaults if path[:1] == ("defaults",) else PlanFile)
             names = list(of.model_fields)
             return (
-                f"{where}: unknown key {real[-1]!r}{nearest(str(real[-1]), names)} "
+                f"{where}: unknown key {path[-1]!r}{nearest(str(path[-1]), names)} "
                 f"(expected {', '.join(names)})"
             )
-        if fault["type"] == "missing":
-            return f"{where}: {'.'.join(map(str, real[:-1])) or 'the plan'} has no {real[-1]!r}"
+        if first["type"] == "missing":
+            return f"{where}: {'.'.join(map(str, path[:-1])) or 'the plan'} has no {path[-1]!r}"
         if name == "soup":
-            return f"{where}: soup is {fault['input']!r}, but this version reads schema 1"
-        return f"{where}: {name} is {fault['input']!r}: {fault['msg']}"
+            return f"{where}: soup is {said(given)}, but this version reads schema 1"
+        hint = ""
+        if first["type"] == "shape" and isinstance(given, Mapping):
+            kinds = [kind.strip("<>") for kind in _KINDS if kind]
+            hints = ((key, nearest(str(key), kinds, limit=1)) for key in list(given)[:_TRIED])
+            key, hint = next(((key, hint) for key, hint in hints if hint), (None, ""))
+            where = self.text.at(*path, key) if key is not None else where
+        wanted = _DIGEST if first["type"] == "string_pattern_mismatch" else expected(faults)
+        return f"{where}: {name} is {said(given)}, but must be {wanted}{hint}"
 
     def _value(self, path: Sequence[str | int]) -> Any:
         content = self.text.content
@@ -244,8 +278,7 @@ class _Expander:
         return content
 
     def expand(self) -> tuple[Tree, list[str]]:
-        tree = self.file.tree
-        root = self._item(tree, ("tree",), ROOT)
+        root = _run(self._item(self.file.tree, ("tree",), ROOT))
         if self.faults or root is None:
             raise PlanError(*self.faults)
         unused = [name for name in self.file.models if name not in self.used]
@@ -254,24 +287,27 @@ class _Expander:
         ]
         return self.builder.tree(root), warnings
 
-    def _item(self, item: Any, path: tuple[str | int, ...], name: str) -> str | None:
+    def _item(self, item: Any, path: tuple[str | int, ...], name: str) -> _Step:
         """Add a model or a node, and all that it is made of; None where something is wrong."""
         self.items += 1
         if self.items > MAX_NODES:
-            raise _TooLargeError(f"the tree has more than {MAX_NODES:,} nodes")
+            raise _EndError(f"the tree has more than {MAX_NODES:,} nodes")
         try:
             if isinstance(item, str):
-                return self._named(item, path)
-            return self._node(item, path, name)
-        except _TooLargeError:
-            raise
+                return (yield from self._named(item, path))
+            return (yield from self._node(item, path, name))
         except PlanError as error:
-            self.faults[str(error)] = None
+            self._fault(error)
             return None
 
-    def _node(
-        self, item: _OfNode | _PairNode, path: tuple[str | int, ...], name: str
-    ) -> str | None:
+    def _fault(self, error: PlanError) -> None:
+        if isinstance(error, _EndError):
+            raise error
+        self.faults.update(dict.fromkeys(error.args))
+        if len(self.faults) > _MAX_FAULTS:
+            raise _EndError(*self.faults, "no further faults were looked for")
+
+    def _node(self, item: _OfNode | _PairNode, path: tuple[str | int, ...], name: str) -> _Step:
         if item.name:
             again = self.named.get(item.name) == path  # it is part of a model that is used again
             self.named.setdefault(item.name, path)
@@ -283,22 +319,22 @@ class _Expander:
         try:  # and go on: what is inside may be wrong, too
             finetune = self._finetune(item, path)
         except PlanError as error:
-            self.faults[str(error)] = None
+            self._fault(error)
         try:
-            merge = self._merge(item, path)
+            merge = self._merge(item, path, models=len(inside))
         except PlanError as error:
-            self.faults[str(error)] = None
-        found = [
-            self._item(inner, (*path, key, index), f"{name}.{index + 1}")
-            for index, inner in enumerate(inside)
-        ]
+            self._fault(error)
+        found = []
+        for index, inner in enumerate(inside):
+            found.append((yield self._item(inner, (*path, key, index), f"{name}.{index + 1}")))
         names = [made for made in found if made is not None]
         if merge is None or len(names) < len(found):
             return None
         self.builder.place = self.text.at(*path)
         try:
             if isinstance(item, _OfNode):
-                return self.builder.join(name, names, merge, finetune)
+                own = bool(item.merge)
+                return self.builder.join(name, names, merge, finetune, merge_one=own)
             models = {self.builder.model(name): name for name in reversed(names)}
             return pair_levels(
                 self.builder, names, merge, finetune, odd=models.get(item.odd, item.odd), name=name,
@@ -307,18 +343,20 @@ class _Expander:
         except PlanError as error:
             raise PlanError(f"{self.text.at(*path)}: {error}") from None
 
-    def _named(self, name: str, path: tuple[str | int, ...]) -> str | None:
+    def _named(self, name: str, path: tuple[str | int, ...]) -> _Step:
         where = self.text.at(*path)
         model = self.file.models.get(name)
         if model is None:
             known = list(self.file.models)
             raise PlanError(
                 f"{where}: no model is called {name!r}"
-                f"{nearest(name, known) or f' (there are {chr(44).join(known)})'}"
+                f"{nearest(name, known) or f' (there are {listed(known)})'}"
             )
         if name in self.within:
-            way = " → ".join([*self.within[self.within.index(name) :], name])
-            raise PlanError(f"{where}: the model {name!r} is made of itself: {way}")
+            way = list(self.within)
+            way = way[way.index(name) :]
+            way = [*way[:_WAY], *(["…"] if len(way) > _WAY else []), name]
+            raise PlanError(f"{where}: the model {name!r} is made of itself: {' → '.join(way)}")
         self.used.add(name)
         free = self.builder.free_name(name)
         at = ("models", name)
@@ -331,60 +369,87 @@ class _Expander:
             return self.builder.add(free, Load(self.folder / file, digest))
         if isinstance(model, _TrainLeaf):
             given = _over(self.file.defaults.train, model.train)
-            training = self._training(given, (*at, "train"))
+            training = self._training(given, self._places("train", model.train, at))
             start = None if model.start is None else self.folder / model.start
             return self.builder.add(free, Train(training, start))
         if len(self.within) >= _MAX_DEPTH:
             raise PlanError(f"{where}: subtrees are nested more than {_MAX_DEPTH} deep")
-        self.within.append(name)
-        made = self._item(model, at, free)
-        self.within.pop()
+        self.within[name] = None
+        made: str | None = yield self._item(model, at, free)
+        del self.within[name]
         return made
 
-    def _merge(self, item: _Node, path: tuple[str | int, ...]) -> Merge:
-        own = dict(item.merge or {})
-        given = dict(self.file.defaults.merge)
+    def _merge(self, item: _Node, path: tuple[str | int, ...], *, models: int) -> Merge:
+        places = self._places("merge", item.merge, path)
+        own = self._tried(_merge_keys, item.merge or {}, places)
+        given = self._tried(_merge_keys, self.file.defaults.merge, places)
         if "method" in own and own["method"] != given.get("method", "linear"):
             given = {k: v for k, v in given.items() if k in _ANY_METHOD}  # not its parameters
-        for name, other in (("beta", "weights"), ("weights", "beta")):
-            if name in own:
-                given.pop(other, None)
+        if models == 1 or any(name in own for name in _SHARES):
+            given = {k: v for k, v in given.items() if k not in _SHARES}
         if "layers" in own:
             given.pop("rest", None)  # it belongs to the layers that are replaced
+        elif "rest" in own and isinstance(given.get("layers"), dict):
+            given["layers"] = {k: v for k, v in given["layers"].items() if k != "rest"}
         given |= own
+        self._count(given)
         base = given.pop("base", None)
-        where = self.text.at(*path, "merge") if item.merge else self.text.at("defaults", "merge")
-        layers = given.get("layers")
-        if isinstance(layers, dict) and "rest" in layers:
-            given["layers"] = {k: v for k, v in layers.items() if k != "rest"}
-            if layers["rest"] == "merge":
-                given["layers"].setdefault("*", "merge")
-            else:
-                given["rest"] = layers["rest"]
-        if layers == "subnetwork" and "subnetwork" in given:
-            given["layers"] = {"subnetwork": given.pop("subnetwork")}
-        own_groups = given.get("groups", {})
-        if not isinstance(own_groups, dict):
-            raise PlanError(f"{where}: groups is {own_groups!r}, not a mapping from names")
-        own_groups = {
-            name: [patterns] if isinstance(patterns, str) else patterns
-            for name, patterns in own_groups.items()
-        }
-        for name, patterns in own_groups.items():
-            if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
-                raise PlanError(f"{where}: the group {name!r} is no list of patterns: {patterns!r}")
-        groups = {**self.file.groups, **own_groups}
-        if _names_groups(given.get("layers")):
-            groups = {**self._trainer_groups(item), **groups}
-        if groups and _names_groups(given.get("layers")):
-            given["groups"] = {name: list(patterns) for name, patterns in groups.items()}
-        try:
-            recipe = recipe_from_mapping(given, "merge")
-        except SoupError as error:
-            raise PlanError(f"{where}: {error}") from None
         if base is not None and not isinstance(base, str):
-            raise PlanError(f"{where}: base is {base!r}, not a path")
+            raise PlanError(f"{places('base')}: base is {said(base)}, not a path")
+        own_groups = given.get("groups", {})
+        if _names_groups(given.get("layers")) and isinstance(own_groups, dict):
+            groups = {**self._trainer_groups(item), **self.file.groups, **own_groups}
+            if groups:
+                self._count(groups)
+                given["groups"] = groups
+        recipe = self._tried(_recipe, given, places)
         return Merge(recipe, None if base is None else self.folder / base)
+
+    def _count(self, given: object) -> None:
+        """Refuse defaults that swell because every node has them."""
+        self.given += _weight(given)
+        if self.given > _MAX_GIVEN:
+            raise _EndError(
+                f"{self.text.name}: the nodes' merges and trainings, spelt out with their "
+                f"defaults, have more than {_MAX_GIVEN:,} values"
+            )
+
+    def _places(
+        self, kind: str, own: Mapping[str, Any] | Literal[False] | None, path: tuple[str | int, ...]
+    ) -> Callable[[str | None], str]:  # fmt: skip
+        """Where a key of a node's options is written, or with None where all of them are."""
+        defaults = getattr(self.file.defaults, kind)
+        around = [((*path, kind), own or {}), (("defaults", kind), defaults or {})]
+
+        def place(key: str | None) -> str:
+            wanted = None if key is None else key.replace("-", "_")
+            for where, options in around:
+                for name in options:
+                    if name.replace("-", "_") == wanted:
+                        return self.text.at(*where, name)
+            return self.text.at(*around[0 if own or not defaults else 1][0])
+
+        return place
+
+    def _tried(
+        self, make: Callable[[Mapping[str, Any]], Any], given: Mapping[str, Any],
+        places: Callable[[str | None], str],
+    ) -> Any:  # fmt: skip
+        """`make(given)`; a fault is told at the key without which it would be another or none."""
+        try:
+            return make(given)
+        except SoupError as error:
+            told = error.args
+        at_fault: str | None = None
+        for key in sorted(given, key=_is_what_is_made) if len(given) <= _TRIED else ():
+            try:
+                make({name: value for name, value in given.items() if name != key})
+            except SoupError as error:
+                if error.args == told:
+                    continue
+            at_fault = key
+            break
+        raise PlanError(*(f"{places(at_fault)}: {line}" for line in told))
 
     def _finetune_options(self, item: _Node) -> dict[str, Any] | None:
         defaults = self.file.defaults.finetune
@@ -396,37 +461,41 @@ class _Expander:
         given = self._finetune_options(item)
         if given is None:
             return None
-        at = (*path, "finetune") if item.finetune else ("defaults", "finetune")
-        return FineTune(self._training(given, at))
+        return FineTune(self._training(given, self._places("finetune", item.finetune, path)))
 
-    def _training(self, given: Mapping[str, Any], path: tuple[str | int, ...]) -> Training:
-        where = self.text.at(*path)
+    def _training(
+        self, given: Mapping[str, Any], places: Callable[[str | None], str]
+    ) -> Training:  # fmt: skip
+        self._count(given)
+        training: Training = self._tried(self._made_training, given, places)
+        return training
+
+    def _made_training(self, given: Mapping[str, Any]) -> Training:
         resources = given.get("resources", {})
         if not isinstance(resources, dict) or not all(
             isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v < math.inf
             for v in resources.values()
         ):
-            raise PlanError(
-                f"{where}: resources is {resources!r}, not a mapping to numbers from 0 on"
-            )
+            raise PlanError(f"resources is {said(resources)}, not a mapping to numbers from 0 on")
         seed = given.get("seed")
-        if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**63):
-            raise PlanError(f"{where}: seed is {seed!r}, not an integer from 0 to 2^63 - 1")
+        if seed is not None and (
+            isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63
+        ):
+            raise PlanError(f"seed is {said(seed)}, not an integer from 0 to 2^63 - 1")
         options = {k: v for k, v in given.items() if k not in _RESERVED}
         name = given.get("trainer", COMMAND if "command" in given else None)
+        if name is None:
+            raise PlanError("there is no 'trainer' and no 'command'")
         if not isinstance(name, str):
-            raise PlanError(f"{where}: there is no 'trainer' and no 'command'")
+            raise PlanError(f"trainer is {said(name)}, not a name")
         if name == COMMAND:
             folder = options.get("folder", ".")
-            if not isinstance(folder, str) or not (self.folder / folder).is_dir():
-                raise PlanError(f"{where}: the command's folder {folder!r} is no folder")
+            if not isinstance(folder, str) or not os.path.isdir(self.folder / folder):
+                raise PlanError(f"the command's folder {said(folder)} is no folder")
             # Absolute: a worker may be elsewhere.
             options["folder"] = str((self.folder / folder).absolute())
         training = Training(name, options, resources, seed, self.folder.absolute())
-        try:
-            build_options(get_trainer(name), options, training.folder)
-        except SoupError as error:
-            raise PlanError(f"{where}: {error}") from None
+        build_options(get_trainer(name), options, training.folder)
         return training
 
     def _trainer_groups(self, item: _Node) -> dict[str, Sequence[str]]:
@@ -442,6 +511,20 @@ class _Expander:
         return trainer_groups(trainer, built)
 
 
+def _merge_keys(given: Mapping[str, Any]) -> dict[str, Any]:
+    return plain_keys(given, "merge")
+
+
+def _recipe(given: Mapping[str, Any]) -> Recipe:
+    with speaking("plan"):
+        return recipe_from_mapping(given, "merge")
+
+
+def _is_what_is_made(key: str) -> bool:
+    """Whether all other keys are options of what a key names: it is at fault if none of them is."""
+    return key in ("method", "trainer", "command")
+
+
 def _over(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """A node's training over the defaults, which do not hold for another trainer."""
 
@@ -455,4 +538,13 @@ def _over(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 
 def _names_groups(layers: object) -> bool:
     """Whether rules may ask for a group: `group:…`, or `low-level` and `frozen`."""
-    return any(word in repr(layers) for word in ("group:", "low-level", "frozen"))
+    return any(word in repr(layers) for word in ("group:", "low-level", "low_level", "frozen"))
+
+
+def _weight(value: object) -> float:
+    """How many values there are in one, aliases followed; a long text counts as several."""
+    if isinstance(value, Mapping):
+        return 1 + sum(_weight(key) + _weight(inner) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return 1 + sum(map(_weight, value))
+    return 1 + len(value) / _TEXT if isinstance(value, str) else 1

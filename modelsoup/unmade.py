@@ -23,6 +23,7 @@ class Unmade(Checkpoint):
         name: what the checkpoint would be called.
         node: what errors call it.
         key: what stands for it in lineages, in place of a digest.
+        plan_name: what lineages call it.
 
     Attributes:
         plan, node: as given.
@@ -30,8 +31,11 @@ class Unmade(Checkpoint):
     """
 
     key: str
+    is_stored = True
 
-    def __init__(self, plan: MergePlan, *, name: str, node: str, key: str) -> None:
+    def __init__(
+        self, plan: MergePlan, *, name: str, node: str, key: str, plan_name: str | None = None
+    ) -> None:
         path, start = Path(name), 0
         tensors = {}
         outputs = [OutputTensor(step.name, step.dtype, step.shape) for step in plan.steps]
@@ -46,6 +50,7 @@ class Unmade(Checkpoint):
         self.plan = plan
         self.node = node
         self.key = key
+        self.plan_name = plan_name
         self.steps = {step.name: step for step in plan.steps}
 
     def bytes_to_read(self, info: TensorInfo) -> int:

@@ -352,7 +352,7 @@ def test_the_command_line_wins_over_the_file(
         ("normalise: true", "did you mean 'normalize'"),
         ("on-intger: max", "did you mean 'on_integer'"),
         ("method: tise", "did you mean 'ties'"),
-        ("{", "recipe.yaml:1:2: "),
+        ("{", "recipe.yaml:2:1: "),
         ("a: b: c", "recipe.yaml:1:5: "),
         ("!!python/object/apply:os.system ['touch pwned']", "recipe.yaml:1:1: the tag"),
         ("beta: 0.1\nbeta: 0.2", "recipe.yaml:2:1: the key 'beta' occurs twice"),
@@ -369,7 +369,7 @@ def test_the_command_line_wins_over_the_file(
         ("seed: abc", "seed"),
         ("dtype: 16", "16"),
         ("layers: 5", "layers is 5"),
-        ("layers: [{gen.*: 0.3}]", "gen.*"),
+        ("layers: [{gen.*: frist}]", "gen.*"),
         ("layers: {gen.*: {bta: 0.3}}", "bta"),
         ("low_level: deep", "not a fraction"),
         ("groups: [gen.*]", "groups"),
@@ -386,7 +386,7 @@ def test_a_file_that_is_not_there_or_not_text_is_told(here: Path) -> None:
     assert "nope.yaml does not exist" in mistake(*MERGE, "--config", "nope.yaml")
     (here / "binary.yaml").write_bytes(b"\xff\xfe\xfa")
     assert "binary.yaml is not UTF-8" in mistake(*MERGE, "--config", "binary.yaml")
-    assert mistake(*MERGE, "--config", ".").startswith("Error: . is no file")
+    assert mistake(*MERGE, "--config", ".").startswith("Error: cannot read .: it is not")
 
 
 # Mistakes
@@ -610,7 +610,10 @@ def test_inspect_shows_the_lineage_as_a_tree(here: Path) -> None:
     done(*MERGE, "--beta", "0.5", "-o", "inner.safetensors")
     done("merge", "inner.safetensors", A, "--weights", "1,3", "--layers", "disc.*")
     lines = done("inspect", "soup.safetensors", "--lineage").splitlines()
-    assert lines[0] == "soup.safetensors ← linear, weights [1.0, 3.0], layers 'disc.*' merge"
+    assert (
+        lines[0]
+        == "soup.safetensors ← linear, weights [1.0, 3.0], rest first, layers disc.* → merge"
+    )
     assert "inner.safetensors ← linear, beta 0.5" in lines[1]
     assert sum("a.safetensors" in line for line in lines) == 2
     content = json.loads(done("inspect", "soup.safetensors", "--lineage", "--json"))
@@ -754,8 +757,8 @@ def test_verify_fails_on_a_changed_input_and_not_on_one_that_is_gone(here: Path)
     save(here / B, load_file(A))
     result = soup("verify", "soup.safetensors")
     assert result.exit_code == 1
-    assert "b.safetensors: CHANGED since the merge" in result.stdout
-    assert result.stderr == "Error: soup.safetensors is not sound\n"
+    assert "b.safetensors: CHANGED since it was read" in result.stdout
+    assert "no longer what went into soup.safetensors: " in result.stderr
     (here / B).unlink()
     assert "input b.safetensors: not at hand" in done("verify", "soup.safetensors")
     (here / "elsewhere").mkdir()
@@ -1008,6 +1011,20 @@ def on_a_terminal(*arguments: object, **environment: str) -> tuple[int, str]:
             written += part
         os.close(ours)
     return running.returncode, written.decode()
+
+
+def test_a_deep_lineage_loses_nothing_on_a_narrow_terminal(here: Path) -> None:
+    average = A
+    for number in range(40):
+        modelsoup.merge([average, B], f"{number}.safetensors", beta=0.9, workers=1, fsync=False)
+        average = f"{number}.safetensors"
+    code, written = on_a_terminal("inspect", "--lineage", average)
+    assert code == 0
+    assert written.count("← linear, beta 0.9") == 40
+    (here / "tree.yaml").write_text(modelsoup.plan_text(average))
+    code, written = on_a_terminal("plan", "tree.yaml")
+    assert code == 0
+    assert written.count("linear β 0.9 · ") == 40
 
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-9]|4[0-9]|9[0-7])[0-9;]*m")

@@ -575,3 +575,20 @@ def test_each_part_of_a_pipeline_has_a_depth_of_its_own() -> None:
     names = [f"{part}/{layer}.weight" for part in ("unet", "vae") for layer in ("conv.1", "conv.2")]
     found = taken(names, "low-level", fractions={"*": 0.5})[0]
     assert found == ["unet/conv.1.weight", "vae/conv.1.weight"]
+
+
+def test_groups_that_name_a_group_twice_are_looked_at_once() -> None:
+    names = [f"layer.{number}.w" for number in range(100)]
+    groups = {f"g{n}": [f"group:g{n + 1}", f"group:g{n + 1}"] for n in range(60)} | {
+        "g60": ["*.7.w"]
+    }
+    start = time.process_time()
+    chosen = assign(names, [Rule("group:g0")], rest="first", groups=groups).chosen
+    assert [name for name in names if chosen[name] == 0] == ["layer.7.w"]
+    assert time.process_time() - start < 2
+
+
+def test_groups_in_groups_without_end_are_told() -> None:
+    groups = {f"g{n}": [f"group:g{n + 1}"] for n in range(5000)} | {"g5000": ["*"]}
+    with pytest.raises(RuleError, match="the group 'g101' is nested more than 100 deep in others"):
+        assign(["w"], [Rule("group:g0")], rest="first", groups=groups)

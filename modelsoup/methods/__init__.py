@@ -4,6 +4,7 @@ from . import averages, spherical, task_vectors  # noqa: F401  (importing regist
 from .registry import (
     Method,
     build_parameters,
+    code_version,
     describe,
     get_method,
     method,
@@ -16,6 +17,7 @@ from .registry import (
 __all__ = [
     "Method",
     "build_parameters",
+    "code_version",
     "describe",
     "get_method",
     "method",

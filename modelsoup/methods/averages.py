@@ -51,6 +51,7 @@ def _linear_into(x: Any, p: Any, out: Any, own: Any) -> None:
     propagates=True,
     identity=_identity,
     into=_linear_into,
+    version="1",
     summary="weighted average: Σ wᵢ·xᵢ, with Σ wᵢ = 1 unless normalize is false",
     source="Wortsman et al., Model soups, ICML 2022; two models: w = β·w₁ + (1 − β)·w₂",
 )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
+import sys
 from collections import namedtuple
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -57,6 +60,8 @@ class Method:
             overwritten.
         summary: one line for `soup methods`.
         source: the paper or page that defines it.
+        version: changes when the same inputs would give other bytes; results in a store are named
+            by it. Without one, the text of the modules that define the method stands in its place.
     """
 
     name: str
@@ -73,6 +78,7 @@ class Method:
     into: Callable[[Any, Any, Any, Any], None] | None = None
     summary: str = ""
     source: str = ""
+    version: str = ""
 
     def __call__(self, *args: Any) -> Any:
         """Call the function."""
@@ -123,6 +129,7 @@ def method(
     return register
 
 
+@cache
 def entry_point_methods() -> dict[str, EntryPoint]:
     """Methods that other packages offer, not loaded."""
     from importlib.metadata import entry_points  # 0.05 s
@@ -152,6 +159,8 @@ def get_method(name: str) -> Method:
     Raises:
         ParameterError: there is none of that name, or its package cannot be imported.
     """
+    if not isinstance(name, str):  # a plan may say anything
+        raise ParameterError(f"method is {name!r}, not a name")
     if name not in _methods:
         point = entry_point_methods().get(name)
         if point is None:
@@ -166,6 +175,33 @@ def get_method(name: str) -> Method:
             raise ParameterError(f"the method {name!r} ({point.value}) is no modelsoup Method")
         _methods[name] = loaded
     return _methods[name]
+
+
+@cache
+def code_version(chosen: Method) -> str:
+    """What names the code of a method: its version, or a digest of the modules that define it.
+
+    Raises:
+        ParameterError: it has neither a version nor a text.
+    """
+    if chosen.version:
+        return chosen.version
+    parts = (
+        chosen.function, chosen.parameters, chosen.prepare, chosen.from_beta, chosen.identity,
+        chosen.into,
+    )  # fmt: skip
+    digest = hashlib.sha256()
+    for name in sorted({str(part.__module__) for part in parts if part is not None}):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        try:
+            text = Path(file or "").read_bytes()
+        except OSError:
+            raise ParameterError(
+                f"the method {chosen.name!r} has no version, and the text of its module {name!r} "
+                f"cannot be read: give it a version, by which its results are named"
+            ) from None
+        digest.update(f"{name}\0{len(text)}\0".encode() + text)
+    return f"sha256:{digest.hexdigest()[:32]}"
 
 
 def external_name(field: dataclasses.Field[Any]) -> str:
@@ -282,6 +318,7 @@ def describe(chosen: Method) -> dict[str, Any]:
         "models": list(chosen.models),
         "base": chosen.base,
         "beta": chosen.from_beta is not None,
+        "version": code_version(chosen),
         "parameters": [
             {
                 "name": external_name(field),

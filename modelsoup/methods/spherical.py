@@ -29,6 +29,7 @@ class SlerpParameters:
     models=(2, 2),
     from_beta=lambda beta: {"t": 1 - beta},
     identity=lambda p: {0.0: 0, 1.0: 1}.get(p.t),
+    version="1",
     summary="spherical interpolation of each tensor, taken as one long vector",
     source="Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985; as in mergekit",
 )

@@ -90,6 +90,7 @@ def _fold(p: Any) -> Any:
     models=(1, None),
     prepare=_fold,
     propagates=True,
+    version="1",
     summary="base + λ·Σ wᵢ·(xᵢ − base)",
     source="Ilharco et al., Editing models with task arithmetic, ICLR 2023",
 )
@@ -109,6 +110,7 @@ def task_arithmetic(x: Any, p: Any) -> Any:
     base=True,
     models=(1, None),
     prepare=_fold,
+    version="1",
     summary="task arithmetic on randomly thinned task vectors",
     source="Yu et al., Language models are super Mario, ICML 2024",
 )
@@ -149,6 +151,7 @@ def _add_agreed(x: Any, p: Any) -> Any:
     sparsify="magnitude",
     base=True,
     models=(1, None),
+    version="1",
     summary="trim task vectors, elect a sign for each element, average those that agree",
     source="Yadav et al., TIES-merging, NeurIPS 2023",
 )
@@ -164,6 +167,7 @@ def ties(x: Any, p: Any) -> Any:
     sparsify="random",
     base=True,
     models=(1, None),
+    version="1",
     summary="TIES' sign election on randomly thinned task vectors",
     source="Yu et al., Language models are super Mario, ICML 2024; Yadav et al., NeurIPS 2023",
 )
