@@ -488,6 +488,7 @@ OTHERWISE: dict[tuple[type, str], Any] = {
     (Recipe, "dtype"): "bf16",
     (Recipe, "seed"): 6,
     (Recipe, "on_integer"): "first",
+    (Recipe, "allow_nonfinite"): ["D.*"],
     (Rule, "pattern"): "G.*",
     (Rule, "action"): "drop",
     (Rule, "source"): 1,
