@@ -170,7 +170,10 @@ def main_program(template: Path, output: str, command: list[str]) -> list[str]:
         shutil.copytree(template, work, symlinks=True)
         return work
 
-    for module in ("modelsoup.runner", "modelsoup.executors", "modelsoup.tree_yaml", "networkx"):
+    used = ["modelsoup.runner", "modelsoup.executors", "modelsoup.tree_yaml", "networkx"]
+    if command[0] == "convert":
+        used += ["torch", "modelsoup.torch_convert"]
+    for module in used:
         importlib.import_module(module)  # once, and not in each fork
     get_ready()
     gc.freeze()
