@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,14 @@ import click
 
 from .cli_shared import colored, echo, json_option, print_json, say
 from .cli_tree import plan, run, store
-from .errors import LISTED, ParameterError, SoupError, listed, nearest, speaking
+from .errors import LISTED, ParameterError, SoupError, listed, nearest, sized, speaking
 from .version import __version__
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "modelsoup.commands"
+_MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
 
 
 class _Group(click.Group):
@@ -388,12 +389,29 @@ def _groups(definitions: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def _progress(title: str, *, shown: bool) -> AbstractContextManager[Any]:
-    """A bar on a terminal; nothing where stderr is none, or nobody wants it."""
-    if not shown or not sys.stderr.isatty():
+    """A bar on a terminal, elsewhere a line a minute; nothing where nobody wants it."""
+    if not shown:
         return nullcontext()
+    if not sys.stderr.isatty():
+        return nullcontext(_progress_lines(title))
     from . import show
 
     return show.progress_bar(title)
+
+
+def _progress_lines(title: str) -> Callable[[int, int], None]:
+    start = told = time.monotonic()
+    done = 0
+
+    def advance(nbytes: int, total: int) -> None:
+        nonlocal done, told
+        done += nbytes
+        now = time.monotonic()
+        if now - told >= _MINUTE:
+            told = now
+            echo(f"{now - start:7.1f} s  {title}  {done / total:.0%} of {sized(total)}", err=True)
+
+    return advance
 
 
 @main.command(no_args_is_help=True)

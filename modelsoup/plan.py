@@ -25,8 +25,9 @@ from .lineage import recipe_as_json
 from .methods import code_version, get_method
 from .recipe import MergePlan, Recipe, Step, plan_merge
 from .rules import BASE
+from .statistics import state_bytes
 from .store import Companions, companions_of
-from .stream import default_workers
+from .stream import STATE, default_workers
 from .trainer import (
     Trainer,
     build_options,
@@ -45,6 +46,7 @@ KEY_FORMAT = 2
 
 _FUSED = 32  # merges on the way, one in the other: each has a buffer, and calls the next
 _BUFFERS = 110 << 20  # what a merge takes, however large the models are
+_PER_TENSOR = 600  # for each tensor that is read or written
 
 Signature = Mapping[str, tuple[str, tuple[int, ...]]]
 """Tensor name → (safetensors dtype, shape)."""
@@ -736,13 +738,18 @@ def _read_for_digests(plan: MergePlan, steps: Sequence[Step]) -> int:
 
 
 def _memory(plan: MergePlan) -> int:
-    """Buffers, and for methods that see whole tensors the largest, one for each thread."""
+    """Buffers, what is known of each tensor, and what methods hold of the largest ones.
+
+    Those that see whole tensors hold one for each thread.
+    """
     whole = [
         (len(step.sources) + 1) * step.elements * step.compute_dtype.itemsize
         for step in plan.steps
         if step.method is not None and step.method.shape == "whole"
     ]
-    return _BUFFERS + sum(sorted(whole)[-default_workers() :])
+    tensors = sum(1 + len(step.sources) for step in plan.steps)
+    gathered = max([STATE, *map(state_bytes, plan.steps)]) - STATE
+    return _BUFFERS + _PER_TENSOR * tensors + gathered + sum(sorted(whole)[-default_workers() :])
 
 
 def _virtual(name: str, signature: Signature) -> Checkpoint:

@@ -47,7 +47,7 @@ _ELEMENTWISE_BLOCK = 2 * BLOCK
 _BUFFERS = 48 << 20  # bytes, all workers together
 _LARGEST_TEMPORARY = 8 << 20  # bytes, above that of any block
 _GROUP = 256 << 20  # input bytes between two passes over the same tensors
-_STATE = 32 << 20  # bytes of what is gathered in them, unless one tensor takes more
+STATE = 32 << 20  # bytes of what is gathered in them, unless one tensor takes more
 _SMALL = BLOCK // 4  # elements
 _WORTH_LOOPS = 128 << 20  # elements in a merge; for fewer, numpy is done before a loop is loaded
 _MAX_WORKERS = 8  # more do not read faster
@@ -804,7 +804,7 @@ def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
     for job in jobs:
         nbytes = sum(info.nbytes for _, info in job.readers) if job.is_gathered else 0
         held = state_bytes(job.step)
-        if group and (filled + nbytes > _GROUP or state + held > _STATE):
+        if group and (filled + nbytes > _GROUP or state + held > STATE):
             yield group
             group, filled, state = [], 0, 0
         group.append(job)

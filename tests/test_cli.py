@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import itertools
 import json
 import os
 import pty
@@ -15,6 +16,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -1041,6 +1043,16 @@ def test_a_terminal_shows_a_progress_bar_and_a_pipe_does_not(here: Path) -> None
     assert "\x1b" not in run.stdout + run.stderr
     for options in (("-q",), ("--json",), ("--dry-run",)):
         assert "merging" not in on_a_terminal(*MERGE, "--force", *options)[1]
+
+
+def test_without_a_terminal_a_long_merge_says_each_minute_how_far_it_is(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0.0, 40.0)  # seconds: each other time that it is asked is a minute
+    monkeypatch.setattr("modelsoup.cli.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    said = CliRunner().invoke(modelsoup.cli.main, [*MERGE, "--workers", "1"]).stderr
+    lines = [line for line in said.splitlines() if "merging" in line]
+    assert lines == ["   80.0 s  merging  100% of 144 B"]
 
 
 def test_the_cursor_is_shown_again_after_the_bar(here: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 
 from modelsoup import ParameterError, SoupError, printable
 
+_MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
 _PATH = click.Path(path_type=Path)
 _DIRECTION = click.option(
     "--direction", type=click.Choice(["x2y", "y2x"]), default="x2y", show_default=True,
@@ -73,13 +75,19 @@ def translate(
     with _needed("i2i"):
         from .translate import translate as run
 
-    def shown(done: int, of: int) -> None:
-        click.echo(f"\r{done}/{of}", nl=done == of, err=True)
+    told = time.monotonic()
 
-    progress = shown if sys.stderr.isatty() else None
+    def shown(done: int, of: int) -> None:
+        nonlocal told
+        if sys.stderr.isatty():
+            click.echo(f"\r{done}/{of}", nl=done == of, err=True)
+        elif time.monotonic() - told >= _MINUTE:
+            told = time.monotonic()
+            click.echo(f"{done}/{of}", err=True)
+
     written = run(
         model, source, output, direction=direction, batch=batch, device=device, force=force,
-        progress=progress, say=_say,
+        progress=shown, say=_say,
     )  # fmt: skip
     click.echo(printable(f"{len(written)} written to {output}"))
 

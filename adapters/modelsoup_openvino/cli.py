@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from modelsoup import ParameterError, SoupError, printable
 
 if TYPE_CHECKING:
     from .trainer import OpenVinoOptions
+
+_MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
 
 
 @click.group()
@@ -95,7 +98,7 @@ def quantize(
     work.mkdir(exist_ok=True)
     try:
         told = quantise_to(
-            options, model, output, seed=seed, frozen=(), work=work, report=_progress, log=_say
+            options, model, output, seed=seed, frozen=(), work=work, report=_progress(), log=_say
         )
     except SoupError:
         if not (work / BEGUN).exists():  # nothing was computed that could be gone on with
@@ -173,9 +176,21 @@ def _say(line: str) -> None:
     click.echo(printable(line), err=True)
 
 
-def _progress(done: float | None, figures: Mapping[str, float]) -> None:
-    if done is None or not os.isatty(2):
-        return
-    left = figures.get("seconds_left")
-    rest = "" if left is None else f", {left:.0f} s left"
-    click.echo(f"\r{done:6.1%}{rest}   ", err=True, nl=done >= 1)
+def _progress() -> Callable[[float | None, Mapping[str, float]], None]:
+    """A line that changes on a terminal, elsewhere one a minute."""
+    told = time.monotonic()
+
+    def show(done: float | None, figures: Mapping[str, float]) -> None:
+        nonlocal told
+        is_due = time.monotonic() - told >= _MINUTE
+        if done is None or not (os.isatty(2) or is_due):
+            return
+        told = time.monotonic()
+        left = figures.get("seconds_left")
+        line = f"{done:6.1%}" + ("" if left is None else f", {left:.0f} s left")
+        if os.isatty(2):
+            click.echo(f"\r{line}   ", err=True, nl=done >= 1)
+        else:
+            click.echo(line, err=True)
+
+    return show
