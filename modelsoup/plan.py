@@ -40,6 +40,7 @@ from .trainer import (
 )
 from .tree import FineTune, Load, Merge, Operation, Train, Training, Tree
 from .unmade import Unmade, can_be_unmade, takes_unmade
+from .writer import overlapped
 
 KEY_FORMAT = 2
 """Changes when the same operation on the same inputs would give other bytes."""
@@ -533,9 +534,9 @@ class _Checker:
         seen: list[tuple[Path, str]] = []
         for name, paths in self.outputs.items():
             for path in paths:
-                own = _place(path)
+                own, lost = _place(path), overlapped(path, read.values())
                 for place, given in read.items():
-                    if _overlap(own, place):
+                    if given == lost or _overlap(own, place):
                         self._problem(
                             name, f"it would write {path} in the place of {given}, which is read"
                         )

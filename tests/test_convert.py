@@ -1166,7 +1166,7 @@ def test_a_run_that_is_stopped_midway_leaves_no_output(tmp_path, stop):
     assert os.listdir(tmp_path) == ["in.pth"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit holds on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="platform: the limit holds on Linux")
 def test_want_of_memory_is_told_and_leaves_no_output(tmp_path):
     torch.save({"large": torch.ones(5000, 10_000).t()}, tmp_path / "in.pth")
     run = (

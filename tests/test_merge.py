@@ -1635,7 +1635,7 @@ def test_a_part_that_may_not_be_read_is_told(public: Path) -> None:
             print(error)
     """)
     if os.getuid() != 0:
-        pytest.skip("only root can become somebody who may not read")
+        pytest.skip("platform: only root can become somebody who may not read")
     public.chmod(0o777)
     for inner in ("head", "configs"):
         (public / "a" / inner).chmod(0o700)

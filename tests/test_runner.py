@@ -619,10 +619,9 @@ def test_an_output_that_holds_a_leaf_is_refused_by_whatever_name(
     assert load_file(out / "a" / "model.safetensors")["D.low.w"].shape == (4, 3)
 
 
-def test_an_output_that_holds_a_leaf_through_a_bind_mount_is_refused(folder: Path) -> None:
-    model_folders(folder)
+def soup_where_mounted(folder: Path, *arguments: str) -> tuple[int, str]:
+    """The code and the errors of a command to whom the folder `mounted` is the folder out/a."""
     (folder / "mounted").mkdir()
-    (folder / "tree.yaml").write_text(FOLDERS.replace("out/a", "mounted"))
     unshare = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-m", "-U", "-r"]
     mount = "mount --bind out/a mounted"
     if (
@@ -631,14 +630,19 @@ def test_an_output_that_holds_a_leaf_through_a_bind_mount_is_refused(folder: Pat
             [*unshare, "sh", "-c", mount], cwd=folder, check=False, capture_output=True
         ).returncode
     ):
-        pytest.skip("mounting is not allowed here")
-    command = [*SOUP, "run", "tree.yaml", "-o", "out", "--force"]
+        pytest.skip("platform: mounting is not allowed here")
     done = subprocess.run(
-        [*unshare, "sh", "-c", f'{mount} && "$@"', "-", *command], cwd=folder,
+        [*unshare, "sh", "-c", f'{mount} && "$@"', "-", *SOUP, *arguments], cwd=folder,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr == "Error: the output out holds the input mounted\n"
+    return done.returncode, done.stderr
+
+
+def test_an_output_that_holds_a_leaf_through_a_bind_mount_is_refused(folder: Path) -> None:
+    model_folders(folder)
+    (folder / "tree.yaml").write_text(FOLDERS.replace("out/a", "mounted"))
+    told = soup_where_mounted(folder, "run", "tree.yaml", "-o", "out", "--force")
+    assert told == (1, "Error: the output out holds the input mounted\n")
     assert (folder / "out" / "a" / "model.safetensors").exists()
 
 
@@ -1465,6 +1469,16 @@ def test_what_a_plan_reads_is_not_written_over(folder: Path, where: str) -> None
     text = text.replace("note: edge", f"note: {folder / where / 'edge'}")
     (problem,) = check(parse_tree(text, folder=folder)[0]).problems
     assert re.search("root: it would write .*edge in the place of .*edge/a.safetensors", problem)
+
+
+def test_what_a_plan_reads_through_a_bind_mount_is_not_written_over(folder: Path) -> None:
+    (folder / "out" / "a").mkdir(parents=True)
+    (folder / "a.safetensors").rename(folder / "out" / "a" / "a.safetensors")
+    text = BESIDE.replace("a: a.saf", "a: mounted/a.saf").replace("OTHER", "a")
+    (folder / "tree.yaml").write_text(text.replace("INNER", "x").replace("note: edge", "note: out"))
+    code, said = soup_where_mounted(folder, "plan", "tree.yaml")
+    assert code == 1
+    assert "it would write out in the place of mounted/a.safetensors, which is read" in said
 
 
 def test_a_node_that_is_used_twice_writes_its_place_once(folder: Path) -> None:

@@ -1132,7 +1132,7 @@ def test_a_mount_point_is_not_replaced(tmp_path: Path) -> None:
         ["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, check=False
     )
     if "mount" in done.stderr or "unshare" in done.stderr:
-        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+        pytest.skip(f"platform: nothing can be mounted here: {done.stderr.strip()}")
     assert "is a mount point" in done.stdout
 
 
