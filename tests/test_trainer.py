@@ -432,7 +432,7 @@ def test_a_commands_grandchild_is_ended_whatever_its_environment(tmp_path: Path,
     wait_for(lambda: not is_running(sleeper), 5)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="platform: what is left behind is known by /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="platform: leftovers are known by /proc")
 @pytest.mark.parametrize("code", [0, 1])
 def test_what_a_command_leaves_behind_in_another_session_is_ended_with_it(folder, code) -> None:
     line = (
@@ -449,7 +449,7 @@ def test_what_a_command_leaves_behind_in_another_session_is_ended_with_it(folder
     wait_for(lambda: not sleeping(folder), 5)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="platform: what is left behind is known by /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="platform: leftovers are known by /proc")
 def test_a_service_that_a_command_leaves_behind_on_purpose_is_let_be(folder: Path) -> None:
     """In a session and an environment of its own, and holding what it inherited."""
     line = (
