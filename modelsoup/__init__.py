@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from .executors import RayExecutor
     from .inspection import Node, summarize
     from .lineage import lineage_graph, read_lineage
+    from .merge_plan import MergePlan, Notice, Step, plan_merge
     from .methods import Method, get_method, method, method_names, parameter
     from .plan import NodePlan, Plan, check
     from .processes import ProcessExecutor
-    from .recipe import MergePlan, Notice, Recipe, Step, plan_merge
+    from .recipe import Recipe
     from .reproduce import plan_text
     from .rules import Rule, parse_rule
     from .runner import Event, RunReport, run
@@ -65,7 +66,8 @@ _HOMES = {
     "methods": ("Method", "get_method", "method", "method_names", "parameter"),
     "plan": ("NodePlan", "Plan", "check"),
     "processes": ("ProcessExecutor",),
-    "recipe": ("MergePlan", "Notice", "Recipe", "Step", "plan_merge"),
+    "merge_plan": ("MergePlan", "Notice", "Step", "plan_merge"),
+    "recipe": ("Recipe",),
     "reproduce": ("plan_text",),
     "rules": ("Rule", "parse_rule"),
     "runner": ("Event", "RunReport", "run"),

@@ -26,21 +26,18 @@ from .errors import (
     patterns_option,
 )
 from .lineage import Digests, record
-from .recipe import MergePlan, Notice, Recipe, RecipeFields, plan_merge
+from .merge_plan import MergePlan, Notice, plan_merge
+from .placing import LINEAGE_KEY, OccupiedError, check_free, check_place, overlapped
+from .recipe import Recipe, RecipeFields
 from .rules import covering
 from .stream import SLICE, Inputs, Nonfinite, Progress, Stream, default_workers
 from .unmade import Unmade
 from .writer import (
-    LINEAGE_KEY,
     CheckpointWriter,
-    OccupiedError,
     OutputFile,
     OutputTensor,
-    check_free,
-    check_place,
     header_bytes,
     layout_parts,
-    overlapped,
     parse_size,
 )
 

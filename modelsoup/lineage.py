@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from .checkpoint import Checkpoint, StrPath, open_checkpoint
 from .digest import FileDigest, combined, digest_checkpoint, digest_file
 from .errors import CheckpointError, RuleError, counted, said
-from .recipe import MergePlan, Recipe
+from .merge_plan import MergePlan
+from .placing import LINEAGE_KEY
+from .recipe import Recipe
 from .rules import BASE, rule_as_json, rule_from_json
 from .unmade import Unmade
 from .version import __version__
-from .writer import LINEAGE_KEY
 
 if TYPE_CHECKING:
     import networkx

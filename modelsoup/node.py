@@ -37,8 +37,9 @@ from .errors import (
     speaking,
 )
 from .lineage import Digests, record_training
+from .merge_plan import plan_merge
+from .placing import LINEAGE_KEY
 from .plan import bytes_read, described, trainer_of
-from .recipe import plan_merge
 from .rules import BASE
 from .store import (
     Store,
@@ -53,7 +54,7 @@ from .trainer import SECONDS_LEFT, CommandTrainer, build_options, carry_out, fai
 from .tree import FineTune, Merge, Operation, Train
 from .unmade import Unmade
 from .version import __version__
-from .writer import LINEAGE_KEY, CheckpointWriter, OutputTensor, layout
+from .writer import CheckpointWriter, OutputTensor, layout
 
 _CHUNK = 8 << 20
 _OFTEN = 0.2  # seconds between two notes of progress

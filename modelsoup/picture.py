@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OutputError, counted, option, printable
+from .placing import overlapped
 from .plan import NodePlan, Plan, described
 from .rules import rule_from_json
 from .tree import Load, Merge, Operation, Train, Tree
-from .writer import overlapped
 
 _WIDTH, _HEIGHT = 196, 64  # of a box, in pixels; the height is the least
 _GAP, _RISE = 24, 64  # between neighbours; between levels

@@ -22,8 +22,10 @@ from .dtypes import DTYPES
 from .errors import CheckpointError, PlanError, SoupError, counted, listed, speaking
 from .header import Row, read_header
 from .lineage import recipe_as_json
+from .merge_plan import MergePlan, Step, plan_merge
 from .methods import code_version, get_method
-from .recipe import MergePlan, Recipe, Step, plan_merge
+from .placing import overlapped
+from .recipe import Recipe
 from .rules import BASE
 from .statistics import state_bytes
 from .store import Companions, companions_of
@@ -40,7 +42,6 @@ from .trainer import (
 )
 from .tree import FineTune, Load, Merge, Operation, Train, Training, Tree
 from .unmade import Unmade, can_be_unmade, takes_unmade
-from .writer import overlapped
 
 KEY_FORMAT = 2
 """Changes when the same operation on the same inputs would give other bytes."""

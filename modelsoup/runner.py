@@ -42,6 +42,7 @@ from .node import (
     leaf_changed,
     perform,
 )
+from .placing import LINEAGE_KEY, check_output, overlapped, remove_stale
 from .plan import (
     NodePlan,
     Plan,
@@ -63,7 +64,7 @@ from .store import (
 from .stream import default_workers
 from .trainer import SECONDS_LEFT, build_options, options_as_json
 from .tree import FineTune, Load, Merge, Operation, Train, Tree
-from .writer import LINEAGE_KEY, CheckpointWriter, check_output, overlapped, remove_stale
+from .writer import CheckpointWriter
 
 State = Literal["waiting", "running", "done", "kept", "failed", "skipped", "fused"]
 KEEPS = ("all", "root")

@@ -29,7 +29,7 @@ from .engine import MergeReport
 from .errors import count, counted, printable, sized
 from .inspection import Node
 from .lineage import identity, is_merge, label, parents
-from .recipe import MergePlan
+from .merge_plan import MergePlan
 from .rules import rule_from_json
 from .stream import Progress as Callback
 from .verification import VerifyReport

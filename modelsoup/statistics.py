@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
+from .merge_plan import FEW, Step
 from .methods.registry import densities, rescales
-from .recipe import FEW, Step
 
 BLOCK = 1 << 16
 """Elements: small enough for the second-level cache, large enough for numpy to be quick."""

@@ -31,7 +31,7 @@ from .checkpoint import SUFFIX, StrPath, open_checkpoint
 from .companions import companions
 from .digest import FileDigest, combined, digest_checkpoint, digest_file
 from .errors import CheckpointError, StoreError, nearest
-from .writer import PARTIAL_SUFFIX
+from .placing import PARTIAL_SUFFIX
 
 Companions = Sequence[Sequence[str]]
 """Name and XXH3-128 digest of each file that goes along with a model folder's weights."""

@@ -26,10 +26,10 @@ from .digest import FileDigest, FileReader
 from .dtypes import DTYPES, count_nonfinite, has_nonfinite, narrow, numpy_dtype, widen
 from .errors import MismatchError, ParameterError, SoupError, counted, listed, option
 from .lineage import Digests
+from .merge_plan import MergePlan, Step, model_called
 from .methods import get_method
 from .methods.registry import number_type, numbers
 from .quantized import Quantizer, Scales, dequantize
-from .recipe import MergePlan, Step, model_called
 from .rules import BASE, hint
 from .statistics import BLOCK, Gram, Statistic, TaskVectors, state_bytes, task_vectors
 from .unmade import Unmade, is_undecided

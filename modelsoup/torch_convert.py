@@ -19,8 +19,9 @@ from .checkpoint import SUFFIX, StrPath, read_index
 from .dtypes import DTYPES
 from .errors import CheckpointError, OutputError, ParameterError, SoupError, listed, nearest, option
 from .pickles import most_bytes
+from .placing import CONVERTER_KEY, check_output
 from .torch_load import REMEDY, StandIn, check_memory, kind_of, load
-from .writer import CONVERTER_KEY, CheckpointWriter, OutputTensor, check_output, layout, parse_size
+from .writer import CheckpointWriter, OutputTensor, layout, parse_size
 
 if TYPE_CHECKING:
     import torch

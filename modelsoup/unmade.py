@@ -11,8 +11,9 @@ from pathlib import Path
 
 from .checkpoint import Checkpoint, TensorInfo
 from .dtypes import DTYPES
-from .recipe import MergePlan, Step
-from .writer import LINEAGE_KEY, OutputTensor, layout_parts
+from .merge_plan import MergePlan, Step
+from .placing import LINEAGE_KEY
+from .writer import OutputTensor, layout_parts
 
 
 class Unmade(Checkpoint):

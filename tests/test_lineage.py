@@ -24,9 +24,9 @@ import modelsoup
 from modelsoup import CheckpointError, ParameterError, PlanError, Recipe, Rule, SoupError, merge
 from modelsoup.cli import main
 from modelsoup.lineage import recipe_as_json
+from modelsoup.placing import LINEAGE_KEY
 from modelsoup.plan import check
 from modelsoup.rules import BASE, parse_layers, rule_as_json
-from modelsoup.writer import LINEAGE_KEY
 from modelsoup.yaml_text import dump_yaml, parse_yaml
 
 F32 = np.float32

@@ -44,8 +44,9 @@ from modelsoup import (
     merge,
 )
 from modelsoup.errors import speaking
+from modelsoup.placing import LINEAGE_KEY, PARTIAL_SUFFIX
 from modelsoup.statistics import BLOCK
-from modelsoup.writer import LINEAGE_KEY, PARTIAL_SUFFIX, OutputTensor, layout
+from modelsoup.writer import OutputTensor, layout
 
 Tensors = Mapping[str, np.ndarray]
 

@@ -43,10 +43,10 @@ from modelsoup import (
     show_tree,
 )
 from modelsoup.methods import registry
+from modelsoup.placing import remove_stale
 from modelsoup.plan import check, node_seed
 from modelsoup.processes import ProcessExecutor
 from modelsoup.stream import default_workers
-from modelsoup.writer import remove_stale
 
 SOUP = [sys.executable, "-m", "modelsoup"]
 TESTS = str(Path(__file__).parent)

@@ -24,9 +24,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
-import modelsoup.writer
+import modelsoup.placing
 from modelsoup import CheckpointError, OutputError, ParameterError, open_checkpoint
 from modelsoup.dtypes import DTYPES
+from modelsoup.placing import remove_stale
 from modelsoup.writer import (
     CheckpointWriter,
     OutputFile,
@@ -35,7 +36,6 @@ from modelsoup.writer import (
     header_bytes,
     layout,
     parse_size,
-    remove_stale,
 )
 
 OURS = {"modelsoup": "{}"}
@@ -1043,7 +1043,7 @@ def test_what_appears_in_the_last_moment_is_not_overwritten(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the last look and the rename; the rename itself must refuse."""
-    check = modelsoup.writer.check_output
+    check = modelsoup.placing.check_output
 
     def late(path: Path, *, force: bool) -> None:
         check(path, force=force)
@@ -1054,7 +1054,7 @@ def test_what_appears_in_the_last_moment_is_not_overwritten(
 
     with CheckpointWriter(output, SMALL, OURS) as writer:
         fill(writer, SMALL, ONE)
-        monkeypatch.setattr("modelsoup.writer.check_output", late)
+        monkeypatch.setattr("modelsoup.placing.check_output", late)
         with pytest.raises(OutputError, match="appeared while it was made"):
             writer.commit()
     assert entries(output.parent) == [output.name]
@@ -1069,7 +1069,7 @@ def test_a_file_is_put_in_place_on_any_file_system(
         raise PermissionError(errno.EPERM, "no links here")
 
     if way != "rename with conditions":
-        monkeypatch.setattr("modelsoup.writer._renamed", lambda *_: False)
+        monkeypatch.setattr("modelsoup.placing._renamed", lambda *_: False)
     if way == "plain rename":
         monkeypatch.setattr(os, "link", refused)
     output = tmp_path / "out" / "soup.safetensors"
@@ -1104,7 +1104,7 @@ def test_a_folder_whose_successor_cannot_be_renamed_is_put_back(
             raise OSError(errno.EIO, "Input/output error")
         rename(source, target)
 
-    monkeypatch.setattr("modelsoup.writer._renamed", lambda *_: False)
+    monkeypatch.setattr("modelsoup.placing._renamed", lambda *_: False)
     monkeypatch.setattr(os, "rename", second_fails)
     with pytest.raises(OutputError, match="Input/output error"):
         write(output, TWO, force=True)
@@ -1118,7 +1118,7 @@ def test_a_mount_point_is_not_replaced(tmp_path: Path) -> None:
     script.write_text(
         textwrap.dedent(f"""
         from pathlib import Path
-        from modelsoup.writer import check_output
+        from modelsoup.placing import check_output
         from modelsoup import OutputError
         try:
             check_output(Path({str(tmp_path / "mounted")!r}), force=True)
@@ -1158,7 +1158,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(
         rename(source, target)
 
     monkeypatch.setattr(os, "fsync", flushed)
-    monkeypatch.setattr("modelsoup.writer._renamed", renamed)
+    monkeypatch.setattr("modelsoup.placing._renamed", renamed)
     monkeypatch.setattr(os, "rename", folder_renamed)
     shards = 8 if not output.suffix else None
     write(output, TWO, shard_size=shards, copy_from=model if shards else None)
