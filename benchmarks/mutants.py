@@ -89,7 +89,7 @@ TESTS = {
     },
     "adapters/modelsoup_i2i": {
         "__init__": "networks metrics",
-        "cli": "cyclegan metrics official sources translate",
+        "cli": "cyclegan docs metrics official sources translate",
         "cyclegan": "step",
         "data": "cyclegan",
         "deployment": "cyclegan translate",
