@@ -638,7 +638,7 @@ def test_the_key_depends_on_the_images_content_and_not_on_where_they_lie(tmp_pat
 class Versioned(CycleGAN):
     """A trainer of its own name, whose code may change."""
 
-    name = "versioned"
+    name = "versioned-cyclegan"
     version = "1"
 
 
@@ -647,10 +647,10 @@ def test_the_key_depends_on_the_seed_and_on_the_trainers_name_and_version(
 ):
     modelsoup.register_trainer(Versioned())
     assert key(data, seed=4) != key(data)
-    first = key(data, trainer="versioned")
+    first = key(data, trainer="versioned-cyclegan")
     assert first != key(data)
     monkeypatch.setattr(Versioned, "version", "2")
-    assert key(data, trainer="versioned") != first
+    assert key(data, trainer="versioned-cyclegan") != first
 
 
 def test_a_plan_is_checked_without_torch(data: Path, tmp_path: Path):

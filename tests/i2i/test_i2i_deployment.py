@@ -42,6 +42,7 @@ def sizes(checkpoint: Path) -> dict:
 
 
 TRAINED = {"mode": "resize_and_crop", "load_size": 18, "crop_size": 16}
+KEY = "c" * 32
 PLAIN = {"of": ["a", "b"], "finetune": False}
 
 
@@ -83,13 +84,14 @@ def test_a_lineage_that_says_nonsense_says_no_size(data: Path, tmp_path: Path):
     result = made(tmp_path, data, PLAIN, a={}, b={"lr": 1e-3})
     lineage = modelsoup.read_lineage(modelsoup.open_checkpoint(result))
     assert lineage is not None
-    step = {"format": 1, "operation": "train", "trainer": "cyclegan", "options": {}, "inputs": []}
+    step = {"format": 1, "operation": "train", "trainer": "cyclegan", "options": {}, "seed": 0,
+            "inputs": []}  # fmt: skip
     for options in ({"load_size": "x"}, {"crop_size": [16, None]}, {"mode": 3}, {"load_size": {}}):
         assert sizes(with_lineage(result, {**step, "options": options})) == {}
     assert sizes(with_lineage(result, {"format": 99})) == {}
-    own = {"name": "a", "key": "k"}
+    own = {"name": "a", "key": KEY}
     loop = {**step, "trainer": "other", "inputs": [own]}
-    assert sizes(with_lineage(result, {**loop, "ancestors": {"k": loop}})) == {}
+    assert sizes(with_lineage(result, {**loop, "ancestors": {KEY: loop}})) == {}
 
 
 def test_the_sizes_of_what_was_trained_in_int8_are_those_of_its_start(data: Path, tmp_path: Path):
@@ -98,9 +100,9 @@ def test_the_sizes_of_what_was_trained_in_int8_are_those_of_its_start(data: Path
     start = modelsoup.read_lineage(modelsoup.open_checkpoint(result))
     for training, expected in (({}, TRAINED), ({"crop_size": 12}, TRAINED | {"crop_size": 12})):
         lineage = {
-            "format": 1, "operation": "finetune", "trainer": "openvino-qat",
+            "format": 1, "operation": "finetune", "trainer": "openvino-qat", "seed": 0,
             "options": {"of": "cyclegan", "training": training},
-            "inputs": [{"name": "a", "key": "k"}], "ancestors": {"k": start},
+            "inputs": [{"name": "a", "key": KEY}], "ancestors": {KEY: start},
         }  # fmt: skip
         assert sizes(with_lineage(result, lineage)) == expected
 
