@@ -7,6 +7,7 @@ the signal's number where one ended it: 130 for Ctrl-C, 143 for SIGTERM.
 from __future__ import annotations
 
 import gc
+import io
 import logging
 import os
 import signal
@@ -80,6 +81,8 @@ class _Group(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         _stand_in_for_closed_streams()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # of which latin-1 has no arrows, say
+            sys.stdout.reconfigure(errors="backslashreplace")
         return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -296,6 +299,11 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
         raise click.UsageError("Missing argument 'A B [C …]': the models")
     output = told.pop("output", "soup" if "shard_size" in told else engine.DEFAULT_OUTPUT)
     recipe = _recipe(options, in_file)
+    if options["config"]:
+        from .placing import check_apart, check_place
+
+        check_place(Path(output))
+        check_apart(Path(output), [Path(options["config"])])
     with _progress("merging", shown=talks and not options["dry_run"]) as progress:
         report = engine.merge(
             paths, output, recipe, force=options["force"], fsync=not options["no_fsync"],

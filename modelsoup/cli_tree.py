@@ -107,7 +107,7 @@ def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags:
         from .picture import check_picture
         from .plan import files_read
 
-        check_picture(Path(svg), force=flags["force"], reads=[Path(path), *files_read(tree)])
+        check_picture(Path(svg), force=flags["force"], reads=files_read(tree))
     known = Store(folder, create=False) if (Path(folder) / "objects").is_dir() else None
     if known is None:
         checked = check(tree, fuse=flags["fuse"], warnings=warnings)
@@ -122,10 +122,10 @@ def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags:
         checked = dataclasses.replace(checked, warnings=tuple(warnings))
     wanted = [kind for kind in _PICTURES if flags[kind]]
     if svg:
-        from .picture import save_picture
         from .picture import svg as drawn
+        from .placing import save_text
 
-        save_picture(drawn(checked, _metrics(checked, known)), Path(svg), force=flags["force"])
+        save_text(drawn(checked, _metrics(checked, known)), Path(svg), force=flags["force"])
     if as_json:
         print_json(checked.as_json())
     for kind in wanted:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +20,14 @@ from .errors import (
     ParameterError,
     counted,
     listed,
+    must_be_several,
     nearest,
     option,
     patterns_option,
 )
 from .lineage import Digests, record
 from .merge_plan import MergePlan, Notice, plan_merge
-from .placing import LINEAGE_KEY, OccupiedError, check_free, check_place, overlapped
+from .placing import LINEAGE_KEY, OccupiedError, check_apart, check_free, check_place
 from .recipe import Recipe, RecipeFields
 from .rules import covering
 from .stream import SLICE, Inputs, Nonfinite, Progress, Stream, default_workers
@@ -146,8 +146,7 @@ def merge(
         raise ParameterError(f"give a recipe or its fields, not both: {', '.join(fields)}")
     if workers is not None and workers < 1:
         raise ParameterError(f"workers is {workers}, but must be at least 1")
-    if isinstance(models, str | os.PathLike):
-        raise ParameterError(f"models is {str(models)!r}, one path, but must be a list of paths")
+    must_be_several("models", models)
     if not str(output):
         raise OutputError("the output is an empty path")
     output = Path(output)
@@ -156,9 +155,7 @@ def merge(
     plan = plan_merge(opened, recipe, base=opened_base)
     check_place(output)
     inputs = [*opened, *([opened_base] if opened_base else [])]
-    taken = overlapped(output, [path for model in inputs for path in (model.path, *model.files)])
-    if taken is not None:
-        raise OutputError(f"the output {output} would replace the input {taken}")
+    check_apart(output, [path for model in inputs for path in (model.path, *model.files)])
     notices = list(plan.notices)
     try:
         check_free(output, force=force)

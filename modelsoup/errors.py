@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -105,6 +106,18 @@ _SHORT.maxstring = _SHORT.maxother = 70
 def said(value: object) -> str:
     """A value from a file, as an error shows it: however large, some words of it."""
     return _SHORT.repr(value)
+
+
+def must_be_several(name: str, paths: object) -> None:
+    """Refuse one path where a list of them is meant; its letters would be taken for paths.
+
+    Raises:
+        ParameterError: it is one.
+    """
+    if isinstance(paths, str | bytes | os.PathLike):
+        raise ParameterError(
+            f"{name} is {os.fspath(paths)!r}, one path, but must be a list of paths"
+        )
 
 
 def counted(number: int, noun: str) -> str:

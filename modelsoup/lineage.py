@@ -464,20 +464,19 @@ def check_inputs(checkpoint: Checkpoint, folders: Sequence[Path]) -> list[InputC
     made = read_lineage(checkpoint)
     if made is None:
         return []
+    entries = [entry for entry in parents(made) if entry.get("name")]  # not results in a store
+    found = []
+    for entry in entries:
+        paths = [folder / entry["name"] for folder in folders]
+        # (A name may be too long for stat.)
+        found.append({path: _intact(path, entry) for path in paths if os.path.exists(path)})
+    right = {path for verdicts in found for path, is_intact in verdicts.items() if is_intact}
     checks = []
-    for entry in parents(made):
-        if not entry.get("name"):  # a result in a store
-            continue
-        candidates = [folder / entry["name"] for folder in folders]
-        paths = [
-            path for path in candidates if os.path.exists(path)
-        ]  # a name may be too long for stat
-        verdicts = [_intact(path, entry) for path in paths]
-        if not paths:
-            checks.append(InputCheck(entry["name"], None, None))
-        else:
-            best = verdicts.index(True) if True in verdicts else 0
-            checks.append(InputCheck(entry["name"], paths[best], verdicts[best]))
+    for entry, verdicts in zip(entries, found, strict=True):
+        # Files of one name in several folders: what is another input, is not a changed this one.
+        path = next((path for path, is_intact in verdicts.items() if is_intact), None)
+        path = path or next((path for path in verdicts if path not in right), None)
+        checks.append(InputCheck(entry["name"], path, None if path is None else verdicts[path]))
     return checks
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -11,8 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError, counted, option, printable
-from .placing import overlapped
+from .errors import OutputError, counted, printable
+from .placing import check_apart, check_free
 from .plan import NodePlan, Plan, described
 from .rules import rule_from_json
 from .tree import Load, Merge, Operation, Train, Tree
@@ -217,36 +216,8 @@ def check_picture(output: Path, *, force: bool, reads: Iterable[Path]) -> None:
         raise OutputError(f"the folder {output.parent} of {output.name} does not exist")
     if output.is_dir():
         raise OutputError(f"{output} is a folder")
-    paths = list(reads)
-    if taken := overlapped(output, paths):
-        raise OutputError(f"the picture {output} would replace {taken}, which the plan reads")
-    place = output.parent.resolve()
-    for folder in filter(os.path.isdir, paths):
-        if place.is_relative_to(folder.resolve()):
-            raise OutputError(f"the picture {output} would lie in {folder}, which the plan reads")
-    if os.path.lexists(output) and not force:
-        raise OutputError(f"{output} exists ({option('force')} replaces it)")
-
-
-def save_picture(text: str, output: Path, *, force: bool) -> None:
-    """Write a picture, whole or not at all.
-
-    Raises:
-        OutputError: it cannot be written, or exists by now and `force` is not given.
-    """
-    partial = output.with_name(f".{os.urandom(4).hex()}.svg")
-    try:
-        partial.write_text(text, "utf-8")
-        if force:
-            os.replace(partial, output)
-        else:
-            os.link(partial, output)
-    except FileExistsError as error:
-        raise OutputError(f"{output} appeared meanwhile, and is left alone") from error
-    except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    check_apart(output, reads, what="picture")
+    check_free(output, force=force)
 
 
 def dot(plan: Plan) -> str:

@@ -91,10 +91,34 @@ def check_free(output: Path, *, force: bool) -> None:
     Raises:
         OccupiedError: there is something, and `force` is not given.
     """
-    if force or not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
+    is_empty = output.is_dir() and not output.is_symlink() and not any(output.iterdir())
+    if force or is_empty or not os.path.lexists(output):
         return
-    what = f"the folder {output} exists and is not empty" if output.is_dir() else f"{output} exists"
+    is_full = output.is_dir() and not output.is_symlink()
+    what = f"the folder {output} exists and is not empty" if is_full else f"{output} exists"
     raise OccupiedError(f"{what} ({option('force')} replaces it)")
+
+
+def check_apart(output: Path, read: Iterable[Path], *, what: str = "output") -> None:
+    """Whether an output would neither replace anything that is read nor be added to it.
+
+    Args:
+        output: a path, with or without anything there.
+        read: files and folders; what is put into a model folder becomes a part of the model.
+        what: what the output is called.
+
+    Raises:
+        OutputError: it would.
+    """
+    read = list(read)
+    found = overlapped(output, read)
+    if found is not None:
+        does = "would replace" if output.samefile(found) else "holds"
+        raise OutputError(f"the {what} {output} {does} {found}, which is read")
+    above = {_identity(place.stat()) for place in output.absolute().parents if place.exists()}
+    for folder in filter(os.path.isdir, read):
+        if _identity(folder.stat()) in above:
+            raise OutputError(f"the {what} {output} would lie in {folder}, which is read")
 
 
 def overlapped(output: Path, read: Iterable[Path]) -> Path | None:
@@ -204,10 +228,9 @@ def place(partial: Path, output: Path, *, force: bool) -> None:
     replaced, not even what has appeared in this moment.
 
     Raises:
-        OutputError: see `check_output`.
+        OutputError: something appeared there meanwhile, and `force` is not given.
         OSError: the system refuses; what was there is there as before.
     """
-    check_output(output, force=force)
     try:
         if not partial.is_dir():
             if force:
@@ -235,6 +258,27 @@ def place(partial: Path, output: Path, *, force: bool) -> None:
     with contextlib.suppress(OSError):  # else the next run to this output removes it
         remove(partial)  # the old one, if the two were exchanged
         remove_stale(output)  # or if they were renamed, or a kill left it
+
+
+def save_text(text: str, output: Path, *, force: bool) -> None:
+    """Write a small file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written, or something is there and `force` is not given.
+    """
+    check_free(output, force=force)
+    remove_stale(output)
+    partial = temporary(output, PARTIAL_SUFFIX)
+    try:
+        with partial.open("x", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(text)
+            file.flush()
+            place(partial, output, force=force)
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _link(partial: Path, output: Path) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,16 @@ from typing import Any
 from .checkpoint import SUFFIX, Checkpoint, TensorInfo, must_be_whole, open_checkpoint
 from .digest import content_of
 from .dtypes import DTYPES
-from .errors import CheckpointError, PlanError, SoupError, counted, listed, speaking
+from .errors import (
+    CheckpointError,
+    ParameterError,
+    PlanError,
+    SoupError,
+    counted,
+    listed,
+    said,
+    speaking,
+)
 from .header import Row, read_header
 from .lineage import recipe_as_json
 from .merge_plan import MergePlan, Step, plan_merge
@@ -35,7 +45,7 @@ from .trainer import (
     build_options,
     get_trainer,
     named_files,
-    options_as_json,
+    trainer_identity,
     trainer_notices,
     trainer_outputs,
     trainer_tensors,
@@ -76,6 +86,7 @@ class NodePlan:
         bytes_written: tensor bytes of its result; 0 for a `Load`.
         memory: bytes that it needs at most, about; None where only the trainer knows.
         notices: what the user should know.
+        outputs: files and folders that its trainer writes beside its result.
     """
 
     node: str
@@ -94,6 +105,7 @@ class NodePlan:
     bytes_written: int = 0
     memory: int | None = None
     notices: tuple[str, ...] = ()
+    outputs: tuple[Path, ...] = ()
 
     @property
     def parameters(self) -> int | None:
@@ -199,7 +211,7 @@ class Plan:
                     "dropped": list(node.dropped), "frozen": list(node.frozen),
                     "parameters_of": dict(node.elements),
                     "bytes_read": node.bytes_read, "bytes_written": node.bytes_written,
-                    "notices": list(node.notices),
+                    "notices": list(node.notices), "outputs": list(map(str, node.outputs)),
                 }
                 for node in self.nodes.values()
             ],
@@ -246,13 +258,20 @@ def checkpoints_read(tree: Tree) -> list[Path]:
 
 
 def files_read(tree: Tree) -> list[Path]:
-    """All checkpoints, and the trainers' other files, that a tree reads from outside."""
-    found = dict.fromkeys(checkpoints_read(tree))
+    """The plan, all checkpoints, and the trainers' other files: what nothing may replace."""
+    found = dict.fromkeys([*([] if tree.file is None else [tree.file]), *checkpoints_read(tree)])
     for _, operation in tree.operations():
         training = training_of(operation)
         with contextlib.suppress(SoupError):  # `check` tells what is wrong with a training
-            found |= dict.fromkeys(named_files(*trainer_of(training)) if training else ())
+            found |= dict.fromkeys(_files_of(training) if training else ())
     return list(found)
+
+
+def _files_of(training: Training) -> list[Path]:
+    """The module that holds a trainer's code, and the files that its options name."""
+    trainer, options = trainer_of(training)
+    code = getattr(sys.modules.get(type(trainer).__module__), "__file__", None)
+    return [*([] if code is None else [Path(code)]), *named_files(trainer, options)]
 
 
 def training_of(operation: Operation) -> Training | None:
@@ -308,14 +327,9 @@ def node_key(
             more.append(digest(operation.base))
     else:
         trainer, options = trainer_of(operation.training)
-        identity = getattr(trainer, "identity", None)
         content["trainer"] = operation.training.trainer
         content["version"] = str(getattr(trainer, "version", ""))
-        if identity is None:  # paths as they are written: a plan may be moved
-            as_written = build_options(trainer, operation.training.options)
-            content["options"] = options_as_json(as_written)
-        else:
-            content["options"] = identity(options)
+        content["options"] = trainer_identity(trainer, options, operation.training.options)
         content["files"] = content_of(named_files(trainer, options))
         content["seed"] = node_seed(tree, node)
         if isinstance(operation, Train) and operation.start is not None:
@@ -350,7 +364,14 @@ def check(
 
     Returns:
         the plan, with every problem that was found.
+
+    Raises:
+        ParameterError: it is no tree.
     """
+    if not isinstance(tree, Tree):
+        raise ParameterError(
+            f"tree is {said(tree)}, but must be a Tree, such as the first of what read_tree gives"
+        )
     return _Checker(tree, warnings).plan(done, digest, companions, fuse=fuse)
 
 
@@ -358,6 +379,11 @@ def _tell(told: dict[str, list[str]], sentence: str, node: str) -> None:
     nodes = told.setdefault(sentence, [])
     if node not in nodes[-1:]:
         nodes.append(node)
+
+
+def lie_apart(first: Path, second: Path) -> bool:
+    """Whether neither of two paths leads to, or into, the other's place."""
+    return not _overlap(_place(first), _place(second))
 
 
 def _place(path: Path) -> Path:
@@ -402,7 +428,6 @@ class _Checker:
     headers: dict[int, tuple[list[Row], Signature]] = field(default_factory=dict)
     merges: dict[Any, _Merged | SoupError] = field(default_factory=dict)
     merge_plans: dict[str, MergePlan] = field(default_factory=dict)  # node → what it does
-    outputs: dict[str, list[Path]] = field(default_factory=dict)  # node → its trainer's own
 
     def __post_init__(self) -> None:
         for node, operation in self.tree.operations():
@@ -529,35 +554,36 @@ class _Checker:
 
     def _must_be_apart(self) -> None:
         """Whether what trainers write beside their results replaces nothing of the plan's."""
-        if not any(self.outputs.values()):
+        outputs = [(name, path) for name, node in self.nodes.items() for path in node.outputs]
+        if not outputs:
             return
-        read = {_place(path): path for node in self.tree.graph for path in self._files(node)}
+        read = {_place(path): path for path in files_read(self.tree)}
         seen: list[tuple[Path, str]] = []
-        for name, paths in self.outputs.items():
-            for path in paths:
+        for name, path in outputs:
+            try:
                 own, lost = _place(path), overlapped(path, read.values())
-                for place, given in read.items():
-                    if given == lost or _overlap(own, place):
-                        self._problem(
-                            name, f"it would write {path} in the place of {given}, which is read"
-                        )
-                for place, other in seen:
-                    if not _overlap(own, place):
-                        continue
-                    if self._is_one(name, other):
-                        break
-                    too = "the same" if place == own else place
+            except OSError as error:
+                self._problem(name, f"cannot write {path}: {error.strerror or error}")
+                continue
+            for place, given in read.items():
+                if given == lost or _overlap(own, place):
                     self._problem(
-                        name,
-                        f"it would write {path}, and {other} {too}: the later would replace "
-                        f"the other's; name two places apart",
+                        name, f"it would write {path} in the place of {given}, which is read"
                     )
+            for place, other in seen:
+                if not _overlap(own, place):
+                    continue
+                if self._is_one(name, other):
                     break
-                else:
-                    seen.append((own, name))
-
-    def _files(self, node: str) -> list[Path]:
-        return checkpoints_of(self.tree.operation(node))
+                too = "the same" if place == own else place
+                self._problem(
+                    name,
+                    f"it would write {path}, and {other} {too}: the later would replace "
+                    f"the other's; name two places apart",
+                )
+                break
+            else:
+                seen.append((own, name))
 
     def _is_one(self, node: str, other: str) -> bool:
         """Whether two nodes are one model that is used twice, and so computed once."""
@@ -623,8 +649,10 @@ class _Checker:
     ) -> NodePlan:
         trainer, options = trainer_of(operation.training)
         named_files(trainer, options)  # whether they are there
-        made = replace(made, notices=tuple(trainer_notices(trainer, options)))
-        self.outputs[made.node] = trainer_outputs(trainer, options)
+        made = replace(
+            made, notices=tuple(trainer_notices(trainer, options)),
+            outputs=tuple(trainer_outputs(trainer, options)),
+        )  # fmt: skip
         start: Signature | None = None
         if isinstance(operation, FineTune):
             start, below = inputs[0].signature, inputs[0]

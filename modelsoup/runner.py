@@ -42,13 +42,14 @@ from .node import (
     leaf_changed,
     perform,
 )
-from .placing import LINEAGE_KEY, check_output, overlapped, remove_stale
+from .placing import LINEAGE_KEY, check_apart, check_output, remove_stale
 from .plan import (
     NodePlan,
     Plan,
     check,
     checkpoints_read,
     files_read,
+    lie_apart,
     node_seed,
     trainer_of,
     training_of,
@@ -182,14 +183,14 @@ def run(
     plan.raise_problems()
     own = Store(store)
     own.remove_strays()
-    target = None if output is None else _target(tree, Path(output), own, force=force)
+    target = None if output is None else _target(plan, Path(output), own, force=force)
     leaves = _read_leaves(tree, own)
     plan = leaves.know(plan, own, fuse=fuse)
     damaged = _remove_damaged(plan, own)
     if damaged:
         again = damaged if keep == "all" else ()
         plan = leaves.know(plan, own, fuse=fuse, wanted=again)
-    was_there = target is not None and _is_there(plan, own, target)
+    was_there = target is not None and _is_there(plan, own, leaves, target)
     if target is not None:
         remove_stale(target)
         check_output(target, force=force or was_there)
@@ -250,8 +251,9 @@ def _read_leaves(tree: Tree, store: Store) -> _Leaves:
         )
 
 
-def _target(tree: Tree, output: Path, store: Store, *, force: bool) -> Path:
+def _target(plan: Plan, output: Path, store: Store, *, force: bool) -> Path:
     """The output's path, checked before anything is done for it."""
+    tree = plan.tree
     node = tree.root
     while tree.inputs(node):
         node = tree.inputs(node)[0]  # what the first input is, so is the result
@@ -262,16 +264,19 @@ def _target(tree: Tree, output: Path, store: Store, *, force: bool) -> Path:
         wanted = "a folder" if is_folder else f"a file that ends in {SUFFIX}"
         are = "folders" if is_folder else "files"
         raise OutputError(f"the models are {are}, so the output {output} must be {wanted}")
-    # One with a lineage may be this very result, which is known once the leaves are read.
-    check_output(output, force=force or _has_lineage(output))
+    # A leaf, or one with a lineage, may be this very result: known once the leaves are read.
+    may_be = isinstance(tree.operation(tree.root), Load) or _has_lineage(output)
+    check_output(output, force=force or may_be)
     inputs = files_read(tree)
     inputs += [file for p in checkpoints_read(tree) for file in open_checkpoint(p).files]
-    found = overlapped(output, [*inputs, store.folder])
-    if found == store.folder:
-        raise OutputError(f"the output {output} holds the store {found}")
-    if found is not None:
-        what = "is one of the inputs" if output.samefile(found) else f"holds the input {found}"
-        raise OutputError(f"the output {output} {what}")
+    check_apart(output, [*inputs, store.folder])
+    for planned in plan.nodes.values():
+        for path in planned.outputs:
+            if not lie_apart(output, path):
+                raise OutputError(
+                    f"the output {output} and {path}, which {planned.node} writes, are in one "
+                    f"place: name two places apart"
+                )
     return output
 
 
@@ -282,19 +287,24 @@ def _has_lineage(output: Path) -> bool:
         return False
 
 
-def _is_there(plan: Plan, store: Store, output: Path) -> bool:
+def _is_there(plan: Plan, store: Store, leaves: _Leaves, output: Path) -> bool:
     """Whether an output is the root's result already, all of it."""
     root = plan.nodes[plan.tree.root]
-    if not root.done or root.kind == "load" or not output.exists():
+    if not output.exists():
         return False
-    assert root.key is not None
-    entry = store.entry(root.key)
+    if isinstance(root.operation, Load):
+        path, digest = root.operation.path, leaves.digests[root.operation.path]
+    elif root.done and root.key is not None:
+        entry = store.entry(root.key)
+        path, digest = entry.path, entry.record["digest"]
+    else:
+        return False
     try:
-        if content_digest(output) != entry.record["digest"]:
+        if content_digest(output) != digest:
             return False
     except (CheckpointError, OSError):
         return False
-    return output.is_file() or _beside(output) == _beside(entry.path)
+    return output.is_file() or _beside(output) == _beside(path)
 
 
 def _beside(folder: Path) -> dict[str, str | None]:

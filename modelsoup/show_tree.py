@@ -146,7 +146,8 @@ class _PlainView:
     """A line for each node that starts, ends or fails, and one a minute while it works."""
 
     def __init__(self) -> None:
-        self._told: dict[str, tuple[str, float]] = {}  # node → its state, and when it was told
+        # Node → its state, what was said of it, and when.
+        self._told: dict[str, tuple[str, str, float]] = {}
         self._start = time.monotonic()
 
     def begin(self, plan: Plan) -> None:
@@ -155,10 +156,11 @@ class _PlainView:
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
-        state, then = self._told.get(event.node, ("", 0.0))
-        if state == event.state and (event.state not in _ACTIVE or now - then < HEARTBEAT):
+        state, said, then = self._told.get(event.node, ("", "", 0.0))
+        is_news = now - then >= HEARTBEAT if event.state in _ACTIVE else event.message != said
+        if state == event.state and not is_news:
             return
-        self._told[event.node] = event.state, now
+        self._told[event.node] = event.state, event.message, now
         if event.state in ("skipped", "fused") and not event.message:
             return
         figures = _figures(event)

@@ -19,7 +19,7 @@ from .checkpoint import SUFFIX, StrPath, read_index
 from .dtypes import DTYPES
 from .errors import CheckpointError, OutputError, ParameterError, SoupError, listed, nearest, option
 from .pickles import most_bytes
-from .placing import CONVERTER_KEY, check_output
+from .placing import CONVERTER_KEY, check_output, overlapped
 from .torch_load import REMEDY, StandIn, check_memory, kind_of, load
 from .writer import CheckpointWriter, OutputTensor, layout, parse_size
 
@@ -145,6 +145,8 @@ def convert(
         )
     shard_bytes = None if shard_size is None else parse_size(shard_size)
     check_output(output, force=force)
+    if overlapped(output, [source]) is not None:
+        raise OutputError(f"the output {output} would replace what is converted: name another")
     try:
         file = _chosen(source)
         model = _read(file, key)
@@ -197,8 +199,6 @@ def _is_folder(source: Path, output: Path) -> bool:
     if not source.is_dir() or output.suffix in _PICKLES:
         whole = "" if not source.is_dir() else ", or name a folder, which needs no suffix"
         raise OutputError(f"the output {output} must end in {SUFFIX}{whole}")
-    if output.resolve() in (source.resolve(), *source.resolve().parents):
-        raise OutputError(f"the output {output} would replace what is converted: name another")
     return True
 
 

@@ -50,7 +50,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .dtypes import DTYPES
-from .errors import TrainerError, nearest, said
+from .errors import SoupError, TrainerError, nearest, said
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -318,17 +318,30 @@ def _adapter(options: type) -> TypeAdapter[Any]:
     return TypeAdapter(options)
 
 
+@contextlib.contextmanager
+def _telling(trainer: Trainer, what: str) -> Iterator[None]:
+    """Whatever a trainer's code raises when it is asked for something, as one sentence.
+
+    Raises:
+        TrainerError: it raised. Errors of ours are sentences already.
+    """
+    try:
+        yield
+    except SoupError:
+        raise
+    except Exception as error:
+        raise TrainerError(
+            f"the trainer {trainer.name!r} cannot tell its {what}: {_kind(error)}: {error}"
+        ) from error
+
+
 def trainer_groups(trainer: Trainer, options: Any) -> dict[str, Sequence[str]]:
     """The layer groups that a trainer defines; none if it defines none."""
     groups = getattr(trainer, "groups", None)
     if groups is None:
         return {}
-    try:
+    with _telling(trainer, "groups"):
         return {str(name): [str(p) for p in patterns] for name, patterns in groups(options).items()}
-    except Exception as error:
-        raise TrainerError(
-            f"the trainer {trainer.name!r} cannot tell its groups: {_kind(error)}: {error}"
-        ) from error
 
 
 def trainer_tensors(
@@ -338,17 +351,13 @@ def trainer_tensors(
     tensors = getattr(trainer, "tensors", None)
     if tensors is None:
         return None
-    try:
+    with _telling(trainer, "tensors"):
         told = tensors(options)
         if told is None:
             return None
         signature = {
             str(name): (str(dtype), tuple(map(int, shape))) for name, (dtype, shape) in told.items()
         }
-    except Exception as error:
-        raise TrainerError(
-            f"the trainer {trainer.name!r} cannot tell its tensors: {_kind(error)}: {error}"
-        ) from error
     for name, (dtype, _) in signature.items():
         if dtype not in DTYPES:
             raise TrainerError(
@@ -361,19 +370,37 @@ def trainer_tensors(
 def trainer_notices(trainer: Trainer, options: Any) -> list[str]:
     """What a trainer wants the user to know before anything runs."""
     notices = getattr(trainer, "notices", None)
-    return [] if notices is None else list(notices(options))
+    if notices is None:
+        return []
+    with _telling(trainer, "notices"):
+        return [str(notice) for notice in notices(options)]
 
 
 def trainer_outputs(trainer: Trainer, options: Any) -> list[Path]:
     """Files and folders that a trainer writes beside its result, in the place of earlier ones."""
     outputs = getattr(trainer, "outputs", None)
-    return [] if outputs is None else list(outputs(options))
+    if outputs is None:
+        return []
+    with _telling(trainer, "outputs"):
+        return [Path(output) for output in outputs(options)]
+
+
+def trainer_identity(trainer: Trainer, options: Any, given: Mapping[str, Any]) -> Any:
+    """What decides a trainer's result, as plain data; all that is given, where it says nothing."""
+    identity = getattr(trainer, "identity", None)
+    if identity is None:  # paths as they are written: a plan may be moved
+        return options_as_json(build_options(trainer, given))
+    with _telling(trainer, "identity"):
+        return json.loads(json.dumps(identity(options)))
 
 
 def named_files(trainer: Trainer, options: Any) -> list[Path]:
     """Files whose content a training depends on, and with it its key: a command's scripts."""
     files = getattr(trainer, "files", None)
-    return [] if files is None else list(files(options))
+    if files is None:
+        return []
+    with _telling(trainer, "files"):
+        return [Path(file) for file in files(options)]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import StrPath
-from .errors import PlanError, nearest
+from .errors import PlanError, must_be_several, nearest
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -114,11 +114,13 @@ class Tree:
             its `position` among the inputs.
         root: the node whose checkpoint is the result.
         seed: what the seeds of the nodes are derived from.
+        file: the plan that it was read from, which no output replaces.
     """
 
     graph: networkx.DiGraph[str]
     root: str
     seed: int = 0
+    file: Path | None = None
 
     def operation(self, node: str) -> Operation:
         """The operation of a node."""
@@ -336,6 +338,7 @@ def binary_tree(
     Raises:
         PlanError: there are no leaves, or `odd` names none of them.
     """
+    must_be_several("leaves", leaves)
     if not leaves:
         raise PlanError("a tree needs at least one leaf")
     builder = Builder(seed)

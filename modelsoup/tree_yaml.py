@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -175,7 +175,8 @@ def read_tree(path: StrPath) -> tuple[Tree, list[str]]:
         PlanError: with one line for each fault, each with file, line and column.
     """
     file = Path(path)
-    return _Expander(read_yaml(file), file.parent).expand()
+    tree, warnings = _Expander(read_yaml(file), file.parent).expand()
+    return replace(tree, file=file), warnings
 
 
 def parse_tree(

@@ -13,7 +13,7 @@ import numpy as np
 
 from .checkpoint import Checkpoint, StrPath, TensorInfo, open_checkpoint
 from .dtypes import DTYPES, count_nonfinite, has_nonfinite, numpy_dtype
-from .errors import ParameterError, nearest
+from .errors import ParameterError, must_be_several, nearest
 from .lineage import InputCheck, check_inputs, read_lineage
 from .statistics import BLOCK
 from .stream import default_workers
@@ -83,11 +83,12 @@ def verify(path: StrPath | Checkpoint, *, folders: Sequence[StrPath] | None = No
 
     Raises:
         CheckpointError: it is damaged, or its lineage cannot be read.
-        ParameterError: one of the folders is none.
+        ParameterError: one of the folders is none, or they are no list.
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     if folders is None:
         folders = [checkpoint.path.resolve().parent, Path.cwd()]
+    must_be_several("folders", folders)
     for folder in map(Path, folders):
         _must_be_folder(folder)
     floats = [i for i in checkpoint.tensors.values() if DTYPES[i.dtype].kind == "float"]

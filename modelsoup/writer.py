@@ -335,6 +335,7 @@ class CheckpointWriter:
                 os.close(self._descriptors.popitem()[1])
             if self._fsync:
                 flush(self._partial)
+            check_output(self.output, force=self._force)
             place(self._partial, self.output, force=self._force)
             if self._fsync:
                 flush_one(self.output.parent)

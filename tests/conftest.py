@@ -70,10 +70,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure() -> None:
     """A torchvision that does not fit torch is made importable, here and in what a test starts.
 
-    And that can be interrupted, even where a shell had this ignore SIGINT, as a background job.
+    And that can be ended, even where a shell had this ignore it: SIGINT for a background job,
+    SIGHUP under `nohup`.
     """
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL),
+    ):  # fmt: skip
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
     site = HERE / "site"
     runpy.run_path(str(site / "sitecustomize.py"))
     path = [str(site), os.environ.get("PYTHONPATH", "")]

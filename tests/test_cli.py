@@ -444,7 +444,7 @@ def test_a_file_that_is_not_there_or_not_text_is_told(here: Path) -> None:
         ("merge a.safetensors b.safetensors --shard-size 5XB", "'5XB' is not a size"),
         ("merge a.safetensors b.safetensors --shard-size 9B -o x.safetensors", "name a folder"),
         ("merge a.safetensors b.safetensors -o no/x.safetensors", "folder no of the output"),
-        ("merge a.safetensors b.safetensors -o a.safetensors --force", "would replace the input"),
+        ("merge a.safetensors b.safetensors -o a.safetensors --force", "would replace"),
         ("merge a.safetensors b.safetensors -o notes.txt", "notes.txt is a file"),
         ("inspect nope.safetensors", "nope.safetensors"),
         ("inspect notes.txt", "notes.txt is not a safetensors file"),

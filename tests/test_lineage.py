@@ -694,3 +694,18 @@ def test_inputs_are_looked_for_in_folders_that_are_there(here: Path) -> None:
         result = soup("verify", "out.safetensors", "--inputs", folder)
         assert result.exit_code == 1
         assert said in result.stderr
+
+
+def test_of_two_inputs_of_one_name_the_other_is_not_a_changed_one(tmp_path: Path) -> None:
+    paths = []
+    for seed, name in enumerate(("one", "two")):
+        (tmp_path / name).mkdir()
+        paths.append(tmp_path / name / "m.safetensors")
+        save_file(network(seed), paths[-1])
+    made = merge(paths, tmp_path / "o.safetensors").output
+    assert made is not None
+    checks = modelsoup.verify(made, folders=[tmp_path / "one"]).inputs
+    assert [(c.found, c.intact) for c in checks] == [(paths[0], True), (None, None)]
+    save_file(network(3), paths[0])
+    checks = modelsoup.verify(made, folders=[tmp_path / "one"]).inputs
+    assert [c.intact for c in checks] == [False, False]

@@ -1239,14 +1239,14 @@ def test_an_output_that_is_an_input_is_refused(which: str, tmp_path: Path) -> No
     }  # fmt: skip
     options: dict[str, Any] = {"base": base, "method": "task_arithmetic", "weights": [1, 1]}
     sentence = refusal(tmp_path, [a, b], OutputError, output=outputs[which], force=True, **options)
-    assert "would replace the input" in sentence
+    assert "would replace" in sentence
 
 
 def test_a_folder_or_shard_that_is_an_input_is_refused(model_folder: Path, tmp_path: Path) -> None:
     models = [model_folder, model_folder]
     for output, said in (
         (model_folder, "was not written by modelsoup"),
-        (model_folder / "model-00002-of-00002.safetensors", "would replace the input"),
+        (model_folder / "model-00002-of-00002.safetensors", "would replace"),
     ):
         assert said in refusal(tmp_path, models, OutputError, output=output, force=True)
 
@@ -1258,7 +1258,7 @@ def test_a_folder_that_holds_an_input_is_refused(tmp_path: Path) -> None:
     inner = tmp_path / "soup" / "model.safetensors"
     for output in (tmp_path / "soup", tmp_path / "soup" / ".." / "soup"):
         sentence = refusal(tmp_path, [inner, models[0]], OutputError, output=output, force=True)
-        assert "input" in sentence
+        assert "which is read" in sentence
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:

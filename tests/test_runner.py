@@ -584,7 +584,7 @@ tree: {of: [{of: [a, b], merge: {layers: {"D.*": merge, rest: drop}}}, c]}
 
 def test_an_output_that_exists_or_is_an_input_is_refused_first(folder: Path) -> None:
     tree, _ = parse_tree(TUNED, folder=folder)
-    with pytest.raises(modelsoup.OutputError, match="one of the inputs"):
+    with pytest.raises(modelsoup.OutputError, match=r"would replace .*, which is read"):
         modelsoup.run(tree, folder / "a.safetensors", store=folder / "store", force=True)
     (folder / "out.safetensors").write_bytes(b"mine")
     with pytest.raises(modelsoup.OutputError, match="exists"):
@@ -614,7 +614,7 @@ def test_an_output_that_holds_a_leaf_is_refused_by_whatever_name(
     (folder / "link").symlink_to(out)
     (folder / "around").symlink_to(folder)
     tree, _ = parse_tree(FOLDERS.replace("a: out/a", leaf), folder=folder)
-    with pytest.raises(modelsoup.OutputError, match=r"the output .* holds the input .*/a$"):
+    with pytest.raises(modelsoup.OutputError, match=r"the output .* holds .*/a, which is read$"):
         modelsoup.run(tree, folder / name, store=folder / "store", force=True)
     assert load_file(out / "a" / "model.safetensors")["D.low.w"].shape == (4, 3)
 
@@ -642,7 +642,7 @@ def test_an_output_that_holds_a_leaf_through_a_bind_mount_is_refused(folder: Pat
     model_folders(folder)
     (folder / "tree.yaml").write_text(FOLDERS.replace("out/a", "mounted"))
     told = soup_where_mounted(folder, "run", "tree.yaml", "-o", "out", "--force")
-    assert told == (1, "Error: the output out holds the input mounted\n")
+    assert told == (1, "Error: the output out holds mounted, which is read\n")
     assert (folder / "out" / "a" / "model.safetensors").exists()
 
 
@@ -664,9 +664,60 @@ def test_an_output_that_holds_anything_that_is_read_is_refused(folder, kind, tex
     (folder / "out" / "train.sh").write_text("cp $1/* $2\n")
     tree, _ = parse_tree(text, folder=folder)
     store = folder / "out" / "store" if kind == "the store" else folder / "store"
-    with pytest.raises(modelsoup.OutputError, match=f"the output .*/out holds {kind} .*/out/"):
+    with pytest.raises(modelsoup.OutputError, match=r"/out holds .*/out/.*, which is read$"):
         modelsoup.run(tree, folder / "out", store=store, force=True)
     assert (folder / "out" / "train.sh").exists()
+
+
+def test_an_output_that_holds_the_plan_or_a_trainers_module_is_refused(folder: Path) -> None:
+    model_folders(folder)
+    for name in "ab":
+        shutil.copytree(folder / "out" / "a", folder / name, dirs_exist_ok=True)
+    (folder / "out" / "plan.yaml").write_text("soup: 1\nmodels: {a: ../a}\ntree: {of: [a, a]}\n")
+    said = soup(folder, "run", "out/plan.yaml", "-o", "out", "--force", code=1).stderr
+    assert said == "Error: the output out holds out/plan.yaml, which is read\n"
+    code = "from trainers import Add\n\n\nclass Mine(Add):\n    pass\n"
+    (folder / "out" / "mine.py").write_text(code)
+    (folder / "t.yaml").write_text(
+        'soup: 1\nmodels: {a: a, b: b}\ntree: {of: [a, b], finetune: {trainer: "mine:Mine"}}\n'
+    )
+    path = os.pathsep.join([str(folder / "out"), str(Path(__file__).parent)])
+    done = subprocess.run(
+        [*SOUP, "run", "t.yaml", "-o", "out", "--force"], cwd=folder, capture_output=True,
+        text=True, env={**os.environ, "PYTHONPATH": path}, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("mine.py, which is read")) == (1, 1), done.stderr
+
+
+def test_an_output_within_what_is_read_or_the_store_is_refused(folder: Path) -> None:
+    """A folder within a model folder would be a part of the model the next time."""
+    model_folders(folder)
+    tree, _ = parse_tree("soup: 1\nmodels: {a: out/a}\ntree: {of: [a, a]}\n", folder=folder)
+    store = folder / "store"
+    for output in (folder / "out" / "a" / "new", store / "new"):
+        with pytest.raises(modelsoup.OutputError, match=r"/new would lie in .*, which is read$"):
+            modelsoup.run(tree, output, store=store)
+    with pytest.raises(modelsoup.OutputError, match=r"would lie in .*, which is read"):
+        modelsoup.merge([folder / "out" / "a"] * 2, folder / "out" / "a" / "new")
+
+
+def test_an_output_that_a_trainer_writes_too_is_refused(folder: Path) -> None:
+    text = BESIDE.replace("INNER", "x").replace("OTHER", "a")
+    text = text.replace("note: edge", f"note: {folder / 'o.safetensors'}")
+    tree, _ = parse_tree(text, folder=folder)
+    with pytest.raises(modelsoup.OutputError, match="root writes, are in one place"):
+        modelsoup.run(tree, folder / "o.safetensors", store=folder / "store")
+
+
+def test_an_output_that_is_a_trees_only_leaf_is_success_the_second_time(folder: Path) -> None:
+    for text in ("tree: a", "tree: {of: [a]}"):
+        tree, _ = parse_tree(f"soup: 1\nmodels: {{a: a.safetensors}}\n{text}\n", folder=folder)
+        output = folder / f"{len(text)}.safetensors"
+        runs = [modelsoup.run(tree, output, store=folder / "store") for _ in range(2)]
+        assert [report.was_there for report in runs] == [False, True]
+    shutil.copy(folder / "b.safetensors", output)
+    with pytest.raises(modelsoup.OutputError, match="exists"):
+        modelsoup.run(tree, output, store=folder / "store")
 
 
 def test_an_output_that_holds_the_file_that_a_model_folder_links_to_is_refused(
@@ -676,7 +727,7 @@ def test_an_output_that_holds_the_file_that_a_model_folder_links_to_is_refused(
     (folder / "a").mkdir()
     (folder / "a" / "model.safetensors").symlink_to(out / "a" / "model.safetensors")
     tree, _ = parse_tree(FOLDERS.replace("out/a", "a"), folder=folder)
-    said = r"the output .*/out holds the input .*/a/model\.safetensors$"
+    said = r"the output .*/out holds .*/a/model\.safetensors, which is read$"
     with pytest.raises(modelsoup.OutputError, match=said):
         modelsoup.run(tree, out, store=folder / "store", force=True)
 
@@ -694,7 +745,7 @@ def test_an_output_that_no_folder_can_replace_is_refused(
     (folder / "tree.yaml").write_text("soup: 1\nmodels: {a: a, b: b}\ntree: {of: [a, b]}\n")
     given = {"run": ["../tree.yaml", "--store", "../store"], "merge": ["../a", "../b"]}[command]
     said = soup(here, command, *given, "-o", output, code=1).stderr
-    why = "is the current folder|has no name of its own|holds the input"
+    why = "is the current folder|has no name of its own|holds .*, which is read"
     assert re.fullmatch(rf"Error: the output {re.escape(output)} ({why}).*\n", said)
     assert not list(here.iterdir())
 
