@@ -414,7 +414,7 @@ def test_defaults_are_the_same_in_either_spelling(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("/", "/ holds no "),
+        ("/dev", "/dev holds no "),
         ("/dev/zero", "/dev/zero is not a regular file|cannot read /dev/zero: it is not a regular"),
         ("x" * 300, "cannot read .*x{300}: File name too long"),
         ("y/" * 3000, "cannot read .*: File name too long"),
@@ -437,7 +437,7 @@ def test_a_path_that_leads_to_no_model_is_told_with_its_place(
         folder=folder,
     )
     (problem,) = modelsoup.check(tree).problems
-    assert time.process_time() - start < 5  # "/" is not searched for its companions
+    assert time.process_time() - start < 5  # it is not searched for its companions
     if where == "script":
         said = "the command's file .* (does not exist|is no file)|cannot read .*File name too long"
     assert re.search(f"^the plan:[23]:.*: (?:.*{said})", problem)

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
-import modelsoup.placing
+import modelsoup.writer
 from modelsoup import CheckpointError, OutputError, ParameterError, open_checkpoint
 from modelsoup.dtypes import DTYPES
 from modelsoup.placing import remove_stale
@@ -1043,7 +1043,7 @@ def test_what_appears_in_the_last_moment_is_not_overwritten(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the last look and the rename; the rename itself must refuse."""
-    check = modelsoup.placing.check_output
+    check = modelsoup.writer.check_output
 
     def late(path: Path, *, force: bool) -> None:
         check(path, force=force)
@@ -1054,7 +1054,7 @@ def test_what_appears_in_the_last_moment_is_not_overwritten(
 
     with CheckpointWriter(output, SMALL, OURS) as writer:
         fill(writer, SMALL, ONE)
-        monkeypatch.setattr("modelsoup.placing.check_output", late)
+        monkeypatch.setattr("modelsoup.writer.check_output", late)
         with pytest.raises(OutputError, match="appeared while it was made"):
             writer.commit()
     assert entries(output.parent) == [output.name]
