@@ -961,7 +961,7 @@ def test_a_converted_folder_is_replaced_when_forced_and_no_other_is(tmp_path):
     with pytest.raises(OutputError, match="was not written by modelsoup"):
         convert(source, theirs, force=True)
     for output in (source, source / ".." / "in", tmp_path):
-        with pytest.raises(OutputError, match="not written by modelsoup|what is converted"):
+        with pytest.raises(OutputError, match=r"not written by modelsoup|what is converted"):
             convert(source, output, force=True)
     inside = convert(source, source / "out")
     assert files_in(inside.output) == ["config.json", "model.safetensors", "tokenizer/vocab.txt"]
