@@ -240,8 +240,10 @@ def _explained(log: IO[str], said: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        strange = error.__cause__ if isinstance(error, TrainerError) else error
-        if strange is None or isinstance(strange, SoupError | OSError):
+        is_trainers = isinstance(error, TrainerError)
+        strange = error.__cause__ if is_trainers else error
+        # Errors of ours and of the system are sentences; what a trainer's code met is told whole.
+        if strange is None or (not is_trainers and isinstance(strange, SoupError | OSError)):
             raise
         trace = "".join(traceback.format_exception(strange))
         print(trace, end="", file=log, flush=True)

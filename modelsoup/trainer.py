@@ -42,6 +42,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -748,9 +749,13 @@ def carry_out(
     said = f"the trainer {trainer.name!r}"
     try:
         trainer.train(job)
-    except SoupError:
+    except KeyboardInterrupt:
         raise
-    except (Exception, SystemExit) as error:  # what a stranger's code raises is its failure
+    except SoupError as error:
+        if trainer.name != COMMAND:  # whose own output tells it
+            job.log("".join(traceback.format_exception(error)).rstrip())
+        raise
+    except BaseException as error:  # what a stranger's code raises is its failure
         raise TrainerError(*failure(said, error)) from error
     if not output.exists():
         raise TrainerError(f"{said} wrote nothing to {output.name}")
