@@ -326,6 +326,15 @@ def test_gc_forgets_the_digests_of_files_that_are_gone(folder: Path) -> None:
     assert len(list((store.folder / "digests").iterdir())) == 2
 
 
+@pytest.mark.parametrize("note", [b"", b"{", b"[]", b"{}", b'{"path": 3}', b'{"path": "a\\u0000"}'])
+def test_gc_removes_notes_of_digests_that_nobody_can_read(folder: Path, note: bytes) -> None:
+    run(folder, MERGED)
+    store = Store(folder / "store")
+    (store.folder / "digests" / "odd.json").write_bytes(note)
+    store.gc()
+    assert len(list((store.folder / "digests").iterdir())) == 3
+
+
 # --- what is on the disk when ------------------------------------------------------------------
 
 
