@@ -490,6 +490,7 @@ def test_a_command_without_arguments_shows_its_help(command: str) -> None:
     assert result.exit_code == 2
     assert "Usage:" in result.output
     assert "--help" in result.output
+    assert ("Options:" if command else "Commands:") in result.output
 
 
 @pytest.mark.parametrize("command", ["merge", "inspect", "diff", "convert", "methods", "verify"])

@@ -708,6 +708,22 @@ def test_an_option_out_of_range_is_named(data: Path, options: dict, said: str):
         modelsoup.check(tree)
 
 
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        *((name, 1) for name in ("batch", "accumulate", "width", "blocks", "d_width", "d_layers",
+                                 "processes")),
+        *((name, 0) for name in ("epochs", "decay_epochs", "init", "pool_size", "checkpoint_every",
+                                 "sheet_every", "threads", "cache_mb")),
+    ],
+)  # fmt: skip
+def test_what_is_counted_has_a_least_value(name: str, least: int):
+    usual = {"data": Path("x"), "epochs": 1, "decay_epochs": 1}
+    assert getattr(CycleGANOptions(**usual | {name: least}), name) == least
+    with pytest.raises(ValueError, match=f"{name} is {least - 1}, but must be at least {least}$"):
+        CycleGANOptions(**usual | {name: least - 1})
+
+
 def test_measuring_needs_test_images():
     with pytest.raises(
         ValueError, match=r"evaluate needs test images: data, .*or test_a and test_b"
