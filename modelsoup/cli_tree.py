@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from .cli_shared import echo, json_option, print_json, say
-from .errors import PlanError, StoreError
+from .errors import PlanError, StoreError, are_counted, counted
 
 _STORE = ".soup-store"
 _PICTURES = ("dot", "mermaid")
@@ -232,14 +232,17 @@ def run(path: str, output: str, folder: str, executor: str, **options: Any) -> N
 
         there = (Path(folder) / "objects").is_dir()
         kept = sum(1 for _ in Store(folder, create=False).entries()) if there else 0
-        error.add_note(f"{kept} finished results are kept in {folder}; the same command goes on.")
+        error.add_note(
+            f"{are_counted(kept, 'finished result')} kept in {folder}; the same command goes on."
+        )
         raise
     if options["as_json"]:
         print_json(report.as_json())
     elif not quiet:
         reused = len(report.records) - len(report.computed)
         already = " was this result already" if report.was_there else ""
-        echo(f"{report.output}{already}: {len(report.computed)} nodes computed, {reused} reused")
+        computed = counted(len(report.computed), "node")
+        echo(f"{report.output}{already}: {computed} computed, {reused} reused")
 
 
 @click.group()
@@ -296,7 +299,7 @@ def store_show(key: str, folder: str) -> None:
 def store_gc(keep: str, older_than: float | None, dry_run: bool, folder: str) -> None:
     """Remove results that nothing needs."""
     cleaned = _open(folder).gc(keep=keep, older_than=older_than, dry_run=dry_run)
-    from .errors import counted, sized
+    from .errors import sized
 
     would = "would be " if dry_run else ""
     echo(f"{counted(len(cleaned.keys), 'result')}, {sized(cleaned.nbytes)} {would}removed")
@@ -309,11 +312,11 @@ def store_verify(folder: str) -> None:
     opened = _open(folder)
     entries = list(opened.entries())
     damaged = [entry for entry in entries if not opened.intact(entry.key)]
-    click.echo(f"{len(entries) - len(damaged)} results are intact")
+    click.echo(f"{are_counted(len(entries) - len(damaged), 'result')} intact")
     names = [f"{entry.record.get('node')} ({entry.key})" for entry in damaged]
     names += [f"{key} (its record)" for key in opened.damaged_records()]
     if names:
         raise StoreError(
-            f"{len(names)} results are damaged: {', '.join(names)} (a run of their plan makes them "
-            f"again)"
+            f"{are_counted(len(names), 'result')} damaged: {', '.join(names)} (a run of the plan "
+            f"makes what is damaged again)"
         )

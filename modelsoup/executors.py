@@ -17,7 +17,7 @@ from concurrent.futures import Executor, Future
 from typing import Any
 from urllib.parse import urlsplit
 
-from .errors import ParameterError, RunError, nearest, option
+from .errors import ParameterError, RunError, counted, nearest, option
 from .processes import Interpreters, ProcessExecutor, WorkerLostError, answer, placed, plainly
 
 _KINDS = ("local", "processes:N", "dask://HOST:PORT", "ray", "ray://HOST:PORT")
@@ -203,7 +203,8 @@ def executor_from(text: str, workers: int | None = None) -> Iterator[Executor]:
         if workers not in (None, count):
             other = option("workers", str(workers))
             raise ParameterError(
-                f"{text} runs {count} nodes at the same time, {other} another number: give one"
+                f"{text} runs {counted(count, 'node')} at the same time, {other} another number: "
+                f"give one"
             )
         pool = ProcessExecutor(count)
         try:

@@ -33,6 +33,7 @@ from .errors import (
     SoupError,
     StoreError,
     TrainerError,
+    counted,
     listed,
     speaking,
 )
@@ -420,7 +421,8 @@ def _adopt(
                 bad.append(tensor.name)
             offset += info.nbytes
         if bad:
-            raise TrainerError(f"{said} made NaN or infinity in {len(bad)} tensors: {listed(bad)}")
+            tensors_told = counted(len(bad), "tensor")
+            raise TrainerError(f"{said} made NaN or infinity in {tensors_told}: {listed(bad)}")
         writer.commit()
 
 

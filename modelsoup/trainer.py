@@ -50,7 +50,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .dtypes import DTYPES
-from .errors import SoupError, TrainerError, nearest, said
+from .errors import SoupError, TrainerError, counted, listed, nearest, said
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -268,8 +268,7 @@ _EXPECTED = {
     "int_parsing": "an integer", "int_from_float": "an integer", "float_type": "a number",
     "float_parsing": "a number", "bool_type": "true or false", "bool_parsing": "true or false",
     "list_type": "a list", "tuple_type": "a list", "set_type": "a list", "dict_type": "a mapping",
-    "model_type": "a mapping", "none_required": "null", "too_short": "at least {min_length}",
-    "too_long": "at most {max_length}",
+    "model_type": "a mapping", "none_required": "null",
 }  # fmt: skip
 
 
@@ -279,13 +278,17 @@ def expected(faults: Iterable[Mapping[str, Any]]) -> str:
     Args:
         faults: as `ValidationError.errors` has them.
     """
-    words = [
-        _EXPECTED[fault["type"]].format(**fault.get("ctx", {}))
-        if fault["type"] in _EXPECTED
-        else str(fault["msg"]).removeprefix("Input should be ").replace("False", "false")
-        for fault in faults
-    ]
-    return " or ".join(dict.fromkeys(words))
+    return " or ".join(dict.fromkeys(map(_wanted, faults)))
+
+
+def _wanted(fault: Mapping[str, Any]) -> str:
+    if fault["type"] in ("too_short", "too_long"):
+        length = fault["ctx"].get("min_length", fault["ctx"].get("max_length"))
+        kind = "a mapping" if fault["ctx"]["field_type"] == "Dictionary" else "a list"
+        limit = "at least" if fault["type"] == "too_short" else "at most"
+        return f"{kind} of {limit} {counted(length, 'item')}"
+    told = str(fault["msg"]).removeprefix("Input should be ").replace("False", "false")
+    return _EXPECTED.get(fault["type"], told)
 
 
 def place_of(fault: Mapping[str, Any], content: Any) -> tuple[str | int, ...]:
@@ -735,7 +738,7 @@ def carry_out(
         TrainerError: the trainer failed, or what it wrote is not that.
     """
     from .checkpoint import open_checkpoint
-    from .errors import CheckpointError, SoupError, listed
+    from .errors import CheckpointError
 
     work.mkdir(parents=True, exist_ok=True)
     _remove(output)
@@ -774,18 +777,21 @@ def carry_out(
     before = open_checkpoint(start)
     lost = [name for name in before.tensors if name not in made.tensors]
     if lost:
-        raise TrainerError(f"{said} left out {len(lost)} tensors of its start: {listed(lost)}")
+        left_out = counted(len(lost), "tensor")
+        raise TrainerError(f"{said} left out {left_out} of its start: {listed(lost)}")
     other = [n for n, info in before.tensors.items() if made.tensors[n].shape != info.shape]
     if other and told is None:
         first = other[0]
         was, became = (list(of.tensors[first].shape) for of in (before, made))
         raise TrainerError(
-            f"{said} gave other shapes to {len(other)} tensors of its start: {listed(other)} "
+            f"{said} gave {'another shape' if len(other) == 1 else 'other shapes'} to "
+            f"{counted(len(other), 'tensor')} of its start: {listed(other)} "
             f"({first}: {became}, not {was})"
         )
     changed = [name for name in frozen if not _same_bytes(before.tensors, made.tensors, name)]
     if changed:
-        raise TrainerError(f"{said} changed {len(changed)} frozen tensors: {listed(changed)}")
+        frozen_ones = counted(len(changed), "frozen tensor")
+        raise TrainerError(f"{said} changed {frozen_ones}: {listed(changed)}")
 
 
 def failure(said: str, error: BaseException) -> list[str]:

@@ -21,7 +21,17 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictInt,
+    Tag,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
 
 from .checkpoint import StrPath
 from .errors import PlanError, SoupError, counted, listed, nearest, said, speaking
@@ -53,6 +63,20 @@ _WAY = 10  # models of a circle that are told
 _TRIED = 50  # keys that are tried for being at fault
 
 
+def _exactly(wanted: bool | int) -> BeforeValidator:
+    """Python takes 0 and 0.0 for false, and true for 1; whoever writes a plan does not."""
+
+    def check(value: object) -> object:
+        if value == wanted and type(value) is not type(wanted):
+            raise PydanticCustomError("literal_error", f"Input should be {wanted}")
+        return value
+
+    return BeforeValidator(check)
+
+
+_False = Annotated[Literal[False], _exactly(False)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
@@ -78,7 +102,7 @@ class _Node(_Strict):
     merge: dict[str, Any] | None = Field(
         None, description="Over `defaults.merge`: method, beta, weights, layers, base, …"
     )
-    finetune: dict[str, Any] | Literal[False] | None = Field(
+    finetune: dict[str, Any] | _False | None = Field(
         None, description="Over `defaults.finetune`; false leaves the merged model as it is."
     )
 
@@ -93,9 +117,7 @@ class _PairNode(_Node):
     """Models that are paired level by level until one is left."""
 
     pair: list[_Item] = Field(min_length=2, description="Names of models, or nodes.")
-    shuffle: StrictInt | Literal[False] = Field(
-        False, description="Seeds the pairing at each level."
-    )
+    shuffle: StrictInt | _False = Field(False, description="Seeds the pairing at each level.")
     odd: str = Field(
         "random", description="Which of an odd count goes up alone: random, last, or a name."
     )
@@ -145,7 +167,7 @@ class _Defaults(_Strict):
 class PlanFile(_Strict):
     """A tree of merges and fine-tunings (modelsoup, schema version 1)."""
 
-    soup: Literal[1] = Field(description="The version of this schema.")
+    soup: Annotated[Literal[1], _exactly(1)] = Field(description="The version of this schema.")
     seed: StrictInt = Field(0, description="What the trainers' seeds are derived from.")
     models: dict[str, _Model] = Field(min_length=1, description="Leaves, and named subtrees.")
     groups: dict[str, list[str]] = Field(

@@ -51,7 +51,7 @@ tree: {of: [{of: [a, b]}, c]}
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PYTHONPATH", TESTS)
+    monkeypatch.setenv("PYTHONPATH", TESTS, prepend=os.pathsep)
     for number, name in enumerate("abcd"):
         save_file(network(number), tmp_path / f"{name}.safetensors")
     return tmp_path
@@ -103,11 +103,11 @@ def test_a_damaged_result_that_nothing_needs_any_more_is_made_again(folder: Path
     made = merged.path.read_bytes()
     damage(merged.path)
     said = soup(folder, "store", "verify", "--store", "store", code=1).stderr
-    assert f"1 results are damaged: root.2-1.merge ({merged.key})" in said
+    assert f"1 result is damaged: root.2-1.merge ({merged.key})" in said
     done = soup(folder, *command)
     assert "waiting  root.2-1.merge  its result was damaged: it is made again" in done.stderr
     assert "kept     root.2-1.merge" not in done.stderr
-    assert done.stdout.endswith("1 nodes computed, 5 reused\n")
+    assert done.stdout.endswith("1 node computed, 5 reused\n")
     assert merged.path.read_bytes() == made
     assert soup(folder, "store", "verify", "--store", "store").stdout == "6 results are intact\n"
 

@@ -309,7 +309,7 @@ class TellsShapes(Reshapes):
 
 def test_a_tensor_of_another_shape_than_the_starts_is_refused(folder: Path) -> None:
     said = (
-        r"gave other shapes to 1 tensors of its start: G\.low\.w \(G\.low\.w: \[5, 1\], not \[5\]\)"
+        r"gave another shape to 1 tensor of its start: G\.low\.w \(G\.low\.w: \[5, 1\], not \[5\]\)"
     )
     with pytest.raises(TrainerError, match=said):
         train(folder, Reshapes(), {}, start=folder / "start.safetensors")
@@ -376,7 +376,7 @@ def test_a_frozen_tensor_is_compared_to_its_last_element(tmp_path: Path) -> None
         if note == "0":
             train(tmp_path, TouchesTheEnd(), {"note": note}, **given)
             continue
-        with pytest.raises(TrainerError, match="changed 1 frozen tensors: large"):
+        with pytest.raises(TrainerError, match="changed 1 frozen tensor: large"):
             train(tmp_path, TouchesTheEnd(), {"note": note}, **given)
 
 
@@ -390,7 +390,7 @@ def test_a_trainers_result_is_searched_to_its_last_element(tmp_path: Path, value
         f"tree: {{of: [a], finetune: {{trainer: ends, note: '{value}'}}}}\n"
     )
     tree, _ = parse_tree(text, folder=tmp_path)
-    with pytest.raises(modelsoup.RunError, match="made NaN or infinity in 1 tensors: large"):
+    with pytest.raises(modelsoup.RunError, match="made NaN or infinity in 1 tensor: large"):
         modelsoup.run(tree, None, store=tmp_path / "store")
 
 
