@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from .cli_shared import echo, json_option, print_json, say
+from .cli_shared import GivenPath, echo, json_option, print_json, say
 from .errors import PlanError, StoreError, are_counted, counted
 
 _STORE = ".soup-store"
@@ -24,7 +24,7 @@ def _store_option(command: Any) -> Any:
         "--store",
         "folder",
         metavar="DIR",
-        type=click.Path(),
+        type=GivenPath(),
         default=_STORE,
         show_default=True,
         help="The folder of results.",
@@ -54,7 +54,7 @@ def _read(path: str) -> tuple[Any, list[str]]:
 
 
 @click.command(no_args_is_help=True)
-@click.argument("path", required=False, metavar="TREE.yaml", type=click.Path())
+@click.argument("path", required=False, metavar="TREE.yaml", type=GivenPath())
 @_store_option
 @_fuse_option
 @json_option
@@ -63,7 +63,7 @@ def _read(path: str) -> tuple[Any, list[str]]:
 @click.option(
     "--svg",
     metavar="FILE",
-    type=click.Path(),
+    type=GivenPath(),
     help="Write a picture of the tree, with the metrics that the store has.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing picture.")
@@ -72,7 +72,7 @@ def _read(path: str) -> tuple[Any, list[str]]:
     "--from",
     "made",
     metavar="CHECKPOINT",
-    type=click.Path(),
+    type=GivenPath(),
     help="Print the plan that a checkpoint was made by, from its lineage.",
 )
 def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags: Any) -> None:
@@ -153,12 +153,12 @@ def _metrics(checked: Any, known: Any) -> dict[str, str]:
 
 
 @click.command(no_args_is_help=True)
-@click.argument("path", metavar="TREE.yaml", type=click.Path())
+@click.argument("path", metavar="TREE.yaml", type=GivenPath())
 @click.option(
     "-o",
     "--output",
     metavar="OUT",
-    type=click.Path(),
+    type=GivenPath(),
     default="soup.safetensors",
     show_default=True,
     help="A .safetensors file; or a folder, where the leaves are model folders.",

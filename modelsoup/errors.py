@@ -120,6 +120,11 @@ def must_be_several(name: str, paths: object) -> None:
         )
 
 
+def how_to_install(extra: str) -> str:
+    """How an extra is installed, as the pages of the docs have it: no index offers modelsoup."""
+    return f"pip install -e '.[{extra}]' in a clone of modelsoup"
+
+
 def counted(number: int, noun: str) -> str:
     """`1 tensor`, `2,000 tensors`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -50,7 +50,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .dtypes import DTYPES
-from .errors import SoupError, TrainerError, counted, listed, nearest, said
+from .errors import SoupError, TrainerError, counted, how_to_install, listed, nearest, said
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -175,7 +175,7 @@ def get_trainer(name: str) -> Trainer:
         extra = _EXTRAS.get(name)
         known = trainer_names()
         hint = (
-            f" (pip install 'modelsoup[{extra}]' brings it)"
+            f" ({how_to_install(extra)} brings it)"
             if extra
             else nearest(name, known) or f" (there are {', '.join(known)}, or module:Class)"
         )
@@ -196,7 +196,7 @@ def get_trainer(name: str) -> Trainer:
     except (Exception, SystemExit) as error:  # a stranger's module may raise anything
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{_kind(error)}: "
         missing = isinstance(error, ImportError) and name in _EXTRAS
-        hint = f" (pip install 'modelsoup[{_EXTRAS[name]}]' brings it)" if missing else ""
+        hint = f" ({how_to_install(_EXTRAS[name])} brings it)" if missing else ""
         raise TrainerError(
             f"the trainer {name!r} could not be imported: {kind}{error}{hint}"
         ) from error

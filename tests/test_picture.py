@@ -283,3 +283,17 @@ def test_a_plan_is_printed_whole_as_json() -> None:
     content = json.loads(soup("plan", "tree.yaml", "--json").stdout)
     assert [node["node"] for node in content["nodes"]][-1] == content["root"] == "root"
     assert content["models"] == 7
+
+
+def test_what_json_has_no_number_for_is_a_text() -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    numbers = ("inf", "-inf", "nan", 0.5)
+    given = {"w": ".inf", "x": "-.inf", "y": ".nan", "z": "0.5"}
+    train = "  {}: {{train: {{trainer: 'trainers:Add', add: {}}}}}\n"
+    text = "".join(train.format(*leaf) for leaf in given.items())
+    Path("inf.yaml").write_text(f"soup: 1\nmodels:\n{text}tree: {{of: [w, x, y, z]}}\n")
+    printed = soup("plan", "inf.yaml", "--json").stdout
+    nodes = json.loads(printed, parse_constant=refuse)["nodes"]
+    assert tuple(node["options"]["add"] for node in nodes[:4]) == numbers

@@ -57,7 +57,7 @@ def test_a_trainer_is_found_by_module_and_class_or_once_it_is_registered() -> No
     ("name", "said"),
     [
         ("comand", "no trainer is called 'comand'; did you mean 'command'"),
-        ("balagan", r"\(pip install 'modelsoup\[i2i\]' brings it\)"),
+        ("balagan", r"\(pip install -e '\.\[i2i\]' in a clone of modelsoup brings it\)"),
         ("zzz", "there are .*command.*, or module:Class"),
         ("no_such_module:Class", "could not be imported: No module named 'no_such_module'"),
         ("trainers:NoClass", "could not be imported: trainers has no 'NoClass'"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from modelsoup import printable
+from modelsoup import counted, printable
 
 COLUMNS = (0, 2, 5)
 """The paper's epochs; the sheet has those that there are, the kept one, and the last."""
@@ -37,7 +37,8 @@ def page(told: Mapping[str, Any]) -> str:
         "",
         *_candidates(told),
         "",
-        f"INT8 against float32, both by OpenVINO, on {likeness['images']:.0f} images: PSNR "
+        f"INT8 against float32, both by OpenVINO, on "
+        f"{counted(round(likeness['images']), 'image')}: PSNR "
         f"{likeness['psnr']:.2f} dB (worst {likeness['psnr_worst']:.2f}), SSIM "
         f"{_number(likeness['ssim'], 4)}. The INT8 graph against NNCF's fake-quantised network: "
         f"{likeness['agreement']['int8']:.1f} dB.",

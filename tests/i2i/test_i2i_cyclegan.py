@@ -677,7 +677,7 @@ def test_without_torch_a_training_says_what_to_install(data: Path, tmp_path: Pat
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert "pip install 'modelsoup[i2i]'" in done.stdout
+    assert "pip install -e '.[i2i]'" in done.stdout
 
 
 @pytest.mark.parametrize(
