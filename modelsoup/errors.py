@@ -145,6 +145,12 @@ def count(number: float) -> str:
     return _scaled(number, ("", "k", "M", "G", "T")).strip()
 
 
+def exact(number: float) -> str:
+    """`5`, `0.1`, `1e-05`: a number of a recipe or a training, no two of which look alike."""
+    short = f"{number:g}"
+    return short if float(short) == number else float.__repr__(number)
+
+
 def _scaled(number: float, units: tuple[str, ...]) -> str:
     power = min(len(units) - 1, int(math.log10(number) // 3)) if number >= 1 else 0
     digits = f"{number / 1000**power:.3g}" if power else f"{number:.0f}"

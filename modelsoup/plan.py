@@ -227,6 +227,10 @@ def described(operation: Operation) -> dict[str, Any]:
         return content if operation.base is None else {**content, "base": str(operation.base)}
     training = operation.training
     content = {"trainer": training.trainer, "options": dict(training.options)}
+    if training.seed is not None:
+        content["seed"] = training.seed
+    if training.resources:
+        content["resources"] = dict(training.resources)
     if isinstance(operation, Train) and operation.start is not None:
         content["start"] = str(operation.start)
     return content

@@ -485,7 +485,25 @@ class CommandTrainer:
         return [path for path in dict.fromkeys(named) if os.path.isfile(path)]
 
     def notices(self, options: CommandOptions) -> list[str]:
-        """That the program is not here; it may be where the node will run."""
+        """Braces that may have been meant for a placeholder, and a program that is not here.
+
+        They may belong to a script, and the program be where the node will run.
+        """
+        return [*self._unfilled(options), *self._absent(options)]
+
+    def _unfilled(self, options: CommandOptions) -> list[str]:
+        named: dict[str, str] = {}  # what is no placeholder → where it occurs first
+        for part in map(str, (*options.command, *options.env.values())):
+            for name in _placeholders(part):
+                named.setdefault(name, part)
+        return [
+            f"{{{name}}} in {said(part)} is none of the command's placeholders, and is passed as "
+            f"it stands ({{{{{name}}}}} says that this is meant)"
+            for name, part in named.items()
+            if name not in _PLACEHOLDERS
+        ]
+
+    def _absent(self, options: CommandOptions) -> list[str]:
         program = str(options.command[0]).replace("{python}", sys.executable)
         path = options.env.get("PATH", os.environ.get("PATH"))
         beside = Path(options.folder or ".", program)

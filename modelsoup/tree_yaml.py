@@ -35,7 +35,9 @@ from pydantic_core import PydanticCustomError
 
 from .checkpoint import StrPath
 from .errors import PlanError, SoupError, counted, listed, nearest, said, speaking
+from .methods import get_method
 from .recipe import Recipe, plain_keys, recipe_from_mapping
+from .rules import BASE
 from .trainer import COMMAND, build_options, expected, get_trainer, place_of, trainer_groups
 from .tree import (
     MAX_NODES,
@@ -248,6 +250,7 @@ class _Expander:
         self.used: set[str] = set()
         self.within: dict[str, None] = {}  # names of subtrees, the outermost first
         self.named: dict[str, tuple[str | int, ...]] = {}  # a node's own name → where it is written
+        self.as_they_are: dict[tuple[str, ...], list[str]] = {}  # defaults not applied → nodes
         self.faults: dict[str, None] = {}  # in order, each once
         self.items = 0
         self.given = 0.0
@@ -308,6 +311,12 @@ class _Expander:
         warnings = [
             f"{self.text.at('models', name)}: the model {name!r} is not used" for name in unused
         ]
+        warnings += [
+            f"{of[0]}{f' (and {listed(of[1:])})' if len(of) > 1 else ''}: one model is taken as it "
+            f"is, without what `defaults.merge` says of {', '.join(keys)} (a `merge` of the node's "
+            f"own merges one model, too)"
+            for keys, of in self.as_they_are.items()
+        ]
         return self.builder.tree(root), warnings
 
     def _item(self, item: Any, path: tuple[str | int, ...], name: str) -> _Step:
@@ -357,6 +366,10 @@ class _Expander:
         try:
             if isinstance(item, _OfNode):
                 own = bool(item.merge)
+                if len(names) == 1 and not own and (keys := _would_change_one(merge)):
+                    node = name if finetune is not None else names[0]
+                    where = "" if self.as_they_are.get(keys) else f"{self.builder.place}: "
+                    self.as_they_are.setdefault(keys, []).append(f"{where}{node}")
                 return self.builder.join(name, names, merge, finetune, merge_one=own)
             models = {self.builder.model(name): name for name in reversed(names)}
             return pair_levels(
@@ -541,6 +554,19 @@ def _merge_keys(given: Mapping[str, Any]) -> dict[str, Any]:
 def _recipe(given: Mapping[str, Any]) -> Recipe:
     with speaking("plan"):
         return recipe_from_mapping(given, "merge")
+
+
+def _would_change_one(merge: Merge) -> tuple[str, ...]:
+    """What of a merge would make of a single model something else than it is."""
+    recipe = merge.recipe
+    method = get_method(recipe.method_name)
+    found = ["method"] if method.base and method.models[0] == 1 else []
+    found += ["dtype"] if recipe.dtype is not None else []
+    if any(r.action == "drop" or r.frozen or r.source == BASE for r in recipe.layers):
+        found.append("layers")
+    if recipe.layers and recipe.rest in ("drop", "base"):
+        found.append("rest")
+    return tuple(found)
 
 
 def _is_what_is_made(key: str) -> bool:

@@ -264,6 +264,23 @@ def test_braces_that_are_no_placeholders_are_left_as_they_are(tmp_path: Path) ->
     assert str([*given, "55"]) in str(caught.value)
 
 
+def test_braces_in_a_script_that_may_have_been_meant_are_told_by_the_plan(folder: Path) -> None:
+    script = "echo lr={lr}; awk '{{print}}' x; cp {start} {output}"
+    given = {"command": ["sh", "-c", script], "env": {"X": "a {rate} b"}}
+    finetune = json.dumps(given)
+    text = f"soup: 1\nmodels: {{a: start.safetensors}}\ntree: {{of: [a], finetune: {finetune}}}\n"
+    tree, _ = parse_tree(text, folder=folder)
+    of_lr, of_rate = modelsoup.check(tree).warnings
+    assert of_lr.startswith('root: {lr} in "echo lr={lr}; ')
+    assert of_lr.endswith(
+        "is none of the command's placeholders, and is passed as it stands ({{lr}} says that this "
+        "is meant)"
+    )
+    assert of_rate.startswith("root: {rate} in 'a {rate} b' is none")
+    options = build_options(CommandTrainer(), {"command": ["sh", "-c", "{{lr}} {output}"]})
+    assert CommandTrainer().notices(options) == []
+
+
 def test_placeholders_are_filled_in_in_the_environment_too(tmp_path: Path) -> None:
     code = "import os, sys; sys.exit(os.environ['WHERE'])"
     with pytest.raises(TrainerError, match=f"its last lines: to {tmp_path}/out.safetensors, 5$"):

@@ -480,6 +480,42 @@ def test_a_node_with_one_model_and_no_merge_of_its_own_takes_it_as_it_is(
     assert tree.inputs("root") == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("defaults", "tree", "said"),
+    [
+        ("dtype: bf16, beta: 0.5", "{of: [a]}", "the plan:4:1: a: .* says of dtype "),
+        ("dtype: bf16", "{of: [{of: [a]}, {of: [b]}]}", r"the plan:4:13: a \(and b\): one model"),
+        ("method: task_arithmetic, base: c.safetensors", "{of: [a]}", "says of method "),
+        ("layers: {'D.*': freeze}", "{of: [a], finetune: {trainer: 'trainers:Add'}}",
+         "4:1: root: .* says of layers "),
+        ("layers: {'D.*': merge, rest: drop}", "{of: [a]}", "says of rest "),
+        ("layers: {'D.*': drop}", "{of: [a]}", "says of layers "),
+    ],
+)  # fmt: skip
+def test_a_default_that_one_model_is_taken_without_is_a_warning(
+    defaults: str, tree: str, said: str, folder: Path
+) -> None:
+    text = HEAD + f"defaults: {{merge: {{{defaults}}}}}\ntree: {tree}\n"
+    (found,) = (w for w in parse_tree(text, folder=folder)[1] if "is not used" not in w)
+    assert re.search(said, found)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "tree"),
+    [
+        ("beta: 0.5, layers: all", "{of: [a]}"),
+        ("method: slerp, t: 0.5", "{of: [a]}"),
+        ("dtype: bf16", "{of: [a, b]}"),
+        ("dtype: bf16", "{of: [a], merge: {dtype: f16}}"),
+    ],
+)
+def test_a_default_that_says_nothing_of_one_model_is_no_warning(
+    defaults: str, tree: str, folder: Path
+) -> None:
+    text = HEAD + f"defaults: {{merge: {{{defaults}}}}}\ntree: {tree}\n"
+    assert not [w for w in parse_tree(text, folder=folder)[1] if "is not used" not in w]
+
+
 def test_one_model_merged_alone_is_converted_and_fine_tuned(folder: Path) -> None:
     text = (
         HEAD
