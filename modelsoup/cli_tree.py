@@ -116,7 +116,7 @@ def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags:
 
         checked = check(
             tree, done=known.has, digest=known.digest, companions=known.companions,
-            fuse=flags["fuse"], warnings=warnings,
+            contents=known.contents, fuse=flags["fuse"], warnings=warnings,
         )  # fmt: skip
         warnings = [*checked.warnings, *made_otherwise(checked, known)]
         checked = dataclasses.replace(checked, warnings=tuple(warnings))

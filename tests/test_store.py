@@ -447,6 +447,51 @@ def test_what_goes_along_with_a_model_folder_is_read_once(
     assert (again.output / "tokenizer.json").read_text() == "[]" * 1000
 
 
+def test_files_that_a_command_names_are_read_by_a_run_once_and_by_no_plan(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modelsoup.digest._remembered.cache_clear()
+    (folder / "train.py").write_text(
+        "import shutil, sys\nshutil.copyfile(sys.argv[1], sys.argv[2])\n"
+    )
+    (folder / "data.csv").write_text("1,2\n" * 1000)
+    command = '["{python}", train.py, "{start}", "{output}"]'
+    (folder / "tree.yaml").write_text(
+        f"soup: 1\nmodels: {{a: a.safetensors}}\n"
+        f"tree: {{of: [a], finetune: {{command: {command}, files: [data.csv]}}}}\n"
+    )
+    tree, _ = modelsoup.read_tree(folder / "tree.yaml")
+    opened = []
+    exact = os.open
+
+    def watched(path: Any, *arguments: Any, **more: Any) -> int:
+        opened.append(Path(os.fsdecode(path)).name if not isinstance(path, int) else "")
+        return exact(path, *arguments, **more)
+
+    def read() -> int:
+        modelsoup.digest._remembered.cache_clear()  # as in another process
+        times = opened.count("data.csv")
+        opened.clear()
+        return times
+
+    monkeypatch.setattr(os, "open", watched)
+    store = Store(folder / "store")
+    known = {"done": store.has, "digest": store.digest, "companions": store.companions}
+    assert check(tree).nodes["root"].key is None
+    store.digest_now(folder / "a.safetensors")
+    assert check(tree, **known, contents=store.contents).nodes["root"].key is None
+    assert read() == 0
+    assert modelsoup.run(tree, folder / "out.safetensors", store=store.folder).computed == ("root",)
+    assert read() == 1
+    assert check(tree, **known, contents=store.contents).nodes["root"].done
+    assert modelsoup.run(tree, None, store=store.folder).computed == ()
+    assert read() == 0
+    (folder / "data.csv").write_text("3,4\n" * 1000)
+    assert check(tree, **known, contents=store.contents).nodes["root"].key is None
+    assert modelsoup.run(tree, None, store=store.folder).computed == ("root",)
+    assert read() == 1
+
+
 def test_a_run_looks_at_a_tree_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     tensors = Add.tensors
