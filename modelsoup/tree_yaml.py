@@ -406,6 +406,8 @@ class _Expander:
         if isinstance(model, _TrainLeaf):
             given = _over(self.file.defaults.train, model.train)
             training = self._training(given, self._places("train", model.train, at))
+            if model.start == "":
+                raise PlanError(f"{self.text.at(*at, 'start')}: start is '', not a path")
             start = None if model.start is None else self.folder / model.start
             return self.builder.add(free, Train(training, start))
         if len(self.within) >= _MAX_DEPTH:
@@ -430,7 +432,7 @@ class _Expander:
         given |= own
         self._count(given)
         base = given.pop("base", None)
-        if base is not None and not isinstance(base, str):
+        if base is not None and not (isinstance(base, str) and base):
             raise PlanError(f"{places('base')}: base is {said(base)}, not a path")
         own_groups = given.get("groups", {})
         if _names_groups(given.get("layers")) and isinstance(own_groups, dict):

@@ -264,6 +264,11 @@ FAULTS += [
         "3:20: tree.finetune is 'yes', but must be a map",
     ),
     (HEAD + "tree: {of: [a, b], finetune: true}\n", "is True, but must be a mapping or false$"),
+    (HEAD + "tree: {of: [a, b], merge: {base: ''}}\n", "the plan:3:28: base is '', not a path$"),
+    (
+        "soup: 1\nmodels: {a: {train: {trainer: 'trainers:Add'}, start: ''}}\ntree: a\n",
+        "the plan:2:48: start is '', not a path$",
+    ),
     (HEAD + "tree: {of: [a, b], finetune: 0}\n", "finetune is 0, but must be a mapping or false$"),
     (HEAD + "tree: {of: [a, b], finetune: 1e-400}\n", "is 0.0, but must be a mapping or false$"),
     (HEAD + "tree: {pair: [a, b], shuffle: 0.0}\n", "is 0.0, but must be an integer or false$"),
