@@ -75,7 +75,7 @@ def sheet(
 
     epochs = sorted({e for e in (*COLUMNS, kept, max(pictures)) if e in pictures})
     headings = ["input", "float32"]
-    headings += [f"INT8, {e} epochs{' *' if e == kept else ''}" for e in epochs]
+    headings += [f"INT8, {counted(e, 'epoch')}{' *' if e == kept else ''}" for e in epochs]
     rows = [
         [inputs[n], expected[n], *(pictures[e][n] for e in epochs)]
         for n in range(min(len(inputs), SHOWN))
