@@ -13,6 +13,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
+    from .cli_shared import GivenPath, print_json
     from .compare import DiffReport, diff
     from .digest import FileDigest, digest_file, digest_files
     from .engine import MergeReport, merge
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
         SoupError,
         StoreError,
         TrainerError,
+        counted,
+        how_to_install,
         nearest,
         printable,
     )
@@ -52,13 +55,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "checkpoint": ("Checkpoint", "TensorInfo", "open_checkpoint"),
+    "cli_shared": ("GivenPath", "print_json"),
     "compare": ("DiffReport", "diff"),
     "digest": ("FileDigest", "digest_file", "digest_files"),
     "engine": ("MergeReport", "merge"),
     "errors": (
         "CheckpointError", "MismatchError", "NonfiniteError", "OutputError", "ParameterError",
-        "PlanError", "RuleError", "RunError", "SoupError", "StoreError", "TrainerError", "nearest",
-        "printable",
+        "PlanError", "RuleError", "RunError", "SoupError", "StoreError", "TrainerError", "counted",
+        "how_to_install", "nearest", "printable",
     ),
     "executors": ("RayExecutor",),
     "inspection": ("Node", "summarize"),
@@ -92,6 +96,7 @@ __all__ = [
     "Event",
     "FileDigest",
     "FineTune",
+    "GivenPath",
     "Job",
     "Load",
     "Merge",
@@ -131,11 +136,13 @@ __all__ = [
     "build_options",
     "check",
     "convert",
+    "counted",
     "diff",
     "digest_file",
     "digest_files",
     "get_method",
     "get_trainer",
+    "how_to_install",
     "lineage_graph",
     "merge",
     "method",
@@ -148,6 +155,7 @@ __all__ = [
     "parse_tree",
     "plan_merge",
     "plan_text",
+    "print_json",
     "printable",
     "read_lineage",
     "read_tree",

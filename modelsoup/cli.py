@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli_shared import colored, echo, json_option, print_json, say
+from .cli_shared import GivenPath, colored, echo, json_option, print_json, say
 from .cli_tree import plan, run, store
 from .errors import LISTED, ParameterError, SoupError, listed, nearest, sized, speaking
 from .version import __version__
@@ -183,12 +183,12 @@ def main() -> None:
 
 
 @main.command(no_args_is_help=True)
-@click.argument("models", nargs=-1, metavar="A B [C …]", type=click.Path())
+@click.argument("models", nargs=-1, metavar="A B [C …]", type=GivenPath())
 @click.option(
     "-o",
     "--output",
     metavar="OUT",
-    type=click.Path(),
+    type=GivenPath(),
     help="A .safetensors file; or a folder, where config and tokenizer come along.  "
     "[default: soup.safetensors]",
 )
@@ -201,7 +201,7 @@ def main() -> None:
 )
 @click.option("--weights", metavar="W,W,…", help="One weight a model.")
 @click.option(
-    "--base", metavar="BASE", type=click.Path(), help="The base model of task-vector methods."
+    "--base", metavar="BASE", type=GivenPath(), help="The base model of task-vector methods."
 )
 @click.option(
     "--set",
@@ -251,7 +251,7 @@ def main() -> None:
 @click.option(
     "--config",
     metavar="FILE",
-    type=click.Path(),
+    type=GivenPath(),
     help="A YAML file with these options as keys, models and output too; the command line wins.",
 )
 @click.option("--shard-size", metavar="SIZE", help="Divide a folder's weights: 5GB, 500MB.")
@@ -423,7 +423,7 @@ def _progress_lines(title: str) -> Callable[[int, int], None]:
 
 
 @main.command(no_args_is_help=True)
-@click.argument("path", type=click.Path(), metavar="CHECKPOINT")
+@click.argument("path", type=GivenPath(), metavar="CHECKPOINT")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--lineage", is_flag=True, help="Show what it was made of.")
 @json_option
@@ -464,8 +464,8 @@ def inspect(path: str, tensors: bool, lineage: bool, as_json: bool) -> None:
 
 
 @main.command(no_args_is_help=True)
-@click.argument("first", type=click.Path(), metavar="A")
-@click.argument("second", type=click.Path(), metavar="B")
+@click.argument("first", type=GivenPath(), metavar="A")
+@click.argument("second", type=GivenPath(), metavar="B")
 @click.option("--by", default="layer", metavar="layer|tensor|group", show_default=True)
 @json_option
 def diff(first: str, second: str, by: str, as_json: bool) -> None:
@@ -482,8 +482,8 @@ def diff(first: str, second: str, by: str, as_json: bool) -> None:
 
 
 @main.command(no_args_is_help=True)
-@click.argument("source", type=click.Path(), metavar="IN")
-@click.argument("output", type=click.Path(), metavar="OUT")
+@click.argument("source", type=GivenPath(), metavar="IN")
+@click.argument("output", type=GivenPath(), metavar="OUT")
 @click.option("--key", help="Which nested state dict to take: 'params_ema', 'model.state_dict'.")
 @click.option(
     "--strip-prefix",
@@ -565,11 +565,11 @@ def methods(name: str | None, as_json: bool) -> None:
 
 
 @main.command(no_args_is_help=True)
-@click.argument("path", type=click.Path(), metavar="CHECKPOINT")
+@click.argument("path", type=GivenPath(), metavar="CHECKPOINT")
 @click.option(
     "--inputs",
     multiple=True,
-    type=click.Path(),
+    type=GivenPath(),
     metavar="FOLDER",
     help="Where the inputs lie.  [default: beside the checkpoint, and the current folder]",
 )

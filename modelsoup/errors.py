@@ -120,6 +120,11 @@ def must_be_several(name: str, paths: object) -> None:
         )
 
 
+def how_to_install(extra: str) -> str:
+    """How an extra is installed, as the pages of the docs have it: no index offers modelsoup."""
+    return f"pip install -e '.[{extra}]' in a clone of modelsoup"
+
+
 def counted(number: int, noun: str) -> str:
     """`1 tensor`, `2,000 tensors`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -138,6 +143,12 @@ def sized(nbytes: float) -> str:
 def count(number: float) -> str:
     """`1.23 G`: a count in powers of 1000."""
     return _scaled(number, ("", "k", "M", "G", "T")).strip()
+
+
+def exact(number: float) -> str:
+    """`5`, `0.1`, `1e-05`: a number of a recipe or a training, no two of which look alike."""
+    short = f"{number:g}"
+    return short if float(short) == number else float.__repr__(number)
 
 
 def _scaled(number: float, units: tuple[str, ...]) -> str:

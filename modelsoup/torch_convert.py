@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .checkpoint import SUFFIX, StrPath, read_index
 from .dtypes import DTYPES
-from .errors import CheckpointError, OutputError, ParameterError, SoupError, listed, nearest, option
+from .errors import (
+    CheckpointError,
+    OutputError,
+    ParameterError,
+    SoupError,
+    how_to_install,
+    listed,
+    nearest,
+    option,
+)
 from .pickles import most_bytes
 from .placing import CONVERTER_KEY, check_output, overlapped
 from .torch_load import REMEDY, StandIn, check_memory, kind_of, load
@@ -136,7 +145,7 @@ def convert(
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError:
-        raise SoupError("soup convert needs PyTorch: install modelsoup[torch]") from None
+        raise SoupError(f"soup convert needs PyTorch: {how_to_install('torch')}") from None
     source, output = Path(source), Path(output)
     as_folder = _is_folder(source, output)
     if shard_size is not None and not as_folder:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from modelsoup import printable
+from modelsoup import counted, printable
 
 COLUMNS = (0, 2, 5)
 """The paper's epochs; the sheet has those that there are, the kept one, and the last."""
@@ -37,7 +37,8 @@ def page(told: Mapping[str, Any]) -> str:
         "",
         *_candidates(told),
         "",
-        f"INT8 against float32, both by OpenVINO, on {likeness['images']:.0f} images: PSNR "
+        f"INT8 against float32, both by OpenVINO, on "
+        f"{counted(round(likeness['images']), 'image')}: PSNR "
         f"{likeness['psnr']:.2f} dB (worst {likeness['psnr_worst']:.2f}), SSIM "
         f"{_number(likeness['ssim'], 4)}. The INT8 graph against NNCF's fake-quantised network: "
         f"{likeness['agreement']['int8']:.1f} dB.",
@@ -74,7 +75,7 @@ def sheet(
 
     epochs = sorted({e for e in (*COLUMNS, kept, max(pictures)) if e in pictures})
     headings = ["input", "float32"]
-    headings += [f"INT8, {e} epochs{' *' if e == kept else ''}" for e in epochs]
+    headings += [f"INT8, {counted(e, 'epoch')}{' *' if e == kept else ''}" for e in epochs]
     rows = [
         [inputs[n], expected[n], *(pictures[e][n] for e in epochs)]
         for n in range(min(len(inputs), SHOWN))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from ..errors import ParameterError, nearest
+from ..errors import ParameterError, counted, nearest
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -270,7 +270,9 @@ def _checked(method_name: str, name: str, field: Any, value: Any, models: int) -
     if len(numbers) == 1:
         numbers *= models
     if len(numbers) != models:
-        raise ParameterError(f"{where} has {len(numbers)} values for {models} models")
+        raise ParameterError(
+            f"{where} has {counted(len(numbers), 'value')} for {counted(models, 'model')}"
+        )
     return tuple(float(number) for number in numbers)
 
 

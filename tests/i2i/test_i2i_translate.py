@@ -239,6 +239,6 @@ def test_an_onnx_model_gives_what_torch_gives_at_any_size(model, tmp_path):
 @pytest.mark.needs("onnx")
 def test_a_missing_onnx_is_a_sentence(model, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    with pytest.raises(modelsoup.SoupError, match=r"pip install 'modelsoup\[onnx\]'"):
+    with pytest.raises(modelsoup.SoupError, match=r"pip install -e '\.\[onnx\]'"):
         export_onnx(model, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()

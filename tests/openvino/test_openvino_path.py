@@ -29,6 +29,7 @@ from safetensors.numpy import load_file
 
 import modelsoup
 from modelsoup.cli import main
+from modelsoup.digest import content_of
 
 from conftest import SHAPE, SIZES, device_plan  # isort: skip
 
@@ -357,7 +358,7 @@ def key(folder, start, data, *, trainer="openvino-qat", seed=0, training=None, *
     }  # fmt: skip
     (folder / "tree.yaml").write_text(json.dumps(plan))
     tree, _ = modelsoup.read_tree(folder / "tree.yaml")
-    made = modelsoup.check(tree, digest=lambda path: path.name)
+    made = modelsoup.check(tree, digest=lambda path: path.name, contents=content_of)
     assert made.problems == ()
     found = made.nodes["root"].key
     assert found is not None
