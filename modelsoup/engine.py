@@ -277,7 +277,7 @@ def _execute(
             if copy_from is not None and (dtype := _changed_dtype(plan)) is not None:
                 adapt_configs(
                     writer.path(""), [part.prefix for part in first.parts], dtype,
-                    quantised=any(step.quantized for step in plan.steps),
+                    quantised=plan.has_codes,
                 )  # fmt: skip
             writer.commit()
     finally:

@@ -23,6 +23,7 @@ from .rules import (
     ParameterValue,
     Rest,
     Rule,
+    default_rest,
     parse_fractions,
     parse_layers,
     parse_value,
@@ -123,9 +124,8 @@ class Recipe:
         for rule in self.layers:
             _check_method(rule)
         self._set("low_level", parse_fractions(self.low_level))
-        exceptions = bool(self.layers) and all(rule.action != "merge" for rule in self.layers)
         if self.rest is None:
-            self._set("rest", "merge" if exceptions else "first")
+            self._set("rest", default_rest(self.layers))
         allowed = self.allow_nonfinite
         if isinstance(allowed, bool | str):
             allowed = ("*",) if allowed is True else (allowed,) if allowed else ()

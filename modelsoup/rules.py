@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from .errors import RuleError, counted, layer_option, listed, nearest, option, said
+from .errors import RuleError, counted, listed, nearest, option, said
 
 Action = Literal["merge", "keep", "drop"]
 Rest = Literal["merge", "first", "second", "base", "drop", "error"]
@@ -44,7 +44,6 @@ _TRUTHS = {
     **dict.fromkeys(("false", "no", "off"), False),
 }
 _PATIENCE = 10.0  # seconds for a regular expression and all names
-_HINTED = 5  # patterns in a hint
 _NESTED = 100  # groups in groups
 
 
@@ -70,13 +69,17 @@ class Rule:
     method: str | None = None
     parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
 
-    def __str__(self) -> str:
+    @property
+    def words(self) -> list[str]:
+        """What is done, as the grammar has it."""
         words = {"merge": self.method or "merge", "drop": "drop", "keep": source_name(self.source)}
         parts = [words[self.action]]
         parts += ["low-level"] if self.low_level else []
         parts += ["freeze"] if self.frozen else []
-        parts += [f"{k}:{_plain(v)}" for k, v in self.parameters.items()]
-        return f"{self.pattern} → {'; '.join(parts)}"
+        return [*parts, *(f"{k}:{_plain(v)}" for k, v in self.parameters.items())]
+
+    def __str__(self) -> str:
+        return f"{self.pattern} → {'; '.join(self.words)}"
 
 
 def source_name(source: int) -> str:
@@ -520,25 +523,10 @@ def _matching(pattern: str, names: Sequence[str]) -> set[str]:
     return {names[index] for index in told}
 
 
-def hint(names: Sequence[str], every: Iterable[str], *what: str) -> str:
-    """An option that has rules do something else with some tensors, and with no others.
-
-    Args:
-        names: the tensors.
-        every: all tensor names.
-        what: one or more things to do; the first is spelt out, the others are said to be possible.
-    """
-    patterns = covering(names, every)
-    shown = layer_option([(pattern, what[0]) for pattern in patterns[:_HINTED]])
-    more = "" if len(patterns) <= _HINTED else " …"
-    other = "".join(f", or '={word}'" for word in what[1:])
-    return f"{shown}{more}{other}"
-
-
 def covering(names: Sequence[str], every: Iterable[str]) -> list[str]:
     """Few patterns that match just these of all names: by how they begin, or else how they end."""
     if len(names) == 1:
-        return [_plainly(names[0])]
+        return [plainly(names[0])]
     wanted = set(names)
     others = [name for name in every if name not in wanted]
     by_start = _patterns(names, others, lambda dots: [slice(0, dot + 1) for dot in dots], "{}*")
@@ -558,19 +546,29 @@ def _patterns(
     patterns: dict[str, None] = {}
     for name in names:
         end = next((end for end in ends_of(name) if end not in taken), None)
-        patterns[_plainly(name) if end is None else glob.format(_plainly(end))] = None
+        patterns[plainly(name) if end is None else glob.format(plainly(end))] = None
     return list(patterns)
 
 
-def _plainly(text: str) -> str:
+def plainly(text: str) -> str:
     """A glob that matches a text, whatever is in it."""
     special = text in _PRESETS or text.startswith(("re:", "group:", " "))
-    escaped = [f"[{c}]" if c in "[*?" else c for c in text]
+    # What is not printable would be spelt out where the pattern is shown.
+    escaped = [f"[{c}]" if c in "[*?" else c if c.isprintable() else "?" for c in text]
     if escaped and special and len(escaped[0]) == 1:
         escaped[0] = f"[{escaped[0]}]"
     if escaped[-1:] == [" "]:
         escaped[-1] = "[ ]"
     return "".join(escaped)
+
+
+def default_rest(rules: Iterable[Rule]) -> Rest:
+    """What is meant by the tensors that no rule matches, where nothing says so.
+
+    Rules that only keep or drop are exceptions, and the rest is merged; others say what to merge.
+    """
+    given = list(rules)
+    return "merge" if given and all(rule.action != "merge" for rule in given) else "first"
 
 
 def rule_as_json(rule: Rule) -> dict[str, Any]:

@@ -26,11 +26,11 @@ from .digest import FileDigest, FileReader
 from .dtypes import DTYPES, count_nonfinite, has_nonfinite, narrow, numpy_dtype, widen
 from .errors import MismatchError, ParameterError, SoupError, counted, listed, option
 from .lineage import Digests
-from .merge_plan import MergePlan, Step, model_called
+from .merge_plan import MergePlan, Step, instead, model_called
 from .methods import get_method
 from .methods.registry import number_type, numbers
 from .quantized import Quantizer, Scales, dequantize
-from .rules import BASE, hint
+from .rules import BASE
 from .statistics import BLOCK, Gram, Statistic, TaskVectors, state_bytes, task_vectors
 from .unmade import Unmade, is_undecided
 from .writer import CheckpointWriter, OutputFile
@@ -645,13 +645,13 @@ class Stream:
         ]  # fmt: skip
         if differing:
             names = [step.name for step in differing]
-            every = [step.name for step in self.plan.steps]
+            plan = self.plan
             are = "is no float differs" if len(names) == 1 else "are no floats differ"
             raise MismatchError(
                 f"{counted(len(names), 'tensor')} that {are} "
                 f"between the models: {listed([f'{s.name} ({s.dtype})' for s in differing])} "
                 f"({option('on_integer', 'first')} or max says what to take, or keep them with "
-                f"{hint(names, every, 'first', 'drop')})"
+                f"{instead(plan.recipe, plan.assignment, names, 'first', 'drop')})"
             )
 
     def _differs(self, step: Step) -> bool:

@@ -132,6 +132,58 @@ def test_a_hint_goes_before_rules_that_are_there(tmp_path: Path):
     assert {n: t[0] for n, t in found.items()} == {"disc.w": 2.5, "disc.ema": 1, "gen.w": 1}
 
 
+def test_a_hint_for_integers_and_one_for_a_merge_say_what_becomes_of_the_rules(tmp_path: Path):
+    for name, last in (("a", 2), ("b", 3)):
+        tensors = {"ids": np.array([1, last]), "w": np.full(2, last, F32)}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    models, out = [tmp_path / f"{n}.safetensors" for n in "ab"], tmp_path / "out.safetensors"
+    with pytest.raises(MismatchError, match=r"'=drop' before your other rules\)$"):
+        merge(models, out, layers=["*=0.25"])
+    merge(models, out, layers=["ids=first", "*=0.25"])
+    assert load_file(out)["w"][0] == 2.75
+    place = re.escape("or '=drop' in place of 'ids → merge' and before your other rules)")
+    with pytest.raises(MismatchError, match=f"{place}$"):
+        merge(models, out, layers=["ids", "w=0.25"], force=True)
+    for layers, said, instead in (
+        (["*=first"], "layers=['*=merge'] in place of '* → first' does", {"layers": ["*=merge"]}),
+        (["ids=first"], "rest='merge' merges those that no rule matches",
+         {"layers": ["ids=first"], "rest": "merge"}),
+    ):  # fmt: skip
+        with pytest.raises(ParameterError) as caught:
+            merge(models, out, layers=layers, rest="first", beta=0.25, force=True)
+        assert said in str(caught.value)
+        merge(models, out, beta=0.25, on_integer="first", force=True, **instead)
+        assert load_file(out)["w"][0] == 2.75
+
+
+def test_a_hint_leaves_the_rest_as_it_was_meant(tmp_path: Path):
+    """Rules that only keep have the rest merged, and rules that merge do not."""
+    a, b = (named(tmp_path / f"{n}.safetensors", ["y", *["x"] * (n == 1)], n) for n in (1, 3))
+    for options, said, y in (
+        ({"layers": ["x=0.5"]}, "layers=['x=first'], rest='first', or", 1),
+        ({"rest": "drop"}, "layers=['x=first'], rest='merge', or", 2),
+        ({"layers": ["x=0.5"], "rest": "second"}, "layers=['x=first'], or", 3),
+    ):
+        with pytest.raises(MismatchError) as caught:
+            merge([a, b], tmp_path / "out.safetensors", **options)
+        hint = re.search(r"keep them with (.*), or", str(caught.value))
+        assert hint is not None and said in str(caught.value)
+        followed = options | eval(f"dict({hint[1]})")
+        merge([a, b], tmp_path / "out.safetensors", force=True, **followed)
+        found = load_file(tmp_path / "out.safetensors")
+        assert {n: t[0] for n, t in found.items()} == {"x": 1, "y": y}
+
+
+def test_what_is_not_printable_is_a_wildcard_in_a_hint(tmp_path: Path):
+    """Spelt out, as it is shown, it would match nothing."""
+    a, b = (named(tmp_path / f"{n}.safetensors", ["y", *["n\nl"] * (n == 1)], n) for n in (1, 3))
+    refused = soup("merge", a, b, "-o", tmp_path / "out.safetensors")
+    assert "--layers 'n?l=first'" in refused.output
+    done = soup("merge", a, b, "-o", tmp_path / "out.safetensors", "--layers", "n?l=first")
+    assert done.exit_code == 0, done.output
+    assert load_file(tmp_path / "out.safetensors")["n\nl"][0] == 1
+
+
 def test_a_third_model_that_alone_differs_is_noticed(tmp_path: Path):
     """Every check of two models holds for a third."""
     alike = [save(tmp_path / f"{n}.safetensors", x=n, y=n) for n in (1, 2)]
@@ -216,6 +268,12 @@ def test_one_model_is_changed_or_refused(tmp_path: Path):
     out = tmp_path / "out.safetensors"
     with pytest.raises(ParameterError, match="one model alone is not merged"):
         merge([a], out)
+    for options in ({"method": "linear"}, {"weights": [0.5]}, {"parameters": {"weight": 2.0}}):
+        with pytest.raises(ParameterError, match="one model alone is not merged"):
+            merge([a], out, **options)
+    merge([a], out, weights=[0.5], parameters={"normalize": False})
+    assert load_file(out)["y"][0] == 1
+    out.unlink()
     merge([a], out, dtype="bf16")
     assert load_file(out)["y"].dtype == ml_dtypes.bfloat16
     merge([a], out, layers=["y=drop"], force=True)
