@@ -22,7 +22,7 @@ import click
 
 from .cli_shared import colored, echo, json_option, print_json, say
 from .cli_tree import plan, run, store
-from .errors import LISTED, ParameterError, SoupError, listed, nearest, sized, speaking
+from .errors import LISTED, ParameterError, SoupError, counted, listed, nearest, sized, speaking
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -511,7 +511,7 @@ def convert(
     report = torch_convert.convert(
         source, output, key=key, strip_prefixes=strip_prefix, shard_size=shard_size, force=force
     )
-    echo(f"{report.output}: {report.tensors} tensors, {report.nbytes:,} bytes")
+    echo(f"{report.output}: {counted(report.tensors, 'tensor')}, {report.nbytes:,} bytes")
     if report.source != Path(source):
         say("note", f"read {report.source}")
     if report.key:

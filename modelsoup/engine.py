@@ -5,12 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
-from .checkpoint import SUFFIX, Checkpoint, Part, StrPath, open_checkpoint
+from .checkpoint import (
+    KNOWN_STEMS,
+    SUFFIX,
+    Checkpoint,
+    Part,
+    StrPath,
+    open_checkpoint,
+    parts_listed,
+)
 from .companions import adapt_configs, companions, missing_layers
 from .errors import (
     LISTED,
@@ -43,10 +51,6 @@ from .writer import (
 
 DEFAULT_OUTPUT = "soup.safetensors"
 
-# What a single file may be called so that who loads a folder finds it.
-_KNOWN_STEMS = (
-    "model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights", "open_clip_model",
-)  # fmt: skip
 # Metadata that holds a digest of the model: of the data section, with what stands before it.
 _DATA_DIGESTS = {"sshs_model_hash": "", "modelspec.hash_sha256": "0x"}
 _DIGEST_WORDS = ("hash", "sha256", "checksum", "digest")
@@ -172,12 +176,12 @@ def merge(
         raise OutputError(
             f"the output {output} is one file, and is not divided into shards: name a folder"
         )
-    if len(files) > 1 and output.suffix == SUFFIX:
+    if output.suffix == SUFFIX and any(file.prefix for file in files):
         raise OutputError(
-            f"the output {output} is one file, but the models have weights in "
-            f"{listed([part.prefix or '.' for part in plan.models[0].parts])}: name a folder"
+            f"the output {output} is one file, but there are weights in "
+            f"{listed([file.prefix or '.' for file in files])}: name a folder"
         )
-    notices += _of_the_folder(plan, output)
+    notices += _of_the_folder(plan, output, files)
     _strict(notices, strict)
     if dry_run:
         return MergeReport(None, plan, tuple(notices))
@@ -209,24 +213,59 @@ def _parts(output: Path, plan: MergePlan) -> list[Part]:
     parts: dict[str, Part] = {}
     for model in every:
         for part in model.parts:
-            known = model.is_folder or part.stem in _KNOWN_STEMS
+            known = model.is_folder or part.stem in KNOWN_STEMS
             parts.setdefault(part.prefix, part if known else part._replace(stem="model"))
     return list({**parts, "": parts.get("", Part("", "model"))}.values())
 
 
-def _of_the_folder(plan: MergePlan, output: Path) -> list[Notice]:
+def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -> list[Notice]:
     """What of the first model's folder goes along, looked at before anything is done."""
     folder = plan.models[0].companions
     if output.suffix == SUFFIX or folder is None:
         return []
-    for _ in companions(folder, without=output):  # for its errors
-        pass
+    for place in (folder, *_parts_from(plan, files).values()):
+        for _ in companions(place, without=output):  # for its errors
+            pass
     names = [step.name for step in plan.steps]
-    return [
+    return [*_of_the_list_of_parts(plan, folder, files)] + [
         Notice("config", f"{said}, but the output lacks {counted(len(gone), 'layer')} of them: "
                f"{listed(gone)}", tuple(gone))
         for said, gone in missing_layers(folder, list(plan.models[0].tensors), names)
     ]  # fmt: skip
+
+
+def _of_the_list_of_parts(
+    plan: MergePlan, folder: Path, files: Sequence[OutputFile]
+) -> Iterator[Notice]:
+    """Where the first model's list of its parts, which goes along, is not true of the output."""
+    parts = parts_listed(folder)
+    if parts is None:
+        return
+    there = list(dict.fromkeys(file.prefix[:-1] for file in files if file.prefix))
+    unlisted = [name for name in there if name not in parts.names]
+    were = [part.prefix[:-1] for part in plan.models[0].parts if part.prefix]
+    gone = [name for name in were if name not in there]
+    for names, what in (
+        (unlisted, "does not name {}, so that the weights there are not read: name them in it"),
+        (gone, "names {}, of which the output has no weights"),
+    ):
+        if names:
+            said = f"{parts.file} {what.format(listed(names))}"
+            yield Notice("config", said, tuple(names))
+
+
+def _parts_from(plan: MergePlan, files: Sequence[OutputFile]) -> dict[str, Path]:
+    """The folders whose other files go along with parts that the first model has not."""
+    found: dict[str, Path] = {}
+    first, *others = plan.models
+    own = {part.prefix for part in first.parts}
+    for prefix in {file.prefix for file in files} - own:
+        for model in others:
+            if model.companions is not None and any(p.prefix == prefix for p in model.parts):
+                if first.companions is None or not (first.companions / prefix).exists():
+                    found[prefix] = model.companions / prefix
+                break
+    return found
 
 
 def _strict(notices: Sequence[Notice], strict: bool) -> None:
@@ -262,7 +301,13 @@ def _execute(
         stream.compare_integers()
         copy_from = first.companions if output.suffix != SUFFIX else None
         with CheckpointWriter(
-            output, files, with_lineage(None), force=force, fsync=fsync, copy_from=copy_from
+            output,
+            files,
+            with_lineage(None),
+            force=force,
+            fsync=fsync,
+            copy_from=copy_from,
+            parts_from=None if copy_from is None else _parts_from(plan, files),
         ) as writer:
             stream.run(writer, files)
             if refused := stream.refused_nonfinite():
@@ -276,7 +321,7 @@ def _execute(
             writer.update_metadata(with_lineage(digests, stream.nonfinite_results()))
             if copy_from is not None and (dtype := _changed_dtype(plan)) is not None:
                 adapt_configs(
-                    writer.path(""), [part.prefix for part in first.parts], dtype,
+                    writer.path(""), [file.prefix for file in files], dtype,
                     quantised=plan.has_codes,
                 )  # fmt: skip
             writer.commit()

@@ -23,7 +23,7 @@ from torch import nn
 
 from .checkpoint import SUFFIX, Checkpoint, StrPath, TensorInfo, open_checkpoint
 from .dtypes import DTYPES
-from .errors import MismatchError, OutputError, TrainerError, listed, nearest
+from .errors import MismatchError, OutputError, TrainerError, counted, listed, nearest
 from .writer import CheckpointWriter, OutputTensor, layout
 
 _TORCH = {d.name: getattr(torch, d.numpy, None) for d in DTYPES.values() if d.numpy}
@@ -64,8 +64,8 @@ def load_into(
     if unknown:
         near = nearest(unknown[0], [name for name in own if name not in infos] or own)
         raise MismatchError(
-            f"{checkpoint} has {len(unknown)} tensors that the module lacks: {listed(unknown)}"
-            f"{near}"
+            f"{checkpoint} has {counted(len(unknown), 'tensor')} that the module lacks: "
+            f"{listed(unknown)}{near}"
         )
     for name, info in infos.items():
         _must_fit(info, own[name])
