@@ -14,7 +14,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from .dtypes import DTYPES, numpy_dtype
-from .errors import CheckpointError, are_counted, counted, listed, nearest
+from .errors import CheckpointError, ParameterError, are_counted, counted, listed, nearest, said
 from .header import MAX_HEADER, DuplicateKeyError, read_header, read_into, without_duplicates
 from .reading import FileState, open_regular, read_small, state_of
 
@@ -234,7 +234,10 @@ def open_checkpoint(path: StrPath, *, shard: bool = False) -> Checkpoint:
 
     Raises:
         CheckpointError: missing, damaged, ambiguous, incomplete, or not safetensors.
+        ParameterError: no path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ParameterError(f"a checkpoint is {said(path)}, but must be a path")
     path = Path(path)
     try:
         if path.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ from .merge_plan import MergePlan, Notice, plan_merge
 from .placing import LINEAGE_KEY, OccupiedError, check_apart, check_free, check_place
 from .recipe import Recipe, RecipeFields
 from .rules import covering
-from .stream import SLICE, Inputs, Nonfinite, Progress, Stream, default_workers
+from .stream import SLICE, Inputs, Nonfinite, Progress, Stream, check_workers
 from .unmade import Unmade
 from .writer import (
     CheckpointWriter,
@@ -53,7 +54,7 @@ DEFAULT_OUTPUT = "soup.safetensors"
 
 # Metadata that holds a digest of the model: of the data section, with what stands before it.
 _DATA_DIGESTS = {"sshs_model_hash": "", "modelspec.hash_sha256": "0x"}
-_DIGEST_WORDS = ("hash", "sha256", "checksum", "digest")
+_DIGEST = re.compile(r"hash|digest|checksum|md5|sha-?\d|crc-?\d|blake|xxh", re.IGNORECASE)
 _TRAINING = "ss_"  # what a training began with, which is as true as ever
 
 
@@ -148,8 +149,7 @@ def merge(
         recipe = _recipe_of(fields)
     elif fields:
         raise ParameterError(f"give a recipe or its fields, not both: {', '.join(fields)}")
-    if workers is not None and workers < 1:
-        raise ParameterError(f"workers is {workers}, but must be at least 1")
+    workers = check_workers(workers)
     must_be_several("models", models)
     if not str(output):
         raise OutputError("the output is an empty path")
@@ -186,7 +186,7 @@ def merge(
     if dry_run:
         return MergeReport(None, plan, tuple(notices))
     return _execute(
-        plan, output, files, workers=workers or default_workers(), force=force, sha256=sha256,
+        plan, output, files, workers=workers, force=force, sha256=sha256,
         fsync=fsync, progress=progress, notices=notices,
     )  # fmt: skip
 
@@ -329,7 +329,7 @@ def _execute(
         inputs.close()
     if stream.nonfinite:
         found = tuple(dict.fromkeys(fault.name for fault in stream.nonfinite))
-        told.append(Notice("nonfinite", _nonfinite_sentence(stream.nonfinite), found))
+        told.append(Notice("nonfinite", _nonfinite_sentence(stream.nonfinite), found, "note"))
     final = with_lineage(digests, stream.nonfinite_results())
     return MergeReport(
         output, plan, tuple(told), stream.bytes_read + inputs.extra_bytes,
@@ -349,7 +349,7 @@ def _metadata(of_first: Mapping[str, str], files: int) -> tuple[dict[str, str], 
     for key, text in of_first.items():
         if key in _DATA_DIGESTS and files == 1:
             kept[key] = _DATA_DIGESTS[key] + "0" * 64
-        elif any(word in key.lower() for word in _DIGEST_WORDS) and not key.startswith(_TRAINING):
+        elif _DIGEST.search(key) and not key.startswith(_TRAINING):
             false.append(key)
         elif key != LINEAGE_KEY:
             kept[key] = text

@@ -118,6 +118,8 @@ def must_be_several(name: str, paths: object) -> None:
         raise ParameterError(
             f"{name} is {os.fspath(paths)!r}, one path, but must be a list of paths"
         )
+    if not isinstance(paths, Iterable):
+        raise ParameterError(f"{name} is {said(paths)}, but must be a list of paths")
 
 
 def counted(number: int, noun: str) -> str:

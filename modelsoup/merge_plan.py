@@ -130,7 +130,7 @@ class Notice:
 
     Attributes:
         kind: `taken`, `dropped`, `added`, `rest`, `carried`, `quantized`, `recalibrate`, `empty`,
-            `dtype`, `config` or `nonfinite`.
+            `dtype`, `config`, `metadata`, `nonfinite` or `output`.
         message: one sentence.
         names: the tensors it is about.
         level: a `warning` is an error under `strict`; a `note` only says what was done.
@@ -387,7 +387,7 @@ class _Planner:
             raise ParameterError(f"{method.name!r} merges {wanted} models, but {count} were given")
         if method.base and self.base is None:
             raise ParameterError(f"{method.name!r} needs a base model ({option('base', 'BASE')})")
-        checked = build_parameters(method, given, count)
+        checked = build_parameters(method, given, count, rule=rule.pattern if own_method else None)
         anything = "*" in recipe.allow_nonfinite
         if method.prepare and getattr(checked, "normalize", False) and not anything:
             total = sum(checked.weight)
@@ -490,6 +490,8 @@ class _Planner:
         dtype = dtype or info.dtype
         if scales is None or dtype != info.dtype:
             of_codes = () if scales is None else (scales,)
+            if of_codes:
+                self._notice("quantized", f"quantised: stored as {dtype}", name, "note")
             return [Step(name, dtype, info.shape, "copy", index, source, scales=of_codes)]
         beside = self._model(model).tensors[scales.name]
         return [
@@ -524,6 +526,9 @@ class _Planner:
             ]  # fmt: skip
         if method.base and based is None:
             return self._fault("missing from the base model", name)
+        if len(dtypes) > 1 and not any(self._scales(k, name) for k in range(len(infos))):
+            dtype = self._output_dtype(infos[0].dtype)
+            self._notice("dtype", f"stored in different dtypes; the output has {dtype}", name)
         if copied is not None and self._is_alike(name, infos[0], copied):
             return self._copy(name, index, copied, infos[copied], infos[0].dtype)
         sources = (*(() if based is None else ((BASE, based),)), *enumerate(infos))
@@ -533,8 +538,6 @@ class _Planner:
             scales = tuple(self._scales(model, name) for model, _ in sources)
             if any(scales):
                 return self._of_codes(step, scales, infos[0].dtype)
-        if len(dtypes) > 1:
-            self._notice("dtype", f"stored in different dtypes; the output has {dtype}", name)
         return [step]
 
     def _of_codes(self, step: Step, scales: tuple[Scales | None, ...], dtype: str) -> list[Step]:

@@ -37,6 +37,8 @@ _DROPS = ("drop", "scratch")
 _PRESETS = ("all", "low-level", "frozen", "subnetwork")
 WORDS = ("merge", *_SOURCES, *_DROPS, "freeze", *_PRESETS[:3])
 
+_EXPECTED = f" (expected, separated by ';': a number, {', '.join(WORDS)}, a method, NAME:VALUE)"
+
 ParameterValue = float | bool | tuple[float, ...]
 
 _TRUTHS = {
@@ -102,14 +104,14 @@ def parse_rule(text: str) -> Rule:
         RuleError: an empty pattern, or an item that is none of these.
     """
     pattern, items = _split(text)
-    return rule_from(pattern, [item.strip() for item in items.split(";")] if items else [])
+    return rule_from(pattern, [item.strip() for item in items.split(";")])
 
 
 def _split(text: str) -> tuple[str, str]:
     """Divide at the last `=` whose right side cannot belong to a regular expression."""
     pattern, equals, items = text.rpartition("=")
     if not equals or any(c in items for c in "()[]*?\\|^$"):
-        return text.strip(), ""
+        return text.strip(), "merge"
     return pattern.strip(), items.strip()
 
 
@@ -134,15 +136,19 @@ def rule_from(pattern: str, items: object) -> Rule:
                 "each, such as 'D_*=all' and 'G_*=low-level'"
             )
         rule = _with_word(Rule("*"), pattern)
+    if items is None or items in ({}, []):
+        raise RuleError(f"the rule for {pattern!r} says nothing{_EXPECTED}")
     if isinstance(items, Mapping):
         parameters = {str(name).replace("_", "-"): value for name, value in items.items()}
         words = [str(parameters.pop(w)) for w in ("action", "method") if w in parameters]
         switched = {"freeze": "freeze", "frozen": "freeze", "low-level": "low-level"}
         for name in [name for name in parameters if name in switched]:
-            if _truth(name, parameters.pop(name)):
+            if truth(name, parameters.pop(name)):
                 words.append(switched[name])
         rule = _with_words(rule, words)
         given = {n.replace("-", "_"): parse_value(n, v) for n, v in parameters.items()}
+        if twice := sorted(rule.parameters.keys() & given.keys()):
+            raise RuleError(f"the rule for {pattern!r} has {twice[0]!r} twice")
         rule = replace(rule, parameters={**rule.parameters, **given})
     else:
         rule = _with_words(rule, items if isinstance(items, list) else [items])
@@ -155,28 +161,38 @@ def rule_from(pattern: str, items: object) -> Rule:
     return rule
 
 
-def _truth(name: str, value: object) -> bool:
-    truth = _TRUTHS.get(value.lower()) if isinstance(value, str) else value
-    if not isinstance(truth, bool):
+def truth(name: str, value: object) -> bool:
+    """A truth value, however YAML gives it: in YAML 1.2 `yes` is a word.
+
+    Raises:
+        RuleError: it is none.
+    """
+    known = _TRUTHS.get(value.lower()) if isinstance(value, str) else value
+    if not isinstance(known, bool):
         raise RuleError(f"{name!r} is {value!r}, not true or false")
-    return truth
+    return known
 
 
 def _with_words(rule: Rule, words: Sequence[object]) -> Rule:
-    """A rule with all its words, of which one says what is done."""
-    done: dict[tuple[Action, int], object] = {}
+    """A rule with all its words, none of which says something else than another."""
+    told: dict[object, tuple[object, object]] = {}  # what is said → by which word, and how
     for word in words:
-        rule = _with_word(rule, word)
+        alone = _with_word(Rule(rule.pattern), word)
+        says: dict[object, object] = dict(alone.parameters.items())
         if str(word) in ("all", "merge", *_SOURCES, *_DROPS):
-            done.setdefault((rule.action, rule.source), word)
-    if len(done) > 1:
-        first, second, *_ = done.values()
-        raise RuleError(f"the rule for {rule.pattern!r} has both {first!r} and {second!r}")
+            says[("action",)] = alone.action, alone.source
+        if alone.method is not None:
+            says[("method",)] = alone.method
+        for what, how in says.items():
+            first, known = told.setdefault(what, (word, how))
+            if known != how:
+                raise RuleError(f"the rule for {rule.pattern!r} has both {first!r} and {word!r}")
+        rule = _with_word(rule, word)
     return rule
 
 
 def _with_word(rule: Rule, item: object) -> Rule:
-    text = str(item)
+    text = "" if isinstance(item, bool | Mapping | list) else str(item)
     if text in ("all", "merge"):
         return replace(rule, action="merge")
     if text in _SOURCES:
@@ -193,7 +209,9 @@ def _with_word(rule: Rule, item: object) -> Rule:
     if isinstance(item, int | float) or _is_number(text):
         return _with_parameter(rule, "beta", text)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", text):
-        raise RuleError(f"the rule for {rule.pattern!r} has {text!r}{nearest(text, WORDS)}")
+        raise RuleError(
+            f"the rule for {rule.pattern!r} has {item!r}{nearest(text, WORDS) or _EXPECTED}"
+        )
     return replace(rule, method=text)  # whether there is such a method, the recipe checks
 
 
@@ -267,8 +285,10 @@ def parse_layers(layers: object) -> list[Rule]:
 def _rules_from_item(item: object) -> list[Rule]:
     if isinstance(item, Rule):
         return [item]
-    if isinstance(item, Mapping):
+    if isinstance(item, Mapping) and item:
         return [rule_from_json(item)] if "pattern" in item else parse_layers(item)
+    if not isinstance(item, str):
+        raise RuleError(f"layers has {item!r}, which is no rule (expected 'PATTERN=WHAT')")
     return [parse_rule(str(item))]
 
 
@@ -487,7 +507,11 @@ class _Context:
 # wait for, or fill the memory.
 _MATCH = """
 import json, re, resource, sys
-resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))
+limits = [n for n in (1 << 31, *resource.getrlimit(resource.RLIMIT_AS)) if n >= 0]
+try:
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), min(limits)))
+except (ValueError, OSError):  # macOS does not limit it
+    pass
 pattern, names = json.load(sys.stdin)
 try:
     matches = re.compile(pattern).fullmatch
@@ -516,8 +540,9 @@ def _matching(pattern: str, names: Sequence[str]) -> set[str]:
             f"{pattern!r} could not be compared with {counted(len(names), 'name')} in "
             f"{_PATIENCE:g} s: avoid repetitions of repetitions, such as (a+)+"
         ) from None
-    except (subprocess.CalledProcessError, ValueError):
-        told = "it is too large"
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.splitlines()
+        told = lines[-1] if lines and error.returncode > 0 else "it is too large"
     if isinstance(told, str):
         raise RuleError(f"{pattern!r} is not a regular expression that can be used: {told}")
     return {names[index] for index in told}

@@ -24,8 +24,8 @@ from typing import NamedTuple, Self
 from .checkpoint import KNOWN_STEMS, SUFFIX, Part, StrPath
 from .companions import copy_companions
 from .dtypes import DTYPES
-from .errors import OutputError, ParameterError, sized
-from .header import MAX_HEADER
+from .errors import OutputError, ParameterError, counted, sized
+from .header import MAX_HEADER, is_taken
 from .placing import (
     PARTIAL_SUFFIX,
     check_output,
@@ -248,6 +248,11 @@ class CheckpointWriter:
             raise OutputError(
                 f"the header of {file_name} in {self.output} would have {len(header):,} bytes, "
                 f"more than the {MAX_HEADER:,} that a reader takes"
+            )
+        if not is_taken(header[8:]):
+            raise OutputError(
+                f"the header of {file_name} in {self.output} would have {len(header):,} bytes and "
+                f"{counted(len(metadata), 'key')} of metadata, more than a reader takes"
             )
         return header
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -291,8 +293,12 @@ def test_the_dtype_of_a_result_does_not_depend_on_how_much_of_each_there_is(
 ):
     a = save(tmp_path / "a.safetensors", ml_dtypes.bfloat16, x=1)
     b = save(tmp_path / "b.safetensors", F32, x=1.001)
-    for models, kind in (([a, b], ml_dtypes.bfloat16), ([b, a], F32)):
-        merge(models, tmp_path / "out.safetensors", beta=beta, force=True)
+    for models, kind, name in (([a, b], ml_dtypes.bfloat16, "BF16"), ([b, a], F32, "F32")):
+        report = merge(models, tmp_path / "out.safetensors", beta=beta, force=True)
+        assert [(n.kind, n.message, n.level) for n in report.notices] == [
+            ("dtype", f"1 tensor is stored in different dtypes; the output has {name}: x",
+             "warning")
+        ]  # fmt: skip
         assert load_file(tmp_path / "out.safetensors")["x"].dtype == kind
 
 
@@ -324,6 +330,12 @@ def test_what_only_the_base_has_is_told_and_can_be_kept(tmp_path: Path):
         ("G_*=frist", "'frist', which is no word of rules and no merge method; did you mean "
                       "'first'"),
         ("G_*=slrep", "did you mean 'slerp'"), ("G_*=frezee", "did you mean 'freeze'"),
+        ("G_*=slerp;linear", "the rule for 'G_*' has both 'slerp' and 'linear'"),
+        ("G_*=0.3;0.4", "both '0.3' and '0.4'"), ("G_*=beta:0.3;0.4", "both 'beta:0.3' and '0.4'"),
+        ("G_*=slerp;t:0.3;t:0.4", "both 't:0.3' and 't:0.4'"),
+        ("G_*=0,3", "has '0,3' (expected, separated by ';': a number, merge, keep,"),
+        ("G_*=Slerp", "has 'Slerp' (expected,"), ("G_*=slerp;", "has '' (expected,"),
+        ("G_*=", "has '' (expected,"),
     ],
 )  # fmt: skip
 def test_a_typo_in_a_rule_is_told(text: str, said: str):
@@ -357,6 +369,20 @@ def test_a_regular_expression_is_bounded_in_time_and_memory(
     with pytest.raises(RuleError) as caught:
         assign(names, [Rule(pattern)])
     assert repr(pattern) in str(caught.value) or "matches no tensor" in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [1 << 29, 1 << 33])
+def test_a_regular_expression_is_used_under_a_limit_of_memory(limit: int):
+    """A batch system sets one, which a process may lower and not raise."""
+    program = (
+        "import resource\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))\n"
+        "from modelsoup.rules import Rule, assign\n"
+        "print(assign(['ab', 'c'], [Rule('re:a.')], rest='drop').taken(0))\n"
+    )
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("['ab']\n", "")
 
 
 def test_a_regular_expression_warns_of_nothing(tmp_path: Path):
@@ -405,6 +431,10 @@ def test_nan_may_pass_by_pattern(tmp_path: Path):
     made = modelsoup.read_lineage(modelsoup.open_checkpoint(tmp_path / "out.safetensors"))
     assert made is not None
     assert (made["nonfinite"], made["allow_nonfinite"]) == ({"mask": 1}, ["ma*"])
+    report = merge(models, tmp_path / "o.safetensors", layers=["mask=first"], strict=True)
+    assert [(n.kind, n.level) for n in report.notices if n.kind == "nonfinite"] == [
+        ("nonfinite", "note")
+    ]
 
 
 # In Python
@@ -415,6 +445,34 @@ def test_one_path_is_no_list_of_paths(tmp_path: Path):
     for path in (a, str(a)):
         with pytest.raises(ParameterError, match="one path, but must be a list of paths"):
             merge(path, tmp_path / "out.safetensors")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"allow_nonfinite": 3}, "allow_nonfinite is 3, not a list of patterns"),
+        ({"allow_nonfinite": [3]}, r"allow_nonfinite is \[3\], not a list of patterns"),
+        ({"groups": {"a": 3}}, "the group 'a' is no list of patterns: 3"),
+        ({"groups": {"a": [3]}}, r"the group 'a' is no list of patterns: \[3\]"),
+        ({"groups": {3: ["a"]}}, "groups is .*, not a mapping from names"),
+        ({"parameters": {3: 1}}, "parameters is .*, not a mapping from names"),
+        ({"seed": 2**63}, "seed is 9223372036854775808, not an integer from 0 to"),
+        ({"workers": "3"}, "workers is '3', but must be an integer from 1 to 1,024"),
+        ({"workers": True}, "workers is True, but"),
+        ({"workers": 0}, "workers is 0, but"),
+        ({"workers": 99_999_999}, "workers is 99999999, but must be an integer from 1 to 1,024"),
+        ({"models": 3}, "models is 3, but must be a list of paths"),
+        ({"models": [3]}, "a checkpoint is 3, but must be a path"),
+        ({"base": 3}, "a checkpoint is 3, but must be a path"),
+        ({"method": ["slerp"]}, r"method is \['slerp'\], not a name"),
+    ],
+)
+def test_a_value_of_another_type_is_a_sentence(options: dict[str, Any], said: str, tmp_path: Path):
+    a = save(tmp_path / "a.safetensors", x=1)
+    given: dict[str, Any] = {"models": [a, a], **options}
+    with pytest.raises(SoupError, match=said):
+        merge(output=tmp_path / "out.safetensors", **given)
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_numbers_and_dtypes_of_numpy_are_taken(tmp_path: Path):

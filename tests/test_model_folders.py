@@ -402,7 +402,21 @@ def test_a_dangling_link_is_the_inputs_fault(tmp_path: Path):
 # What is written
 
 
-@pytest.mark.parametrize("name", ["x.ckpt", "x.bin", "x.pth", "x.safetensor", "x.SafeTensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x.ckpt",
+        "x.bin",
+        "x.pth",
+        "x.safetensor",
+        "x.SafeTensors",
+        "x.npz",
+        "x.zip",
+        "x.gguf",
+        "x.tar.gz",
+        "x.json",
+    ],
+)
 def test_an_output_that_is_meant_as_another_format_is_no_folder(name: str, tmp_path: Path):
     a = save(tmp_path / "a.safetensors", "w")
     with pytest.raises(OutputError, match=r"\(expected \.safetensors, or a folder's name\)$"):
@@ -429,7 +443,7 @@ def test_digests_of_another_model_are_not_copied(tmp_path: Path):
     of_first = {
         "sshs_model_hash": "1" * 64, "modelspec.hash_sha256": "0x" + "1" * 64,
         "sshs_legacy_hash": "1" * 8, "my_checksum": "1", "ss_sd_model_hash": "1234abcd",
-        "format": "pt",
+        "format": "pt", "MD5": "1", "crc32": "1", "blake3": "1", "shape": "2",
     }  # fmt: skip
     a = save(tmp_path / "a.safetensors", "w v", 1, **of_first)
     b = save(tmp_path / "b.safetensors", "w v", 2)
@@ -440,10 +454,13 @@ def test_digests_of_another_model_are_not_copied(tmp_path: Path):
     metadata = open_checkpoint(tmp_path / "out.safetensors").metadata
     assert {key: text for key, text in metadata.items() if key != "modelsoup"} == {
         "sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}", "format": "pt",
+        "shape": "2",
         "ss_sd_model_hash": "1234abcd",  # of the model that the training began with
     }  # fmt: skip
     (message,) = [n.message for n in report.notices if n.kind == "metadata"]
-    assert message.startswith("my_checksum, sshs_legacy_hash of the metadata were left out")
+    assert message.startswith(
+        "MD5, blake3, crc32, my_checksum, sshs_legacy_hash of the metadata were left out"
+    )
 
 
 def test_layers_that_a_config_still_counts_are_told(tmp_path: Path):

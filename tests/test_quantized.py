@@ -242,6 +242,15 @@ def test_kept_codes_keep_their_scales_byte_for_byte(tmp_path: Path):
     assert wide["a.weight"].tobytes() == stored.tobytes()
 
 
+def test_one_model_whose_codes_become_values_is_told(tmp_path: Path):
+    a = model(tmp_path / "a.safetensors", 1, "row", "a__weight_scale")
+    report = merge([a], tmp_path / "out.safetensors", dtype="bf16", strict=True)
+    (notice,) = [n for n in report.notices if n.kind == "quantized"]
+    assert (notice.message, notice.level) == (
+        "1 tensor is quantised: stored as BF16: a.weight", "note"
+    )  # fmt: skip
+
+
 def test_ranges_of_activations_are_the_largest_and_are_told(tmp_path: Path):
     models = []
     for number, (ones, value) in enumerate(((1, 0.5), (2, 0.25), (3, 0.75))):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from ..errors import ParameterError, nearest
+from ..errors import ParameterError, layer_option, nearest, parameter_option
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -209,13 +209,16 @@ def external_name(field: dataclasses.Field[Any]) -> str:
     return field.name.rstrip("_")
 
 
-def build_parameters(chosen: Method, given: Mapping[str, Any], models: int) -> Any:
+def build_parameters(
+    chosen: Method, given: Mapping[str, Any], models: int, *, rule: str | None = None
+) -> Any:
     """Check parameters and fill in defaults.
 
     Args:
         chosen: the method.
         given: name → number, truth value, or one number a model.
         models: how many models are merged, the base not counted.
+        rule: the pattern of the rule whose own method it is, if it is not the recipe's.
 
     Returns:
         an instance of `chosen.parameters`; per-model fields hold a tuple of `models` floats.
@@ -235,8 +238,11 @@ def build_parameters(chosen: Method, given: Mapping[str, Any], models: int) -> A
     for name, field in fields.items():
         value = given.get(name, field.default)
         if value is dataclasses.MISSING:
+            how = parameter_option(name, "…")
+            if rule is not None:
+                how = layer_option([(rule, f"{chosen.name};{name}:…")])
             raise ParameterError(
-                f"the method {chosen.name!r} needs the parameter {name!r} (--set {name}=…): "
+                f"the method {chosen.name!r} needs the parameter {name!r} ({how}): "
                 f"{field.metadata['doc']}"
             )
         values[field.name] = _checked(chosen.name, name, field, value, models)
