@@ -375,7 +375,8 @@ class _Planner:
                 raise ParameterError("the weights are given twice: as 'weights' and as 'weight'")
             given["weight"] = tuple(recipe.weights)
         if beta is not None:
-            meant = self._from_beta(method, check_beta(beta))
+            asked_by = rule if own_method or "beta" in rule.parameters else None
+            meant = self._from_beta(method, check_beta(beta), asked_by)
             twice = sorted(meant.keys() & (changed.keys() if "beta" in rule.parameters else given))
             if twice:
                 raise ParameterError(f"the same is given twice: by beta and as {twice[0]!r}")
@@ -387,28 +388,33 @@ class _Planner:
             raise ParameterError(f"{method.name!r} merges {wanted} models, but {count} were given")
         if method.base and self.base is None:
             raise ParameterError(f"{method.name!r} needs a base model ({option('base', 'BASE')})")
-        checked = build_parameters(method, given, count, rule=rule.pattern if own_method else None)
+        asked = (lambda name: _in_rule(rule, name, "…")) if own_method else None
+        checked = build_parameters(method, given, count, asked=asked)
         anything = "*" in recipe.allow_nonfinite
         if method.prepare and getattr(checked, "normalize", False) and not anything:
             total = sum(checked.weight)
             if abs(total) < ZERO_SUM:
+                asked_by = rule if own_method or "weight" in rule.parameters else None
+                how = parameter_option("normalize", "false")
+                if asked_by is not None:
+                    how = _in_rule(asked_by, "normalize", "false")
                 raise ParameterError(
                     f"the weights of {method.name!r} sum to {total:g} and cannot be normalised "
-                    f"({parameter_option('normalize', 'false')}, or other weights)"
+                    f"({how}, or other weights)"
                 )
         prepared = method.prepare(checked) if method.prepare else checked
         copied = method.identity(checked) if method.identity else None
         return method, prepared, copied
 
-    def _from_beta(self, method: Method, beta: float) -> dict[str, Any]:
+    def _from_beta(self, method: Method, beta: float, asked_by: Rule | None) -> dict[str, Any]:
+        """The parameters that β stands for, of the recipe, or of the rule that asks for it."""
+        use = option("weights", "W") if asked_by is None else _in_rule(asked_by, "weight", "…")
         if method.from_beta is None:
-            raise ParameterError(
-                f"beta means nothing to {method.name!r}: use {option('weights', 'W')}"
-            )
+            raise ParameterError(f"beta means nothing to {method.name!r}: use {use}")
         if len(self.models) != 2:
             raise ParameterError(
                 f"beta is the share of the first of two models, but {len(self.models)} were given: "
-                f"use {option('weights', 'W')}"
+                f"use {use}"
             )
         return method.from_beta(beta)
 
@@ -526,19 +532,15 @@ class _Planner:
             ]  # fmt: skip
         if method.base and based is None:
             return self._fault("missing from the base model", name)
-        if len(dtypes) > 1 and not any(self._scales(k, name) for k in range(len(infos))):
-            dtype = self._output_dtype(infos[0].dtype)
+        sources = (*(() if based is None else ((BASE, based),)), *enumerate(infos))
+        scales = tuple(self._scales(k, name) for k, _ in sources) if self.is_quantized else ()
+        dtype = self._output_dtype(infos[0].dtype)
+        if len(dtypes) > 1 and not any(scales):
             self._notice("dtype", f"stored in different dtypes; the output has {dtype}", name)
         if copied is not None and self._is_alike(name, infos[0], copied):
             return self._copy(name, index, copied, infos[copied], infos[0].dtype)
-        sources = (*(() if based is None else ((BASE, based),)), *enumerate(infos))
-        dtype = self._output_dtype(infos[0].dtype)
         step = Step(name, dtype, infos[0].shape, "merge", index, sources, method, parameters)
-        if self.is_quantized:
-            scales = tuple(self._scales(model, name) for model, _ in sources)
-            if any(scales):
-                return self._of_codes(step, scales, infos[0].dtype)
-        return [step]
+        return self._of_codes(step, scales, infos[0].dtype) if any(scales) else [step]
 
     def _of_codes(self, step: Step, scales: tuple[Scales | None, ...], dtype: str) -> list[Step]:
         """A merge of the values that codes stand for, quantised as the first model is."""
@@ -720,6 +722,12 @@ def _instead(
         place = f" in place of {listed([repr(str(given[i])) for i in sorted(lost)])}"
         place += " and before your other rules" if left else ""
     return f"{shown}{more}{other}{place}"
+
+
+def _in_rule(rule: Rule, parameter: str, value: str) -> str:
+    """A rule with one more parameter, in the place of its β if it has one, as an option."""
+    own = [word for word in rule.words if word.partition(":")[0] not in ("beta", parameter)]
+    return layer_option([(rule.pattern, ";".join([*own, f"{parameter}:{value}"]))])
 
 
 def model_called(index: int) -> str:

@@ -426,6 +426,14 @@ def test_a_parameter_of_a_rules_own_method_is_asked_for_where_it_belongs(here: P
     hint = shlex.split(refused.partition("'t' (")[2].partition(")")[0].replace("…", "1"))
     assert merged("--set", "weight=1,2", *hint)["gen.weight"][0] == 3
     assert "(--set t=…)" in mistake(*MERGE, "--method", "slerp")
+    for rule, asked, value in (
+        ("gen.*=task_arithmetic;0.3", "gen.*=task_arithmetic;weight:…", 2.5),
+        ("gen.*=freeze;weight:1,-1", "gen.*=merge;freeze;weight:1.0,-1.0;normalize:false", -2),
+    ):
+        words = ["--base", A] if "task" in rule else []
+        assert f"--layers '{asked}'" in mistake(*MERGE, *words, "--layers", rule)
+        found = merged(*words, "--layers", asked.replace("…", "0.25,0.75"))
+        assert found["gen.weight"][0] == value
     with pytest.raises(modelsoup.ParameterError, match=r"\(parameters=\{'t': …\}\)"):
         modelsoup.merge([A, "b.safetensors"], "x.safetensors", method="slerp")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from ..errors import ParameterError, layer_option, nearest, parameter_option
+from ..errors import ParameterError, nearest, parameter_option
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -210,7 +210,11 @@ def external_name(field: dataclasses.Field[Any]) -> str:
 
 
 def build_parameters(
-    chosen: Method, given: Mapping[str, Any], models: int, *, rule: str | None = None
+    chosen: Method,
+    given: Mapping[str, Any],
+    models: int,
+    *,
+    asked: Callable[[str], str] | None = None,
 ) -> Any:
     """Check parameters and fill in defaults.
 
@@ -218,7 +222,7 @@ def build_parameters(
         chosen: the method.
         given: name → number, truth value, or one number a model.
         models: how many models are merged, the base not counted.
-        rule: the pattern of the rule whose own method it is, if it is not the recipe's.
+        asked: how a parameter is given, where it is not as the recipe's are.
 
     Returns:
         an instance of `chosen.parameters`; per-model fields hold a tuple of `models` floats.
@@ -238,9 +242,7 @@ def build_parameters(
     for name, field in fields.items():
         value = given.get(name, field.default)
         if value is dataclasses.MISSING:
-            how = parameter_option(name, "…")
-            if rule is not None:
-                how = layer_option([(rule, f"{chosen.name};{name}:…")])
+            how = parameter_option(name, "…") if asked is None else asked(name)
             raise ParameterError(
                 f"the method {chosen.name!r} needs the parameter {name!r} ({how}): "
                 f"{field.metadata['doc']}"
