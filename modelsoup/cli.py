@@ -22,7 +22,7 @@ import click
 
 from .cli_shared import GivenPath, colored, echo, json_option, print_json, say
 from .cli_tree import plan, run, store
-from .errors import LISTED, ParameterError, SoupError, listed, nearest, sized, speaking
+from .errors import LISTED, ParameterError, SoupError, counted, listed, nearest, sized, speaking
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -332,10 +332,13 @@ _BESIDE_THE_RECIPE: dict[str, Any] = {
 def _config(path: str) -> dict[str, Any]:
     """What a --config file says; paths in it are relative to it, as in a plan."""
     from .recipe import plain_keys
+    from .rules import truth
     from .yaml_text import read_yaml
 
     content = plain_keys(read_yaml(Path(path)).content, path)
     for name, kind in _BESIDE_THE_RECIPE.items():
+        if name in content and kind is bool:
+            content[name] = truth(name, content[name])
         if name in content and not isinstance(content[name], kind):
             raise ParameterError(f"{path} has {content[name]!r} as {name!r}")
     folder = Path(path).parent
@@ -350,8 +353,10 @@ def _config(path: str) -> dict[str, Any]:
 def _recipe(options: Mapping[str, Any], in_file: dict[str, Any]) -> Any:
     """The recipe of the --config file and, over it, of the command line."""
     from .recipe import Recipe, recipe_fields
+    from .rules import parse_layers
 
-    content: dict[str, Any] = dict(recipe_fields(in_file, options["config"] or "the command line"))
+    where = options["config"] or "the command line"
+    content: dict[str, Any] = dict(recipe_fields(in_file, where, _BESIDE_THE_RECIPE))
     if options["method"] not in (None, content.get("method")):
         content["parameters"] = {}  # another method's
     for name, other in (("beta", "weights"), ("weights", "beta")):
@@ -362,11 +367,14 @@ def _recipe(options: Mapping[str, Any], in_file: dict[str, Any]) -> Any:
             content[name] = options[name]
     if options["weights"] is not None:
         content["weights"] = _numbers("--weights", options["weights"])
-    for name in ("layers", "low_level", "allow_nonfinite"):
+    for name in ("low_level", "allow_nonfinite"):
         if options[name]:
             content[name] = list(options[name])
-    if options["layers"] and options["rest"] is None:
-        content.pop("rest", None)  # it belongs to the layers that are replaced
+    if options["layers"]:
+        own = parse_layers(list(options["layers"]))
+        over = {rule.pattern for rule in own if not rule.low_level}
+        of_file = parse_layers(content.get("layers", ()))
+        content["layers"] = [*own, *(rule for rule in of_file if rule.pattern not in over)]
     if options["groups"]:
         content["groups"] = _groups(options["groups"])
     for setting in options["settings"]:
@@ -374,8 +382,8 @@ def _recipe(options: Mapping[str, Any], in_file: dict[str, Any]) -> Any:
         if not equals or not name:
             raise ParameterError(f"--set has {setting!r}, but must be NAME=VALUE")
         parameters = {"parameters": {name.strip(): value}}
-        own = recipe_fields({"method": content.get("method"), **parameters}, "the command line")
-        content["parameters"] = {**content["parameters"], **own["parameters"]}
+        given = recipe_fields({"method": content.get("method"), **parameters}, "the command line")
+        content["parameters"] = {**content["parameters"], **given["parameters"]}
     return Recipe(**content)
 
 
@@ -511,7 +519,7 @@ def convert(
     report = torch_convert.convert(
         source, output, key=key, strip_prefixes=strip_prefix, shard_size=shard_size, force=force
     )
-    echo(f"{report.output}: {report.tensors} tensors, {report.nbytes:,} bytes")
+    echo(f"{report.output}: {counted(report.tensors, 'tensor')}, {report.nbytes:,} bytes")
     if report.source != Path(source):
         say("note", f"read {report.source}")
     if report.key:

@@ -49,6 +49,13 @@ def test_a_hint_for_a_plan_is_yaml():
 def test_a_hint_for_python_is_python():
     assert option("force") == "force=True"
     assert option("on_integer", "first") == "on_integer='first'"
+    with speaking("plan"):
+        assert yaml.safe_load(layer_option([("*a", "slerp;t:0.4")], "merge")) == {
+            "layers": {"*a": ["slerp", "t:0.4"], "rest": "merge"}
+        }
+    with speaking("command"):
+        assert layer_option([("*a", "merge")], "merge") == "--layers '*a=merge' --rest merge"
+    assert layer_option([("*a", "merge")], "drop") == "layers=['*a=merge'], rest='drop'"
     assert layer_option(RULES) == "layers=[\"it's [x]=first\", 'b.*=drop']"
 
 
