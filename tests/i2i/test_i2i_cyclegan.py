@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from i2i_domains import TINY, make_domains
+from modelsoup_i2i import processes
 from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_i2i.evaluation import evaluate_model
 
@@ -469,6 +471,22 @@ def test_a_process_that_dies_before_it_joins_is_told_at_once(
     monkeypatch.setattr(sys, "executable", str(broken))
     begun = time.monotonic()
     with pytest.raises(modelsoup.TrainerError, match="process 1 of the training failed: no more"):
+        train(tmp_path, data, processes=2)
+    assert time.monotonic() - begun < 60
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_process_that_cannot_join_is_told_at_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All is ready; but it looks for the others on a network that is not there."""
+    alone = tmp_path / "python"
+    alone.write_text(f'#!/bin/sh\nGLOO_SOCKET_IFNAME=nowhere exec {sys.executable} "$@"\n')
+    alone.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(alone))
+    monkeypatch.setattr(processes, "JOINING", timedelta(seconds=3))
+    begun = time.monotonic()
+    with pytest.raises(modelsoup.TrainerError, match=r"process 1 of the training failed: .*nowhere"):
         train(tmp_path, data, processes=2)
     assert time.monotonic() - begun < 60
     assert not (tmp_path / "out.safetensors").exists()
