@@ -360,7 +360,7 @@ class CycleGAN:
         sets, bad = find_sets(folders, transform=options.transform()).must_allow(
             options.evaluate, skip=options.on_bad_image == "skip"
         )
-        rest = [said for folder in folders if (said := left_out(folder)) is not None]
+        rest = [said for folder in sets.folders if (said := left_out(folder)) is not None]
         for fault in (*bad, *rest):
             job.log(f"left out of the test images: {fault}")
         return sets
@@ -382,6 +382,7 @@ class CycleGAN:
                 job.log(traceback.format_exc())
             job.log(f"not evaluated: {error} (soup i2i evaluate measures the result)")
             job.note({"not evaluated": str(error)})
+            job.report(1.0, {"not_evaluated": 1.0})
         else:
             for result in results:
                 if result.note:

@@ -18,6 +18,7 @@ from i2i_domains import TINY, make_domains
 from modelsoup_i2i import processes
 from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_i2i.evaluation import evaluate_model
+from modelsoup_i2i.images import save_png
 
 import modelsoup
 
@@ -275,6 +276,16 @@ def test_what_metrics_need_is_looked_for_before_the_first_step(
     assert [path for path in tmp_path.rglob("*") if path.parent.name == "work"] == []
 
 
+def test_every_test_picture_is_looked_at_before_the_first_step(tmp_path: Path):
+    """One is so wide that at the training's size a window does not fit into its height."""
+    data = make_domains(tmp_path / "domains", 3, 3)
+    for part in ("testA", "testB"):
+        save_png(np.full((16, 64, 3), 99, np.uint8), data / part / "2.png")
+    with pytest.raises(modelsoup.ParameterError, match=r"ssim needs .*testA/2\.png is 4 × 16"):
+        train(tmp_path, data, evaluate=["ssim"], mode="scale_width_and_crop")
+    assert not list((tmp_path / "work").iterdir())
+
+
 def test_a_finished_training_is_kept_when_its_evaluation_fails(tmp_path: Path):
     """A test picture that was there before the first step is not after the last."""
     data = make_domains(tmp_path / "domains", 3, 3)
@@ -286,6 +297,7 @@ def test_a_finished_training_is_kept_when_its_evaluation_fails(tmp_path: Path):
     told = train(tmp_path, data, evaluate=["psnr"], epochs=1, log=spoil)
     assert set(result(tmp_path)) == set(CycleGAN().tensors(CycleGANOptions(data=data, **TINY)))
     assert "psnr" not in told.metrics and told.metrics["steps"] == 3
+    assert told.metrics["not_evaluated"] == 1  # what a terminal shows beside `done`
     assert "testA/2.png is not a PNG" in str(told.notes["not evaluated"])
     assert told.lines[-1].startswith("not evaluated: ") and "2.png" in told.lines[-1]
     # Had the node not been done, it would go on from there, and only measure.
@@ -486,7 +498,7 @@ def test_a_process_that_cannot_join_is_told_at_once(
     monkeypatch.setattr(sys, "executable", str(alone))
     monkeypatch.setattr(processes, "JOINING", timedelta(seconds=3))
     begun = time.monotonic()
-    with pytest.raises(modelsoup.TrainerError, match=r"process 1 of the training failed: .*nowhere"):
+    with pytest.raises(modelsoup.TrainerError, match=r"process 1 of the .* failed: .*nowhere"):
         train(tmp_path, data, processes=2)
     assert time.monotonic() - begun < 60
     assert not (tmp_path / "out.safetensors").exists()
