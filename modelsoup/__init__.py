@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
     from .executors import RayExecutor
     from .inspection import Node, summarize
-    from .lineage import lineage_graph, read_lineage
+    from .lineage import lineage_graph, read_lineage, record_training
     from .merge_plan import MergePlan, Notice, Step, plan_merge
     from .methods import Method, get_method, method, method_names, parameter
     from .plan import NodePlan, Plan, check
@@ -62,7 +62,7 @@ _HOMES = {
     ),
     "executors": ("RayExecutor",),
     "inspection": ("Node", "summarize"),
-    "lineage": ("lineage_graph", "read_lineage"),
+    "lineage": ("lineage_graph", "read_lineage", "record_training"),
     "methods": ("Method", "get_method", "method", "method_names", "parameter"),
     "plan": ("NodePlan", "Plan", "check"),
     "processes": ("ProcessExecutor",),
@@ -151,6 +151,7 @@ __all__ = [
     "printable",
     "read_lineage",
     "read_tree",
+    "record_training",
     "register_trainer",
     "run",
     "summarize",

@@ -13,8 +13,10 @@ Names are those of `module.state_dict()`. Trainers import this, the core never d
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from torch import nn
 from .checkpoint import SUFFIX, Checkpoint, StrPath, TensorInfo, open_checkpoint
 from .dtypes import DTYPES
 from .errors import MismatchError, OutputError, TrainerError, listed, nearest
+from .placing import LINEAGE_KEY
 from .writer import CheckpointWriter, OutputTensor, layout
 
 _TORCH = {d.name: getattr(torch, d.numpy, None) for d in DTYPES.values() if d.numpy}
@@ -124,8 +127,9 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 
 def save_from(
-    module: nn.Module, path: StrPath, *, like: StrPath | None = None, frozen: Iterable[str] = ()
-) -> None:
+    module: nn.Module, path: StrPath, *, like: StrPath | None = None, frozen: Iterable[str] = (),
+    lineage: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Write a module's tensors to a safetensors file, all or nothing, replacing what is there.
 
     Tied tensors are written under each of their names. One tensor at a time is copied.
@@ -136,6 +140,8 @@ def save_from(
         like: the checkpoint that was loaded. A tensor is rounded to the dtype that it has there;
             floats that it lacks, to that of its floats if that is one. None: the module's dtypes.
         frozen: names whose bytes are copied from `like`.
+        lineage: what it was made by, as `record_training` tells it; None for what a node of a tree
+            makes, which gets one there.
 
     Raises:
         CheckpointError: `like` is missing or damaged.
@@ -169,7 +175,10 @@ def save_from(
             (dtype,) = floats
         described.append(OutputTensor(name, dtype, tuple(tensor.shape)))
     (file,) = layout(described, file_name=path.name, shard_size=None)
-    with CheckpointWriter(path, [file], {"format": "pt"}, force=True) as writer:
+    metadata = {"format": "pt"}
+    if lineage is not None:
+        metadata[LINEAGE_KEY] = json.dumps(lineage, separators=(",", ":"))
+    with CheckpointWriter(path, [file], metadata, force=True) as writer:
         offset = 0
         for entry in file.tensors:
             value = own[entry.name]

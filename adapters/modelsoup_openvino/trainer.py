@@ -20,7 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from modelsoup import Job, TrainerError, options_as_json
+from modelsoup import (
+    FineTune,
+    Job,
+    TrainerError,
+    Training,
+    open_checkpoint,
+    options_as_json,
+    record_training,
+)
 
 from .deploy import Deployable, Log, Report, deployable, files, identity, must_measure, options_for
 from .place import must_be_free, must_be_ours, must_not_hold
@@ -185,6 +193,9 @@ def quantise_to(
         rate=options.rate,
         folder=options.folder,
     )
+    told = {name: value for name, value in options_as_json(options).items() if name != "out"}
+    step = FineTune(Training(OpenVinoQat.name, told))
+    lineage = record_training(step, open_checkpoint(start), seed=seed)
     known = trainer.options_of(start)
     log(f"{start.name} decides: " + ", ".join(f"{name} {value}" for name, value in known.items()))
     from .deliver import deliver
@@ -202,8 +213,8 @@ def quantise_to(
 
     outcome = quantisation_aware(
         trainer, own, start, options.quantisation, epochs=options.epochs, network=options.network,
-        held_out=options.held_out, seed=seed, frozen=frozen, work=work, report=report, log=log,
-        see=lambda *seen: judge("float", *seen),
+        held_out=options.held_out, seed=seed, frozen=frozen, work=work, lineage=lineage,
+        report=report, log=log, see=lambda *seen: judge("float", *seen),
     )  # fmt: skip
     for which, epoch in (("calibrated", 0), ("kept", outcome.kept.epoch)):
         judge(which, outcome.network, outcome.held_out, outcome.pictures[epoch])
