@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .lineage import lineage_graph, read_lineage, record_training
     from .merge_plan import MergePlan, Notice, Step, plan_merge
     from .methods import Method, get_method, method, method_names, parameter
+    from .placing import beside, check_apart, check_output, place, placed
     from .plan import NodePlan, Plan, check
     from .processes import ProcessExecutor
     from .recipe import Recipe
@@ -65,6 +66,7 @@ _HOMES = {
     "lineage": ("lineage_graph", "read_lineage", "record_training"),
     "methods": ("Method", "get_method", "method", "method_names", "parameter"),
     "plan": ("NodePlan", "Plan", "check"),
+    "placing": ("beside", "check_apart", "check_output", "place", "placed"),
     "processes": ("ProcessExecutor",),
     "merge_plan": ("MergePlan", "Notice", "Step", "plan_merge"),
     "recipe": ("Recipe",),
@@ -127,9 +129,12 @@ __all__ = [
     "Tree",
     "VerifyReport",
     "__version__",
+    "beside",
     "binary_tree",
     "build_options",
     "check",
+    "check_apart",
+    "check_output",
     "convert",
     "diff",
     "digest_file",
@@ -146,6 +151,8 @@ __all__ = [
     "parameter",
     "parse_rule",
     "parse_tree",
+    "place",
+    "placed",
     "plan_merge",
     "plan_text",
     "printable",

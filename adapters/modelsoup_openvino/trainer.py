@@ -25,13 +25,14 @@ from modelsoup import (
     Job,
     TrainerError,
     Training,
+    check_apart,
     open_checkpoint,
     options_as_json,
     record_training,
 )
 
 from .deploy import Deployable, Log, Report, deployable, files, identity, must_measure, options_for
-from .place import must_be_free, must_be_ours, must_not_hold
+from .place import must_be_free, must_be_ours
 from .quantise import Quantisation
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class OpenVinoQat:
 
 def quantise_to(
     options: OpenVinoOptions, start: Path, out: Path, *, seed: int, frozen: Sequence[str],
-    work: Path, report: Report, log: Log,
+    work: Path, report: Report, log: Log, force: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Calibrate, train, keep the best, export, measure and write `out`: the report.
 
@@ -172,6 +173,7 @@ def quantise_to(
         work: a folder that survives a crash.
         report: is told progress and figures.
         log: is told lines.
+        force: replace the folder of an earlier run, also one that ended meanwhile.
 
     Raises:
         OutputError: `out` may not be replaced.
@@ -180,8 +182,8 @@ def quantise_to(
     """
     from .versions import need
 
-    must_be_free(out, force=True)
-    must_not_hold(out, start)
+    must_be_free(out, force=force)
+    check_apart(out, [start])
     need("torch", "nncf", "openvino")
     trainer = deployable(options.of)
     must_measure(trainer, options.quality)
@@ -220,7 +222,8 @@ def quantise_to(
         judge(which, outcome.network, outcome.held_out, outcome.pictures[epoch])
     return deliver(
         outcome, out, trainer=trainer, options=options_as_json(own), how=options.quantisation,
-        start=start, rounds=options.rounds, pictures=options.pictures, quality=quality, log=log,
+        start=start, rounds=options.rounds, pictures=options.pictures, quality=quality,
+        force=force, log=log,
     )  # fmt: skip
 
 
