@@ -301,7 +301,8 @@ def _spectral(
     """Weights as matrices that a module divides by their largest singular value.
 
     Beside each, the names of its buffers: the left and the right vector, and the value; not every
-    implementation has all. Known are torch's two, and that of BigGAN's code (`u0`, `sv0`).
+    implementation has all. Known are torch's two, and that of BigGAN's code (`u0`, `sv0`,
+    and `u1`, `sv1`, … where it follows several values).
     """
     if hasattr(owner, "_reshape_weight_to_matrix"):  # torch.nn.utils.parametrizations
         weight = _owner(module, path).original
@@ -311,8 +312,17 @@ def _spectral(
             weight = getattr(owner, f"{hook.name}_orig")
             names = (f"{hook.name}_u", f"{hook.name}_v", "")
             yield hook.reshape_weight_to_matrix(weight), names
+    # To ask for any other layer's weight could be a step of torch's own power iteration.
     if "u0" in owner._buffers and isinstance(getattr(owner, "weight", None), torch.Tensor):
-        yield owner.weight.flatten(1), ("u0", "", "sv0")
+        matrix = owner.weight.detach().flatten(1)
+        for number in range(len(matrix)):
+            u = owner._buffers.get(f"u{number}")
+            if u is None:
+                break
+            yield matrix, (f"u{number}", "", f"sv{number}")
+            # The next pair is the first one of what this one, found by now, leaves over.
+            left = nn.functional.normalize(u.detach().flatten().to(matrix.dtype), dim=0)
+            matrix = matrix - torch.outer(left, left @ matrix)
 
 
 def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:

@@ -103,6 +103,21 @@ def test_samples_and_events_stay_in_a_folder_that_is_named(data: Path, tmp_path:
     assert CycleGAN().identity(elsewhere) == CycleGAN().identity(plain)
 
 
+@pytest.mark.parametrize("part", ["trainA", "trainB/pages", "testA", "testB"])
+def test_samples_never_lie_among_the_pictures(part: str, data: Path, tmp_path: Path):
+    """They would be trained on, or the key would be another, at the next run."""
+    (tmp_path / "link").symlink_to(data)
+    for folders in (
+        {"data": data},
+        {"data_a": data / "trainA", "data_b": data / "trainB", "test_a": data / "testA",
+         "test_b": data / "testB"},
+    ):  # fmt: skip
+        for samples in (data / part, tmp_path / "link" / part):
+            with pytest.raises(ValueError, match="is taken for pictures"):
+                CycleGANOptions(**folders, samples=samples)
+        assert CycleGANOptions(**folders, samples=data / "pages").samples == data / "pages"
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_others(data: Path, tmp_path: Path):
     for name, options in (("a", {}), ("b", {"threads": 3, "cache_mb": 0}), ("c", {"seed": 6})):
         train(tmp_path / name, data, **options)
