@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     )
     from .executors import RayExecutor
     from .inspection import Node, summarize
-    from .lineage import lineage_graph, read_lineage
+    from .lineage import lineage_graph, read_lineage, record_training
     from .merge_plan import MergePlan, Notice, Step, plan_merge
     from .methods import Method, get_method, method, method_names, parameter
+    from .placing import beside, check_apart, check_output, place, placed
     from .plan import NodePlan, Plan, check
     from .processes import ProcessExecutor
     from .recipe import Recipe
@@ -66,9 +67,10 @@ _HOMES = {
     ),
     "executors": ("RayExecutor",),
     "inspection": ("Node", "summarize"),
-    "lineage": ("lineage_graph", "read_lineage"),
+    "lineage": ("lineage_graph", "read_lineage", "record_training"),
     "methods": ("Method", "get_method", "method", "method_names", "parameter"),
     "plan": ("NodePlan", "Plan", "check"),
+    "placing": ("beside", "check_apart", "check_output", "place", "placed"),
     "processes": ("ProcessExecutor",),
     "merge_plan": ("MergePlan", "Notice", "Step", "plan_merge"),
     "recipe": ("Recipe",),
@@ -132,9 +134,12 @@ __all__ = [
     "Tree",
     "VerifyReport",
     "__version__",
+    "beside",
     "binary_tree",
     "build_options",
     "check",
+    "check_apart",
+    "check_output",
     "convert",
     "counted",
     "diff",
@@ -153,12 +158,15 @@ __all__ = [
     "parameter",
     "parse_rule",
     "parse_tree",
+    "place",
+    "placed",
     "plan_merge",
     "plan_text",
     "print_json",
     "printable",
     "read_lineage",
     "read_tree",
+    "record_training",
     "register_trainer",
     "run",
     "summarize",

@@ -10,8 +10,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from .checkpoint import SUFFIX, open_checkpoint
 from .companions import WEIGHTS
@@ -33,30 +34,40 @@ class OccupiedError(OutputError):
     """There is something where the output is to be."""
 
 
-def check_output(output: Path, *, force: bool) -> None:
+Kind = Literal["checkpoint", "file", "folder"]
+
+
+def check_output(output: Path, *, force: bool, kind: Kind = "checkpoint") -> None:
     """Whether an output may be written: `check_place`, and what is there may be replaced.
+
+    Args:
+        output: a path.
+        force: replace what is there.
+        kind: a checkpoint is a file or a folder by its suffix.
 
     Raises:
         OccupiedError: something is there, and `force` is not given.
         OutputError: see `check_place`.
     """
-    check_place(output)
+    check_place(output, kind=kind)
     check_free(output, force=force)
 
 
-def check_place(output: Path) -> None:
+def check_place(output: Path, *, kind: Kind = "checkpoint") -> None:
     """Whether an output could be written to a path, perhaps in the place of what is there.
 
     A link is replaced as what it is, and not followed.
 
     Raises:
         OutputError: its name is none that it can have; its folder is missing or cannot be written
-            to; or what is there is never replaced: the current folder, a mount point, a folder
-            that modelsoup did not write, a folder by a file or the other way round.
+            to; or what is there is never replaced: the current folder, a mount point, a folder by
+            a file or the other way round, and by a checkpoint a folder that modelsoup did not
+            write.
     """
+    is_checkpoint = kind == "checkpoint"
+    is_folder = output.suffix != SUFFIX if is_checkpoint else kind == "folder"
     suffix = output.suffix.lower()
-    is_folder = output.suffix != SUFFIX
-    if is_folder and (suffix in (*WEIGHTS, *_FILES) or nearest(suffix, [SUFFIX])):
+    if is_checkpoint and is_folder and (suffix in (*WEIGHTS, *_FILES) or nearest(suffix, [SUFFIX])):
         raise OutputError(
             f"the output {output} ends in {output.suffix} (expected {SUFFIX}, or a folder's name)"
         )
@@ -81,9 +92,13 @@ def check_place(output: Path) -> None:
         raise OutputError(f"the output {output} is a mount point, which cannot be replaced")
     if output.is_dir() != is_folder and os.path.lexists(output):
         other = "folder" if output.is_dir() else "file"
+        if not is_checkpoint:
+            raise OutputError(f"{output} is a {other}, where a {kind} is to be written")
         raise OutputError(
             f"{output} is a {other}: an output that ends in {SUFFIX} is a file, any other a folder"
         )
+    if not is_checkpoint:
+        return
     if is_folder and output.is_dir() and any(output.iterdir()) and not _was_written_by_us(output):
         raise OutputError(
             f"the folder {output} is not empty, and was not written by modelsoup, so it is not "
@@ -266,25 +281,59 @@ def place(partial: Path, output: Path, *, force: bool) -> None:
         remove_stale(output)  # or if they were renamed, or a kill left it
 
 
+@contextlib.contextmanager
+def beside(output: Path) -> Iterator[Path]:
+    """A folder for what becomes an output, in the output's own folder; removed at the end.
+
+    Raises:
+        OutputError: the system refuses something within the block, too.
+    """
+    try:
+        remove_stale(output)
+        work = temporary(output, PARTIAL_SUFFIX)
+        work.mkdir()
+        lock = os.open(work, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # so that no other run takes it for a stray
+            yield work
+        finally:
+            os.close(lock)
+            remove(work)
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def placed(output: Path, *, force: bool, fsync: bool = True) -> Iterator[Path]:
+    """A path for a file or a folder that takes its place when the block ends, all of it or nothing.
+
+    The path has the output's name, in a folder of its own; nothing is there yet.
+
+    Args:
+        output: where it comes to.
+        force: replace what is there.
+        fsync: flush to the disk before. Without, a power cut can leave a broken file.
+
+    Raises:
+        OutputError: it cannot be written, or something is there and `force` is not given.
+    """
+    check_free(output, force=force)
+    with beside(output) as work:
+        partial = work / output.name
+        yield partial
+        if fsync:
+            flush(partial)
+        place(partial, output, force=force)
+
+
 def save_text(text: str, output: Path, *, force: bool) -> None:
     """Write a small file, whole or not at all.
 
     Raises:
         OutputError: it cannot be written, or something is there and `force` is not given.
     """
-    check_free(output, force=force)
-    remove_stale(output)
-    partial = temporary(output, PARTIAL_SUFFIX)
-    try:
-        with partial.open("x", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(text)
-            file.flush()
-            place(partial, output, force=force)
-    except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with placed(output, force=force) as partial:
+        partial.write_text(text, "utf-8")
 
 
 def _link(partial: Path, output: Path) -> None:

@@ -38,7 +38,7 @@ def plan_text(checkpoint: Checkpoint | StrPath) -> str:
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     made = read_lineage(opened)
     if made is None:
-        raise PlanError(f"{opened.path} holds no lineage: modelsoup did not make it")
+        raise PlanError(f"{opened.path} holds no lineage")
     writer = _Writer(made.get("ancestors", {}))
     tree = writer.root(made)
     content = {"soup": 1, "models": writer.models(), "tree": tree}

@@ -146,7 +146,7 @@ def show_lineage(checkpoint: Checkpoint, made: Mapping[str, Any] | None) -> None
     """What a checkpoint was made of, and what that was made of, as a tree."""
     out = console(wide=True)
     if made is None:
-        out.print(f"{_plain(checkpoint.path)} holds no lineage: modelsoup did not make it")
+        out.print(f"{_plain(checkpoint.path)} holds no lineage")
         return
     tree = Tree(Text(f"{checkpoint.name} ← {described(made)}"))
     ancestors = made.get("ancestors", {})
@@ -248,7 +248,7 @@ def show_verification(report: VerifyReport) -> None:
     else:
         out.print("all float values are finite")
     if not report.has_lineage:
-        out.print("no lineage: modelsoup did not make it")
+        out.print("no lineage")
     for check in report.inputs:
         if check.found is None:
             out.print(Text(f"input {check.name}: not at hand"))

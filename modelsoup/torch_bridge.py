@@ -13,8 +13,10 @@ Names are those of `module.state_dict()`. Trainers import this, the core never d
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from torch import nn
 from .checkpoint import SUFFIX, Checkpoint, StrPath, TensorInfo, open_checkpoint
 from .dtypes import DTYPES
 from .errors import MismatchError, OutputError, TrainerError, counted, listed, nearest
+from .placing import LINEAGE_KEY
 from .writer import CheckpointWriter, OutputTensor, layout
 
 _TORCH = {d.name: getattr(torch, d.numpy, None) for d in DTYPES.values() if d.numpy}
@@ -124,8 +127,9 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 
 def save_from(
-    module: nn.Module, path: StrPath, *, like: StrPath | None = None, frozen: Iterable[str] = ()
-) -> None:
+    module: nn.Module, path: StrPath, *, like: StrPath | None = None, frozen: Iterable[str] = (),
+    lineage: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Write a module's tensors to a safetensors file, all or nothing, replacing what is there.
 
     Tied tensors are written under each of their names. One tensor at a time is copied.
@@ -136,6 +140,8 @@ def save_from(
         like: the checkpoint that was loaded. A tensor is rounded to the dtype that it has there;
             floats that it lacks, to that of its floats if that is one. None: the module's dtypes.
         frozen: names whose bytes are copied from `like`.
+        lineage: what it was made by, as `record_training` tells it; None for what a node of a tree
+            makes, which gets one there.
 
     Raises:
         CheckpointError: `like` is missing or damaged.
@@ -169,7 +175,10 @@ def save_from(
             (dtype,) = floats
         described.append(OutputTensor(name, dtype, tuple(tensor.shape)))
     (file,) = layout(described, file_name=path.name, shard_size=None)
-    with CheckpointWriter(path, [file], {"format": "pt"}, force=True) as writer:
+    metadata = {"format": "pt"}
+    if lineage is not None:
+        metadata[LINEAGE_KEY] = json.dumps(lineage, separators=(",", ":"))
+    with CheckpointWriter(path, [file], metadata, force=True) as writer:
         offset = 0
         for entry in file.tensors:
             value = own[entry.name]
@@ -292,7 +301,8 @@ def _spectral(
     """Weights as matrices that a module divides by their largest singular value.
 
     Beside each, the names of its buffers: the left and the right vector, and the value; not every
-    implementation has all. Known are torch's two, and that of BigGAN's code (`u0`, `sv0`).
+    implementation has all. Known are torch's two, and that of BigGAN's code (`u0`, `sv0`,
+    and `u1`, `sv1`, … where it follows several values).
     """
     if hasattr(owner, "_reshape_weight_to_matrix"):  # torch.nn.utils.parametrizations
         weight = _owner(module, path).original
@@ -302,8 +312,17 @@ def _spectral(
             weight = getattr(owner, f"{hook.name}_orig")
             names = (f"{hook.name}_u", f"{hook.name}_v", "")
             yield hook.reshape_weight_to_matrix(weight), names
+    # To ask for any other layer's weight could be a step of torch's own power iteration.
     if "u0" in owner._buffers and isinstance(getattr(owner, "weight", None), torch.Tensor):
-        yield owner.weight.flatten(1), ("u0", "", "sv0")
+        matrix = owner.weight.detach().flatten(1)
+        for number in range(len(matrix)):
+            u = owner._buffers.get(f"u{number}")
+            if u is None:
+                break
+            yield matrix, (f"u{number}", "", f"sv{number}")
+            # The next pair is the first one of what this one, found by now, leaves over.
+            left = nn.functional.normalize(u.detach().flatten().to(matrix.dtype), dim=0)
+            matrix = matrix - torch.outer(left, left @ matrix)
 
 
 def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:

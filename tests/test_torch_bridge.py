@@ -255,6 +255,32 @@ def test_missing_vectors_of_spectral_norm_are_those_of_the_loaded_weight(kind, t
             assert torch.allclose(network(image), plain, atol=1e-4)
 
 
+class TwoValues(nn.Linear):
+    """BigGAN's spectral norm that follows the two largest singular values."""
+
+    def __init__(self):
+        super().__init__(3, 4, bias=False)
+        for number in range(2):
+            self.register_buffer(f"u{number}", torch.randn(1, 4))
+            self.register_buffer(f"sv{number}", torch.ones(1))
+
+
+@pytest.mark.parametrize("missing", [("u0", "sv0", "u1", "sv1"), ("u1", "sv1")])
+def test_every_missing_vector_of_spectral_norm_is_found(missing, tmp_path):
+    left, right = (torch.linalg.qr(torch.randn(n, 3))[0] for n in (4, 3))
+    weight = left @ torch.diag(torch.tensor([4.0, 2.0, 0.5])) @ right.T
+    whole = {"weight": weight, "u0": left[None, :, 0], "sv0": torch.tensor([4.0])}
+    given = {name: value.contiguous() for name, value in whole.items() if name not in missing}
+    safetensors_torch.save_file(given, tmp_path / "a.safetensors")
+    network = TwoValues()
+    assert set(load_into(network, tmp_path / "a.safetensors", seed=1)) == set(missing)
+    for number, value in enumerate((4, 2)):
+        found = getattr(network, f"u{number}")[0]
+        sign = (found @ left[:, number]).sign()
+        assert torch.allclose(found, sign * left[:, number], atol=1e-3)
+        assert getattr(network, f"sv{number}").item() == pytest.approx(value, rel=1e-3)
+
+
 def test_a_right_vector_alone_is_found_from_the_left_one_that_is_there(tmp_path):
     make, (left, right) = SPECTRAL["parametrization"]
     whole = made(1, make)

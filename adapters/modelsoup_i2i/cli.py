@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from modelsoup import (
     GivenPath,
@@ -19,6 +20,8 @@ from modelsoup import (
     print_json,
     printable,
 )
+
+from .metric_names import extractor_of, must_be_known
 
 _MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
 _PATH = GivenPath(path_type=Path)
@@ -133,6 +136,8 @@ def import_(folder: Path, output: Path, epoch: str, direction: str, force: bool)
 @i2i.command()
 @click.argument("model", type=_PATH, required=False)
 @click.option("--data", "root", type=_PATH, metavar="DIR", help="With testA and testB in it.")
+@click.option("--test-a", type=_PATH, metavar="DIR", help="In place of --data, X's test pictures …")
+@click.option("--test-b", type=_PATH, metavar="DIR", help="… and Y's.")
 @click.option("--images", type=_PATH, metavar="FAKE", help="Translations, instead of a model.")
 @click.option("--against", type=_PATH, metavar="REAL", help="What --images are compared with.")
 @_DIRECTION
@@ -155,6 +160,8 @@ def import_(folder: Path, output: Path, epoch: str, direction: str, force: bool)
 def evaluate(
     model: Path | None,
     root: Path | None,
+    test_a: Path | None,
+    test_b: Path | None,
     images: Path | None,
     against: Path | None,
     direction: str,
@@ -169,28 +176,37 @@ def evaluate(
     """Measure a model on a set's test images, or one folder of images against another."""
     if (model is None) == (images is None):
         raise ParameterError("give either a model with --data, or --images with --against")
+    names = None if metrics is None else [n for name in metrics.split(",") if (n := name.strip())]
+    _must_apply(model is not None, names)
     with _needed("i2i"):
         from .data import Transform
-        from .evaluation import evaluate_folders, evaluate_model
+        from .evaluation import evaluate_folders, evaluate_model, find_sets, sets_in
         from .images import left_out
-    names = None if metrics is None else [name for name in metrics.split(",") if name]
-    weights = {"inception_weights": inception_weights, "lpips_backbone": lpips_backbone}
+    folders: Sequence[Path]
     if model is not None:
-        if root is None:
-            raise ParameterError("a model is measured on a set: name its folder with --data")
+        transform = None if size is None else Transform(load=(size, size), crop=(size, size))
+        if test_a is not None and test_b is not None and root is None:
+            tests = (test_a, test_b) if direction == "x2y" else (test_b, test_a)
+            sets = find_sets(tests, transform=transform)
+        elif root is not None and test_a is None and test_b is None:
+            sets = sets_in(root, direction, real=real, transform=transform)
+        else:
+            raise ParameterError(
+                "a model is measured on a set: name its folder with --data, or its two folders of "
+                "test pictures with --test-a and --test-b"
+            )
         results = evaluate_model(
-            model, root, direction=direction, metrics=names, real=real, device=device,
-            transform=None if size is None else Transform(load=(size, size), crop=(size, size)),
-            **weights,
+            model, sets, direction=direction, metrics=names, device=device,
+            inception_weights=inception_weights, lpips_backbone=lpips_backbone,
         )  # fmt: skip
-        own, other = ("A", "B") if direction == "x2y" else ("B", "A")
-        folders = [root / f"test{own}", root / f"{real}{other}"]
+        folders = sets.folders
     else:
-        if size is not None:
-            raise ParameterError("--size is for a model's inputs; --images are there already")
         if images is None or against is None:
             raise ParameterError("--images are compared with a folder: name it with --against")
-        results = evaluate_folders(images, against, metrics=names, device=device, **weights)
+        results = evaluate_folders(
+            images, against, metrics=names, device=device, inception_weights=inception_weights,
+            lpips_backbone=lpips_backbone,
+        )  # fmt: skip
         folders = [images, against]
     for folder in folders:
         if (rest := left_out(folder)) is not None:
@@ -206,6 +222,44 @@ def evaluate(
             f"{counted(result.n_fake, 'translation')}"
             + (f", {counted(result.n_real, 'other')}" if result.n_real else "")
         )
+
+
+def _must_apply(of_model: bool, metrics: Sequence[str] | None) -> None:
+    """Raise a ParameterError for an option of `evaluate` that would be ignored.
+
+    Args:
+        of_model: a model is measured, and not a folder of translations.
+        metrics: the names that are asked for; None for those that need no weights.
+    """
+    if metrics is not None and not metrics:
+        raise ParameterError("--metrics names none: leave it out for those that need no weights")
+    context = click.get_current_context()
+    given = {
+        option.name for option in context.command.params
+        if option.name and context.get_parameter_source(option.name) != ParameterSource.DEFAULT
+    }  # fmt: skip
+    must_be_known(metrics or ())
+    through = {extractor_of(name) or "" for name in metrics or ()}
+    for names, applies, why in (
+        (["against"], not of_model, "is what --images are compared with; a model has its set"),
+        (
+            ["root", "test_a", "test_b", "size", "direction", "real"], of_model,
+            "is for a model's inputs; --images are there already",
+        ),
+        (["real"], "test_a" not in given, "chooses among the folders of --data"),
+        (
+            ["inception_weights"], any(one.startswith("inception") for one in through),
+            "is for fid-… and kid, and --metrics names none of them",
+        ),
+        (
+            ["lpips_backbone"], "lpips-alex" in through,
+            "is for lpips_…, and --metrics names none of them",
+        ),
+    ):  # fmt: skip
+        for name in names:
+            if name in given and not applies:
+                called = "--data" if name == "root" else f"--{name.replace('_', '-')}"
+                raise ParameterError(f"{called} {why}")
 
 
 def _say(line: str) -> None:

@@ -159,6 +159,13 @@ class CycleGANOptions:
                 "evaluate needs test images: data, a folder with testA and testB in it, or test_a "
                 "and test_b"
             )
+        for folder in self._read():
+            above = () if self.samples is None else (self.samples, *self.samples.absolute().parents)
+            if any(place.exists() and place.samefile(folder) for place in above):
+                raise ValueError(
+                    f"samples is {self.samples}, but what lies in {folder} is taken for pictures "
+                    f"to train or to test on"
+                )
         if self.imbalance is not None and self.count_b is not None:
             raise ValueError("imbalance and count_b both say how many images of Y are used")
         if self.imbalance is not None and not 0 <= self.imbalance < 100:
@@ -207,6 +214,13 @@ class CycleGANOptions:
         if self.test_a is not None and self.test_b is not None:
             return self.test_a, self.test_b
         return None if self.data is None else (self.data / "testA", self.data / "testB")
+
+    def _read(self) -> list[Path]:
+        """The folders of pictures that there are."""
+        named = [self.data_a, self.data_b, *(self.tests() or ())]
+        if self.data is not None:
+            named += [self.data / "trainA", self.data / "trainB"]
+        return [folder for folder in named if folder is not None and folder.exists()]
 
     def degree(self, domains: Domains) -> float | None:
         """λ of the imbalance-aware loss; with `balance: auto` from how many images there are."""
@@ -360,7 +374,7 @@ class CycleGAN:
         sets, bad = find_sets(folders, transform=options.transform()).must_allow(
             options.evaluate, skip=options.on_bad_image == "skip"
         )
-        rest = [said for folder in folders if (said := left_out(folder)) is not None]
+        rest = [said for folder in sets.folders if (said := left_out(folder)) is not None]
         for fault in (*bad, *rest):
             job.log(f"left out of the test images: {fault}")
         return sets
@@ -382,6 +396,7 @@ class CycleGAN:
                 job.log(traceback.format_exc())
             job.log(f"not evaluated: {error} (soup i2i evaluate measures the result)")
             job.note({"not evaluated": str(error)})
+            job.report(1.0, {"not_evaluated": 1.0})
         else:
             for result in results:
                 if result.note:

@@ -136,8 +136,11 @@ def _trained_at(checkpoint: Checkpoint) -> dict[str, Any]:
         if own:
             found.append({**_DEFAULTS, **later})
             continue
-        for entry in step["inputs"]:
-            name = entry.get("key") or entry.get("xxh3_128")
+        inputs = [entry.get("key") or entry.get("xxh3_128") for entry in step["inputs"]]
+        if options.get("of") in _NAMES and not any(name in steps for name in inputs):
+            # Its start said nothing: it was told these, or took them.
+            found.append({**_DEFAULTS, **later})
+        for name in inputs:
             if name in steps and name not in seen:
                 seen.add(name)
                 pending.append((steps[name], later))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,12 +35,14 @@ class Sets:
         inputs: what is translated.
         real: pictures of the target domain.
         truth: what the inputs should become, in their order; None where not all have it.
+        folders: where inputs and real pictures were found.
         transform: by whose test part all come to size; None takes them as they are.
     """
 
     inputs: tuple[Path, ...]
     real: tuple[Path, ...]
     truth: tuple[Path, ...] | None
+    folders: tuple[Path, ...]
     transform: Transform | None = None
 
     def read(self, files: Sequence[Path], channels: int = 3) -> list[np.ndarray]:
@@ -69,9 +71,11 @@ class Sets:
         must_have(metrics, roles)
         must_have_weights(metrics)
         bad: dict[Path, str] = {}
+        sizes: dict[Path, tuple[int, int]] = {}
         for file in dict.fromkeys((*self.inputs, *self.real, *(self.truth or ()))):
             try:
-                self._read(file, 3)
+                height, width, _ = self._read(file, 3).shape
+                sizes[file] = height, width
             except ImageError as error:
                 if not skip:
                     raise
@@ -81,18 +85,19 @@ class Sets:
             (file, true) for file, true in zip(self.inputs, truth, strict=True)
             if file not in bad and true not in bad
         ]  # fmt: skip
-        sound = Sets(
-            tuple(file for file, _ in kept),
-            tuple(file for file in self.real if file not in bad),
-            None if self.truth is None else tuple(true for _, true in kept if true is not None),
-            self.transform,
+        paired_with = tuple(true for _, true in kept if true is not None)
+        sound = replace(
+            self,
+            inputs=tuple(file for file, _ in kept),
+            real=tuple(file for file in self.real if file not in bad),
+            truth=None if self.truth is None else paired_with,
         )
         for name, files in (("to translate", sound.inputs), ("of the target domain", sound.real)):
             if not files:
                 raise ParameterError(f"no test image {name} can be read")
-        size = self._read(sound.inputs[0], 3).shape[:2]
+        own = {str(file): sizes[file] for file in sound.inputs}
         for name in metrics:
-            must_suffice(name, size, len(sound.inputs), len(sound.real))
+            must_suffice(name, own, len(sound.real))
         return sound, list(bad.values())
 
     def _read(self, file: Path, channels: int) -> np.ndarray:
@@ -117,15 +122,38 @@ def find_sets(
         ImageError: a folder is missing.
     """
     own, other = folders
+    looked_in = (own, real or other)
     found = []
-    for folder in (own, real or other):
+    for folder in looked_in:
         files = list_images(folder)
         if not files:
             raise ParameterError(f"the folder {folder} holds no images")
         found.append(tuple(files))
     inputs, target = found
     truth = paired(inputs, own, other)
-    return Sets(inputs, target, None if truth is None else tuple(truth), transform)
+    return Sets(inputs, target, None if truth is None else tuple(truth), looked_in, transform)
+
+
+def sets_in(
+    root: Path, direction: str, *, real: str = "test", transform: Transform | None = None
+) -> Sets:
+    """The test pictures of a folder with `testA` and `testB`, as `find_sets` has them.
+
+    Args:
+        root: the folder.
+        direction: `x2y` or `y2x`.
+        real: `test` or `train`: which pictures of the target domain.
+        transform: see `Sets`.
+
+    Raises:
+        ParameterError: a folder is empty.
+        ImageError: a folder is missing.
+    """
+    own, other = ("A", "B") if direction == "x2y" else ("B", "A")
+    return find_sets(
+        (root / f"test{own}", root / f"test{other}"), real=root / f"{real}{other}",
+        transform=transform,
+    )  # fmt: skip
 
 
 def evaluate_model(
@@ -165,12 +193,7 @@ def evaluate_model(
     if isinstance(data, Sets):
         sets = data
     else:
-        own, other = ("A", "B") if direction == "x2y" else ("B", "A")
-        root = Path(data)
-        sets = find_sets(
-            (root / f"test{own}", root / f"test{other}"), real=root / f"{real}{other}",
-            transform=transform,
-        )  # fmt: skip
+        sets = sets_in(Path(data), direction, real=real, transform=transform)
     channels = channels_of(model, direction)
     inputs = sets.read(sets.inputs, channels)
     fake = translate_arrays(model, inputs, direction=direction, device=device)

@@ -113,8 +113,14 @@ def decode(data: bytes, name: str, channels: int = 3) -> np.ndarray:
         with pillow.Image.open(BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(name, f"{image.width} × {image.height} pixels")
+            bits, white_is_zero = _stored_as(image)
             image.load()
-            return _with_channels(pillow.ImageOps.exif_transpose(image), channels)
+            transparent = image.info.get("transparency")
+            turned = pillow.ImageOps.exif_transpose(image)
+            if turned.mode.startswith("I"):  # 16-bit grey, "I;16" or, in older versions, "I"
+                values = np.asarray(turned)
+                turned = _in_8_bits(values, bits, transparent, white_is_zero=white_is_zero)
+            return _with_channels(turned, channels)
     except (pillow.Image.DecompressionBombError, pillow.Image.DecompressionBombWarning):
         raise _too_large(name, "twice as many pixels as any decoder takes") from None
     except pillow.UnidentifiedImageError:
@@ -223,8 +229,6 @@ def to_image(tensor: torch.Tensor) -> np.ndarray:
 
 def _with_channels(image: Any, channels: int) -> np.ndarray:
     pillow = _pillow()
-    if image.mode.startswith(("I", "F")):  # 16-bit grey, "I;16" or, in older versions, "I"
-        image = _from_16_bit(np.asarray(image), image.info.get("transparency"))
     if channels == 4:
         return np.array(image.convert("RGBA"), dtype=np.uint8)
     if image.has_transparency_data:
@@ -236,11 +240,37 @@ def _with_channels(image: Any, channels: int) -> np.ndarray:
     return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
-def _from_16_bit(grey: np.ndarray, transparent: int | None) -> Any:
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_KINDS = {2: "signed integers", 3: "floating-point numbers"}
+
+
+def _stored_as(image: Any) -> tuple[int, bool]:
+    """How many bits a grey value has, and whether 0 is white.
+
+    The decoder gives grey of 12 and 16 bits as it is stored, of whatever sign, and its values do
+    not tell: those of 32 bits may all be small.
+
+    Raises:
+        ValueError: values are of a kind that is not read.
+    """
+    if image.format != "TIFF":
+        return 16, False
+    tags = image.tag_v2
+    bits = max(tags.get(_BITS, (1,)))
+    if bits > 16:
+        raise ValueError(f"it has {bits} bits a channel, where 8 or 16 are expected")
+    for kind in tags.get(_SAMPLE_FORMAT, ()):
+        if kind in _KINDS:
+            raise ValueError(f"its values are {_KINDS[kind]}, where unsigned ones are expected")
+    return bits, tags.get(_PHOTOMETRIC) == 0
+
+
+def _in_8_bits(grey: np.ndarray, bits: int, transparent: int | None, *, white_is_zero: bool) -> Any:
     """8-bit grey, and where one value is transparent, its opacity."""
-    if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > 65535:
-        raise ValueError("it has 32 bits a channel, where 8 or 16 are expected")
-    scaled = ((grey.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)
+    most = 2**bits - 1
+    scaled = ((grey.astype(np.int64) * 255 + most // 2) // most).astype(np.uint8)
+    if white_is_zero:
+        scaled = 255 - scaled
     image = _pillow().Image.fromarray(scaled)
     if transparent is not None:
         opaque = np.where(grey == transparent, 0, 255).astype(np.uint8)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 
 from modelsoup import ParameterError, nearest
 
@@ -46,21 +47,23 @@ LEAST = {"st-alex": 21, "lpips-alex": 31, "ssim": 6}
 """Pixels that a picture's sides must have, or the last layers, or a window, see nothing."""
 
 
-def must_suffice(name: str, size: tuple[int, int], n_fake: int, n_real: int) -> None:
+def must_suffice(name: str, sizes: Mapping[str, tuple[int, int]], n_real: int) -> None:
     """Raise a ParameterError for a metric that such pictures, or so few, cannot give.
 
     Args:
         name: of the metric.
-        size: height and width of the first translation, to which all pictures are brought.
-        n_fake: how many translations there are.
+        sizes: height and width of each translation, by what an error calls it.
         n_real: how many real pictures, where the metric needs some.
     """
-    least = LEAST.get(extractor_of(name) or name, 1)
-    if min(size) < least:
-        raise ParameterError(
-            f"{name} needs pictures of at least {least} pixels a side, and the first translation "
-            f"is {size[0]} × {size[1]}"
-        )
+    through, n_fake = extractor_of(name), len(sizes)
+    least = LEAST.get(through or name, 1)
+    # An extractor gets all at the size of the first one, and pixels are compared at each one's own.
+    for called, size in islice(sizes.items(), None if through is None else 1):
+        if min(size) < least:
+            raise ParameterError(
+                f"{name} needs pictures of at least {least} pixels a side, and {called} is "
+                f"{size[0]} × {size[1]}"
+            )
     if name.endswith("_pairs") and n_fake < 2:
         raise ParameterError(f"{name} needs at least 2 translations")
     if name.startswith(("f", "k")) and min(n_fake, n_real) < 2:

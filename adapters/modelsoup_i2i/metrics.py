@@ -108,6 +108,12 @@ def evaluate(
         if there is not None and len(there) != n_fake:
             raise ParameterError(f"there are {n_fake} translations, but {len(there)} {role}")
     must_have(metrics, [role for role, there in sets.items() if there is not None])
+    sizes = {
+        f"translation {number}": picture.shape[:2]
+        for number, picture in enumerate(sets["fake"] or [], 1)
+    }
+    for name in metrics:
+        must_suffice(name, sizes, len(sets["real"] or []))
     measure = _Measure(sets, inception_weights, lpips_backbone, seed, batch, chosen_device(device))
     with torch.no_grad():
         return [measure.of(name) for name in metrics]
@@ -190,8 +196,6 @@ class _Measure:
         self.kept: dict[tuple[str, int], list[torch.Tensor]] = {}
 
     def of(self, name: str) -> Result:
-        fake, real = self._all("fake"), self.sets["real"]
-        must_suffice(name, fake[0].shape[:2], len(fake), len(real or []))
         through = extractor_of(name)
         if through is None:
             return self._fidelity(name)

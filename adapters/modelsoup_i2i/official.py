@@ -13,18 +13,19 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from modelsoup import (
     CheckpointError,
     MismatchError,
     OutputError,
     ParameterError,
+    check_output,
     convert,
     open_checkpoint,
+    placed,
 )
 
 from .shapes import (
@@ -69,10 +70,7 @@ def import_folder(
         raise ParameterError(f"the direction is {direction!r}, but must be x2y or y2x")
     if output.suffix != ".safetensors":
         raise OutputError(f"the output {output} must end in .safetensors")
-    if output.exists() and not force:
-        raise OutputError(f"the output {output} exists already")
-    if not output.parent.is_dir():
-        raise OutputError(f"the folder {output.parent} of the output does not exist")
+    check_output(output, force=force)
     files = dict(_found(source, epoch, direction))
     tensors: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
@@ -93,7 +91,8 @@ def import_folder(
             tensors |= {f"{network}.{name}": values for name, values in own.items()}
             counts[network] = sum(values.size for values in own.values())
     _must_agree(shapes)
-    _write(tensors, output)
+    with placed(output, force=force) as partial:
+        partial.write_bytes(save(tensors, {"format": "pt"}))
     return counts
 
 
@@ -157,14 +156,3 @@ def _must_agree(shapes: list[tuple[str, Any]]) -> None:
         if len({shape for _, shape in own}) > 1:
             said = " and ".join(f"{network} {shape}" for network, shape in own)
             raise MismatchError(f"the networks do not belong to one model: {said}")
-
-
-def _write(tensors: dict[str, np.ndarray], output: Path) -> None:
-    partial = output.with_name(f".{output.stem}.{uuid4().hex}.safetensors")
-    try:
-        save_file(tensors, partial, {"format": "pt"})
-        partial.replace(output)
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

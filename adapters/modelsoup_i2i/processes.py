@@ -21,6 +21,7 @@ import torch.distributed as dist
 from modelsoup import TrainerError
 
 PATIENCE = timedelta(minutes=30)  # for one whose step or whose state takes long
+JOINING = timedelta(seconds=20)  # for those that have said that they are ready
 _LOOK = 0.05  # seconds between two looks whether all have come
 
 
@@ -96,6 +97,7 @@ def together(world: int, device: str, work: Path, arguments: tuple[Any, ...]) ->
 
         Raises:
             TrainerError: one of them has ended before.
+            RuntimeError: one of them has not joined.
         """
         store = dist.FileStore(str(meeting), world)
         while not store.check([_ready(rank) for rank in range(1, world)]):
@@ -103,6 +105,7 @@ def together(world: int, device: str, work: Path, arguments: tuple[Any, ...]) ->
                 if process.poll() is not None and not store.check([_ready(rank)]):
                     raise _failed(work, rank)
             time.sleep(_LOOK)
+        _set_up(0, device)
         _join(0, world, device, store)
 
     try:
@@ -140,6 +143,7 @@ def joined(rank: int, world: int, device: str, meeting: str, arguments: tuple[An
     from .session import Session
 
     def meet() -> None:
+        _set_up(rank, device)
         store = dist.FileStore(meeting, world)
         store.set(_ready(rank), b"")
         _join(rank, world, device, store)
@@ -160,13 +164,24 @@ def _ready(rank: int) -> str:
     return f"process {rank} is ready"
 
 
-def _join(rank: int, world: int, device: str, store: Any) -> None:
-    gpus = device != "cpu" and torch.cuda.is_available()
-    if gpus:
+def _set_up(rank: int, device: str) -> None:
+    if _on_gpus(device):
         torch.cuda.set_device(rank)
-    dist.init_process_group(
-        "nccl" if gpus else "gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE
-    )
+
+
+def _join(rank: int, world: int, device: str, store: Any) -> None:
+    # A group waits for a process that cannot join as long as for one whose step takes long: so a
+    # first one, of little patience, finds out whether all can.
+    for name, patience in (("trial", JOINING), ("training", PATIENCE)):
+        _leave()
+        dist.init_process_group(
+            "nccl" if _on_gpus(device) else "gloo", store=dist.PrefixStore(name, store), rank=rank,
+            world_size=world, timeout=patience,
+        )  # fmt: skip
+
+
+def _on_gpus(device: str) -> bool:
+    return device != "cpu" and torch.cuda.is_available()
 
 
 def _leave() -> None:

@@ -207,7 +207,18 @@ class Session:
         return self.optimise([(a, b)])
 
     def optimise(self, group: Sequence[Batch]) -> dict[str, float]:
-        """One step whose gradients are the mean over several batches."""
+        """One step whose gradients are the mean over several batches.
+
+        Of a step that fails no gradient is left to the next one.
+        """
+        try:
+            return self._optimise(group)
+        except BaseException:
+            for updates in self._updates.values():
+                updates.forget()
+            raise
+
+    def _optimise(self, group: Sequence[Batch]) -> dict[str, float]:
         rate = self.rate(self.steps // self.steps_per_epoch)
         for updates in self.updates.values():
             updates.set_rate(rate)
@@ -229,7 +240,6 @@ class Session:
                 losses["generator"] = losses.get("generator", 0) + objective.detach()
                 # Early updates cannot be taken back: the loss is looked at before.
                 if early and not losses["generator"].isfinite():
-                    self._updates["G"].forget()
                     raise DivergedError
                 del terms, fake, weighted
                 self._backward("G", objective * share, complete=letter == "b")
@@ -300,7 +310,6 @@ class Session:
         gradients = [p.grad for p in updates.parameters.values() if p.grad is not None]
         self.place.average([worst, *gradients])
         if not worst.isfinite():
-            updates.forget()
             raise DivergedError
         try:
             updates.apply()

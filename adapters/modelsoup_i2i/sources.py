@@ -15,17 +15,15 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
-from modelsoup import OutputError, ParameterError
+from modelsoup import OutputError, ParameterError, check_output, placed
 
 from .images import decode, save_png
 from .packages import Package, Say, debian, npm, obtain, read_files
@@ -143,19 +141,14 @@ def prepare(
             for package in source.packages
         ],
     }  # fmt: skip
-    made = output.with_name(f".{output.name}.{uuid4().hex}")
-    try:
+    with placed(output, force=force, fsync=False) as made:
         for part in FOLDERS:
             (made / part).mkdir(parents=True)
             for file, picture in split[part].items():
                 save_png(picture, made / part / file)
         (made / RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         (made / "LICENCES.md").write_text(_licences(source), "utf-8")
-        _put(made, output)
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        _may_be_made(output, force)  # still
     return {part: len(split[part]) for part in FOLDERS}
 
 
@@ -325,24 +318,10 @@ def _square(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def _may_be_made(output: Path, force: bool) -> None:
-    if not output.parent.is_dir():
-        raise OutputError(f"the folder {output.parent} for {output.name} does not exist")
-    if not (output.exists() or output.is_symlink()):
-        return
-    if not force:
-        raise OutputError(f"{output} exists; --force replaces a set that was made there")
-    if output.is_symlink() or not (output / RECORD).is_file():
+    check_output(output, force=force, kind="folder")
+    is_empty = output.is_dir() and not output.is_symlink() and not any(output.iterdir())
+    if os.path.lexists(output) and not is_empty and not (output / RECORD).is_file():
         raise OutputError(f"{output} is not a set that was made here, and is not replaced")
-
-
-def _put(made: Path, output: Path) -> None:
-    old = output.with_name(f".{output.name}.{uuid4().hex}")
-    replaced = output.exists()
-    if replaced:
-        output.rename(old)
-    made.rename(output)
-    if replaced:
-        shutil.rmtree(old)
 
 
 def _licences(source: Source) -> str:

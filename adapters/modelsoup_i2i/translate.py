@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -22,21 +20,22 @@ from modelsoup import (
     ParameterError,
     SoupError,
     TrainerError,
+    check_output,
     digest_file,
     how_to_install,
+    placed,
 )
 
 from .images import (
     CHANNELS,
-    ImageError,
     left_out,
-    list_images,
     read_image,
     save_png,
     to_image,
     to_tensor,
 )
 from .networks import at_any_size, generator_shape_in, load_generator
+from .places import translations
 from .processes import chosen_device
 
 Progress = Callable[[int, int], None]
@@ -62,8 +61,8 @@ def translate(
 
     Any size: the sides are padded to multiples of four by reflection and cut back. Names are kept,
     their suffix becomes `.png`; pictures are grey, RGB or RGB with opacity as the model's are. Only
-    one batch is in memory. A folder's pictures are put in place when all are made, so that a
-    failure leaves no part of them.
+    one batch is in memory. Pictures are put in place when all are made, so that a failure leaves no
+    part of them.
 
     Args:
         model: a checkpoint with `G_A.*` or `G_B.*`.
@@ -88,40 +87,21 @@ def translate(
     source, output = Path(source), Path(output)
     if batch < 1:
         raise ParameterError(f"batch is {batch}, where at least 1 is expected")
-    pairs = _pairs(source, output, force)
     place = _device(device)
     channels = channels_of(model, direction)
     generator = load_generator(str(model), direction).to(place)
-    folder = source.is_dir()
-    if folder and (rest := left_out(source)) is not None:
-        say(f"left out: {rest}")
-    # Beside the output, so that a rename suffices.
-    made = output.resolve().with_name(f".{output.resolve().name}.{uuid4().hex}")
-    above = [parent for parent in made.parents if not parent.exists()]
-    done = 0
-    try:
-        for group in _groups((read_image(f, channels) for f, _ in pairs), batch):
+    with translations(source, output, force=force) as wanted:
+        if source.is_dir() and (rest := left_out(source)) is not None:
+            say(f"left out: {rest}")
+        done = 0
+        for group in _groups((read_image(one.source, channels) for one in wanted), batch):
             results = _translated(generator, [picture for _, picture in group], place)
             for (at, _), result in zip(group, results, strict=True):
-                path = made / pairs[at][1].relative_to(output) if folder else pairs[at][1]
-                if folder:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                save_png(result, path)
+                save_png(result, wanted[at].partial)
                 done += 1
                 if progress is not None:
-                    progress(done, len(pairs))
-        if folder:
-            _put(made, output, [place.relative_to(output) for _, place in pairs])
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written: {error.strerror or error}") from error
-    finally:
-        if made.exists():
-            shutil.rmtree(made)
-        if not output.exists():
-            for parent in above:
-                with suppress(OSError):  # somebody put something there
-                    parent.rmdir()
-    return [place for _, place in pairs]
+                    progress(done, len(wanted))
+    return [one.output for one in wanted]
 
 
 def translated_arrays(
@@ -188,7 +168,7 @@ def export_onnx(
         raise ParameterError(f"batch is {batch}, where at least 1 is expected")
     if output.suffix != ".onnx":
         raise OutputError(f"the output {output} must end in .onnx")
-    _must_be_free(output, force)
+    check_output(output, force=force, kind="file")
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -203,8 +183,7 @@ def export_onnx(
     if size is None:
         free[2] = 4 * torch.export.Dim("rows", min=4, max=2048)
         free[3] = 4 * torch.export.Dim("columns", min=4, max=2048)
-    temporary = output.with_name(f".{uuid4().hex}.onnx")
-    try:
+    with placed(output, force=force) as partial:
         with warnings.catch_warnings(), _without(_TORCHVISION_ASIDE):
             # torch 2.13's exporter uses a name that its own pytree module calls old.
             warnings.filterwarnings("ignore", r".*treespec, LeafSpec", FutureWarning)
@@ -219,12 +198,7 @@ def export_onnx(
                 "modelsoup.direction": direction,
             }
         )
-        program.save(str(temporary), external_data=False)
-        temporary.replace(output)
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        program.save(str(partial), external_data=False)
     return output
 
 
@@ -252,52 +226,6 @@ def _without(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _pairs(source: Path, output: Path, force: bool) -> list[tuple[Path, Path]]:
-    """Each input with its output; checked before anything is written."""
-    if source.is_dir():
-        if output.exists() and not output.is_dir():
-            raise OutputError(f"{output} is a file, where a folder is expected for {source}")
-        files = list_images(source)
-        pairs = [(file, output / file.relative_to(source).with_suffix(".png")) for file in files]
-        if not files:
-            raise ParameterError(f"the folder {source} holds no images")
-    else:
-        if not source.exists():
-            raise ImageError(f"{source} does not exist, where images are expected")
-        into = output / f"{source.stem}.png" if output.is_dir() else output
-        if into.suffix.lower() != ".png":
-            raise OutputError(
-                f"the image {into} must end in .png (a folder that exists takes it under its name)"
-            )
-        pairs = [(source, into)]
-    sources = {file.resolve() for file, _ in pairs}
-    taken: dict[Path, Path] = {}
-    for file, place in pairs:
-        if place in taken:
-            raise OutputError(f"{taken[place]} and {file} would both become {place}")
-        taken[place] = file
-        if place.resolve() in sources:
-            raise OutputError(f"{place} would replace its own input")
-        _must_be_free(place, force)
-    return pairs
-
-
-def _must_be_free(output: Path, force: bool) -> None:
-    if output.exists() and not force:
-        raise OutputError(f"{output} exists; --force replaces it")
-
-
-def _put(made: Path, output: Path, names: Sequence[Path]) -> None:
-    """Move a whole folder to its place; among others' files, which stay, one by one."""
-    if not output.exists() or not any(output.iterdir()):
-        output.resolve().parent.mkdir(parents=True, exist_ok=True)
-        made.replace(output.resolve())  # an empty folder is replaced
-        return
-    for name in names:
-        (output / name).parent.mkdir(parents=True, exist_ok=True)
-        (made / name).replace(output / name)
 
 
 def _groups(pictures: Iterable[np.ndarray], batch: int) -> Iterator[list[tuple[int, np.ndarray]]]:

@@ -103,8 +103,9 @@ def quantize(
     work.mkdir(exist_ok=True)
     try:
         told = quantise_to(
-            options, model, output, seed=seed, frozen=(), work=work, report=_progress(), log=_say
-        )
+            options, model, output, seed=seed, frozen=(), work=work, report=_progress(), log=_say,
+            force=force,
+        )  # fmt: skip
     except SoupError:
         if not (work / BEGUN).exists():  # nothing was computed that could be gone on with
             shutil.rmtree(work)
@@ -131,7 +132,11 @@ def run(model: Path, source: Path, target: Path, precision: str, force: bool) ->
 
     if source.is_dir() and (rest := left_out(source)) is not None:
         _say(f"left out: {rest}")
-    for written in translate(model, source, target, force=force, precision=precision):
+    show = _progress()
+    for written in translate(
+        model, source, target, force=force, precision=precision,
+        progress=lambda done, of: show(done / of, {}),
+    ):  # fmt: skip
         click.echo(printable(str(written)))
 
 

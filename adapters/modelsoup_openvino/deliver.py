@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelsoup import OutputError
+from modelsoup import placed
 
 from . import export, measure
 from .deploy import Deployable, Log
-from .place import REPORT, must_be_ours, take_the_place
+from .place import REPORT, must_be_ours
 from .qat import Outcome
 from .quantise import Quantisation
 from .report import as_pixels, page, sheet
@@ -44,7 +43,7 @@ PAGE, SHEET, PICTURES = "report.md", "sheet.png", "pictures"
 def deliver(
     outcome: Outcome, out: Path, *, trainer: Deployable, options: Mapping[str, Any],
     how: Quantisation, start: Path, rounds: int, pictures: bool,
-    quality: Mapping[str, Mapping[str, float]], log: Log,
+    quality: Mapping[str, Mapping[str, float]], force: bool, log: Log,
 ) -> dict[str, Any]:  # fmt: skip
     """Export, measure, and write the folder in the place of what is there.
 
@@ -58,13 +57,14 @@ def deliver(
         rounds: in which speed is measured; 0 leaves it out.
         pictures: write all outputs for the held-out images too.
         quality: metric → `float`, `calibrated`, `kept` → value, for the report.
+        force: replace the folder of an earlier run.
         log: is told lines.
 
     Returns:
         the report.
 
     Raises:
-        OutputError: there is something else in its place.
+        OutputError: there is something else in its place, or anything without `force`.
         SoupError: the export does not compute what the network does, or cannot be written.
     """
     from modelsoup_i2i.networks import padded
@@ -81,12 +81,8 @@ def deliver(
         "int8": export.agreement(outcome.best, models[INT8], example),
         "fp32": export.agreement(outcome.reference, models[FP32], example),
     }
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error.strerror or error}") from error
-    try:
-        folder.chmod(0o755)  # mkdtemp's own are for nobody else
+    with placed(out, force=force) as folder:
+        folder.mkdir()
         shutil.copyfile(outcome.quantised, folder / QUANTISED)
         shutil.copyfile(outcome.checkpoint, folder / FLOAT)
         origin = _origin(outcome, trainer, start, folder / FLOAT)
@@ -122,11 +118,7 @@ def deliver(
         _save_sheet(outcome, folder / SHEET)
         if pictures:
             _save_pictures(outcome, folder / PICTURES)
-        take_the_place(folder, out)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        must_be_ours(out)  # still
     return told
 
 

@@ -7,14 +7,14 @@ of what the network wants are continued by reflection, and the result is cut bac
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from modelsoup_i2i.images import CHANNELS
 
-from modelsoup import OutputError, ParameterError, SoupError
+from modelsoup import ParameterError, SoupError
 
 from . import export
 from .measure import compiled_for
@@ -93,66 +93,36 @@ class Translator:
         return found
 
 
-def pairs(source: Path, target: Path, *, force: bool) -> list[tuple[Path, Path]]:
-    """Which image becomes which file: one, or those of a folder under their names as `.png`.
-
-    Raises:
-        ParameterError: the source is not there or holds no image.
-        OutputError: a target exists already or is one of the images, or two images would become
-            one file.
-    """
-    from modelsoup_i2i.images import list_images
-
-    if source.is_file():
-        into = target / f"{source.stem}.png" if target.is_dir() else target
-        found = [(source, into)]
-    elif source.is_dir():
-        images = list_images(source)
-        found = [(file, target / file.relative_to(source).with_suffix(".png")) for file in images]
-        if not found:
-            raise ParameterError(f"{source} holds no image")
-    else:
-        raise ParameterError(f"there is no image or folder {source}")
-    sources = {file.resolve() for file, _ in found}
-    taken: dict[Path, Path] = {}
-    for file, into in found:
-        if into in taken:
-            raise OutputError(f"{taken[into]} and {file} would both become {into}")
-        taken[into] = file
-        if into.suffix.lower() != ".png":
-            raise OutputError(f"the image {into} must end in .png")
-        if into.resolve() in sources:
-            raise OutputError(f"{into} would replace its own input")
-        if into.exists() and not force:
-            raise OutputError(f"{into} exists already (--force replaces it)")
-    return found
-
-
 def translate(
-    model: Path, source: Path, target: Path, *, force: bool = False, precision: str = "f32"
-) -> Iterator[Path]:
-    """Translate a file, or all images of a folder; yields what was written, each as it is done.
+    model: Path, source: Path, target: Path, *, force: bool = False, precision: str = "f32",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:  # fmt: skip
+    """Translate a picture, or all of a folder; what was written.
+
+    Pictures are put in place when all are made, so that a failure leaves no part of them.
 
     Args:
         model: the path of an IR's `.xml`.
         source: an image, or a folder of them.
-        target: a `.png` file, or a folder, which is made.
+        target: a `.png` file or a folder that exists; for a folder a folder, which is made.
         force: replace what is there.
         precision: as in `Translator`.
+        progress: is told how many are done, and of how many.
 
     Raises:
-        SoupError: as `Translator` and `pairs`, or an image is damaged.
+        SoupError: as `Translator` and `modelsoup_i2i.places.translations`, or an image is damaged.
     """
     from modelsoup_i2i.images import read_image, save_png
+    from modelsoup_i2i.places import translations
 
-    work = pairs(source, target, force=force)
-    network = Translator(model, precision=precision)
-    for file, into in work:
-        into.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_png(network(read_image(file, network.channels)), into)
-        except SoupError as error:
-            if str(file) in str(error):
-                raise
-            raise type(error)(f"{file}: {error}") from error
-        yield into
+    with translations(source, target, force=force) as wanted:
+        network = Translator(model, precision=precision)
+        for done, one in enumerate(wanted, 1):
+            picture = read_image(one.source, network.channels)
+            try:
+                save_png(network(picture), one.partial)
+            except SoupError as error:
+                raise type(error)(f"{one.source}: {error}") from error
+            if progress is not None:
+                progress(done, len(wanted))
+    return [one.output for one in wanted]

@@ -110,7 +110,7 @@ class Outcome:
 def quantisation_aware(
     trainer: Deployable, options: Any, start: Path, how: Quantisation, *, epochs: int,
     network: str | None, held_out: int, seed: int, frozen: Sequence[str], work: Path,
-    report: Report, log: Log,
+    lineage: Mapping[str, Any], report: Report, log: Log,
     see: Callable[[str, HeldOut, Sequence[np.ndarray]], None] = lambda *_: None,
 ) -> Outcome:  # fmt: skip
     """Quantise a trainer's deployed network, train it for some epochs, and keep the best.
@@ -126,6 +126,7 @@ def quantisation_aware(
         seed: of the training.
         frozen: tensors of the start that keep every bit.
         work: a folder that survives a crash.
+        lineage: for the float checkpoint: what it was made by, and of what.
         report: is told progress and figures.
         log: is told lines.
         see: is given the network's name, the images and the float outputs for them, uint8,
@@ -174,7 +175,7 @@ def quantisation_aware(
     twin = load_quantised(own, begun, say=log).eval()
     bench = _Bench(
         work, session, name, start, tuple(frozen), reference, twin, held.images, expected,
-        trainer.multiple,
+        trainer.multiple, lineage,
     )  # fmt: skip
     if not bench.candidates():
         bench.add(0, reference)
@@ -207,12 +208,12 @@ class _Bench:
     def __init__(
         self, work: Path, session: Session, name: str, start: Path, frozen: tuple[str, ...],
         reference: nn.Module, twin: nn.Module, images: Sequence[torch.Tensor],
-        expected: Sequence[np.ndarray], multiple: int,
+        expected: Sequence[np.ndarray], multiple: int, lineage: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self._work, self._session, self._name = work, session, name
         self._start, self._frozen, self._twin = start, frozen, twin
         self._reference, self._images, self._expected = reference, images, expected
-        self._multiple = multiple
+        self._multiple, self._lineage = multiple, lineage
 
     def candidates(self) -> tuple[Candidate, ...]:
         """Those that were compared, by epoch."""
@@ -265,7 +266,7 @@ class _Bench:
         networks = {**self._session.networks, self._name: plain}
         save_from(
             nn.ModuleDict(networks), self._work / f"float-{epoch}.safetensors", like=self._start,
-            frozen=self._frozen,
+            frozen=self._frozen, lineage=self._lineage,
         )  # fmt: skip
 
 

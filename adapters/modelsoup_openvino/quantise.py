@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from uuid import uuid4
 
-from modelsoup import CheckpointError, MismatchError, OutputError, ParameterError, nearest
+from modelsoup import CheckpointError, MismatchError, ParameterError, nearest, placed
 
 from .versions import Say, load_nncf, silence
 
@@ -196,19 +195,13 @@ def save_quantised(module: nn.Module, path: Path, metadata: Mapping[str, str]) -
         OutputError: it cannot be written.
     """
     import nncf.torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     config = json.dumps(nncf.torch.get_config(module))
     tensors = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
     header = {"format": "pt", **metadata, FORMAT: "1", CONFIG: config}
-    temporary = path.with_name(f".{uuid4().hex}.tmp")
-    try:
-        save_file(tensors, temporary, header)
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with placed(path, force=True) as partial:
+        partial.write_bytes(save(tensors, header))
 
 
 def load_quantised(network: nn.Module, path: Path, *, say: Say) -> nn.Module:

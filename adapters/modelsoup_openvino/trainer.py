@@ -20,10 +20,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from modelsoup import Job, TrainerError, options_as_json
+from modelsoup import (
+    FineTune,
+    Job,
+    TrainerError,
+    Training,
+    check_apart,
+    open_checkpoint,
+    options_as_json,
+    record_training,
+)
 
 from .deploy import Deployable, Log, Report, deployable, files, identity, must_measure, options_for
-from .place import must_be_free, must_be_ours, must_not_hold
+from .place import must_be_free, must_be_ours
 from .quantise import Quantisation
 
 if TYPE_CHECKING:
@@ -151,7 +160,7 @@ class OpenVinoQat:
 
 def quantise_to(
     options: OpenVinoOptions, start: Path, out: Path, *, seed: int, frozen: Sequence[str],
-    work: Path, report: Report, log: Log,
+    work: Path, report: Report, log: Log, force: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Calibrate, train, keep the best, export, measure and write `out`: the report.
 
@@ -164,6 +173,7 @@ def quantise_to(
         work: a folder that survives a crash.
         report: is told progress and figures.
         log: is told lines.
+        force: replace the folder of an earlier run, also one that ended meanwhile.
 
     Raises:
         OutputError: `out` may not be replaced.
@@ -172,8 +182,8 @@ def quantise_to(
     """
     from .versions import need
 
-    must_be_free(out, force=True)
-    must_not_hold(out, start)
+    must_be_free(out, force=force)
+    check_apart(out, [start])
     need("torch", "nncf", "openvino")
     trainer = deployable(options.of)
     must_measure(trainer, options.quality)
@@ -185,6 +195,9 @@ def quantise_to(
         rate=options.rate,
         folder=options.folder,
     )
+    told = {name: value for name, value in options_as_json(options).items() if name != "out"}
+    step = FineTune(Training(OpenVinoQat.name, told))
+    lineage = record_training(step, open_checkpoint(start), seed=seed)
     known = trainer.options_of(start)
     log(f"{start.name} decides: " + ", ".join(f"{name} {value}" for name, value in known.items()))
     from .deliver import deliver
@@ -202,14 +215,15 @@ def quantise_to(
 
     outcome = quantisation_aware(
         trainer, own, start, options.quantisation, epochs=options.epochs, network=options.network,
-        held_out=options.held_out, seed=seed, frozen=frozen, work=work, report=report, log=log,
-        see=lambda *seen: judge("float", *seen),
+        held_out=options.held_out, seed=seed, frozen=frozen, work=work, lineage=lineage,
+        report=report, log=log, see=lambda *seen: judge("float", *seen),
     )  # fmt: skip
     for which, epoch in (("calibrated", 0), ("kept", outcome.kept.epoch)):
         judge(which, outcome.network, outcome.held_out, outcome.pictures[epoch])
     return deliver(
         outcome, out, trainer=trainer, options=options_as_json(own), how=options.quantisation,
-        start=start, rounds=options.rounds, pictures=options.pictures, quality=quality, log=log,
+        start=start, rounds=options.rounds, pictures=options.pictures, quality=quality,
+        force=force, log=log,
     )  # fmt: skip
 
 

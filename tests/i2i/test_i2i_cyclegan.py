@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 from i2i_domains import TINY, make_domains
+from modelsoup_i2i import processes
 from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_i2i.evaluation import evaluate_model
+from modelsoup_i2i.images import save_png
 
 import modelsoup
 from modelsoup.digest import content_of
@@ -99,6 +102,21 @@ def test_samples_and_events_stay_in_a_folder_that_is_named(data: Path, tmp_path:
     assert not (tmp_path / "work" / "samples").exists()
     elsewhere, plain = (CycleGANOptions(data=data, samples=place) for place in (shown, None))
     assert CycleGAN().identity(elsewhere) == CycleGAN().identity(plain)
+
+
+@pytest.mark.parametrize("part", ["trainA", "trainB/pages", "testA", "testB"])
+def test_samples_never_lie_among_the_pictures(part: str, data: Path, tmp_path: Path):
+    """They would be trained on, or the key would be another, at the next run."""
+    (tmp_path / "link").symlink_to(data)
+    for folders in (
+        {"data": data},
+        {"data_a": data / "trainA", "data_b": data / "trainB", "test_a": data / "testA",
+         "test_b": data / "testB"},
+    ):  # fmt: skip
+        for samples in (data / part, tmp_path / "link" / part):
+            with pytest.raises(ValueError, match="is taken for pictures"):
+                CycleGANOptions(**folders, samples=samples)
+        assert CycleGANOptions(**folders, samples=data / "pages").samples == data / "pages"
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_others(data: Path, tmp_path: Path):
@@ -274,6 +292,16 @@ def test_what_metrics_need_is_looked_for_before_the_first_step(
     assert [path for path in tmp_path.rglob("*") if path.parent.name == "work"] == []
 
 
+def test_every_test_picture_is_looked_at_before_the_first_step(tmp_path: Path):
+    """One is so wide that at the training's size a window does not fit into its height."""
+    data = make_domains(tmp_path / "domains", 3, 3)
+    for part in ("testA", "testB"):
+        save_png(np.full((16, 64, 3), 99, np.uint8), data / part / "2.png")
+    with pytest.raises(modelsoup.ParameterError, match=r"ssim needs .*testA/2\.png is 4 × 16"):
+        train(tmp_path, data, evaluate=["ssim"], mode="scale_width_and_crop")
+    assert not list((tmp_path / "work").iterdir())
+
+
 def test_a_finished_training_is_kept_when_its_evaluation_fails(tmp_path: Path):
     """A test picture that was there before the first step is not after the last."""
     data = make_domains(tmp_path / "domains", 3, 3)
@@ -285,6 +313,7 @@ def test_a_finished_training_is_kept_when_its_evaluation_fails(tmp_path: Path):
     told = train(tmp_path, data, evaluate=["psnr"], epochs=1, log=spoil)
     assert set(result(tmp_path)) == set(CycleGAN().tensors(CycleGANOptions(data=data, **TINY)))
     assert "psnr" not in told.metrics and told.metrics["steps"] == 3
+    assert told.metrics["not_evaluated"] == 1  # what a terminal shows beside `done`
     assert "testA/2.png is not a PNG" in str(told.notes["not evaluated"])
     assert told.lines[-1].startswith("not evaluated: ") and "2.png" in told.lines[-1]
     # Had the node not been done, it would go on from there, and only measure.
@@ -470,6 +499,22 @@ def test_a_process_that_dies_before_it_joins_is_told_at_once(
     monkeypatch.setattr(sys, "executable", str(broken))
     begun = time.monotonic()
     with pytest.raises(modelsoup.TrainerError, match="process 1 of the training failed: no more"):
+        train(tmp_path, data, processes=2)
+    assert time.monotonic() - begun < 60
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_process_that_cannot_join_is_told_at_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All is ready; but it looks for the others on a network that is not there."""
+    alone = tmp_path / "python"
+    alone.write_text(f'#!/bin/sh\nGLOO_SOCKET_IFNAME=nowhere exec {sys.executable} "$@"\n')
+    alone.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(alone))
+    monkeypatch.setattr(processes, "JOINING", timedelta(seconds=3))
+    begun = time.monotonic()
+    with pytest.raises(modelsoup.TrainerError, match=r"process 1 of the .* failed: .*nowhere"):
         train(tmp_path, data, processes=2)
     assert time.monotonic() - begun < 60
     assert not (tmp_path / "out.safetensors").exists()

@@ -105,6 +105,11 @@ def test_the_sizes_of_what_was_trained_in_int8_are_those_of_its_start(data: Path
             "inputs": [{"name": "a", "key": KEY}], "ancestors": {KEY: start},
         }  # fmt: skip
         assert sizes(with_lineage(result, lineage)) == expected
+        # Of a start that said nothing, it was what the training was told, or its defaults.
+        del lineage["ancestors"]
+        lineage["inputs"] = [{"name": "a", "size": 1, "xxh3_128": KEY}]
+        default = {"mode": "resize_and_crop", "load_size": 286, "crop_size": 256}
+        assert sizes(with_lineage(result, lineage)) == default | training
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

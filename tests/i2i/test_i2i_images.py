@@ -63,10 +63,28 @@ def test_tiff_of_sixteen_bits_is_scaled_and_of_more_is_refused(big: bool, tmp_pa
     assert read_image(tmp_path / "grey.tif")[0, :, 0].tolist() == [0, 1, 117, 255]
     (tmp_path / "colour.tiff").write_bytes(tiff16(COLOURS, big=big))
     assert np.array_equal(read_image(tmp_path / "colour.tiff"), COLOURS)
-    for wide in (np.array([[0.5]], np.float32), np.array([[70000]], np.int32)):
+    for wide in (np.array([[0.5]], np.float32), np.array([[1000]], np.int32)):
         Image.fromarray(wide).save(tmp_path / "wide.tif")
         with pytest.raises(ImageError, match=r"wide\.tif .* 32 bits a channel, where 8 or 16 are"):
             read_image(tmp_path / "wide.tif")
+
+
+def test_grey_of_a_tiff_is_what_its_tags_say(tmp_path: Path):
+    """Whether 0 is white, and how many bits there are, values alone do not tell."""
+    file = tmp_path / "grey.tif"
+    values = np.array([0, 257, 30000, 65535], "<u2")
+    file.write_bytes(grey_tiff(values.tobytes(), white_is_zero=True))
+    assert read_image(file)[0, :, 0].tolist() == [255, 254, 138, 0]
+    file.write_bytes(grey_tiff(bytes.fromhex("000010800fff"), bits=12))  # 0, 16, 2048, 4095
+    assert read_image(file)[0, :, 0].tolist() == [0, 1, 128, 255]
+    for bits, kind, said in (
+        (16, 2, "its values are signed integers, where unsigned ones are expected"),
+        (8, 2, "its values are signed integers"),
+        (32, 1, "it has 32 bits a channel, where 8 or 16 are expected"),
+    ):
+        file.write_bytes(grey_tiff(np.arange(4, dtype=f"<u{bits // 8}").tobytes(), bits, kind))
+        with pytest.raises(ImageError, match=f"grey.tif cannot be read as an image: {said}"):
+            read_image(file)
 
 
 def test_the_first_page_of_a_tiff_counts(tmp_path: Path):
@@ -95,6 +113,17 @@ def tiff16(pixels: np.ndarray, *, big: bool) -> bytes:
     head = (b"MM\0*" if big else b"II*\0") + struct.pack(f"{order}I", at)
     directory = struct.pack(f"{order}H", len(entries)) + packed + struct.pack(f"{order}I", 0)
     return head + data + directory + struct.pack(f"{order}{channels}H", *[16] * channels)
+
+
+def grey_tiff(data: bytes, bits: int = 16, kind: int = 1, *, white_is_zero: bool = False) -> bytes:
+    """A TIFF of one row of four grey values, unsigned (1) or signed (2)."""
+    tags = [
+        (256, 4), (257, 1), (258, bits), (259, 1), (262, 1 - white_is_zero), (273, 8), (277, 1),
+        (278, 1), (279, len(data)), (339, kind),
+    ]  # fmt: skip
+    packed = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<I", 8 + len(data))
+    return head + data + struct.pack("<H", len(tags)) + packed + struct.pack("<I", 0)
 
 
 def png16(pixels: np.ndarray) -> bytes:

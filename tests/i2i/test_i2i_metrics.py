@@ -16,7 +16,7 @@ from modelsoup_i2i.data import Transform
 from modelsoup_i2i.evaluation import evaluate_folders, evaluate_model
 from modelsoup_i2i.images import list_images, read_image, save_png, to_tensor
 from modelsoup_i2i.metric_names import OFFLINE
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from modelsoup import ParameterError, SoupError
 
@@ -310,6 +310,14 @@ def test_pictures_that_are_too_small_for_a_network_are_refused():
                 metrics.evaluate(pictures, pictures, metrics=[name])
 
 
+def test_each_translation_is_large_enough_for_a_window_not_the_first_alone():
+    pictures = [np.full((side, 9, 3), 99, np.uint8) for side in (9, 6, 5)]
+    (result,) = metrics.evaluate(pictures[:2], truth=pictures[:2], metrics=["ssim"])
+    assert result.value == pytest.approx(1)
+    with pytest.raises(ParameterError, match=r"ssim needs.*6 pixels a.* translation 3 is 5"):
+        metrics.evaluate(pictures, truth=pictures, metrics=["psnr", "ssim"])
+
+
 @needs_alex
 def test_without_truth_no_truth_is_compared(model: Path, tmp_path: Path):
     data = small_set(tmp_path / "data")
@@ -330,6 +338,45 @@ def test_the_command_prints_a_table_or_json(model: Path, tmp_path: Path):
     asked = CliRunner().invoke(i2i, [*asked, "--json"])
     assert [result["name"] for result in json.loads(asked.stdout)] == ["fd-st-alex", "psnr"]
     assert asked.stderr.startswith("left out: 1 of ") and "later.gif" in asked.stderr
+
+
+@pytest.mark.parametrize("direction", ["x2y", "y2x"])
+def test_test_pictures_may_lie_in_any_two_folders(model: Path, tmp_path: Path, direction: str):
+    data = small_set(tmp_path / "data", 3)
+    there = load_file(model)
+    back = {name.replace("G_A", "G_B"): value.flip(0) for name, value in there.items()}
+    save_file(there | back, model)
+    asked = ["evaluate", str(model), "--direction", direction, "--metrics", " psnr, ssim", "--json"]
+    in_one = CliRunner().invoke(i2i, [*asked, "--data", str(data)])
+    (data / "testA").rename(tmp_path / "x")
+    (data / "testB").rename(tmp_path / "y")
+    (tmp_path / "y" / "later.gif").touch()
+    folders = ["--test-a", str(tmp_path / "x"), "--test-b", str(tmp_path / "y")]
+    in_two = CliRunner().invoke(i2i, [*asked, *folders])
+    assert in_two.exit_code == 0 and "later.gif" in in_two.stderr
+    told = json.loads(in_two.stdout)
+    assert told == json.loads(in_one.stdout) and [r["name"] for r in told] == ["psnr", "ssim"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["m", "--data", "d", "--against", "y"], "--against is what --images are compared with"),
+        (["--images", "x", "--against", "y", "--data", "d"], "--data is for a model's inputs"),
+        (["--images", "x", "--against", "y", "--test-b", "d"], "--test-b is for a model's inputs"),
+        (["--images", "x", "--against", "y", "--real", "test"], "--real is for a model's inputs"),
+        (["--images", "x", "--against", "y", "--direction", "x2y"], "--direction is for a model"),
+        (["m", "--test-a", "x", "--test-b", "y", "--real", "test"], "--real chooses among the"),
+        (["m", "--data", "d", "--test-a", "x", "--test-b", "y"], "a model is measured on a set"),
+        (["m", "--test-a", "x"], "--test-a and --test-b"),
+        (["m", "--data", "d", "--metrics", "psnr", "--lpips-backbone", "w"], "is for lpips_…, and"),
+        (["m", "--data", "d", "--inception-weights", "w"], "--inception-weights is for fid-… and"),
+        (["m", "--data", "d", "--metrics", " ,"], "--metrics names none"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(asked: list[str], said: str):
+    result = CliRunner().invoke(i2i, ["evaluate", *asked])
+    assert isinstance(result.exception, ParameterError) and said in str(result.exception)
 
 
 def test_the_command_wants_a_model_or_two_folders(tmp_path: Path):

@@ -1,6 +1,8 @@
 """Checkpoints of the official layout, made up with what old versions and wrappers leave in them."""
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -152,7 +154,7 @@ def test_an_output_is_replaced_only_when_asked(tmp_path: Path):
     make_folder(tmp_path / "run")
     output = tmp_path / "out.safetensors"
     output.write_bytes(b"mine")
-    with pytest.raises(modelsoup.OutputError, match="exists already"):
+    with pytest.raises(modelsoup.OutputError, match=r"out\.safetensors exists \("):
         import_folder(tmp_path / "run", output)
     assert output.read_bytes() == b"mine"
     import_folder(tmp_path / "run", output, force=True)
@@ -160,6 +162,45 @@ def test_an_output_is_replaced_only_when_asked(tmp_path: Path):
         import_folder(tmp_path / "run", tmp_path / "out.pth")
     with pytest.raises(modelsoup.ParameterError, match="x2y or y2x"):
         import_folder(tmp_path / "run", output, force=True, direction="forth")
+
+
+def test_what_is_imported_is_readable_as_any_file_and_on_the_disk(tmp_path: Path, monkeypatch):
+    make_folder(tmp_path / "run")
+    flushed = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda at: (flushed.append(os.fstat(at).st_ino), fsync(at)))
+    before = os.umask(0o027)
+    try:
+        import_folder(tmp_path / "run", tmp_path / "out.safetensors")
+    finally:
+        os.umask(before)
+    status = (tmp_path / "out.safetensors").stat()
+    assert stat.S_IMODE(status.st_mode) == 0o640 and status.st_ino in flushed
+
+
+def test_a_link_is_something_though_it_leads_nowhere(tmp_path: Path):
+    make_folder(tmp_path / "run")
+    (tmp_path / "out.safetensors").symlink_to("nowhere")
+    with pytest.raises(modelsoup.OutputError, match="exists"):
+        import_folder(tmp_path / "run", tmp_path / "out.safetensors")
+    assert os.readlink(tmp_path / "out.safetensors") == "nowhere"
+
+
+def test_a_file_that_appears_during_an_import_is_left_alone(tmp_path: Path, monkeypatch):
+    make_folder(tmp_path / "run")
+    output = tmp_path / "out.safetensors"
+    fsync = os.fsync
+
+    def meanwhile(descriptor: int) -> None:
+        if list(tmp_path.glob(".out.*")):  # it is made, and not yet in its place
+            output.write_text("somebody's")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    with pytest.raises(modelsoup.OutputError, match="appeared while it was made"):
+        import_folder(tmp_path / "run", output)
+    assert output.read_text() == "somebody's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.safetensors", "run"]
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path):

@@ -1,8 +1,11 @@
 """Ready sets are whole or not there, and made of the very packages that are named."""
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
+import os
 import resource
 import tarfile
 from dataclasses import replace
@@ -133,7 +136,7 @@ def test_an_existing_folder_is_refused_and_only_a_set_is_replaced(
 ):
     out = tmp_path / "out"
     sources.prepare("emoji", out, files=emoji)
-    with pytest.raises(OutputError, match=r"out exists; --force"):
+    with pytest.raises(OutputError, match=r"out exists and is not empty \("):
         sources.prepare("emoji", out, files=emoji)
     assert sources.prepare("emoji", out, files=emoji, count=4, force=True)["trainA"] == 3
     assert len(list_images(out)) == 8
@@ -141,6 +144,25 @@ def test_an_existing_folder_is_refused_and_only_a_set_is_replaced(
     with pytest.raises(OutputError, match="not a set that was made here"):
         sources.prepare("emoji", out, files=emoji, force=True)
     assert len(list_images(out)) == 8
+
+
+def test_a_set_is_replaced_by_a_whole_one_or_stays(emoji: list[Path], tmp_path: Path, monkeypatch):
+    """Whichever way of renaming there is, its second step fails."""
+    out = tmp_path / "out"
+    sources.prepare("emoji", out, files=emoji, count=4)
+    rename, calls = os.rename, []
+
+    def failing(*paths: Path) -> None:
+        calls.append(paths)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(*paths)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with contextlib.suppress(OutputError):
+        sources.prepare("emoji", out, files=emoji, count=5, force=True)
+    assert len(list_images(out)) == 2 * json.loads((out / "set.json").read_text())["count"]
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_failure_leaves_nothing(emoji: list[Path], tmp_path: Path):
@@ -220,7 +242,7 @@ def test_what_is_asked_wrongly_is_one_sentence(tmp_path: Path):
     ):  # fmt: skip
         with pytest.raises(ParameterError, match=said):
             sources.prepare("emoji", tmp_path / "out", **settings)
-    with pytest.raises(OutputError, match="nowhere for out does not exist"):
+    with pytest.raises(OutputError, match="nowhere of the output out does not exist"):
         sources.prepare("emoji", tmp_path / "nowhere" / "out")
     result = CliRunner().invoke(i2i, ["data", "emojis", str(tmp_path / "out")])
     assert isinstance(result.exception, ParameterError) and "day-night" in str(result.exception)

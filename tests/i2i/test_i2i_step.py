@@ -353,6 +353,19 @@ def test_what_is_not_finite_stops_before_any_weight_breaks(data: Path, late: boo
     assert all(tensor.isfinite().all() for tensor in flat(own).values())
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_that_fails_leaves_nothing_to_the_next(data: Path, accumulate: int):
+    """Images that are too small for a discriminator, after those that are not."""
+    own, other = (session(data, accumulate=accumulate) for _ in range(2))
+    ((a, b),) = images(1)
+    wanted = own.optimise([(a, b)])
+    good = [(a, b)] * (accumulate - 1)
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        other.optimise([*good, (a, torch.zeros(1, 3, 4, 4))])
+    assert other.optimise([(a, b)]) == wanted
+    assert all(torch.equal(tensor, flat(other)[name]) for name, tensor in flat(own).items())
+
+
 def test_bf16_trains_in_float32_weights(data: Path):
     own, plain = session(data, precision="bf16"), session(data)
     for a, b in images(2):

@@ -1,5 +1,6 @@
 """Use of a model: files, folders, any size, ONNX."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,43 @@ def test_what_is_there_is_refused_and_replaced_with_force(model, photos, tmp_pat
     translate(model, photos, out, device="cpu", force=True)
     assert read_image(out / "a.png").shape == (16, 20, 3)
     assert files(out) == sorted([*files(photos), "mine.txt"])
+
+
+@pytest.mark.parametrize("source", [".", "a.png"])
+def test_what_appears_meanwhile_is_left_alone(model, photos, tmp_path, source):
+    out = tmp_path / ("out" if source == "." else "out.png")
+
+    def meanwhile(*_: int) -> None:
+        if not out.exists():
+            (out if source != "." else out.mkdir() or out / "a.png").write_text("somebody's")
+
+    with pytest.raises(modelsoup.OutputError, match="appeared while it was made"):
+        translate(model, photos / source, out, device="cpu", progress=meanwhile)
+    assert (out / "a.png" if source == "." else out).read_text() == "somebody's"
+    assert not [name for name in files(tmp_path) if "soup-partial" in name]
+
+
+def test_no_picture_takes_the_place_of_a_folder_nor_a_folder_that_of_a_file(
+    model, photos, tmp_path
+):
+    """And that is known before anything is put in place."""
+    out = tmp_path / "out"
+    (out / "a.png").mkdir(parents=True)
+    with pytest.raises(modelsoup.OutputError, match=r"a\.png is a folder, where a file is to be"):
+        translate(model, photos, out, device="cpu", force=True)
+    (out / "a.png").rmdir()
+    (out / "sub").write_text("mine")
+    with pytest.raises(modelsoup.OutputError, match="sub is a file, where a folder is expected"):
+        translate(model, photos, out, device="cpu", force=True)
+    assert files(out) == ["sub"]
+
+
+def test_where_an_onnx_model_cannot_be_is_told_before_it_is_made(model, tmp_path):
+    (tmp_path / "link.onnx").symlink_to("nowhere")
+    for name, said in (("link.onnx", "exists"), ("nodir/x.onnx", "nodir of the output x.onnx")):
+        with pytest.raises(modelsoup.OutputError, match=said):
+            export_onnx(model, tmp_path / name)
+    assert os.readlink(tmp_path / "link.onnx") == "nowhere"
 
 
 def test_wrong_words_are_refused(model, photos, tmp_path):

@@ -107,7 +107,7 @@ def quantise(data: Path, start: Path) -> Callable[..., Made]:
 
     def run(
         folder: Path, *, frozen: tuple[str, ...] = (), say: Callable[[str], None] = lambda _: None,
-        model: Path = start, **given: Any,
+        model: Path = start, force: bool = True, **given: Any,
     ) -> Made:  # fmt: skip
         lines: list[str] = []
 
@@ -122,7 +122,7 @@ def quantise(data: Path, start: Path) -> Callable[..., Made]:
         options = modelsoup.build_options(OpenVinoQat(), values)
         told = quantise_to(
             options, model, out, seed=5, frozen=frozen, work=work,
-            report=lambda done, figures: None, log=log,
+            report=lambda done, figures: None, log=log, force=force,
         )  # fmt: skip
         return Made(out, told, lines)
 

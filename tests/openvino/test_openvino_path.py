@@ -332,6 +332,18 @@ def test_a_trees_result_is_quantised_at_the_size_and_channels_of_its_training(da
     for file in sorted((out / "pictures").rglob("*.png")):
         with Image.open(file) as picture:
             assert (picture.mode, picture.size) == ("L", (30, 30)), file
+    # So is what came out of it, whose lineage has the tree's.
+    again = ["quantize", out / "float.safetensors", *arguments[2:], "-o", tmp_path / "again"]
+    done = CliRunner().invoke(main, ["openvino", *map(str, again), *quick])
+    assert done.exit_code == 0, done.output
+    assert "mode resize_and_crop, load_size 34, crop_size 30" in done.output
+    lineage = modelsoup.read_lineage(out / "float.safetensors")
+    assert (lineage["operation"], lineage["trainer"]) == ("finetune", "openvino-qat")
+    digest = modelsoup.digest_file(tmp_path / "tree.safetensors").xxh3_128
+    assert [entry["xxh3_128"] for entry in lineage["inputs"]] == [digest]
+    assert lineage["ancestors"][digest]["operation"] == "merge"
+    told_of = modelsoup.plan_text(out / "float.safetensors")
+    assert "trainer: openvino-qat" in told_of and str(out) not in told_of
     model = export.read(out / "int8.xml")
     assert list(model.input(0).get_shape()) == [1, 1, 32, 32]
     assert export.about(model)["images"].startswith("grey, 1 x 1 x ")

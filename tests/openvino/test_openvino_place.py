@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
-from modelsoup_openvino.place import must_be_free, take_the_place
+from modelsoup_openvino.place import must_be_free
 from modelsoup_openvino.trainer import OpenVinoQat
 
 import modelsoup
@@ -93,22 +93,39 @@ def tree_options(folder):
     return modelsoup.build_options(OpenVinoQat(), given, folder)
 
 
-def test_an_earlier_runs_folder_and_an_empty_one_are_replaced(made, tmp_path):
-    shutil.copytree(made.out, tmp_path / "edge")
-    (tmp_path / "empty").mkdir()
+def test_an_earlier_runs_folder_and_an_empty_one_are_replaced(made, quantise, tmp_path):
     for name in ("edge", "empty"):
-        must_be_free(tmp_path / name, force=True)
-        take_the_place(folder_with(tmp_path / "new", "int8.xml"), tmp_path / name)
-        assert contents(tmp_path / name) == {"int8.xml": b"a photo"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["edge", "empty"]
+        folder = tmp_path / name
+        folder.mkdir()
+        if name == "edge":
+            shutil.copytree(made.out, folder / "out")
+            (folder / "out" / "earlier").touch()
+        else:
+            (folder / "out").mkdir()
+        quantise(folder, epochs=0)
+        assert set(contents(folder / "out")) == set(contents(made.out))
+        assert sorted(path.name for path in folder.iterdir()) == ["out", "work"]
 
 
-def test_what_was_put_there_meanwhile_stays(tmp_path):
-    new, out = folder_with(tmp_path / "new"), folder_with(tmp_path / "out", "notes.txt")
-    with pytest.raises(modelsoup.OutputError, match="something else"):
-        take_the_place(new, out)
-    assert list(contents(out)) == ["notes.txt"]
-    assert list(contents(new)) == ["holiday.jpg"]
+@pytest.mark.parametrize("theirs", ["notes", "a run's"])
+def test_what_was_put_there_meanwhile_stays(theirs, made, quantise, tmp_path):
+    """Somebody's folder in any case, another run's without force."""
+    out = tmp_path / "out"
+
+    def meanwhile(line):
+        if line == "converts and compares":
+            if theirs == "notes":
+                out.mkdir()
+            else:
+                shutil.copytree(made.out, out)
+            (out / "notes.txt").write_text("theirs")
+
+    force = theirs == "notes"
+    said = "something else" if force else "appeared while it was made|exists and is not empty"
+    with pytest.raises(modelsoup.OutputError, match=said):
+        quantise(tmp_path, epochs=0, force=force, say=meanwhile)
+    assert (out / "notes.txt").read_text() == "theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "work"]
 
 
 def test_a_folder_is_not_replaced_by_what_is_made_from_it(made, data, tmp_path):
@@ -117,6 +134,6 @@ def test_a_folder_is_not_replaced_by_what_is_made_from_it(made, data, tmp_path):
     before = contents(out)
     done = quantize(out / "float.safetensors", data, out, "--force")
     assert done.exit_code == 1
-    assert "edge would replace its own input" in done.output
+    assert "edge holds" in done.output
     assert contents(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["edge"]

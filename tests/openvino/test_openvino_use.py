@@ -82,7 +82,7 @@ def test_one_image_becomes_one_file(made, tmp_path):
     assert read_image(tmp_path / "out.png").shape == (20, 24, 3)
     again = soup("run", made.out / "int8.xml", tmp_path / "in.png", tmp_path / "out.png")
     assert again.exit_code == 1
-    assert "exists already (--force replaces it)" in again.output
+    assert "exists (--force replaces it)" in again.output
     forced = soup(
         "run", made.out / "int8.xml", tmp_path / "in.png", tmp_path / "out.png", "--force"
     )
@@ -103,7 +103,7 @@ def test_two_images_never_become_one_file(made, tmp_path):
     save_png(picture(8, 8), tmp_path / "a.png")
     shutil.copyfile(tmp_path / "a.png", tmp_path / "a.jpg")
     with pytest.raises(modelsoup.OutputError, match=r"would both become .*a\.png"):
-        list(translate(made.out / "int8.xml", tmp_path, tmp_path / "out"))
+        translate(made.out / "int8.xml", tmp_path, tmp_path / "out")
 
 
 def test_an_image_is_never_replaced_by_its_own_translation(made, tmp_path):
@@ -126,16 +126,28 @@ def test_an_image_is_never_replaced_by_its_own_translation(made, tmp_path):
 def test_a_damaged_image_is_named_and_nothing_is_left_of_it(made, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"bad\.png"):
-        list(translate(made.out / "int8.xml", tmp_path / "bad.png", tmp_path / "out.png"))
+        translate(made.out / "int8.xml", tmp_path / "bad.png", tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()
+
+
+def test_a_damaged_image_among_others_leaves_none_of_them(made, tmp_path):
+    (tmp_path / "in").mkdir()
+    save_png(picture(8, 8), tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"b\.png"):
+        translate(made.out / "int8.xml", tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    (tmp_path / "file").touch()
+    with pytest.raises(modelsoup.OutputError, match="file is a file, where a folder is expected"):
+        translate(made.out / "int8.xml", tmp_path / "in", tmp_path / "file")
 
 
 def test_an_empty_folder_and_a_missing_one_are_told(made, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(modelsoup.ParameterError, match="empty holds no image"):
-        list(translate(made.out / "int8.xml", tmp_path / "empty", tmp_path / "out"))
-    with pytest.raises(modelsoup.ParameterError, match="there is no image or folder"):
-        list(translate(made.out / "int8.xml", tmp_path / "nowhere", tmp_path / "out"))
+        translate(made.out / "int8.xml", tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(ImageError, match="nowhere does not exist"):
+        translate(made.out / "int8.xml", tmp_path / "nowhere", tmp_path / "out")
 
 
 def test_a_model_without_its_weights_is_told(made, tmp_path):

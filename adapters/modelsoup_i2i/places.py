@@ -1,0 +1,121 @@
+"""Which picture becomes which file, and how translations come there: all of them, or none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelsoup import OutputError, ParameterError, beside, check_output, place, placed
+
+from .images import ImageError, list_images
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A picture that is to be translated.
+
+    Attributes:
+        source: the picture.
+        partial: where its translation is to be saved.
+        output: where that will be when all are made.
+    """
+
+    source: Path
+    partial: Path
+    output: Path
+
+
+@contextmanager
+def translations(source: Path, output: Path, *, force: bool) -> Iterator[list[Translation]]:
+    """What becomes of a picture, or of a folder's; it is put in place when the block ends.
+
+    Names are kept, their suffix becomes `.png`. Other files of a folder that exists stay. Only an
+    error of the system in the midst of moving into such a folder leaves a part of the pictures.
+
+    Args:
+        source: a picture, or a folder.
+        output: for a picture a `.png` file, or a folder that exists; for a folder a folder, which
+            is made with those above it.
+        force: replace pictures that exist.
+
+    Raises:
+        ParameterError: the folder holds no images.
+        ImageError: there is no source.
+        OutputError: an output exists, is one of the pictures or of two of them, or cannot be
+            written.
+    """
+    pairs = _pairs(source, output, force)
+    if not source.is_dir():
+        ((file, into),) = pairs
+        with placed(into, force=force, fsync=False) as partial:
+            yield [Translation(file, partial, into)]
+        return
+    root = output.resolve()
+    missing = [parent for parent in root.parents if not parent.exists()]
+    try:
+        try:
+            root.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+        with beside(root) as work:
+            made = work / root.name
+            names = [into.relative_to(output) for _, into in pairs]
+            for parent in {name.parent for name in names}:
+                (made / parent).mkdir(parents=True, exist_ok=True)
+            yield [
+                Translation(file, made / name, into)
+                for (file, into), name in zip(pairs, names, strict=True)
+            ]
+            if not root.exists() or not any(root.iterdir()):
+                place(made, root, force=False)
+                return
+            for name in names:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                place(made / name, root / name, force=force)
+    finally:
+        if not root.exists():
+            for parent in missing:
+                with suppress(OSError):  # somebody put something there
+                    parent.rmdir()
+
+
+def _pairs(source: Path, output: Path, force: bool) -> list[tuple[Path, Path]]:
+    """Each input with its output; checked before anything is made."""
+    if source.is_dir():
+        if os.path.lexists(output) and not output.is_dir():
+            raise OutputError(f"{output} is a file, where a folder is expected for {source}")
+        files = list_images(source)
+        pairs = [(file, output / file.relative_to(source).with_suffix(".png")) for file in files]
+        if not files:
+            raise ParameterError(f"the folder {source} holds no images")
+    else:
+        if not source.exists():
+            raise ImageError(f"{source} does not exist, where images are expected")
+        into = output / f"{source.stem}.png" if output.is_dir() else output
+        if into.suffix.lower() != ".png":
+            raise OutputError(
+                f"the image {into} must end in .png (a folder that exists takes it under its name)"
+            )
+        check_output(into, force=True, kind="file")
+        pairs = [(source, into)]
+    sources = {file.resolve() for file, _ in pairs}
+    folders = {output}
+    taken: dict[Path, Path] = {}
+    for file, into in pairs:
+        if into in taken:
+            raise OutputError(f"{taken[into]} and {file} would both become {into}")
+        taken[into] = file
+        if into.resolve() in sources:
+            raise OutputError(f"{into} would replace its own input")
+        if os.path.lexists(into):
+            check_output(into, force=force, kind="file")
+        for folder in into.parents:
+            if folder in folders or not folder.is_relative_to(output):
+                break
+            folders.add(folder)
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise OutputError(f"{folder} is a file, where a folder is expected for {into}")
+    return pairs
