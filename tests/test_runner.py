@@ -1405,6 +1405,12 @@ def test_options_that_came_later_and_do_not_count_are_told(folder: Path) -> None
     assert said in soup(folder, "plan", "tree.yaml").stderr
     (folder / "tree.yaml").write_text(f"{text}ooks', add: 2, note: kid}}}}\n")
     assert "kept, which" not in soup(folder, "plan", "tree.yaml").stderr
+    # Nor of what nothing needs, because what was made of it is there.
+    inner = "{of: [a], finetune: {trainer: 'trainers:Looks', add: 1, note: NOTE}}"
+    text = f"soup: 1\nmodels: {{a: a.safetensors}}\ntree: {{of: [{inner}, a]}}\n"
+    for note in ("fid", "kid"):
+        (folder / "tree.yaml").write_text(text.replace("NOTE", note))
+        assert "kept, which" not in soup(folder, *command, "--force").stderr
 
 
 def test_a_run_tells_the_warnings_of_its_plan(folder: Path) -> None:

@@ -141,6 +141,11 @@ def test_only_the_deployed_generator_has_quantisers(made):
     assert len(weights) == 10
 
 
+def test_the_model_for_half_precision_holds_half_the_bytes(made):
+    whole, half = ((made.out / f"{name}.bin").stat().st_size for name in ("fp32", "fp16"))
+    assert 0.5 * whole <= half < 0.6 * whole
+
+
 def test_the_models_tell_the_digest_of_the_checkpoint_they_came_from(made, start):
     for name in ("int8.xml", "fp32.xml", "fp16.xml"):
         told = export.about(export.read(made.out / name))
