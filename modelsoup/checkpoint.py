@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -312,43 +312,47 @@ def _open_folder(folder: Path) -> Checkpoint:
     apart = []
     taken = set(root.files if root else ())
     parts = parts_listed(folder)
-    for inner in _with_weights(folder, taken):
-        name = inner.relative_to(folder).as_posix()
+    inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    for inner in inside:
+        if taken.issuperset(_weights(inner.iterdir())):
+            continue
+        name = inner.name
         is_part = name in parts.names if parts else not _TRAINING_STATE.fullmatch(name)
-        part = _family(inner, notes) if is_part and inner.parent == folder else None
+        part = _family(inner, notes) if is_part else None
         if part is None:
             apart.append(name)
         else:
             found.append(replace(part, prefix=f"{name}/"))
             taken.update(part.files)
-    if apart:
-        notes.append(f"weights in {listed(apart)} are no part of {folder}, and were left alone")
     if not found:
         within = listed([str(folder / name) for name in apart])
         elsewhere = f" (parts of it do: give the path of {within})" if apart else ""
         raise CheckpointError(
             f"{folder} holds no .safetensors file and no index{elsewhere or _unconverted(folder)}"
         )
+    further = (place for inner in inside for place in _further_down(inner, taken))
+    apart = sorted([*apart, *(place.relative_to(folder).as_posix() for place in further)])
+    if apart:
+        notes.append(f"weights in {listed(apart)} are no part of {folder}, and were left alone")
     return _opened(folder, found, is_folder=True, notes=notes)
 
 
-def _with_weights(folder: Path, taken: set[Path]) -> Iterator[Path]:
-    """The folders within a model folder that hold weights, but for those that are taken already."""
+def _further_down(inner: Path, taken: set[Path]) -> Iterator[Path]:
+    """The folders within a folder that hold weights, but for those that are taken."""
 
     def refuse(error: OSError) -> NoReturn:
         raise error
 
-    # A link to a part is followed; one further down could lead round in circles.
-    for part in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        for within, folders, files in os.walk(part, onerror=refuse):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            here = [Path(within, name) for name in files]
-            if not taken.issuperset(p for p in here if p.suffix == SUFFIX or _is_index(p)):
-                yield Path(within)
+    for within, folders, files in os.walk(inner, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = _weights(Path(within, name) for name in files)
+        if Path(within) != inner and not taken.issuperset(here):
+            yield Path(within)
 
 
-def _is_index(path: Path) -> bool:
-    return _INDEX.fullmatch(path.name) is not None
+def _weights(paths: Iterable[Path]) -> Iterator[Path]:
+    """Those of some files that are weights, or an index of them."""
+    return (p for p in paths if p.suffix == SUFFIX or _INDEX.fullmatch(p.name))
 
 
 class PartsList(NamedTuple):

@@ -260,11 +260,11 @@ def _parts_from(plan: MergePlan, files: Sequence[OutputFile]) -> dict[str, Path]
     first, *others = plan.models
     own = {part.prefix for part in first.parts}
     for prefix in {file.prefix for file in files} - own:
-        for model in others:
-            if model.companions is not None and any(p.prefix == prefix for p in model.parts):
-                if first.companions is None or not (first.companions / prefix).exists():
-                    found[prefix] = model.companions / prefix
-                break
+        folders = [model.companions for model in others if model.companions is not None]
+        folder = next((f / prefix for f in folders if (f / prefix).is_dir()), None)
+        is_there = first.companions is not None and (first.companions / prefix).exists()
+        if folder is not None and not is_there:
+            found[prefix] = folder
     return found
 
 

@@ -340,7 +340,7 @@ def test_weights_further_down_are_left_alone_and_told(tmp_path: Path):
     assert checkpoint.notes == (
         f"weights in head/old, x/y are no part of {tmp_path / 'a'}, and were left alone",
     )
-    write(tmp_path / "b", {"x/y/model.safetensors": "v"})
+    write(tmp_path / "b", {"checkpoint-9/model.safetensors": "v"})
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(tmp_path / "b")
     path = str(caught.value).partition("give the path of ")[2].rstrip(")")
