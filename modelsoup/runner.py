@@ -63,7 +63,7 @@ from .store import (
     companions_of,
     content_digest,
 )
-from .stream import default_workers
+from .stream import check_workers, default_workers
 from .trainer import SECONDS_LEFT, build_options, named_files, options_as_json
 from .tree import FineTune, Load, Merge, Operation, Train, Tree
 from .writer import CheckpointWriter
@@ -178,8 +178,7 @@ def run(
     """
     if keep not in KEEPS:
         raise ParameterError(f"keep is {keep!r}{nearest(keep, KEEPS)} (expected all or root)")
-    if workers is not None and workers < 1:
-        raise ParameterError(f"workers is {workers}, but must be at least 1")
+    check_workers(workers)
     plan = check(tree, fuse=fuse)
     plan.raise_problems()
     own = Store(store)

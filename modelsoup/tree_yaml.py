@@ -555,7 +555,7 @@ def _merge_keys(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _recipe(given: Mapping[str, Any]) -> Recipe:
     with speaking("plan"):
-        return recipe_from_mapping(given, "merge")
+        return recipe_from_mapping(given, "merge", ("base",))
 
 
 def _would_change_one(merge: Merge) -> tuple[str, ...]:
