@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SoupError,
         StoreError,
         TrainerError,
+        counted,
         nearest,
         printable,
     )
@@ -58,8 +59,8 @@ _HOMES = {
     "engine": ("MergeReport", "merge"),
     "errors": (
         "CheckpointError", "MismatchError", "NonfiniteError", "OutputError", "ParameterError",
-        "PlanError", "RuleError", "RunError", "SoupError", "StoreError", "TrainerError", "nearest",
-        "printable",
+        "PlanError", "RuleError", "RunError", "SoupError", "StoreError", "TrainerError", "counted",
+        "nearest", "printable",
     ),
     "executors": ("RayExecutor",),
     "inspection": ("Node", "summarize"),
@@ -136,6 +137,7 @@ __all__ = [
     "check_apart",
     "check_output",
     "convert",
+    "counted",
     "diff",
     "digest_file",
     "digest_files",

@@ -25,7 +25,7 @@ from torch import nn
 
 from .checkpoint import SUFFIX, Checkpoint, StrPath, TensorInfo, open_checkpoint
 from .dtypes import DTYPES
-from .errors import MismatchError, OutputError, TrainerError, listed, nearest
+from .errors import MismatchError, OutputError, TrainerError, counted, listed, nearest
 from .placing import LINEAGE_KEY
 from .writer import CheckpointWriter, OutputTensor, layout
 
@@ -67,7 +67,8 @@ def load_into(
     if unknown:
         near = nearest(unknown[0], [name for name in own if name not in infos] or own)
         raise MismatchError(
-            f"{checkpoint} has {len(unknown)} tensors that the module lacks: {listed(unknown)}"
+            f"{checkpoint} has {counted(len(unknown), 'tensor')} that the module lacks: "
+            f"{listed(unknown)}"
             f"{near}"
         )
     for name, info in infos.items():

@@ -592,7 +592,7 @@ def test_an_unknown_name_is_told_with_the_nearest(trained, tmp_path):
     with pytest.raises(MismatchError) as told:
         load_into(network, tmp_path / "other.safetensors", seed=1)
     assert str(told.value) == (
-        f"{tmp_path / 'other.safetensors'} has 1 tensors that the module lacks: head.wieght; "
+        f"{tmp_path / 'other.safetensors'} has 1 tensor that the module lacks: head.wieght; "
         f"did you mean 'head.weight'?"
     )
     assert same(state(network), state(made(2)))

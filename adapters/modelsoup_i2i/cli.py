@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from modelsoup import ParameterError, SoupError, printable
+from modelsoup import ParameterError, SoupError, counted, printable
 
 from .metric_names import extractor_of, must_be_known
 
@@ -211,8 +211,8 @@ def evaluate(
         if result.note:
             click.echo(f"Warning: {result.note}", err=True)
         click.echo(
-            f"{result.name:<18} {result.value:>10.4f}   {result.n_fake} translations"
-            + (f", {result.n_real} others" if result.n_real else "")
+            f"{result.name:<18} {result.value:>10.4f}   {counted(result.n_fake, 'translation')}"
+            + (f", {counted(result.n_real, 'other')}" if result.n_real else "")
         )
 
 

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelsoup import TrainerError, digest_files, open_checkpoint
+from modelsoup import TrainerError, counted, digest_files, open_checkpoint
 from modelsoup.torch_bridge import freeze, load_into, save_from
 
 from .data import Domains, Pictures, Sampler, batches, folders_of
@@ -587,7 +587,7 @@ class Session:
                 f"lacks{of_these} (init {options.init})"
             )
         if self.frozen:
-            yield f"{len(self.frozen)} tensors are frozen"
+            yield f"frozen: {counted(len(self.frozen), 'tensor')}"
         yield from (f"left out: {fault}" for fault in self._left_out())
         yield (
             f"{len(pictures.a)} images of X and {len(pictures.b)} of Y, "

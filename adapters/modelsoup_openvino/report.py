@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from modelsoup import printable
+from modelsoup import counted, printable
 
 COLUMNS = (0, 2, 5)
 """The paper's epochs; the sheet has those that there are, the kept one, and the last."""
@@ -37,7 +37,8 @@ def page(told: Mapping[str, Any]) -> str:
         "",
         *_candidates(told),
         "",
-        f"INT8 against float32, both by OpenVINO, on {likeness['images']:.0f} images: PSNR "
+        f"INT8 against float32, both by OpenVINO, on "
+        f"{counted(int(likeness['images']), 'image')}: PSNR "
         f"{likeness['psnr']:.2f} dB (worst {likeness['psnr_worst']:.2f}), SSIM "
         f"{_number(likeness['ssim'], 4)}. The INT8 graph against NNCF's fake-quantised network: "
         f"{likeness['agreement']['int8']:.1f} dB.",
@@ -74,7 +75,7 @@ def sheet(
 
     epochs = sorted({e for e in (*COLUMNS, kept, max(pictures)) if e in pictures})
     headings = ["input", "float32"]
-    headings += [f"INT8, {e} epochs{' *' if e == kept else ''}" for e in epochs]
+    headings += [f"INT8, {counted(e, 'epoch')}{' *' if e == kept else ''}" for e in epochs]
     rows = [
         [inputs[n], expected[n], *(pictures[e][n] for e in epochs)]
         for n in range(min(len(inputs), SHOWN))
@@ -101,11 +102,12 @@ def as_pixels(image: np.ndarray) -> np.ndarray:
 
 def _candidates(told: Mapping[str, Any]) -> list[str]:
     held, kept = told["held_out"], told["kept"]
-    of = "test images" if held["from_test"] else "training images, for there are no test images"
+    of = counted(held["images"], "test image" if held["from_test"] else "training image")
+    why = "" if held["from_test"] else ", for there are no test images"
     candidates = told["candidates"]
     first, best = candidates[0], next(one for one in candidates if one["epoch"] == kept)
     lines = [
-        f"Likeness to the float network on {held['images']} {of}:",
+        f"Likeness to the float network on {of}{why}:",
         "",
         "| epochs after calibration | PSNR, dB | SSIM | |",
         "|--:|--:|--:|---|",
@@ -150,8 +152,9 @@ def _speed(told: Mapping[str, Any], machine: Mapping[str, str]) -> list[str]:
              "int8.xml": "OpenVINO INT8"}  # fmt: skip
     fast = models["int8.xml"]["latency"]
     lines = [
-        f"One image of {height} × {width}, medians of {told['rounds']} rounds in which all took "
-        f"turns, on {machine['cores']} cores of {machine['processor']}, load {machine['load']}:",
+        f"One image of {height} × {width}, medians of {counted(told['rounds'], 'round')} in which "
+        f"all took turns, on {machine['cores']} cores of {machine['processor']}, load "
+        f"{machine['load']}:",
         "",
         "| | ms | INT8 is faster by | one thread, ms | images a second | memory, MiB |",
         "|---|--:|--:|--:|--:|--:|",
