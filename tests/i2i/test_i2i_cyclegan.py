@@ -746,6 +746,8 @@ def test_without_torch_a_training_says_what_to_install(data: Path, tmp_path: Pat
         ({"lr": 0}, "lr is 0.0, but must be positive"),
         ({"batch": 0}, "batch is 0, but must be at least 1"),
         ({"epochs": 0}, "nothing to train"),
+        ({"load_size": [36]}, r"load_size is \[36\], but must be a side, or \[height, width\]"),
+        ({"crop_size": [1, 2, 3]}, r"crop_size is \[1, 2, 3\], but must be a side, or"),
         ({"loss": "pix2pix"}, "loss"),
         ({"imbalance": 100}, r"must be in \[0, 100\)"),
         ({"imbalance": 50, "count_b": 2}, "both say how many"),
