@@ -75,7 +75,7 @@ TESTS = {
         "show_tree": "runner",
         "statistics": "methods merge",
         "store": "fused runner keys",
-        "stream": "merge methods",
+        "stream": "merge methods fused",
         "torch_convert": "convert",
         "torch_load": "convert pickles",
         "trainer": "torch_bridge runner store",

@@ -13,6 +13,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
+    from .cli_shared import GivenPath, print_json
     from .compare import DiffReport, diff
     from .digest import FileDigest, digest_file, digest_files
     from .engine import MergeReport, merge
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         StoreError,
         TrainerError,
         counted,
+        how_to_install,
         nearest,
         printable,
     )
@@ -54,13 +56,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "checkpoint": ("Checkpoint", "TensorInfo", "open_checkpoint"),
+    "cli_shared": ("GivenPath", "print_json"),
     "compare": ("DiffReport", "diff"),
     "digest": ("FileDigest", "digest_file", "digest_files"),
     "engine": ("MergeReport", "merge"),
     "errors": (
         "CheckpointError", "MismatchError", "NonfiniteError", "OutputError", "ParameterError",
         "PlanError", "RuleError", "RunError", "SoupError", "StoreError", "TrainerError", "counted",
-        "nearest", "printable",
+        "how_to_install", "nearest", "printable",
     ),
     "executors": ("RayExecutor",),
     "inspection": ("Node", "summarize"),
@@ -95,6 +98,7 @@ __all__ = [
     "Event",
     "FileDigest",
     "FineTune",
+    "GivenPath",
     "Job",
     "Load",
     "Merge",
@@ -143,6 +147,7 @@ __all__ = [
     "digest_files",
     "get_method",
     "get_trainer",
+    "how_to_install",
     "lineage_graph",
     "merge",
     "method",
@@ -157,6 +162,7 @@ __all__ = [
     "placed",
     "plan_merge",
     "plan_text",
+    "print_json",
     "printable",
     "read_lineage",
     "read_tree",

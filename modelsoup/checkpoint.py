@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from .dtypes import DTYPES, numpy_dtype
-from .errors import CheckpointError, listed, nearest
+from .errors import CheckpointError, ParameterError, are_counted, counted, listed, nearest, said
 from .header import MAX_HEADER, DuplicateKeyError, read_header, read_into, without_duplicates
 from .reading import FileState, open_regular, read_small, state_of
 
 SUFFIX = ".safetensors"
 _PREFERRED = ("model", "diffusion_pytorch_model")
+KNOWN_STEMS = (*_PREFERRED, "adapter_model", "pytorch_lora_weights", "open_clip_model")
+"""What the weights of a folder may be called so that who loads it finds them."""
+
 # `model.safetensors.index.json`, and a variant's `model.safetensors.index.fp16.json`.
 _INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?P<variant>\.[\w-]+)?\.json")
 _SHARD = re.compile(
     r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<variant>\.[\w-]+)?\.safetensors"
 )
+_ONE_OF = re.compile(r".+-\d{5}-of-(?P<total>\d{5})(\.[\w-]+)+")  # a shard in any format
 _LISTS_OF_PARTS = ("model_index.json", "modules.json")
 _TRAINING_STATE = re.compile(r"checkpoint-\d+")
 
@@ -230,7 +234,10 @@ def open_checkpoint(path: StrPath, *, shard: bool = False) -> Checkpoint:
 
     Raises:
         CheckpointError: missing, damaged, ambiguous, incomplete, or not safetensors.
+        ParameterError: no path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ParameterError(f"a checkpoint is {said(path)}, but must be a path")
     path = Path(path)
     try:
         if path.is_dir():
@@ -258,7 +265,7 @@ def must_be_whole(file: Path) -> None:
     Raises:
         CheckpointError: it is one of several shards.
     """
-    named = _SHARD.fullmatch(file.name)
+    named = _ONE_OF.fullmatch(file.name)
     if named and int(named["total"]) > 1 and file.exists():
         raise CheckpointError(
             f"{file} is one of {int(named['total'])} shards, not a whole checkpoint: give its "
@@ -303,40 +310,76 @@ def _open_folder(folder: Path) -> Checkpoint:
     root = _family(folder, notes)
     found = [] if root is None else [root]
     apart = []
-    for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        weights = {p for p in inner.iterdir() if p.suffix == SUFFIX or _INDEX.fullmatch(p.name)}
-        if not weights - set(root.files if root else ()):
+    taken = set(root.files if root else ())
+    parts = parts_listed(folder)
+    inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    for inner in inside:
+        if taken.issuperset(_weights(inner.iterdir())):
             continue
-        part = _family(inner, notes) if _is_part(inner) else None
+        name = inner.name
+        is_part = name in parts.names if parts else not _TRAINING_STATE.fullmatch(name)
+        part = _family(inner, notes) if is_part else None
         if part is None:
-            apart.append(inner.name)
+            apart.append(name)
         else:
-            found.append(replace(part, prefix=f"{inner.name}/"))
+            found.append(replace(part, prefix=f"{name}/"))
+            taken.update(part.files)
+    if not found:
+        within = listed([str(folder / name) for name in apart])
+        elsewhere = f" (parts of it do: give the path of {within})" if apart else ""
+        raise CheckpointError(
+            f"{folder} holds no .safetensors file and no index{elsewhere or _unconverted(folder)}"
+        )
+    further = (place for inner in inside for place in _further_down(inner, taken))
+    apart = sorted([*apart, *(place.relative_to(folder).as_posix() for place in further)])
     if apart:
         notes.append(f"weights in {listed(apart)} are no part of {folder}, and were left alone")
-    if not found:
-        raise CheckpointError(
-            f"{folder} holds no .safetensors file and no index{_unconverted(folder)}"
-        )
     return _opened(folder, found, is_folder=True, notes=notes)
 
 
-def _is_part(inner: Path) -> bool:
-    """Whether weights in a model folder's subfolder belong to the model.
+def _further_down(inner: Path, taken: set[Path]) -> Iterator[Path]:
+    """The folders within a folder that hold weights, but for those that are taken."""
 
-    Where the folder has a list of its parts, as pipelines of diffusers and sentence-transformers
-    have, it says; else all do but the states of a training.
+    def refuse(error: OSError) -> NoReturn:
+        raise error
+
+    for within, folders, files in os.walk(inner, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = _weights(Path(within, name) for name in files)
+        if Path(within) != inner and not taken.issuperset(here):
+            yield Path(within)
+
+
+def _weights(paths: Iterable[Path]) -> Iterator[Path]:
+    """Those of some files that are weights, or an index of them."""
+    return (p for p in paths if p.suffix == SUFFIX or _INDEX.fullmatch(p.name))
+
+
+class PartsList(NamedTuple):
+    """The list of its parts that a model folder has, and by which it is loaded.
+
+    Attributes:
+        file: its name.
+        names: of the folders that it names, and of other things.
     """
+
+    file: str
+    names: tuple[str, ...]
+
+
+def parts_listed(folder: Path) -> PartsList | None:
+    """The list of its parts, as pipelines of diffusers and sentence-transformers have one."""
     for name in _LISTS_OF_PARTS:
         try:
-            content = json.loads(read_small(inner.parent / name, MAX_HEADER))
+            content = json.loads(read_small(folder / name, MAX_HEADER))
         except (OSError, ValueError, RecursionError):
             continue  # there is no such list
         if isinstance(content, dict):
-            return inner.name in content
+            return PartsList(name, tuple(content))
         if isinstance(content, list):
-            return inner.name in [m.get("path") for m in content if isinstance(m, dict)]
-    return _TRAINING_STATE.fullmatch(inner.name) is None
+            paths = [module.get("path") for module in content if isinstance(module, dict)]
+            return PartsList(name, tuple(path for path in paths if isinstance(path, str)))
+    return None
 
 
 def _family(folder: Path, notes: list[str]) -> _Found | None:
@@ -457,8 +500,9 @@ def _opened(
             twice = [info.name for info in infos if info.name in tensors]
             if twice:
                 raise CheckpointError(
-                    f"{path}: {len(twice)} tensors are both in {tensors[twice[0]].file.name} and "
-                    f"in {file.name} ({listed(twice)}): give the path of the file to use"
+                    f"{path}: {are_counted(len(twice), 'tensor')} both in "
+                    f"{tensors[twice[0]].file.name} and in {file.name} ({listed(twice)}): is one "
+                    f"of them another checkpoint's?"
                 )
             tensors.update((info.name, info) for info in infos)
         if part.index is not None:
@@ -476,12 +520,12 @@ def _must_agree(part: _Found, tensors: Mapping[str, TensorInfo]) -> None:
     absent = [name for name, file in part.places.items() if here.get(name) != file]
     if absent:
         raise CheckpointError(
-            f"{part.index} places {len(absent)} tensors in shards that do not hold them: "
-            f"{listed(absent)}"
+            f"{part.index} places {counted(len(absent), 'tensor')} in shards that do not hold "
+            f"them: {listed(absent)}"
         )
     unlisted = [name for name in here if name not in part.places]
     if unlisted:
         raise CheckpointError(
-            f"{part.index} does not list {len(unlisted)} tensors that its shards hold: "
+            f"{part.index} does not list {counted(len(unlisted), 'tensor')} that its shards hold: "
             f"{listed(unlisted)} (are shards of another checkpoint left in the folder?)"
         )

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli_shared import colored, echo, json_option, print_json, say
+from .cli_shared import GivenPath, colored, echo, json_option, print_json, say
 from .cli_tree import plan, run, store
-from .errors import LISTED, ParameterError, SoupError, listed, nearest, sized, speaking
+from .errors import LISTED, ParameterError, SoupError, counted, listed, nearest, sized, speaking
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -183,12 +183,12 @@ def main() -> None:
 
 
 @main.command(no_args_is_help=True)
-@click.argument("models", nargs=-1, metavar="A B [C …]", type=click.Path())
+@click.argument("models", nargs=-1, metavar="A B [C …]", type=GivenPath())
 @click.option(
     "-o",
     "--output",
     metavar="OUT",
-    type=click.Path(),
+    type=GivenPath(),
     help="A .safetensors file; or a folder, where config and tokenizer come along.  "
     "[default: soup.safetensors]",
 )
@@ -201,7 +201,7 @@ def main() -> None:
 )
 @click.option("--weights", metavar="W,W,…", help="One weight a model.")
 @click.option(
-    "--base", metavar="BASE", type=click.Path(), help="The base model of task-vector methods."
+    "--base", metavar="BASE", type=GivenPath(), help="The base model of task-vector methods."
 )
 @click.option(
     "--set",
@@ -251,7 +251,7 @@ def main() -> None:
 @click.option(
     "--config",
     metavar="FILE",
-    type=click.Path(),
+    type=GivenPath(),
     help="A YAML file with these options as keys, models and output too; the command line wins.",
 )
 @click.option("--shard-size", metavar="SIZE", help="Divide a folder's weights: 5GB, 500MB.")
@@ -332,10 +332,13 @@ _BESIDE_THE_RECIPE: dict[str, Any] = {
 def _config(path: str) -> dict[str, Any]:
     """What a --config file says; paths in it are relative to it, as in a plan."""
     from .recipe import plain_keys
+    from .rules import truth
     from .yaml_text import read_yaml
 
     content = plain_keys(read_yaml(Path(path)).content, path)
     for name, kind in _BESIDE_THE_RECIPE.items():
+        if name in content and kind is bool:
+            content[name] = truth(name, content[name])
         if name in content and not isinstance(content[name], kind):
             raise ParameterError(f"{path} has {content[name]!r} as {name!r}")
     folder = Path(path).parent
@@ -350,8 +353,10 @@ def _config(path: str) -> dict[str, Any]:
 def _recipe(options: Mapping[str, Any], in_file: dict[str, Any]) -> Any:
     """The recipe of the --config file and, over it, of the command line."""
     from .recipe import Recipe, recipe_fields
+    from .rules import parse_layers
 
-    content: dict[str, Any] = dict(recipe_fields(in_file, options["config"] or "the command line"))
+    where = options["config"] or "the command line"
+    content: dict[str, Any] = dict(recipe_fields(in_file, where, _BESIDE_THE_RECIPE))
     if options["method"] not in (None, content.get("method")):
         content["parameters"] = {}  # another method's
     for name, other in (("beta", "weights"), ("weights", "beta")):
@@ -362,11 +367,14 @@ def _recipe(options: Mapping[str, Any], in_file: dict[str, Any]) -> Any:
             content[name] = options[name]
     if options["weights"] is not None:
         content["weights"] = _numbers("--weights", options["weights"])
-    for name in ("layers", "low_level", "allow_nonfinite"):
+    for name in ("low_level", "allow_nonfinite"):
         if options[name]:
             content[name] = list(options[name])
-    if options["layers"] and options["rest"] is None:
-        content.pop("rest", None)  # it belongs to the layers that are replaced
+    if options["layers"]:
+        own = parse_layers(list(options["layers"]))
+        over = {rule.pattern for rule in own if not rule.low_level}
+        of_file = parse_layers(content.get("layers", ()))
+        content["layers"] = [*own, *(rule for rule in of_file if rule.pattern not in over)]
     if options["groups"]:
         content["groups"] = _groups(options["groups"])
     for setting in options["settings"]:
@@ -374,8 +382,8 @@ def _recipe(options: Mapping[str, Any], in_file: dict[str, Any]) -> Any:
         if not equals or not name:
             raise ParameterError(f"--set has {setting!r}, but must be NAME=VALUE")
         parameters = {"parameters": {name.strip(): value}}
-        own = recipe_fields({"method": content.get("method"), **parameters}, "the command line")
-        content["parameters"] = {**content["parameters"], **own["parameters"]}
+        given = recipe_fields({"method": content.get("method"), **parameters}, "the command line")
+        content["parameters"] = {**content["parameters"], **given["parameters"]}
     return Recipe(**content)
 
 
@@ -423,7 +431,7 @@ def _progress_lines(title: str) -> Callable[[int, int], None]:
 
 
 @main.command(no_args_is_help=True)
-@click.argument("path", type=click.Path(), metavar="CHECKPOINT")
+@click.argument("path", type=GivenPath(), metavar="CHECKPOINT")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--lineage", is_flag=True, help="Show what it was made of.")
 @json_option
@@ -464,8 +472,8 @@ def inspect(path: str, tensors: bool, lineage: bool, as_json: bool) -> None:
 
 
 @main.command(no_args_is_help=True)
-@click.argument("first", type=click.Path(), metavar="A")
-@click.argument("second", type=click.Path(), metavar="B")
+@click.argument("first", type=GivenPath(), metavar="A")
+@click.argument("second", type=GivenPath(), metavar="B")
 @click.option("--by", default="layer", metavar="layer|tensor|group", show_default=True)
 @json_option
 def diff(first: str, second: str, by: str, as_json: bool) -> None:
@@ -482,8 +490,8 @@ def diff(first: str, second: str, by: str, as_json: bool) -> None:
 
 
 @main.command(no_args_is_help=True)
-@click.argument("source", type=click.Path(), metavar="IN")
-@click.argument("output", type=click.Path(), metavar="OUT")
+@click.argument("source", type=GivenPath(), metavar="IN")
+@click.argument("output", type=GivenPath(), metavar="OUT")
 @click.option("--key", help="Which nested state dict to take: 'params_ema', 'model.state_dict'.")
 @click.option(
     "--strip-prefix",
@@ -511,7 +519,7 @@ def convert(
     report = torch_convert.convert(
         source, output, key=key, strip_prefixes=strip_prefix, shard_size=shard_size, force=force
     )
-    echo(f"{report.output}: {report.tensors} tensors, {report.nbytes:,} bytes")
+    echo(f"{report.output}: {counted(report.tensors, 'tensor')}, {report.nbytes:,} bytes")
     if report.source != Path(source):
         say("note", f"read {report.source}")
     if report.key:
@@ -565,11 +573,11 @@ def methods(name: str | None, as_json: bool) -> None:
 
 
 @main.command(no_args_is_help=True)
-@click.argument("path", type=click.Path(), metavar="CHECKPOINT")
+@click.argument("path", type=GivenPath(), metavar="CHECKPOINT")
 @click.option(
     "--inputs",
     multiple=True,
-    type=click.Path(),
+    type=GivenPath(),
     metavar="FOLDER",
     help="Where the inputs lie.  [default: beside the checkpoint, and the current folder]",
 )

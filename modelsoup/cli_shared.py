@@ -1,15 +1,38 @@
-"""What several commands share: the option `--json`, and what is said on stderr."""
+"""What several commands share: paths, the option `--json`, and what is said on stderr."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
-from .errors import printable
+from .errors import ParameterError, printable
+
+
+class GivenPath(click.Path):
+    """The type of a command's path.
+
+    An empty one, which a shell makes of a variable that is not set, would mean the current folder.
+    """
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:  # fmt: skip
+        """The path.
+
+        Raises:
+            ParameterError: it is empty.
+        """
+        if value == "":
+            assert param is not None
+            is_option = isinstance(param, click.Option)
+            name = max(param.opts, key=len) if is_option else param.human_readable_name
+            raise ParameterError(f"the path of {name} is empty")
+        return super().convert(value, param, ctx)
 
 
 def colored(kind: str, lines: Sequence[str], color: str) -> None:
@@ -31,9 +54,22 @@ def echo(line: str, *, err: bool = False) -> None:
 
 
 def print_json(content: object) -> None:
-    """Plain data on stdout; what a terminal would not show stands there as an escape."""
-    for line in json.dumps(content, indent=2, ensure_ascii=False).split("\n"):
+    """Plain data on stdout; what a terminal would not show stands there as an escape.
+
+    JSON has no infinity and no NaN: they are the texts `"inf"`, `"-inf"` and `"nan"`.
+    """
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    for line in text.split("\n"):
         click.echo("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line))
+
+
+def _finite(content: object) -> object:
+    if isinstance(content, Mapping):
+        return {_finite(name): _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    is_number = not isinstance(content, float) or math.isfinite(content)
+    return content if is_number else str(content)
 
 
 def json_option(command: Any) -> Any:

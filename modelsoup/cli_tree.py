@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from .cli_shared import echo, json_option, print_json, say
-from .errors import PlanError, StoreError
+from .cli_shared import GivenPath, echo, json_option, print_json, say
+from .errors import PlanError, StoreError, are_counted, counted
 
 _STORE = ".soup-store"
 _PICTURES = ("dot", "mermaid")
@@ -24,7 +24,7 @@ def _store_option(command: Any) -> Any:
         "--store",
         "folder",
         metavar="DIR",
-        type=click.Path(),
+        type=GivenPath(),
         default=_STORE,
         show_default=True,
         help="The folder of results.",
@@ -54,7 +54,7 @@ def _read(path: str) -> tuple[Any, list[str]]:
 
 
 @click.command(no_args_is_help=True)
-@click.argument("path", required=False, metavar="TREE.yaml", type=click.Path())
+@click.argument("path", required=False, metavar="TREE.yaml", type=GivenPath())
 @_store_option
 @_fuse_option
 @json_option
@@ -63,7 +63,7 @@ def _read(path: str) -> tuple[Any, list[str]]:
 @click.option(
     "--svg",
     metavar="FILE",
-    type=click.Path(),
+    type=GivenPath(),
     help="Write a picture of the tree, with the metrics that the store has.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing picture.")
@@ -72,7 +72,7 @@ def _read(path: str) -> tuple[Any, list[str]]:
     "--from",
     "made",
     metavar="CHECKPOINT",
-    type=click.Path(),
+    type=GivenPath(),
     help="Print the plan that a checkpoint was made by, from its lineage.",
 )
 def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags: Any) -> None:
@@ -116,7 +116,7 @@ def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags:
 
         checked = check(
             tree, done=known.has, digest=known.digest, companions=known.companions,
-            fuse=flags["fuse"], warnings=warnings,
+            contents=known.contents, fuse=flags["fuse"], warnings=warnings,
         )  # fmt: skip
         warnings = [*checked.warnings, *made_otherwise(checked, known)]
         checked = dataclasses.replace(checked, warnings=tuple(warnings))
@@ -153,12 +153,12 @@ def _metrics(checked: Any, known: Any) -> dict[str, str]:
 
 
 @click.command(no_args_is_help=True)
-@click.argument("path", metavar="TREE.yaml", type=click.Path())
+@click.argument("path", metavar="TREE.yaml", type=GivenPath())
 @click.option(
     "-o",
     "--output",
     metavar="OUT",
-    type=click.Path(),
+    type=GivenPath(),
     default="soup.safetensors",
     show_default=True,
     help="A .safetensors file; or a folder, where the leaves are model folders.",
@@ -232,14 +232,17 @@ def run(path: str, output: str, folder: str, executor: str, **options: Any) -> N
 
         there = (Path(folder) / "objects").is_dir()
         kept = sum(1 for _ in Store(folder, create=False).entries()) if there else 0
-        error.add_note(f"{kept} finished results are kept in {folder}; the same command goes on.")
+        error.add_note(
+            f"{are_counted(kept, 'finished result')} kept in {folder}; the same command goes on."
+        )
         raise
     if options["as_json"]:
         print_json(report.as_json())
     elif not quiet:
         reused = len(report.records) - len(report.computed)
         already = " was this result already" if report.was_there else ""
-        echo(f"{report.output}{already}: {len(report.computed)} nodes computed, {reused} reused")
+        computed = counted(len(report.computed), "node")
+        echo(f"{report.output}{already}: {computed} computed, {reused} reused")
 
 
 @click.group()
@@ -296,7 +299,7 @@ def store_show(key: str, folder: str) -> None:
 def store_gc(keep: str, older_than: float | None, dry_run: bool, folder: str) -> None:
     """Remove results that nothing needs."""
     cleaned = _open(folder).gc(keep=keep, older_than=older_than, dry_run=dry_run)
-    from .errors import counted, sized
+    from .errors import sized
 
     would = "would be " if dry_run else ""
     echo(f"{counted(len(cleaned.keys), 'result')}, {sized(cleaned.nbytes)} {would}removed")
@@ -309,11 +312,11 @@ def store_verify(folder: str) -> None:
     opened = _open(folder)
     entries = list(opened.entries())
     damaged = [entry for entry in entries if not opened.intact(entry.key)]
-    click.echo(f"{len(entries) - len(damaged)} results are intact")
+    click.echo(f"{are_counted(len(entries) - len(damaged), 'result')} intact")
     names = [f"{entry.record.get('node')} ({entry.key})" for entry in damaged]
     names += [f"{key} (its record)" for key in opened.damaged_records()]
     if names:
         raise StoreError(
-            f"{len(names)} results are damaged: {', '.join(names)} (a run of their plan makes them "
-            f"again)"
+            f"{are_counted(len(names), 'result')} damaged: {', '.join(names)} (a run of the plan "
+            f"makes what is damaged again)"
         )

@@ -132,10 +132,11 @@ def adapt_configs(folder: Path, parts: Sequence[str], dtype: str, *, quantised: 
         try:
             content = json.loads(read_small(path, _LARGEST_CONFIG))
             adapted = _adapted(content, numpy_dtype(dtype).name, quantised=quantised)
+            text = json.dumps(adapted, indent=2, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             continue  # not transformers' config; it was copied as it is
         if adapted != content:
-            path.write_text(json.dumps(adapted, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            path.write_bytes(text + b"\n")
 
 
 def _adapted(content: Any, dtype: str, *, quantised: bool) -> Any:
@@ -173,7 +174,7 @@ def missing_layers(
         return  # no config that counts anything
     there, were = _numbered(after), _numbered(before)
     for key, count in counts.items():
-        homes = [home for home, numbers in were.items() if numbers == set(range(count))]
+        homes = [h for h, numbers in were.items() if len(numbers) == count == max(numbers) + 1]
         gone = [f"{h}.{n}" for h in homes for n in sorted(were[h] - there.get(h, set()))]
         if gone:
             yield f"config.json says {key}: {count}", gone

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
-from .checkpoint import SUFFIX, Checkpoint, Part, StrPath, open_checkpoint
+from .checkpoint import (
+    KNOWN_STEMS,
+    SUFFIX,
+    Checkpoint,
+    Part,
+    StrPath,
+    open_checkpoint,
+    parts_listed,
+)
 from .companions import adapt_configs, companions, missing_layers
 from .errors import (
     LISTED,
@@ -30,7 +39,7 @@ from .merge_plan import MergePlan, Notice, plan_merge
 from .placing import LINEAGE_KEY, OccupiedError, check_apart, check_free, check_place
 from .recipe import Recipe, RecipeFields
 from .rules import covering
-from .stream import SLICE, Inputs, Nonfinite, Progress, Stream, default_workers
+from .stream import SLICE, Inputs, Nonfinite, Progress, Stream, check_workers
 from .unmade import Unmade
 from .writer import (
     CheckpointWriter,
@@ -43,13 +52,9 @@ from .writer import (
 
 DEFAULT_OUTPUT = "soup.safetensors"
 
-# What a single file may be called so that who loads a folder finds it.
-_KNOWN_STEMS = (
-    "model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights", "open_clip_model",
-)  # fmt: skip
 # Metadata that holds a digest of the model: of the data section, with what stands before it.
 _DATA_DIGESTS = {"sshs_model_hash": "", "modelspec.hash_sha256": "0x"}
-_DIGEST_WORDS = ("hash", "sha256", "checksum", "digest")
+_DIGEST = re.compile(r"hash|digest|checksum|md5|sha-?\d|crc-?\d|blake|xxh", re.IGNORECASE)
 _TRAINING = "ss_"  # what a training began with, which is as true as ever
 
 
@@ -144,8 +149,7 @@ def merge(
         recipe = _recipe_of(fields)
     elif fields:
         raise ParameterError(f"give a recipe or its fields, not both: {', '.join(fields)}")
-    if workers is not None and workers < 1:
-        raise ParameterError(f"workers is {workers}, but must be at least 1")
+    workers = check_workers(workers)
     must_be_several("models", models)
     if not str(output):
         raise OutputError("the output is an empty path")
@@ -172,17 +176,17 @@ def merge(
         raise OutputError(
             f"the output {output} is one file, and is not divided into shards: name a folder"
         )
-    if len(files) > 1 and output.suffix == SUFFIX:
+    if output.suffix == SUFFIX and any(file.prefix for file in files):
         raise OutputError(
-            f"the output {output} is one file, but the models have weights in "
-            f"{listed([part.prefix or '.' for part in plan.models[0].parts])}: name a folder"
+            f"the output {output} is one file, but there are weights in "
+            f"{listed([file.prefix or '.' for file in files])}: name a folder"
         )
-    notices += _of_the_folder(plan, output)
+    notices += _of_the_folder(plan, output, files)
     _strict(notices, strict)
     if dry_run:
         return MergeReport(None, plan, tuple(notices))
     return _execute(
-        plan, output, files, workers=workers or default_workers(), force=force, sha256=sha256,
+        plan, output, files, workers=workers, force=force, sha256=sha256,
         fsync=fsync, progress=progress, notices=notices,
     )  # fmt: skip
 
@@ -209,24 +213,59 @@ def _parts(output: Path, plan: MergePlan) -> list[Part]:
     parts: dict[str, Part] = {}
     for model in every:
         for part in model.parts:
-            known = model.is_folder or part.stem in _KNOWN_STEMS
+            known = model.is_folder or part.stem in KNOWN_STEMS
             parts.setdefault(part.prefix, part if known else part._replace(stem="model"))
     return list({**parts, "": parts.get("", Part("", "model"))}.values())
 
 
-def _of_the_folder(plan: MergePlan, output: Path) -> list[Notice]:
+def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -> list[Notice]:
     """What of the first model's folder goes along, looked at before anything is done."""
     folder = plan.models[0].companions
     if output.suffix == SUFFIX or folder is None:
         return []
-    for _ in companions(folder, without=output):  # for its errors
-        pass
+    for place in (folder, *_parts_from(plan, files).values()):
+        for _ in companions(place, without=output):  # for its errors
+            pass
     names = [step.name for step in plan.steps]
-    return [
+    return [*_of_the_list_of_parts(plan, folder, files)] + [
         Notice("config", f"{said}, but the output lacks {counted(len(gone), 'layer')} of them: "
                f"{listed(gone)}", tuple(gone))
         for said, gone in missing_layers(folder, list(plan.models[0].tensors), names)
     ]  # fmt: skip
+
+
+def _of_the_list_of_parts(
+    plan: MergePlan, folder: Path, files: Sequence[OutputFile]
+) -> Iterator[Notice]:
+    """Where the first model's list of its parts, which goes along, is not true of the output."""
+    parts = parts_listed(folder)
+    if parts is None:
+        return
+    there = list(dict.fromkeys(file.prefix[:-1] for file in files if file.prefix))
+    unlisted = [name for name in there if name not in parts.names]
+    were = [part.prefix[:-1] for part in plan.models[0].parts if part.prefix]
+    gone = [name for name in were if name not in there]
+    for names, what in (
+        (unlisted, "does not name {}, so that the weights there are not read: name them in it"),
+        (gone, "names {}, of which the output has no weights"),
+    ):
+        if names:
+            said = f"{parts.file} {what.format(listed(names))}"
+            yield Notice("config", said, tuple(names))
+
+
+def _parts_from(plan: MergePlan, files: Sequence[OutputFile]) -> dict[str, Path]:
+    """The folders whose other files go along with parts that the first model has not."""
+    found: dict[str, Path] = {}
+    first, *others = plan.models
+    own = {part.prefix for part in first.parts}
+    for prefix in {file.prefix for file in files} - own:
+        folders = [model.companions for model in others if model.companions is not None]
+        folder = next((f / prefix for f in folders if (f / prefix).is_dir()), None)
+        is_there = first.companions is not None and (first.companions / prefix).exists()
+        if folder is not None and not is_there:
+            found[prefix] = folder
+    return found
 
 
 def _strict(notices: Sequence[Notice], strict: bool) -> None:
@@ -262,7 +301,13 @@ def _execute(
         stream.compare_integers()
         copy_from = first.companions if output.suffix != SUFFIX else None
         with CheckpointWriter(
-            output, files, with_lineage(None), force=force, fsync=fsync, copy_from=copy_from
+            output,
+            files,
+            with_lineage(None),
+            force=force,
+            fsync=fsync,
+            copy_from=copy_from,
+            parts_from=None if copy_from is None else _parts_from(plan, files),
         ) as writer:
             stream.run(writer, files)
             if refused := stream.refused_nonfinite():
@@ -276,15 +321,15 @@ def _execute(
             writer.update_metadata(with_lineage(digests, stream.nonfinite_results()))
             if copy_from is not None and (dtype := _changed_dtype(plan)) is not None:
                 adapt_configs(
-                    writer.path(""), [part.prefix for part in first.parts], dtype,
-                    quantised=any(step.quantized for step in plan.steps),
+                    writer.path(""), [file.prefix for file in files], dtype,
+                    quantised=plan.has_codes,
                 )  # fmt: skip
             writer.commit()
     finally:
         inputs.close()
     if stream.nonfinite:
         found = tuple(dict.fromkeys(fault.name for fault in stream.nonfinite))
-        told.append(Notice("nonfinite", _nonfinite_sentence(stream.nonfinite), found))
+        told.append(Notice("nonfinite", _nonfinite_sentence(stream.nonfinite), found, "note"))
     final = with_lineage(digests, stream.nonfinite_results())
     return MergeReport(
         output, plan, tuple(told), stream.bytes_read + inputs.extra_bytes,
@@ -304,7 +349,7 @@ def _metadata(of_first: Mapping[str, str], files: int) -> tuple[dict[str, str], 
     for key, text in of_first.items():
         if key in _DATA_DIGESTS and files == 1:
             kept[key] = _DATA_DIGESTS[key] + "0" * 64
-        elif any(word in key.lower() for word in _DIGEST_WORDS) and not key.startswith(_TRAINING):
+        elif _DIGEST.search(key) and not key.startswith(_TRAINING):
             false.append(key)
         elif key != LINEAGE_KEY:
             kept[key] = text

@@ -118,6 +118,13 @@ def must_be_several(name: str, paths: object) -> None:
         raise ParameterError(
             f"{name} is {os.fspath(paths)!r}, one path, but must be a list of paths"
         )
+    if not isinstance(paths, Iterable):
+        raise ParameterError(f"{name} is {said(paths)}, but must be a list of paths")
+
+
+def how_to_install(extra: str) -> str:
+    """How an extra is installed, as the pages of the docs have it: no index offers modelsoup."""
+    return f"pip install -e '.[{extra}]' in a clone of modelsoup"
 
 
 def counted(number: int, noun: str) -> str:
@@ -138,6 +145,12 @@ def sized(nbytes: float) -> str:
 def count(number: float) -> str:
     """`1.23 G`: a count in powers of 1000."""
     return _scaled(number, ("", "k", "M", "G", "T")).strip()
+
+
+def exact(number: float) -> str:
+    """`5`, `0.1`, `1e-05`: a number of a recipe or a training, no two of which look alike."""
+    short = f"{number:g}"
+    return short if float(short) == number else float.__repr__(number)
 
 
 def _scaled(number: float, units: tuple[str, ...]) -> str:
@@ -188,14 +201,22 @@ def parameter_option(name: str, value: str) -> str:
     return f"{name}: {value}" if dialect == "plan" else f"parameters={{{name!r}: {value}}}"
 
 
-def layer_option(rules: Sequence[tuple[str, str]]) -> str:
-    """Layer rules (pattern, what), as `option` has them, quoted so that they can be pasted."""
+def layer_option(rules: Sequence[tuple[str, str]], rest: str | None = None) -> str:
+    """Layer rules, as `option` has them, quoted so that they can be pasted.
+
+    Args:
+        rules: pattern and what is done, its words separated by `;`.
+        rest: what is done with all others, if that is to be said.
+    """
     dialect = _dialect.get()
     if dialect == "command":
-        return " ".join(f"--layers {_for_the_shell(f'{p}={what}')}" for p, what in rules)
+        said = [f"--layers {_for_the_shell(f'{p}={what}')}" for p, what in rules]
+        return " ".join([*said, *([] if rest is None else [option("rest", rest)])])
     if dialect == "plan":
-        return f"layers: {{{', '.join(f'{_for_yaml(p)}: {what}' for p, what in rules)}}}"
-    return f"layers=[{', '.join(repr(f'{p}={what}') for p, what in rules)}]"
+        said = [f"{_for_yaml(p)}: {_words_for_yaml(what)}" for p, what in rules]
+        return f"layers: {{{', '.join([*said, *([] if rest is None else [f'rest: {rest}'])])}}}"
+    last = "" if rest is None else f", {option('rest', rest)}"
+    return f"layers=[{', '.join(repr(f'{p}={what}') for p, what in rules)}]{last}"
 
 
 def patterns_option(name: str, patterns: Sequence[str]) -> str:
@@ -215,3 +236,7 @@ def _for_the_shell(text: str) -> str:
 
 def _for_yaml(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
+
+
+def _words_for_yaml(what: str) -> str:
+    return what if what.isidentifier() else f"[{', '.join(map(_for_yaml, what.split(';')))}]"

@@ -17,7 +17,7 @@ from concurrent.futures import Executor, Future
 from typing import Any
 from urllib.parse import urlsplit
 
-from .errors import ParameterError, RunError, nearest, option
+from .errors import ParameterError, RunError, counted, how_to_install, nearest, option
 from .processes import Interpreters, ProcessExecutor, WorkerLostError, answer, placed, plainly
 
 _KINDS = ("local", "processes:N", "dask://HOST:PORT", "ray", "ray://HOST:PORT")
@@ -203,7 +203,8 @@ def executor_from(text: str, workers: int | None = None) -> Iterator[Executor]:
         if workers not in (None, count):
             other = option("workers", str(workers))
             raise ParameterError(
-                f"{text} runs {count} nodes at the same time, {other} another number: give one"
+                f"{text} runs {counted(count, 'node')} at the same time, {other} another number: "
+                f"give one"
             )
         pool = ProcessExecutor(count)
         try:
@@ -214,7 +215,7 @@ def executor_from(text: str, workers: int | None = None) -> Iterator[Executor]:
         try:
             from distributed import Client
         except ImportError:
-            raise ParameterError("dask:// needs the extra: pip install 'modelsoup[dask]'") from None
+            raise ParameterError(f"dask:// needs an extra: {how_to_install('dask')}") from None
         _must_answer(text, "Dask scheduler")
         try:
             client = Client(f"tcp:{rest}", timeout=_PATIENCE)
@@ -226,7 +227,7 @@ def executor_from(text: str, workers: int | None = None) -> Iterator[Executor]:
         try:
             ray = RayExecutor(None if text == "ray" else text, workers)
         except ImportError:
-            raise ParameterError("ray needs the extra: pip install 'modelsoup[ray]'") from None
+            raise ParameterError(f"ray needs an extra: {how_to_install('ray')}") from None
         except (OSError, ConnectionError) as error:
             raise ParameterError(f"no Ray cluster answers at {text}") from error
         try:

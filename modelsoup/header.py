@@ -243,6 +243,16 @@ _MEMBER = re.compile(
 )  # fmt: skip
 
 
+def is_taken(header: bytes) -> bool:
+    """Whether a header has the length and form that `read_header` takes."""
+    try:
+        if len(header) > _LARGE:
+            _must_be_flat(header)
+    except _HeaderError:
+        return False
+    return len(header) <= MAX_HEADER
+
+
 def _must_be_flat(header: bytes) -> None:
     """Refuse what is no object of small flat objects, before other objects take 30 times its size.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -37,8 +38,11 @@ from .rules import (
     Assignment,
     Rule,
     assign,
-    hint,
+    covering,
+    default_rest,
     matching,
+    plainly,
+    rule_from,
     source_name,
 )
 
@@ -59,6 +63,7 @@ _SINGULAR = re.compile(r"(?:u|sv)\d+")  # BigGAN's vectors and values
 Level = Literal["warning", "note"]
 Remedy = Literal["first or drop", "second or drop", "drop", "named"]
 _KEEPING: dict[int, Remedy] = {0: "first or drop", 1: "second or drop"}
+_HINTED = 5  # patterns in a hint
 
 
 class Step(NamedTuple):
@@ -125,7 +130,7 @@ class Notice:
 
     Attributes:
         kind: `taken`, `dropped`, `added`, `rest`, `carried`, `quantized`, `recalibrate`, `empty`,
-            `dtype`, `config` or `nonfinite`.
+            `dtype`, `config`, `metadata`, `nonfinite` or `output`.
         message: one sentence.
         names: the tensors it is about.
         level: a `warning` is an error under `strict`; a `note` only says what was done.
@@ -161,6 +166,7 @@ class MergePlan:
         frozen: names that a trainer must not change afterwards.
         notices: what the user should know before anything is read.
         may_be_nonfinite: names of tensors that may hold NaN or infinity although they are merged.
+        has_codes: whether tensors of the output are codes, of which a config tells.
     """
 
     models: tuple[Checkpoint, ...]
@@ -173,6 +179,7 @@ class MergePlan:
     frozen: tuple[str, ...]
     notices: tuple[Notice, ...]
     may_be_nonfinite: frozenset[str] = frozenset()
+    has_codes: bool = False
 
     @property
     def bytes_written(self) -> int:
@@ -260,7 +267,9 @@ class _Planner:
         with_codes = every if any(word in text for word in quantized.WORDS) else []
         with_factors = every if any(word in text for word in low_rank.WORDS) else []
         self.packed = {n: s for m in with_codes for n, s in packed_weights(m.tensors).items()}
+        self.packed_homes = {name.rpartition(".")[0] for name in self.packed}
         self.factors = {name for m in with_factors for name in low_rank.factors(m.tensors)}
+        self.has_codes = False  # in the output
 
     def plan(self) -> MergePlan:
         if not self.models:
@@ -272,7 +281,7 @@ class _Planner:
             self.names, recipe.layers, rest=recipe.rest or "first", groups=recipe.groups,
             fractions=recipe.low_level,
         )  # fmt: skip
-        self.rules = assignment.rules
+        self.assignment, self.rules = assignment, assignment.rules
         if recipe.low_level and not any(rule.low_level for rule in self.rules):
             raise ParameterError(
                 f"low-level has a depth, but no rule uses it (add the rule low-level: "
@@ -292,6 +301,7 @@ class _Planner:
                 dropped.append(name)
         if self.is_quantized:
             steps += self._followers_of(steps)
+        self.has_codes = self.has_codes or any(step.name in self.packed for step in steps)
         self._raise_faults()
         self._must_merge(assignment)
         if not steps:
@@ -305,7 +315,7 @@ class _Planner:
         self._notice_steps(assignment, steps, added)
         return MergePlan(
             self.models, self.base, recipe, assignment, tuple(steps), tuple(dropped), added,
-            frozen, self._collected(), frozenset(nonfinite),
+            frozen, self._collected(), frozenset(nonfinite), self.has_codes,
         )  # fmt: skip
 
     def _check_sources(self) -> None:
@@ -334,12 +344,17 @@ class _Planner:
         """Whether what was asked for is done at all: a copy would look like a merge."""
         asked = self.recipe.asks_to_merge
         if asked and not any(assignment.taken(index) for index in self.prepared):
+            last = self.rules[-2]
+            how = f"{option('rest', 'merge')} merges those that no rule matches"
+            if not assignment.taken(len(self.rules) - 1):
+                how = f"{layer_option([(last.pattern, 'merge')])} in place of {str(last)!r} does"
             raise ParameterError(
                 f"{' and '.join(asked)} {'was' if len(asked) == 1 else 'were'} given, but by the "
-                f"rules no tensor is merged (add a rule that merges, such as "
-                f"{layer_option([('*', 'merge')])})"
+                f"rules no tensor is merged ({how})"
             )
-        if len(self.models) == 1 and not (asked or self.recipe.layers or self.recipe.dtype):
+        changes = self.recipe.layers or self.recipe.dtype
+        copies = all(copied is not None for _, _, copied in self.prepared.values())
+        if len(self.models) == 1 and copies and not changes:
             raise ParameterError(
                 "one model alone is not merged: give more, or say what else is to be done with it"
             )
@@ -360,7 +375,8 @@ class _Planner:
                 raise ParameterError("the weights are given twice: as 'weights' and as 'weight'")
             given["weight"] = tuple(recipe.weights)
         if beta is not None:
-            meant = self._from_beta(method, check_beta(beta))
+            asked_by = rule if own_method or "beta" in rule.parameters else None
+            meant = self._from_beta(method, check_beta(beta), asked_by)
             twice = sorted(meant.keys() & (changed.keys() if "beta" in rule.parameters else given))
             if twice:
                 raise ParameterError(f"the same is given twice: by beta and as {twice[0]!r}")
@@ -372,28 +388,33 @@ class _Planner:
             raise ParameterError(f"{method.name!r} merges {wanted} models, but {count} were given")
         if method.base and self.base is None:
             raise ParameterError(f"{method.name!r} needs a base model ({option('base', 'BASE')})")
-        checked = build_parameters(method, given, count)
+        asked = (lambda name: _in_rule(rule, name, "…")) if own_method else None
+        checked = build_parameters(method, given, count, asked=asked)
         anything = "*" in recipe.allow_nonfinite
         if method.prepare and getattr(checked, "normalize", False) and not anything:
             total = sum(checked.weight)
             if abs(total) < ZERO_SUM:
+                asked_by = rule if own_method or "weight" in rule.parameters else None
+                how = parameter_option("normalize", "false")
+                if asked_by is not None:
+                    how = _in_rule(asked_by, "normalize", "false")
                 raise ParameterError(
                     f"the weights of {method.name!r} sum to {total:g} and cannot be normalised "
-                    f"({parameter_option('normalize', 'false')}, or other weights)"
+                    f"({how}, or other weights)"
                 )
         prepared = method.prepare(checked) if method.prepare else checked
         copied = method.identity(checked) if method.identity else None
         return method, prepared, copied
 
-    def _from_beta(self, method: Method, beta: float) -> dict[str, Any]:
+    def _from_beta(self, method: Method, beta: float, asked_by: Rule | None) -> dict[str, Any]:
+        """The parameters that β stands for, of the recipe, or of the rule that asks for it."""
+        use = option("weights", "W") if asked_by is None else _in_rule(asked_by, "weight", "…")
         if method.from_beta is None:
-            raise ParameterError(
-                f"beta means nothing to {method.name!r}: use {option('weights', 'W')}"
-            )
+            raise ParameterError(f"beta means nothing to {method.name!r}: use {use}")
         if len(self.models) != 2:
             raise ParameterError(
                 f"beta is the share of the first of two models, but {len(self.models)} were given: "
-                f"use {option('weights', 'W')}"
+                f"use {use}"
             )
         return method.from_beta(beta)
 
@@ -420,7 +441,7 @@ class _Planner:
                 f"packed by {self.packed[name]}, and codes cannot be merged (dequantise the models "
                 f"first)"
             )
-            return self._fault(what, name)
+            return self._fault(what, name, self._keeping(name))
         if name in self.factors and not low_rank.are_named(rule.pattern):
             what = (
                 "part of low-rank updates: a mean of factors is no factor of the mean (merge "
@@ -429,8 +450,7 @@ class _Planner:
             return self._fault(what, name, "named")
         if absent:
             who = " and ".join(f"{self.models[k].name}, {model_called(k)}" for k in absent)
-            has = next(k for k in range(len(infos)) if k not in absent)
-            return self._fault(f"missing from {who}", name, _KEEPING.get(has, "drop"))
+            return self._fault(f"missing from {who}", name, self._keeping(name))
         return self._merge(name, index, cast("list[TensorInfo]", infos))
 
     def _keep(self, name: str, index: int, rule: Rule) -> list[Step]:
@@ -441,8 +461,16 @@ class _Planner:
         if not any(name in model.tensors for model in self.models):
             return self._leave_out("only in the base model", name)
         if index < len(self.rules) - 1:  # asked for by a rule, not by what is left
-            return self._fault(f"not in {model_called(rule.source)}, from which a rule keeps", name)
+            what = f"not in {model_called(rule.source)}, from which a rule keeps"
+            return self._fault(what, name, self._keeping(name))
         return self._leave_out(f"not in {model_called(rule.source)}", name)
+
+    def _keeping(self, name: str) -> Remedy:
+        """What can be done about a tensor that is not merged, by which model has it."""
+        has = next(k for k, model in enumerate(self.models) if name in model.tensors)
+        if has and name.rpartition(".")[0] in self.packed_homes:
+            return "drop"  # else the output would have the weights twice: packed, and as values
+        return _KEEPING.get(has, "drop")
 
     def _leave_out(self, why: str, name: str) -> list[Step]:
         self._notice("dropped", f"left out ({why})", name)
@@ -463,9 +491,13 @@ class _Planner:
     ) -> list[Step]:
         """A tensor of one model, with its scales, or without where it is stored as a wider one."""
         source, scales = ((model, info),), self._scales(model, name)
-        dtype = self._output_dtype(dtype or info.dtype)
+        if name not in self.packed:  # of which every part is read as it was stored
+            dtype = self._output_dtype(dtype or info.dtype)
+        dtype = dtype or info.dtype
         if scales is None or dtype != info.dtype:
             of_codes = () if scales is None else (scales,)
+            if of_codes:
+                self._notice("quantized", f"quantised: stored as {dtype}", name, "note")
             return [Step(name, dtype, info.shape, "copy", index, source, scales=of_codes)]
         beside = self._model(model).tensors[scales.name]
         return [
@@ -500,18 +532,15 @@ class _Planner:
             ]  # fmt: skip
         if method.base and based is None:
             return self._fault("missing from the base model", name)
+        sources = (*(() if based is None else ((BASE, based),)), *enumerate(infos))
+        scales = tuple(self._scales(k, name) for k, _ in sources) if self.is_quantized else ()
+        dtype = self._output_dtype(infos[0].dtype)
+        if len(dtypes) > 1 and not any(scales):
+            self._notice("dtype", f"stored in different dtypes; the output has {dtype}", name)
         if copied is not None and self._is_alike(name, infos[0], copied):
             return self._copy(name, index, copied, infos[copied], infos[0].dtype)
-        sources = (*(() if based is None else ((BASE, based),)), *enumerate(infos))
-        dtype = self._output_dtype(infos[0].dtype)
         step = Step(name, dtype, infos[0].shape, "merge", index, sources, method, parameters)
-        if self.is_quantized:
-            scales = tuple(self._scales(model, name) for model, _ in sources)
-            if any(scales):
-                return self._of_codes(step, scales, infos[0].dtype)
-        if len(dtypes) > 1:
-            self._notice("dtype", f"stored in different dtypes; the output has {dtype}", name)
-        return [step]
+        return self._of_codes(step, scales, infos[0].dtype) if any(scales) else [step]
 
     def _of_codes(self, step: Step, scales: tuple[Scales | None, ...], dtype: str) -> list[Step]:
         """A merge of the values that codes stand for, quantised as the first model is."""
@@ -539,12 +568,12 @@ class _Planner:
 
     def _followers_of(self, steps: Sequence[Step]) -> list[Step]:
         """What tells of codes, where the output still has some: ranges of activations, markers."""
-        codes = {s.name for s in steps if DTYPES[s.dtype].bits == 8 and s.kind != "integer"}
-        has_codes = any(name in codes for found in self.scaled.values() for name in found)
+        there = {step.name for step in steps}
+        self.has_codes = any(s.name in there for of in self.scaled.values() for s in of.values())
         rest = len(self.rules) - 1
         made: list[Step] = []
         for name in dict.fromkeys(n for model in self.models for n in model.tensors):
-            if not (has_codes and tells_of_codes(name) and name in self.followers):
+            if not (self.has_codes and tells_of_codes(name) and name in self.followers):
                 continue
             sources = tuple(
                 (k, model.tensors[name]) for k, model in enumerate(self.models)
@@ -577,13 +606,28 @@ class _Planner:
     def _remedy(self, names: Sequence[str], remedy: Remedy) -> str:
         """What to do about tensors, so that it is done and all others are merged as before."""
         if remedy == "named":
-            rules = layer_option([("*lora*", "merge"), ("*alpha*", "merge")])
-            return f"to merge the factors all the same, name them: {rules}"
-        place = " before your other rules" if self.recipe.layers else ""
+            return f"to merge the factors all the same, name them: {self._naming(names)}"
         first, _, other = remedy.partition(" or ")
         words = [first, *([other] if other else [])]
         said = "leave them out" if first == "drop" else "keep them"
-        return f"{said} with {hint(names, self.names, *words)}{place}"
+        return f"{said} with {instead(self.recipe, self.assignment, names, *words)}"
+
+    def _naming(self, factors: Sequence[str]) -> str:
+        """Rules that speak of factors, and have done with them what was to be done."""
+        chosen = self.assignment.chosen
+        rules: dict[str, str] = {}
+        taken = set(factors)
+        for name in factors:
+            if any(fnmatchcase(name, pattern) for pattern in rules):
+                continue
+            pattern = low_rank.pattern_for(name)
+            alike = [n for n in chosen if fnmatchcase(n, pattern)]
+            if len({chosen[n] for n in alike}) > 1:  # other rules have their say there
+                pattern, alike = plainly(name), [name]
+            taken.update(alike)
+            words = [w for w in self.rules[chosen[name]].words if w != "low-level"]
+            rules[pattern] = ";".join(words)
+        return _instead(self.recipe, self.assignment, rules, taken)
 
     def _notice_steps(
         self, assignment: Assignment, steps: Sequence[Step], added: tuple[str, ...]
@@ -630,6 +674,60 @@ class _Planner:
         ]  # fmt: skip
         taken = [Notice("taken", note, (), "note") for m in self.every for note in m.notes]
         return (*taken, *notices)
+
+
+def instead(recipe: Recipe, assignment: Assignment, names: Sequence[str], *what: str) -> str:
+    """An option that has rules do something else with some tensors, and what was meant with others.
+
+    Args:
+        recipe: what was meant.
+        assignment: which of its rules each tensor falls under.
+        names: the tensors.
+        what: one or more things to do; the first is spelt out, the others are said to be possible.
+    """
+    patterns = covering(names, assignment.chosen)
+    other = "".join(f", or '={word}'" for word in what[1:])
+    return _instead(recipe, assignment, dict.fromkeys(patterns, what[0]), set(names), other)
+
+
+def _instead(
+    recipe: Recipe, assignment: Assignment, rules: Mapping[str, str], taken: set[str],
+    other: str = "",
+) -> str:  # fmt: skip
+    """Rules to be put before those of a recipe, or in their place.
+
+    Args:
+        recipe: whose rules are there.
+        assignment: which of them each tensor falls under.
+        rules: pattern → what is done.
+        taken: the tensors that they match.
+        other: what else can be done.
+    """
+    given = assignment.rules[: len(recipe.layers)]
+    # One from which all its tensors are taken would never apply, which is an error.
+    lost = {i for i in range(len(given)) if taken.issuperset(assignment.taken(i))}
+    left = [rule for i, rule in enumerate(given) if i not in lost]
+    new = [rule_from(pattern, what.split(";")) for pattern, what in rules.items()]
+    meant = recipe.rest if given else "merge"
+    would_be = default_rest([*new, *left]) if recipe.rest == default_rest(given) else recipe.rest
+    unmatched = any(
+        name not in taken and (index >= len(given) or index in lost)
+        for name, index in assignment.chosen.items()
+    )
+    rest = meant if unmatched and would_be != meant else None
+    shown = layer_option(list(rules.items())[:_HINTED], rest)
+    more = "" if len(rules) <= _HINTED else " …"
+    place = " before your other rules" if given else ""
+    if lost:
+        place = f" in place of {listed([repr(str(given[i])) for i in sorted(lost)])}"
+        place += " and before your other rules" if left else ""
+    return f"{shown}{more}{other}{place}"
+
+
+def _in_rule(rule: Rule, parameter: str, value: str) -> str:
+    """A rule with one more parameter, in the place of its β if it has one, as an option."""
+    own = [word for word in rule.words if word.partition(":")[0] not in ("beta", parameter)]
+    return layer_option([(rule.pattern, ";".join([*own, f"{parameter}:{value}"]))])
 
 
 def model_called(index: int) -> str:

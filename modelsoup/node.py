@@ -33,13 +33,14 @@ from .errors import (
     SoupError,
     StoreError,
     TrainerError,
+    counted,
     listed,
     speaking,
 )
 from .lineage import Digests, record_training
 from .merge_plan import plan_merge
 from .placing import LINEAGE_KEY
-from .plan import bytes_read, described, trainer_of
+from .plan import bytes_read, described, trainer_of, training_of
 from .rules import BASE
 from .store import (
     Store,
@@ -221,7 +222,7 @@ def _perform(task: Task, store: Store) -> dict[str, Any]:
         "operation": type(task.operation).__name__.lower(),
         **described(task.operation),
         "inputs": [_input(source) for source in task.sources],
-        "seed": task.seed,
+        "seed": task.seed, "seed_is_given": _seed_is_given(task.operation),
         "started": started,
         "seconds": round(time.monotonic() - clock, 3),
         "host": socket.gethostname(),
@@ -234,14 +235,22 @@ def _perform(task: Task, store: Store) -> dict[str, Any]:
     return store.put(task.key, output, record)
 
 
+def _seed_is_given(operation: Operation) -> bool:
+    """Whether a plan says which seed a training has."""
+    training = training_of(operation)
+    return training is not None and training.seed is not None
+
+
 @contextlib.contextmanager
 def _explained(log: IO[str], said: str) -> Iterator[None]:
     """Tell in one sentence what strange code raises, and put the whole of it into the log."""
     try:
         yield
     except Exception as error:
-        strange = error.__cause__ if isinstance(error, TrainerError) else error
-        if strange is None or isinstance(strange, SoupError | OSError):
+        is_trainers = isinstance(error, TrainerError)
+        strange = error.__cause__ if is_trainers else error
+        # Errors of ours and of the system are sentences; what a trainer's code met is told whole.
+        if strange is None or (not is_trainers and isinstance(strange, SoupError | OSError)):
             raise
         trace = "".join(traceback.format_exception(strange))
         print(trace, end="", file=log, flush=True)
@@ -420,7 +429,8 @@ def _adopt(
                 bad.append(tensor.name)
             offset += info.nbytes
         if bad:
-            raise TrainerError(f"{said} made NaN or infinity in {len(bad)} tensors: {listed(bad)}")
+            tensors_told = counted(len(bad), "tensor")
+            raise TrainerError(f"{said} made NaN or infinity in {tensors_told}: {listed(bad)}")
         writer.commit()
 
 

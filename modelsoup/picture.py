@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError, counted, printable
+from .errors import OutputError, counted, exact, printable
 from .placing import check_apart, check_free
 from .plan import NodePlan, Plan, described
 from .rules import rule_from_json
@@ -20,7 +20,7 @@ _WIDTH, _HEIGHT = 196, 64  # of a box, in pixels; the height is the least
 _GAP, _RISE = 24, 64  # between neighbours; between levels
 _LINE = 17
 _MARGIN = 28
-_USUAL = ("rest", "seed")  # of recipes, told only where they differ
+_USUAL = ("rest", "seed", "resources")  # told only where they differ
 _NAMES = {"beta": "β"}
 _CHARACTERS = {"name": 22, "what": 30, "note": 26}  # that fit into a line of a box
 _FILL = {
@@ -83,7 +83,8 @@ def _told(operation: Operation) -> tuple[str, dict[str, str]]:
     else:
         settings = dict(sorted(content["options"].items(), key=lambda item: not _is_number(item)))
         begin = f"{'train' if isinstance(operation, Train) else 'tune'}: {content['trainer']}, "
-    settings |= {name: content[name] for name in ("base", "start") if name in content}
+    more = ("base", "start", "seed", "resources")
+    settings |= {name: content[name] for name in more if name in content}
     return begin, {_NAMES.get(name, name): _value(value) for name, value in settings.items()}
 
 
@@ -95,7 +96,7 @@ def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(_value, value)) if all(map(_is_flat, value)) else json.dumps(value)
     if isinstance(value, float):
-        return f"{value:g}"
+        return exact(value)
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 

@@ -18,6 +18,12 @@ from .checkpoint import SUFFIX, open_checkpoint
 from .companions import WEIGHTS
 from .errors import CheckpointError, OutputError, nearest, option
 
+# Of files that are no weights, and that an output's name may be meant as.
+_FILES = (
+    ".npz", ".npy", ".zip", ".tar", ".gz", ".tgz", ".xz", ".zst", ".7z", ".pkl", ".pickle", ".json",
+    ".yaml", ".yml", ".toml", ".txt", ".md", ".csv", ".parquet", ".log", ".py",
+)  # fmt: skip
+
 PARTIAL_SUFFIX = ".soup-partial"
 REPLACED_SUFFIX = ".soup-replaced"
 LINEAGE_KEY = "modelsoup"
@@ -61,7 +67,7 @@ def check_place(output: Path, *, kind: Kind = "checkpoint") -> None:
     is_checkpoint = kind == "checkpoint"
     is_folder = output.suffix != SUFFIX if is_checkpoint else kind == "folder"
     suffix = output.suffix.lower()
-    if is_checkpoint and is_folder and (suffix in WEIGHTS or nearest(suffix, [SUFFIX])):
+    if is_checkpoint and is_folder and (suffix in (*WEIGHTS, *_FILES) or nearest(suffix, [SUFFIX])):
         raise OutputError(
             f"the output {output} ends in {output.suffix} (expected {SUFFIX}, or a folder's name)"
         )

@@ -38,7 +38,7 @@ from .placing import overlapped
 from .recipe import Recipe
 from .rules import BASE
 from .statistics import state_bytes
-from .store import Companions, companions_of
+from .store import Companions, Contents, companions_of
 from .stream import STATE, default_workers
 from .trainer import (
     Trainer,
@@ -139,7 +139,8 @@ class Plan:
 
     def renewed(
         self, *, done: Callable[[str], bool] | None = None, digest: Digest | None = None,
-        companions: Callable[[Path], Companions | None] | None = None, fuse: bool = False,
+        companions: Callable[[Path], Companions | None] | None = None,
+        contents: Callable[[Sequence[Path]], Contents | None] | None = None, fuse: bool = False,
         wanted: Collection[str] = (),
     ) -> Plan:  # fmt: skip
         """The plan with what is known by now of leaves and results; no header is read again.
@@ -148,11 +149,12 @@ class Plan:
             done: as in `check`.
             digest: as in `check`.
             companions: as in `check`.
+            contents: as in `check`.
             fuse: as in `check`.
             wanted: nodes whose results are to be there though the root may need them no more.
         """
         assert self._checker is not None
-        return self._checker.plan(done, digest, companions, fuse=fuse, wanted=wanted)
+        return self._checker.plan(done, digest, companions, contents, fuse=fuse, wanted=wanted)
 
     @property
     def steps(self) -> list[NodePlan]:
@@ -227,6 +229,10 @@ def described(operation: Operation) -> dict[str, Any]:
         return content if operation.base is None else {**content, "base": str(operation.base)}
     training = operation.training
     content = {"trainer": training.trainer, "options": dict(training.options)}
+    if training.seed is not None:
+        content["seed"] = training.seed
+    if training.resources:
+        content["resources"] = dict(training.resources)
     if isinstance(operation, Train) and operation.start is not None:
         content["start"] = str(operation.start)
     return content
@@ -292,6 +298,7 @@ def trainer_of(training: Training) -> tuple[Trainer, Any]:
 def node_key(
     tree: Tree, node: str, inputs: Sequence[str | None], digest: Digest,
     companions: Callable[[Path], Companions | None] | None = None,
+    contents: Callable[[Sequence[Path]], Contents | None] | None = None,
 ) -> str | None:  # fmt: skip
     """What a node's result is named by: a hash of its operation and of its inputs' keys.
 
@@ -302,6 +309,7 @@ def node_key(
         digest: the digest of a checkpoint's weights, or None where it is not known yet.
         companions: name and digest of the files that a model folder's results take over besides
             its weights, where they are known without reading them all; None reads them.
+        contents: name and digest of the files that a trainer names, the same way.
 
     Returns:
         32 hexadecimal digits, or None where something is not known yet.
@@ -330,7 +338,10 @@ def node_key(
         content["trainer"] = operation.training.trainer
         content["version"] = str(getattr(trainer, "version", ""))
         content["options"] = trainer_identity(trainer, options, operation.training.options)
-        content["files"] = content_of(named_files(trainer, options))
+        files = named_files(trainer, options)
+        content["files"] = (contents or content_of)(files) if files else []
+        if content["files"] is None:
+            return None
         content["seed"] = node_seed(tree, node)
         if isinstance(operation, Train) and operation.start is not None:
             more.append(digest(operation.start))
@@ -349,7 +360,8 @@ def node_key(
 
 def check(
     tree: Tree, *, done: Callable[[str], bool] | None = None, digest: Digest | None = None,
-    companions: Callable[[Path], Companions | None] | None = None, fuse: bool = False,
+    companions: Callable[[Path], Companions | None] | None = None,
+    contents: Callable[[Sequence[Path]], Contents | None] | None = None, fuse: bool = False,
     warnings: Sequence[str] = (),
 ) -> Plan:  # fmt: skip
     """Check and price a tree, reading headers only.
@@ -359,6 +371,7 @@ def check(
         done: whether the result of a key is in the store; None has none.
         digest: the digest of a checkpoint, where it is known without reading it all.
         companions: as in `node_key`.
+        contents: as in `node_key`, but None reads none.
         fuse: let merges of merges be made in one pass where they can, with nothing in between.
         warnings: what was noticed before, when the tree was read.
 
@@ -372,7 +385,11 @@ def check(
         raise ParameterError(
             f"tree is {said(tree)}, but must be a Tree, such as the first of what read_tree gives"
         )
-    return _Checker(tree, warnings).plan(done, digest, companions, fuse=fuse)
+    return _Checker(tree, warnings).plan(done, digest, companions, contents, fuse=fuse)
+
+
+def _unread(files: Sequence[Path]) -> Contents | None:
+    return None
 
 
 def _tell(told: dict[str, list[str]], sentence: str, node: str) -> None:
@@ -439,7 +456,8 @@ class _Checker:
 
     def plan(
         self, done: Callable[[str], bool] | None, digest: Digest | None,
-        companions: Callable[[Path], Companions | None] | None, *, fuse: bool,
+        companions: Callable[[Path], Companions | None] | None,
+        contents: Callable[[Sequence[Path]], Contents | None] | None, *, fuse: bool,
         wanted: Collection[str] = (),
     ) -> Plan:  # fmt: skip
         found = {sentence: list(of) for sentence, of in self.problems.items()}
@@ -455,7 +473,7 @@ class _Checker:
                 continue
             try:
                 keys = [nodes[i].key for i in self.tree.inputs(name)]
-                key = node_key(self.tree, name, keys, known, companions)
+                key = node_key(self.tree, name, keys, known, companions, contents or _unread)
                 if isinstance(node.operation, Load):
                     _must_be_meant(node.operation, known)
                 is_done = key is not None and done is not None and done(key)

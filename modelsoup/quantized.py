@@ -35,7 +35,14 @@ _PACKED = {
     "MXFP4": r".*_(blocks|scales)",
     "HQQ": r".*\.W_q",
     "Quanto": r".*\._(data|scale)",
+    "ExLlamaV2": r".*\.q_(weight|scale|scale_max|groups|group_map|perm|invperm)",
+    "AQLM": r".*\.(codes|codebooks|scales)",
+    "QuIP#": r".*\.(Qidxs(_\d+)?|SU|SV|Wscale|codebook_id)",
+    "VPTQ": r".*\.(indices|centroids\.weight|(res|outlier)_(indices|centroids\.weight))",
 }
+# Schemes with names that other things have as well → what lies beside, with integers in it.
+_CODES = {"ExLlamaV2": "q_weight", "AQLM": "codes", "QuIP#": "Qidxs", "VPTQ": "indices"}
+_BESIDE_CODES = {"AQLM": "codebooks", "VPTQ": "centroids.weight"}
 _PACKED_NAMES = {scheme: re.compile(pattern) for scheme, pattern in _PACKED.items()}
 _BESIDE = re.compile(r"weight\w*|\w*scales?")
 _OF_CODES = re.compile(r"(.*?)[._](?:scale|scales|scale_inv|scale_2|scb|absmax)", re.IGNORECASE)
@@ -92,7 +99,7 @@ class Scales:
 
 WORDS = (
     "scale", "absmax", "quant", "qweight", "qzeros", "g_idx", "scb", "weight_format", "_packed",
-    "zero_point", "_blocks", "w_q", "_data",
+    "zero_point", "_blocks", "w_q", "_data", "q_weight", "codebooks", "qidxs", "centroids",
 )  # fmt: skip
 """One of them is in any name of a scale or of packed codes, in lower case; else in few names."""
 
@@ -162,6 +169,11 @@ def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
 
 def _is_packed(scheme: str, name: str, tensors: Mapping[str, TensorInfo]) -> bool:
     """Whether a name that other things may have as well stands for codes."""
+    if scheme in _CODES:
+        home = name.removesuffix(".weight").rpartition(".")[0]
+        codes = tensors.get(f"{home}.{_CODES[scheme]}")
+        beside = _BESIDE_CODES.get(scheme, _CODES[scheme])
+        return codes is not None and not _is_float(codes) and f"{home}.{beside}" in tensors
     if scheme != "MXFP4":
         return scheme != "Quanto" or not _is_float(tensors[name])
     other = name.removesuffix("_blocks") + "_scales"

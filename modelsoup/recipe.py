@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, cast
 
@@ -14,6 +15,7 @@ from .errors import (
     ParameterError,
     nearest,
     option,
+    said,
 )
 from .methods import get_method, method_names
 from .methods.registry import external_name
@@ -23,6 +25,7 @@ from .rules import (
     ParameterValue,
     Rest,
     Rule,
+    default_rest,
     parse_fractions,
     parse_layers,
     parse_value,
@@ -115,21 +118,26 @@ class Recipe:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
             raise ParameterError(f"seed is {self.seed!r}, not an integer")
         self._set("seed", int(self.seed))
+        if not 0 <= self.seed < 2**63:  # what a lineage and a plan can hold
+            raise ParameterError(f"seed is {said(self.seed)}, not an integer from 0 to 2^63 - 1")
         for name in ("groups", "parameters"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise ParameterError(f"{name} is {getattr(self, name)!r}, not a mapping from names")
+            given = getattr(self, name)
+            if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+                raise ParameterError(f"{name} is {given!r}, not a mapping from names")
+        for name, group in self.groups.items():
+            _patterns("groups", name, group)
         self._set("parameters", {name: plain(value) for name, value in self.parameters.items()})
         self._set("layers", tuple(parse_layers(self.layers)))
         for rule in self.layers:
             _check_method(rule)
         self._set("low_level", parse_fractions(self.low_level))
-        exceptions = bool(self.layers) and all(rule.action != "merge" for rule in self.layers)
         if self.rest is None:
-            self._set("rest", "merge" if exceptions else "first")
+            self._set("rest", default_rest(self.layers))
         allowed = self.allow_nonfinite
         if isinstance(allowed, bool | str):
             allowed = ("*",) if allowed is True else (allowed,) if allowed else ()
-        if not all(isinstance(pattern, str) for pattern in allowed):
+        fits = isinstance(allowed, Sequence | AbstractSet)
+        if not fits or not all(isinstance(pattern, str) for pattern in allowed):
             raise ParameterError(f"allow_nonfinite is {allowed!r}, not a list of patterns")
         self._set("allow_nonfinite", tuple(allowed))
 
@@ -158,16 +166,21 @@ def _check_method(rule: Rule) -> None:
         )
 
 
-def recipe_from_mapping(content: object, where: str) -> Recipe:
+def recipe_from_mapping(content: object, where: str, beside: Iterable[str] = ()) -> Recipe:
     """A recipe from a YAML mapping, as plans and `--config` have it; see `recipe_fields`."""
-    return Recipe(**recipe_fields(content, where))
+    return Recipe(**recipe_fields(content, where, beside))
 
 
-def recipe_fields(content: object, where: str) -> RecipeFields:
+def recipe_fields(content: object, where: str, beside: Iterable[str] = ()) -> RecipeFields:
     """The fields of a `Recipe` from a YAML mapping.
 
     What is no field is one of the method's parameters. `layers` may have `rest` as a key like any
     other, and `subnetwork` may be a key of its own beside `layers: subnetwork`.
+
+    Args:
+        content: the mapping.
+        where: what it is called.
+        beside: other keys that may stand there, and were taken out of it.
 
     Raises:
         ParameterError: not a mapping, or a key that neither the recipe nor its method knows.
@@ -191,15 +204,16 @@ def recipe_fields(content: object, where: str) -> RecipeFields:
         given["groups"] = {name: _patterns(where, name, group) for name, group in groups.items()}
     unknown = [name for name in given if name not in known | own]
     if unknown:
+        keys = sorted({*known, *beside})
         raise ParameterError(
-            f"{where} has the unknown key {unknown[0]!r}{nearest(unknown[0], known | own)} "
-            f"(expected {', '.join(sorted(known))}, or a parameter of {method.name!r})"
+            f"{where} has the unknown key {unknown[0]!r}{nearest(unknown[0], [*keys, *own])} "
+            f"(expected {', '.join(keys)}, or a parameter of {method.name!r})"
         )
-    beside = {name: value for name, value in given.items() if name not in known}
-    twice = sorted(beside.keys() & parameters.keys())
+    alone = {name: value for name, value in given.items() if name not in known}
+    twice = sorted(alone.keys() & parameters.keys())
     if twice:
         raise ParameterError(f"{where} has {twice[0]!r} twice: among 'parameters' and beside them")
-    named = {**parameters, **beside}
+    named = {**parameters, **alone}
     fields = {name: value for name, value in given.items() if name in known}
     fields["parameters"] = {name: parse_value(name, value) for name, value in named.items()}
     return cast(RecipeFields, fields)

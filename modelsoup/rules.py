@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from .errors import RuleError, counted, layer_option, listed, nearest, option, said
+from .errors import RuleError, counted, listed, nearest, option, said
 
 Action = Literal["merge", "keep", "drop"]
 Rest = Literal["merge", "first", "second", "base", "drop", "error"]
@@ -37,6 +37,8 @@ _DROPS = ("drop", "scratch")
 _PRESETS = ("all", "low-level", "frozen", "subnetwork")
 WORDS = ("merge", *_SOURCES, *_DROPS, "freeze", *_PRESETS[:3])
 
+_EXPECTED = f" (expected, separated by ';': a number, {', '.join(WORDS)}, a method, NAME:VALUE)"
+
 ParameterValue = float | bool | tuple[float, ...]
 
 _TRUTHS = {
@@ -44,7 +46,6 @@ _TRUTHS = {
     **dict.fromkeys(("false", "no", "off"), False),
 }
 _PATIENCE = 10.0  # seconds for a regular expression and all names
-_HINTED = 5  # patterns in a hint
 _NESTED = 100  # groups in groups
 
 
@@ -70,13 +71,17 @@ class Rule:
     method: str | None = None
     parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
 
-    def __str__(self) -> str:
+    @property
+    def words(self) -> list[str]:
+        """What is done, as the grammar has it."""
         words = {"merge": self.method or "merge", "drop": "drop", "keep": source_name(self.source)}
         parts = [words[self.action]]
         parts += ["low-level"] if self.low_level else []
         parts += ["freeze"] if self.frozen else []
-        parts += [f"{k}:{_plain(v)}" for k, v in self.parameters.items()]
-        return f"{self.pattern} → {'; '.join(parts)}"
+        return [*parts, *(f"{k}:{_plain(v)}" for k, v in self.parameters.items())]
+
+    def __str__(self) -> str:
+        return f"{self.pattern} → {'; '.join(self.words)}"
 
 
 def source_name(source: int) -> str:
@@ -99,14 +104,14 @@ def parse_rule(text: str) -> Rule:
         RuleError: an empty pattern, or an item that is none of these.
     """
     pattern, items = _split(text)
-    return rule_from(pattern, [item.strip() for item in items.split(";")] if items else [])
+    return rule_from(pattern, [item.strip() for item in items.split(";")])
 
 
 def _split(text: str) -> tuple[str, str]:
     """Divide at the last `=` whose right side cannot belong to a regular expression."""
     pattern, equals, items = text.rpartition("=")
     if not equals or any(c in items for c in "()[]*?\\|^$"):
-        return text.strip(), ""
+        return text.strip(), "merge"
     return pattern.strip(), items.strip()
 
 
@@ -131,15 +136,19 @@ def rule_from(pattern: str, items: object) -> Rule:
                 "each, such as 'D_*=all' and 'G_*=low-level'"
             )
         rule = _with_word(Rule("*"), pattern)
+    if items is None or items in ({}, []):
+        raise RuleError(f"the rule for {pattern!r} says nothing{_EXPECTED}")
     if isinstance(items, Mapping):
         parameters = {str(name).replace("_", "-"): value for name, value in items.items()}
         words = [str(parameters.pop(w)) for w in ("action", "method") if w in parameters]
         switched = {"freeze": "freeze", "frozen": "freeze", "low-level": "low-level"}
         for name in [name for name in parameters if name in switched]:
-            if _truth(name, parameters.pop(name)):
+            if truth(name, parameters.pop(name)):
                 words.append(switched[name])
         rule = _with_words(rule, words)
         given = {n.replace("-", "_"): parse_value(n, v) for n, v in parameters.items()}
+        if twice := sorted(rule.parameters.keys() & given.keys()):
+            raise RuleError(f"the rule for {pattern!r} has {twice[0]!r} twice")
         rule = replace(rule, parameters={**rule.parameters, **given})
     else:
         rule = _with_words(rule, items if isinstance(items, list) else [items])
@@ -152,28 +161,38 @@ def rule_from(pattern: str, items: object) -> Rule:
     return rule
 
 
-def _truth(name: str, value: object) -> bool:
-    truth = _TRUTHS.get(value.lower()) if isinstance(value, str) else value
-    if not isinstance(truth, bool):
+def truth(name: str, value: object) -> bool:
+    """A truth value, however YAML gives it: in YAML 1.2 `yes` is a word.
+
+    Raises:
+        RuleError: it is none.
+    """
+    known = _TRUTHS.get(value.lower()) if isinstance(value, str) else value
+    if not isinstance(known, bool):
         raise RuleError(f"{name!r} is {value!r}, not true or false")
-    return truth
+    return known
 
 
 def _with_words(rule: Rule, words: Sequence[object]) -> Rule:
-    """A rule with all its words, of which one says what is done."""
-    done: dict[tuple[Action, int], object] = {}
+    """A rule with all its words, none of which says something else than another."""
+    told: dict[object, tuple[object, object]] = {}  # what is said → by which word, and how
     for word in words:
-        rule = _with_word(rule, word)
+        alone = _with_word(Rule(rule.pattern), word)
+        says: dict[object, object] = dict(alone.parameters.items())
         if str(word) in ("all", "merge", *_SOURCES, *_DROPS):
-            done.setdefault((rule.action, rule.source), word)
-    if len(done) > 1:
-        first, second, *_ = done.values()
-        raise RuleError(f"the rule for {rule.pattern!r} has both {first!r} and {second!r}")
+            says[("action",)] = alone.action, alone.source
+        if alone.method is not None:
+            says[("method",)] = alone.method
+        for what, how in says.items():
+            first, known = told.setdefault(what, (word, how))
+            if known != how:
+                raise RuleError(f"the rule for {rule.pattern!r} has both {first!r} and {word!r}")
+        rule = _with_word(rule, word)
     return rule
 
 
 def _with_word(rule: Rule, item: object) -> Rule:
-    text = str(item)
+    text = "" if isinstance(item, bool | Mapping | list) else str(item)
     if text in ("all", "merge"):
         return replace(rule, action="merge")
     if text in _SOURCES:
@@ -190,7 +209,9 @@ def _with_word(rule: Rule, item: object) -> Rule:
     if isinstance(item, int | float) or _is_number(text):
         return _with_parameter(rule, "beta", text)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", text):
-        raise RuleError(f"the rule for {rule.pattern!r} has {text!r}{nearest(text, WORDS)}")
+        raise RuleError(
+            f"the rule for {rule.pattern!r} has {item!r}{nearest(text, WORDS) or _EXPECTED}"
+        )
     return replace(rule, method=text)  # whether there is such a method, the recipe checks
 
 
@@ -264,8 +285,10 @@ def parse_layers(layers: object) -> list[Rule]:
 def _rules_from_item(item: object) -> list[Rule]:
     if isinstance(item, Rule):
         return [item]
-    if isinstance(item, Mapping):
+    if isinstance(item, Mapping) and item:
         return [rule_from_json(item)] if "pattern" in item else parse_layers(item)
+    if not isinstance(item, str):
+        raise RuleError(f"layers has {item!r}, which is no rule (expected 'PATTERN=WHAT')")
     return [parse_rule(str(item))]
 
 
@@ -484,7 +507,11 @@ class _Context:
 # wait for, or fill the memory.
 _MATCH = """
 import json, re, resource, sys
-resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))
+limits = [n for n in (1 << 31, *resource.getrlimit(resource.RLIMIT_AS)) if n >= 0]
+try:
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), min(limits)))
+except (ValueError, OSError):  # macOS does not limit it
+    pass
 pattern, names = json.load(sys.stdin)
 try:
     matches = re.compile(pattern).fullmatch
@@ -513,32 +540,18 @@ def _matching(pattern: str, names: Sequence[str]) -> set[str]:
             f"{pattern!r} could not be compared with {counted(len(names), 'name')} in "
             f"{_PATIENCE:g} s: avoid repetitions of repetitions, such as (a+)+"
         ) from None
-    except (subprocess.CalledProcessError, ValueError):
-        told = "it is too large"
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.splitlines()
+        told = lines[-1] if lines and error.returncode > 0 else "it is too large"
     if isinstance(told, str):
         raise RuleError(f"{pattern!r} is not a regular expression that can be used: {told}")
     return {names[index] for index in told}
 
 
-def hint(names: Sequence[str], every: Iterable[str], *what: str) -> str:
-    """An option that has rules do something else with some tensors, and with no others.
-
-    Args:
-        names: the tensors.
-        every: all tensor names.
-        what: one or more things to do; the first is spelt out, the others are said to be possible.
-    """
-    patterns = covering(names, every)
-    shown = layer_option([(pattern, what[0]) for pattern in patterns[:_HINTED]])
-    more = "" if len(patterns) <= _HINTED else " …"
-    other = "".join(f", or '={word}'" for word in what[1:])
-    return f"{shown}{more}{other}"
-
-
 def covering(names: Sequence[str], every: Iterable[str]) -> list[str]:
     """Few patterns that match just these of all names: by how they begin, or else how they end."""
     if len(names) == 1:
-        return [_plainly(names[0])]
+        return [plainly(names[0])]
     wanted = set(names)
     others = [name for name in every if name not in wanted]
     by_start = _patterns(names, others, lambda dots: [slice(0, dot + 1) for dot in dots], "{}*")
@@ -558,19 +571,29 @@ def _patterns(
     patterns: dict[str, None] = {}
     for name in names:
         end = next((end for end in ends_of(name) if end not in taken), None)
-        patterns[_plainly(name) if end is None else glob.format(_plainly(end))] = None
+        patterns[plainly(name) if end is None else glob.format(plainly(end))] = None
     return list(patterns)
 
 
-def _plainly(text: str) -> str:
+def plainly(text: str) -> str:
     """A glob that matches a text, whatever is in it."""
     special = text in _PRESETS or text.startswith(("re:", "group:", " "))
-    escaped = [f"[{c}]" if c in "[*?" else c for c in text]
+    # What is not printable would be spelt out where the pattern is shown.
+    escaped = [f"[{c}]" if c in "[*?" else c if c.isprintable() else "?" for c in text]
     if escaped and special and len(escaped[0]) == 1:
         escaped[0] = f"[{escaped[0]}]"
     if escaped[-1:] == [" "]:
         escaped[-1] = "[ ]"
     return "".join(escaped)
+
+
+def default_rest(rules: Iterable[Rule]) -> Rest:
+    """What is meant by the tensors that no rule matches, where nothing says so.
+
+    Rules that only keep or drop are exceptions, and the rest is merged; others say what to merge.
+    """
+    given = list(rules)
+    return "merge" if given and all(rule.action != "merge" for rule in given) else "first"
 
 
 def rule_as_json(rule: Rule) -> dict[str, Any]:

@@ -57,13 +57,14 @@ from .plan import (
 from .store import (
     DEFAULT_STORE,
     Companions,
+    Contents,
     NoResultError,
     Store,
     companions_of,
     content_digest,
 )
 from .stream import default_workers
-from .trainer import SECONDS_LEFT, build_options, options_as_json
+from .trainer import SECONDS_LEFT, build_options, named_files, options_as_json
 from .tree import FineTune, Load, Merge, Operation, Train, Tree
 from .writer import CheckpointWriter
 
@@ -228,12 +229,13 @@ class _Leaves:
 
     digests: Mapping[Path, str]
     companions: Mapping[Path, Companions]
+    contents: Mapping[tuple[Path, ...], Contents]  # of the files that trainers name
 
     def know(self, plan: Plan, store: Store, *, fuse: bool, wanted: Collection[str] = ()) -> Plan:
         """The plan with what is done, now that all keys can be told."""
         plan = plan.renewed(
-            done=store.has, digest=self.digests.get, companions=self.companions.get, fuse=fuse,
-            wanted=wanted,
+            done=store.has, digest=self.digests.get, companions=self.companions.get,
+            contents=lambda files: self.contents.get(tuple(files)), fuse=fuse, wanted=wanted,
         )  # fmt: skip
         plan.raise_problems()
         return plan
@@ -243,12 +245,16 @@ def _read_leaves(tree: Tree, store: Store) -> _Leaves:
     """Read every file of the user's once, unless it did not change since it was read."""
     paths = checkpoints_read(tree)
     folders = [path for path in paths if path.is_dir()]
+    trainings = (training_of(operation) for _, operation in tree.operations())
+    named = dict.fromkeys(tuple(named_files(*trainer_of(t))) for t in trainings if t is not None)
     with ThreadPoolExecutor(default_workers()) as pool:
         digests = pool.map(store.digest_now, paths)
         companions = pool.map(store.companions_now, folders)
+        contents = pool.map(store.contents_now, named)
         return _Leaves(
-            dict(zip(paths, digests, strict=True)), dict(zip(folders, companions, strict=True))
-        )
+            dict(zip(paths, digests, strict=True)), dict(zip(folders, companions, strict=True)),
+            dict(zip(named, contents, strict=True)),
+        )  # fmt: skip
 
 
 def _target(plan: Plan, output: Path, store: Store, *, force: bool) -> Path:

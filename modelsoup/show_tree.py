@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.tree import Tree as RichTree
 
 from .cli_shared import say
-from .errors import count, counted, printable, sized
+from .errors import count, counted, exact, printable, sized
 from .picture import what
 from .plan import NodePlan, Plan
 from .runner import HEARTBEAT, Event
@@ -34,8 +34,8 @@ _ACTIVE = ("running", "waiting")
 
 def show_plan(plan: Plan) -> None:
     """The tree, the steps in order, and what they cost."""
-    out = console()
-    console(wide=True).print(_rich_tree(plan, lambda node: _planned(plan, node)))
+    out = console(wide=True)
+    out.print(_rich_tree(plan, lambda node: _planned(plan, node)))
     steps = plan.steps
     if steps:
         out.print()
@@ -202,7 +202,7 @@ class _LiveView:
 
 def show_entries(entries: Sequence[Entry], pins: Sequence[Pin]) -> None:
     """A row for each result of a store, in the order in which they were begun."""
-    out = console()
+    out = console(wide=True)
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for name in ("key", "plan", "node", "operation", "date", "size", "seconds", "metrics"):
         table.add_column(name, justify="right" if name in ("size", "seconds") else "left")
@@ -229,14 +229,17 @@ def _made_by(record: Mapping[str, Any]) -> str:
         parameters = recipe.pop("parameters", None) or {}
         rules = recipe.pop("rules", ())
         given = {**parameters, **recipe}
-        given.pop("seed", None)
+        if not given.get("seed"):
+            given.pop("seed", None)
         if rules:
             given["layers"] = [rule.get("pattern") for rule in rules]
         else:
             given.pop("rest", None)
     else:
         words = [str(record.get("operation")), str(record.get("trainer", ""))]
-        given = record.get("options") or {}
+        given = dict(record.get("options") or {})
+        if record.get("seed_is_given"):
+            given["seed"] = record["seed"]
     words += [f"{name}={_worded(value)}" for name, value in given.items()]
     return " ".join(filter(None, words))
 
@@ -244,4 +247,4 @@ def _made_by(record: Mapping[str, Any]) -> str:
 def _worded(value: object) -> str:
     if isinstance(value, list):
         return ",".join(map(_worded, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return exact(value) if isinstance(value, float) else str(value)

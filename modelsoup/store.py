@@ -29,12 +29,15 @@ from typing import Any
 
 from .checkpoint import SUFFIX, StrPath, open_checkpoint
 from .companions import companions
-from .digest import FileDigest, combined, digest_checkpoint, digest_file
+from .digest import FileDigest, combined, content_of, digest_checkpoint, digest_file
 from .errors import CheckpointError, StoreError, nearest
 from .placing import PARTIAL_SUFFIX
 
 Companions = Sequence[Sequence[str]]
 """Name and XXH3-128 digest of each file that goes along with a model folder's weights."""
+
+Contents = Sequence[Sequence[str]]
+"""Name and XXH3-128 digest of each file that a trainer names."""
 
 DEFAULT_STORE = ".soup-store"
 _FOLDERS = ("objects", "work", "logs", "locks", "digests", "roots")
@@ -326,6 +329,23 @@ class Store:
             known = self._note("companions", path, files, lambda: companions_of(path))
         return known
 
+    def contents(self, files: Sequence[Path]) -> Contents | None:
+        """Name and digest of files that a trainer names, if they were read since they changed."""
+        found: Contents | None = self._noted(_all_of(files), files[0], files) if files else []
+        return found
+
+    def contents_now(self, files: Sequence[Path]) -> Contents:
+        """Name and digest of files that a trainer names, read if they are not known.
+
+        Raises:
+            CheckpointError: one is missing, or changed meanwhile.
+            StoreError: the store cannot be written to.
+        """
+        known = self.contents(files)
+        if known is None:
+            known = self._note(_all_of(files), files[0], files, lambda: content_of(files))
+        return known
+
     def forget_digest(self, path: Path) -> None:
         """Have a checkpoint's digest computed again: the file is not what it was."""
         self._digest_file("weights", path).unlink(missing_ok=True)
@@ -345,10 +365,12 @@ class Store:
             _settle(files)
             state = _state(files)
             found = find()
-            if state != _state(files):
-                raise CheckpointError(f"{path} changed while it was read")
+            for file, then, now in zip(files, state, _state(files), strict=True):
+                if then != now:
+                    raise CheckpointError(f"{file} changed while it was read")
         except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+            where = error.filename or path
+            raise CheckpointError(f"cannot read {where}: {error.strerror or error}") from error
         text = json.dumps({"path": str(path), "state": state, "digest": found})
         self._write(self._digest_file(what, path), text)
         return found
@@ -483,6 +505,12 @@ def remove_strays(folder: Path) -> None:
 def _weights(path: Path) -> Sequence[Path]:
     """The files that hold a checkpoint's tensors."""
     return [path] if path.is_file() and path.suffix == SUFFIX else open_checkpoint(path).files
+
+
+def _all_of(files: Sequence[Path]) -> str:
+    """A name for the whole of some files: one note for all, where there may be thousands."""
+    places = "\0".join(map(os.path.abspath, files))
+    return f"files/{hashlib.sha256(os.fsencode(places)).hexdigest()}"
 
 
 def _state(files: Sequence[Path]) -> list[list[Any]]:

@@ -24,13 +24,13 @@ import numpy as np
 from .checkpoint import TensorInfo
 from .digest import FileDigest, FileReader
 from .dtypes import DTYPES, count_nonfinite, has_nonfinite, narrow, numpy_dtype, widen
-from .errors import MismatchError, ParameterError, SoupError, counted, listed, option
+from .errors import MismatchError, ParameterError, SoupError, counted, listed, option, said
 from .lineage import Digests
-from .merge_plan import MergePlan, Step, model_called
+from .merge_plan import MergePlan, Step, instead, model_called
 from .methods import get_method
 from .methods.registry import number_type, numbers
 from .quantized import Quantizer, Scales, dequantize
-from .rules import BASE, hint
+from .rules import BASE
 from .statistics import BLOCK, Gram, Statistic, TaskVectors, state_bytes, task_vectors
 from .unmade import Unmade, is_undecided
 from .writer import CheckpointWriter, OutputFile
@@ -50,6 +50,8 @@ _GROUP = 256 << 20  # input bytes between two passes over the same tensors
 STATE = 32 << 20  # bytes of what is gathered in them, unless one tensor takes more
 _SMALL = BLOCK // 4  # elements
 _WORTH_LOOPS = 128 << 20  # elements in a merge; for fewer, numpy is done before a loop is loaded
+MOST_WORKERS = 1024
+"""To start many threads takes long, and each has buffers."""
 _MAX_WORKERS = 8  # more do not read faster
 
 Progress = Callable[[int, int], None]
@@ -68,6 +70,21 @@ def _keep_freed_memory() -> None:
 def default_workers() -> int:
     """As many as there are cores for this process, at least 2 (to read while computing)."""
     return max(2, min(_MAX_WORKERS, usable_cores()))
+
+
+def check_workers(workers: int | None) -> int:
+    """A number of workers that was asked for, or what there is where none was.
+
+    Raises:
+        ParameterError: no integer, or more than any machine has use for.
+    """
+    if workers is None:
+        return default_workers()
+    if isinstance(workers, bool) or not isinstance(workers, int) or not 0 < workers <= MOST_WORKERS:
+        raise ParameterError(
+            f"workers is {said(workers)}, but must be an integer from 1 to {MOST_WORKERS:,}"
+        )
+    return workers
 
 
 def usable_cores() -> int:
@@ -645,13 +662,13 @@ class Stream:
         ]  # fmt: skip
         if differing:
             names = [step.name for step in differing]
-            every = [step.name for step in self.plan.steps]
+            plan = self.plan
             are = "is no float differs" if len(names) == 1 else "are no floats differ"
             raise MismatchError(
                 f"{counted(len(names), 'tensor')} that {are} "
                 f"between the models: {listed([f'{s.name} ({s.dtype})' for s in differing])} "
                 f"({option('on_integer', 'first')} or max says what to take, or keep them with "
-                f"{hint(names, every, 'first', 'drop')})"
+                f"{instead(plan.recipe, plan.assignment, names, 'first', 'drop')})"
             )
 
     def _differs(self, step: Step) -> bool:

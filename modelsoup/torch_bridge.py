@@ -68,8 +68,7 @@ def load_into(
         near = nearest(unknown[0], [name for name in own if name not in infos] or own)
         raise MismatchError(
             f"{checkpoint} has {counted(len(unknown), 'tensor')} that the module lacks: "
-            f"{listed(unknown)}"
-            f"{near}"
+            f"{listed(unknown)}{near}"
         )
     for name, info in infos.items():
         _must_fit(info, own[name])

@@ -15,9 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .checkpoint import SUFFIX, StrPath, read_index
+from .checkpoint import SUFFIX, StrPath, must_be_whole, read_index
 from .dtypes import DTYPES
-from .errors import CheckpointError, OutputError, ParameterError, SoupError, listed, nearest, option
+from .errors import (
+    CheckpointError,
+    OutputError,
+    ParameterError,
+    SoupError,
+    counted,
+    how_to_install,
+    listed,
+    nearest,
+    option,
+)
 from .pickles import most_bytes
 from .placing import CONVERTER_KEY, check_output, overlapped
 from .torch_load import REMEDY, StandIn, check_memory, kind_of, load
@@ -68,7 +78,7 @@ class LeftOut(NamedTuple):
     def __str__(self) -> str:
         said = [self.kind] if "." in self.kind else []  # numbers and the like need no more words
         if self.tensors:
-            said = [self.kind, f"{self.tensors} tensor{'s' if self.tensors > 1 else ''}"]
+            said = [self.kind, counted(self.tensors, "tensor")]
         return f"{self.path} ({', '.join(said)})" if said else self.path
 
 
@@ -136,7 +146,7 @@ def convert(
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError:
-        raise SoupError("soup convert needs PyTorch: install modelsoup[torch]") from None
+        raise SoupError(f"soup convert needs PyTorch: {how_to_install('torch')}") from None
     source, output = Path(source), Path(output)
     as_folder = _is_folder(source, output)
     if shard_size is not None and not as_folder:
@@ -215,6 +225,7 @@ def _chosen(source: Path) -> Path:
         beside = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
         raise CheckpointError(f"{source} does not exist{nearest(source.name, beside)}")
     if not source.is_dir():
+        must_be_whole(source)
         return source
     names = sorted(path.name for path in source.iterdir())
     found = [match for name in names if (match := _IN_FOLDERS.fullmatch(name))]
@@ -229,8 +240,14 @@ def _chosen(source: Path) -> Path:
         )
     others = [name for name in names if Path(name).suffix in _PICKLES]
     parts = list(_parts(source))
-    hint = f" (give the path of a file: {listed(others)})" if others else ""
-    hint = hint or (f" (parts of it do: give the path of {listed(parts)})" if parts else "")
+    hint = (
+        f" (give the path of a file: {listed([str(source / n) for n in others])})" if others else ""
+    )
+    hint = hint or (
+        f" (parts of it do: give the path of {listed([str(source / part) for part in parts])})"
+        if parts
+        else ""
+    )
     if any(name.endswith(SUFFIX) for name in names):
         hint = " (it holds safetensors already)"
     raise CheckpointError(f"{source} holds neither {_MAIN} nor {_MAIN}.index.json{hint}")
@@ -300,7 +317,7 @@ def _read(source: Path, key: str | None) -> _Model:
     if misplaced:
         wrong = sorted({name for name, _ in misplaced})
         raise CheckpointError(
-            f"{source} does not place {len(wrong)} tensors where its shards hold them: "
+            f"{source} does not place {counted(len(wrong), 'tensor')} where its shards hold them: "
             f"{listed(wrong)} (are shards of another checkpoint in the folder?)"
         )
     model.skipped = list(skipped.values())

@@ -42,6 +42,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .dtypes import DTYPES
-from .errors import SoupError, TrainerError, nearest, said
+from .errors import SoupError, TrainerError, counted, how_to_install, listed, nearest, said
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -175,7 +176,7 @@ def get_trainer(name: str) -> Trainer:
         extra = _EXTRAS.get(name)
         known = trainer_names()
         hint = (
-            f" (pip install 'modelsoup[{extra}]' brings it)"
+            f" ({how_to_install(extra)} brings it)"
             if extra
             else nearest(name, known) or f" (there are {', '.join(known)}, or module:Class)"
         )
@@ -196,7 +197,7 @@ def get_trainer(name: str) -> Trainer:
     except (Exception, SystemExit) as error:  # a stranger's module may raise anything
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{_kind(error)}: "
         missing = isinstance(error, ImportError) and name in _EXTRAS
-        hint = f" (pip install 'modelsoup[{_EXTRAS[name]}]' brings it)" if missing else ""
+        hint = f" ({how_to_install(_EXTRAS[name])} brings it)" if missing else ""
         raise TrainerError(
             f"the trainer {name!r} could not be imported: {kind}{error}{hint}"
         ) from error
@@ -268,8 +269,7 @@ _EXPECTED = {
     "int_parsing": "an integer", "int_from_float": "an integer", "float_type": "a number",
     "float_parsing": "a number", "bool_type": "true or false", "bool_parsing": "true or false",
     "list_type": "a list", "tuple_type": "a list", "set_type": "a list", "dict_type": "a mapping",
-    "model_type": "a mapping", "none_required": "null", "too_short": "at least {min_length}",
-    "too_long": "at most {max_length}",
+    "model_type": "a mapping", "none_required": "null",
 }  # fmt: skip
 
 
@@ -279,13 +279,17 @@ def expected(faults: Iterable[Mapping[str, Any]]) -> str:
     Args:
         faults: as `ValidationError.errors` has them.
     """
-    words = [
-        _EXPECTED[fault["type"]].format(**fault.get("ctx", {}))
-        if fault["type"] in _EXPECTED
-        else str(fault["msg"]).removeprefix("Input should be ").replace("False", "false")
-        for fault in faults
-    ]
-    return " or ".join(dict.fromkeys(words))
+    return " or ".join(dict.fromkeys(map(_wanted, faults)))
+
+
+def _wanted(fault: Mapping[str, Any]) -> str:
+    if fault["type"] in ("too_short", "too_long"):
+        length = fault["ctx"].get("min_length", fault["ctx"].get("max_length"))
+        kind = "a mapping" if fault["ctx"]["field_type"] == "Dictionary" else "a list"
+        limit = "at least" if fault["type"] == "too_short" else "at most"
+        return f"{kind} of {limit} {counted(length, 'item')}"
+    told = str(fault["msg"]).removeprefix("Input should be ").replace("False", "false")
+    return _EXPECTED.get(fault["type"], told)
 
 
 def place_of(fault: Mapping[str, Any], content: Any) -> tuple[str | int, ...]:
@@ -482,7 +486,25 @@ class CommandTrainer:
         return [path for path in dict.fromkeys(named) if os.path.isfile(path)]
 
     def notices(self, options: CommandOptions) -> list[str]:
-        """That the program is not here; it may be where the node will run."""
+        """Braces that may have been meant for a placeholder, and a program that is not here.
+
+        They may belong to a script, and the program be where the node will run.
+        """
+        return [*self._unfilled(options), *self._absent(options)]
+
+    def _unfilled(self, options: CommandOptions) -> list[str]:
+        named: dict[str, str] = {}  # what is no placeholder → where it occurs first
+        for part in map(str, (*options.command, *options.env.values())):
+            for name in _placeholders(part):
+                named.setdefault(name, part)
+        return [
+            f"{{{name}}} in {said(part)} is none of the command's placeholders, and is passed as "
+            f"it stands ({{{{{name}}}}} says that this is meant)"
+            for name, part in named.items()
+            if name not in _PLACEHOLDERS
+        ]
+
+    def _absent(self, options: CommandOptions) -> list[str]:
         program = str(options.command[0]).replace("{python}", sys.executable)
         path = options.env.get("PATH", os.environ.get("PATH"))
         beside = Path(options.folder or ".", program)
@@ -735,7 +757,7 @@ def carry_out(
         TrainerError: the trainer failed, or what it wrote is not that.
     """
     from .checkpoint import open_checkpoint
-    from .errors import CheckpointError, SoupError, listed
+    from .errors import CheckpointError
 
     work.mkdir(parents=True, exist_ok=True)
     _remove(output)
@@ -748,9 +770,13 @@ def carry_out(
     said = f"the trainer {trainer.name!r}"
     try:
         trainer.train(job)
-    except SoupError:
+    except KeyboardInterrupt:
         raise
-    except (Exception, SystemExit) as error:  # what a stranger's code raises is its failure
+    except SoupError as error:
+        if trainer.name != COMMAND:  # whose own output tells it
+            job.log("".join(traceback.format_exception(error)).rstrip())
+        raise
+    except BaseException as error:  # what a stranger's code raises is its failure
         raise TrainerError(*failure(said, error)) from error
     if not output.exists():
         raise TrainerError(f"{said} wrote nothing to {output.name}")
@@ -774,18 +800,21 @@ def carry_out(
     before = open_checkpoint(start)
     lost = [name for name in before.tensors if name not in made.tensors]
     if lost:
-        raise TrainerError(f"{said} left out {len(lost)} tensors of its start: {listed(lost)}")
+        left_out = counted(len(lost), "tensor")
+        raise TrainerError(f"{said} left out {left_out} of its start: {listed(lost)}")
     other = [n for n, info in before.tensors.items() if made.tensors[n].shape != info.shape]
     if other and told is None:
         first = other[0]
         was, became = (list(of.tensors[first].shape) for of in (before, made))
         raise TrainerError(
-            f"{said} gave other shapes to {len(other)} tensors of its start: {listed(other)} "
+            f"{said} gave {'another shape' if len(other) == 1 else 'other shapes'} to "
+            f"{counted(len(other), 'tensor')} of its start: {listed(other)} "
             f"({first}: {became}, not {was})"
         )
     changed = [name for name in frozen if not _same_bytes(before.tensors, made.tensors, name)]
     if changed:
-        raise TrainerError(f"{said} changed {len(changed)} frozen tensors: {listed(changed)}")
+        frozen_ones = counted(len(changed), "frozen tensor")
+        raise TrainerError(f"{said} changed {frozen_ones}: {listed(changed)}")
 
 
 def failure(said: str, error: BaseException) -> list[str]:

@@ -21,11 +21,23 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictInt,
+    Tag,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
 
 from .checkpoint import StrPath
 from .errors import PlanError, SoupError, counted, listed, nearest, said, speaking
+from .methods import get_method
 from .recipe import Recipe, plain_keys, recipe_from_mapping
+from .rules import BASE
 from .trainer import COMMAND, build_options, expected, get_trainer, place_of, trainer_groups
 from .tree import (
     MAX_NODES,
@@ -53,6 +65,20 @@ _WAY = 10  # models of a circle that are told
 _TRIED = 50  # keys that are tried for being at fault
 
 
+def _exactly(wanted: bool | int) -> BeforeValidator:
+    """Python takes 0 and 0.0 for false, and true for 1; whoever writes a plan does not."""
+
+    def check(value: object) -> object:
+        if value == wanted and type(value) is not type(wanted):
+            raise PydanticCustomError("literal_error", f"Input should be {wanted}")
+        return value
+
+    return BeforeValidator(check)
+
+
+_False = Annotated[Literal[False], _exactly(False)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
@@ -78,7 +104,7 @@ class _Node(_Strict):
     merge: dict[str, Any] | None = Field(
         None, description="Over `defaults.merge`: method, beta, weights, layers, base, …"
     )
-    finetune: dict[str, Any] | Literal[False] | None = Field(
+    finetune: dict[str, Any] | _False | None = Field(
         None, description="Over `defaults.finetune`; false leaves the merged model as it is."
     )
 
@@ -93,9 +119,7 @@ class _PairNode(_Node):
     """Models that are paired level by level until one is left."""
 
     pair: list[_Item] = Field(min_length=2, description="Names of models, or nodes.")
-    shuffle: StrictInt | Literal[False] = Field(
-        False, description="Seeds the pairing at each level."
-    )
+    shuffle: StrictInt | _False = Field(False, description="Seeds the pairing at each level.")
     odd: str = Field(
         "random", description="Which of an odd count goes up alone: random, last, or a name."
     )
@@ -145,7 +169,7 @@ class _Defaults(_Strict):
 class PlanFile(_Strict):
     """A tree of merges and fine-tunings (modelsoup, schema version 1)."""
 
-    soup: Literal[1] = Field(description="The version of this schema.")
+    soup: Annotated[Literal[1], _exactly(1)] = Field(description="The version of this schema.")
     seed: StrictInt = Field(0, description="What the trainers' seeds are derived from.")
     models: dict[str, _Model] = Field(min_length=1, description="Leaves, and named subtrees.")
     groups: dict[str, list[str]] = Field(
@@ -226,6 +250,7 @@ class _Expander:
         self.used: set[str] = set()
         self.within: dict[str, None] = {}  # names of subtrees, the outermost first
         self.named: dict[str, tuple[str | int, ...]] = {}  # a node's own name → where it is written
+        self.as_they_are: dict[tuple[str, ...], list[str]] = {}  # defaults not applied → nodes
         self.faults: dict[str, None] = {}  # in order, each once
         self.items = 0
         self.given = 0.0
@@ -286,6 +311,12 @@ class _Expander:
         warnings = [
             f"{self.text.at('models', name)}: the model {name!r} is not used" for name in unused
         ]
+        warnings += [
+            f"{of[0]}{f' (and {listed(of[1:])})' if len(of) > 1 else ''}: one model is taken as it "
+            f"is, without what `defaults.merge` says of {', '.join(keys)} (a `merge` of the node's "
+            f"own merges one model, too)"
+            for keys, of in self.as_they_are.items()
+        ]
         return self.builder.tree(root), warnings
 
     def _item(self, item: Any, path: tuple[str | int, ...], name: str) -> _Step:
@@ -335,6 +366,10 @@ class _Expander:
         try:
             if isinstance(item, _OfNode):
                 own = bool(item.merge)
+                if len(names) == 1 and not own and (keys := _would_change_one(merge)):
+                    node = name if finetune is not None else names[0]
+                    where = "" if self.as_they_are.get(keys) else f"{self.builder.place}: "
+                    self.as_they_are.setdefault(keys, []).append(f"{where}{node}")
                 return self.builder.join(name, names, merge, finetune, merge_one=own)
             models = {self.builder.model(name): name for name in reversed(names)}
             return pair_levels(
@@ -371,6 +406,8 @@ class _Expander:
         if isinstance(model, _TrainLeaf):
             given = _over(self.file.defaults.train, model.train)
             training = self._training(given, self._places("train", model.train, at))
+            if model.start == "":
+                raise PlanError(f"{self.text.at(*at, 'start')}: start is '', not a path")
             start = None if model.start is None else self.folder / model.start
             return self.builder.add(free, Train(training, start))
         if len(self.within) >= _MAX_DEPTH:
@@ -395,7 +432,7 @@ class _Expander:
         given |= own
         self._count(given)
         base = given.pop("base", None)
-        if base is not None and not isinstance(base, str):
+        if base is not None and not (isinstance(base, str) and base):
             raise PlanError(f"{places('base')}: base is {said(base)}, not a path")
         own_groups = given.get("groups", {})
         if _names_groups(given.get("layers")) and isinstance(own_groups, dict):
@@ -519,6 +556,19 @@ def _merge_keys(given: Mapping[str, Any]) -> dict[str, Any]:
 def _recipe(given: Mapping[str, Any]) -> Recipe:
     with speaking("plan"):
         return recipe_from_mapping(given, "merge")
+
+
+def _would_change_one(merge: Merge) -> tuple[str, ...]:
+    """What of a merge would make of a single model something else than it is."""
+    recipe = merge.recipe
+    method = get_method(recipe.method_name)
+    found = ["method"] if method.base and method.models[0] == 1 else []
+    found += ["dtype"] if recipe.dtype is not None else []
+    if any(r.action == "drop" or r.frozen or r.source == BASE for r in recipe.layers):
+        found.append("layers")
+    if recipe.layers and recipe.rest in ("drop", "base"):
+        found.append("rest")
+    return tuple(found)
 
 
 def _is_what_is_made(key: str) -> bool:

@@ -21,11 +21,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from .checkpoint import SUFFIX, Part, StrPath
+from .checkpoint import KNOWN_STEMS, SUFFIX, Part, StrPath
 from .companions import copy_companions
 from .dtypes import DTYPES
-from .errors import OutputError, ParameterError, sized
-from .header import MAX_HEADER
+from .errors import OutputError, ParameterError, counted, sized
+from .header import MAX_HEADER, is_taken
 from .placing import (
     PARTIAL_SUFFIX,
     check_output,
@@ -161,6 +161,14 @@ def header_bytes(file: OutputFile, metadata: Mapping[str, str], *, least: int = 
     return struct.pack("<Q", len(text)) + text
 
 
+def index_name(stem: str) -> str:
+    """What Hugging Face calls the index of shards: a variant is named at its end."""
+    known, _, variant = stem.rpartition(".")
+    if known in KNOWN_STEMS:
+        return f"{known}{SUFFIX}.index.{variant}.json"
+    return f"{stem}{SUFFIX}.index.json"
+
+
 class CheckpointWriter:
     """Writes one checkpoint, a file or a folder; use it in a `with` statement.
 
@@ -175,6 +183,7 @@ class CheckpointWriter:
         force: replace an existing output. A folder is replaced only if modelsoup wrote it.
         fsync: flush to the disk before the rename. Without, a power cut can leave a broken file.
         copy_from: a model folder whose other files (config, tokenizer, …) go along.
+        parts_from: prefix of a part → the folder whose other files go along with it.
 
     Raises:
         OutputError: it exists, its folder is missing or cannot be written to, or the disk is full.
@@ -183,6 +192,7 @@ class CheckpointWriter:
     def __init__(
         self, output: StrPath, files: Sequence[OutputFile], metadata: Mapping[str, str], *,
         force: bool = False, fsync: bool = True, copy_from: Path | None = None,
+        parts_from: Mapping[str, Path] | None = None,
     ) -> None:  # fmt: skip
         self.output = Path(output)
         self.is_folder = self.output.suffix != SUFFIX
@@ -190,7 +200,7 @@ class CheckpointWriter:
         self._metadata = dict(metadata)
         self._force = force
         self._fsync = fsync
-        self._copy_from = copy_from
+        self._copy_from = {**({} if copy_from is None else {"": copy_from}), **(parts_from or {})}
         self._descriptors: dict[str, int] = {}
         self._data_starts: dict[str, int] = {}
         self._lock: int | None = None
@@ -223,8 +233,8 @@ class CheckpointWriter:
                 os.ftruncate(descriptor, sizes[name])
                 self._data_starts[name] = len(headers[name])
                 self._pwrite(name, memoryview(headers[name]), 0)
-            if self._copy_from is not None:
-                copy_companions(self._copy_from, self._partial, without=self.output)
+            for prefix, folder in self._copy_from.items():
+                copy_companions(folder, self._partial / prefix, without=self.output)
         except BaseException as error:
             self._discard()
             if isinstance(error, OSError):
@@ -238,6 +248,11 @@ class CheckpointWriter:
             raise OutputError(
                 f"the header of {file_name} in {self.output} would have {len(header):,} bytes, "
                 f"more than the {MAX_HEADER:,} that a reader takes"
+            )
+        if not is_taken(header[8:]):
+            raise OutputError(
+                f"the header of {file_name} in {self.output} would have {len(header):,} bytes and "
+                f"{counted(len(metadata), 'key')} of metadata, more than a reader takes"
             )
         return header
 
@@ -348,9 +363,7 @@ class CheckpointWriter:
             numbered = self.path(name)
             stem = numbered.name.rsplit("-", 3)[0]
             if numbered.name != stem:
-                indexes.setdefault(numbered.with_name(f"{stem}{SUFFIX}.index.json"), []).append(
-                    file
-                )
+                indexes.setdefault(numbered.with_name(index_name(stem)), []).append(file)
         for path, files in indexes.items():
             if len(files) < 2:  # a name that looks like a shard's
                 continue

@@ -767,7 +767,7 @@ def test_an_index_that_places_tensors_where_they_are_not_is_told(tmp_path: Path)
     folder = sharded(tmp_path / "m", {"1.safetensors": ["a"], "2.safetensors": ["b"]})
     index = folder / INDEX
     rewrite_index(index, {"a": "1.safetensors", "b": "2.safetensors", "c": "2.safetensors"})
-    assert refusal(folder) == (f"{index} places 1 tensors in shards that do not hold them: c")
+    assert refusal(folder) == (f"{index} places 1 tensor in shards that do not hold them: c")
     rewrite_index(index, {"a": "2.safetensors", "b": "1.safetensors"})
     assert refusal(folder) == (f"{index} places 2 tensors in shards that do not hold them: a, b")
 
@@ -786,8 +786,8 @@ def test_two_shards_that_hold_the_same_tensor_are_told(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "m", {"1.safetensors": ["a", "c"], "2.safetensors": ["b"]})
     save_file({"b": np.ones(1, np.float32), "a": np.ones(1, np.float32)}, folder / "2.safetensors")
     reason = (
-        "1 tensors are both in 1.safetensors and in 2.safetensors (a): "
-        "give the path of the file to use"
+        "1 tensor is both in 1.safetensors and in 2.safetensors (a): "
+        "is one of them another checkpoint's?"
     )
     assert refusal(folder) == f"{folder}: {reason}"
 

@@ -221,7 +221,7 @@ def test_allow_nonfinite(here: Path) -> None:
     assert hint is not None
     result = soup(*MERGE, *shlex.split(hint[1]))
     assert result.exit_code == 0
-    assert "warning: NaN or infinity in 1 tensor: x" in result.stderr
+    assert "note: NaN or infinity in 1 tensor: x" in result.stderr
     assert np.isnan(load_file(here / "soup.safetensors")["x"])
 
 
@@ -378,10 +378,64 @@ def test_the_command_line_wins_over_the_file(
         ("parameters: [1]", "parameters"),
         ("parameters: {normalize: maybe}", "'maybe'"),
         ("1: 2", "unknown key '1'"),
+        ("modles: [a.safetensors]", "did you mean 'models'"),
+        ("bsae: a.safetensors", "did you mean 'base'"),
+        ("allow_nonfinite: 3", "allow_nonfinite is 3, not a list of patterns"),
+        ("strict: maybe", "'strict' is 'maybe', not true or false"),
+        ("workers: 5000", "workers is 5000, but must be an integer from 1 to 1,024"),
+        ("layers: [{}]", "layers has {}, which is no rule"),
+        ("layers: [null]", "layers has None, which is no rule"),
+        ("layers: {gen.*: {}}", "the rule for 'gen.*' says nothing (expected"),
+        ("layers: {gen.*: }", "the rule for 'gen.*' says nothing (expected"),
+        ("layers: {gen.*: [slerp, linear]}", "has both 'slerp' and 'linear'"),
+        ("layers: {gen.*: {action: 0.3, beta: 0.4}}", "has 'beta' twice"),
+        ("seed: 9223372036854775808", "not an integer from 0 to 2^63 - 1"),
+        ("seed: -1", "seed is -1, not an integer from 0 to 2^63 - 1"),
+        ("groups: {a: [3]}", "the group 'a' is no list of patterns: [3]"),
     ],
 )
 def test_a_bad_file_is_one_sentence(text: str, said: str, here: Path) -> None:
     assert said in mistake(*MERGE, config(here, text))
+
+
+def test_a_switch_of_the_file_is_any_word_for_true(here: Path) -> None:
+    option = config(here, "strict: yes\nlayers: {gen.*: {action: first, freeze: yes}}")
+    save(here / "b.safetensors", {n: t.astype(np.float16) for n, t in load_file(A).items()})
+    assert "stored in different dtypes" in mistake(*MERGE, option)
+
+
+def test_rules_of_the_command_line_come_before_those_of_the_file(here: Path) -> None:
+    """They once stood in their place, and a hint that was followed undid all others."""
+    tensors = {**load_file(A), "ema": np.ones(1, F32)}
+    save(here / "a.safetensors", tensors)
+    option = config(here, "layers: {gen.*: 0.25, '*': 0.75}")
+    refused = mistake(*MERGE, option)
+    assert "--layers 'ema=first', or '=drop' before your other rules" in refused
+    found = merged(option, "--layers", "ema=first")
+    assert {name: t.flat[0] for name, t in found.items()} == {
+        "disc.conv.bias": 1.5, "disc.conv.weight": 1.5, "ema": 1, "gen.weight": 2.5,
+    }  # fmt: skip
+    found = merged(option, "--layers", "ema=first", "--layers", "gen.*=second", "--force")
+    assert (found["gen.weight"][0], found["disc.conv.bias"][0]) == (3, 1.5)
+
+
+def test_a_parameter_of_a_rules_own_method_is_asked_for_where_it_belongs(here: Path) -> None:
+    """`--set` is for the method of the command."""
+    refused = mistake(*MERGE, "--set", "weight=1,2", "--layers", "gen.*=slerp")
+    assert "needs the parameter 't' (--layers 'gen.*=slerp;t:…')" in refused
+    hint = shlex.split(refused.partition("'t' (")[2].partition(")")[0].replace("…", "1"))
+    assert merged("--set", "weight=1,2", *hint)["gen.weight"][0] == 3
+    assert "(--set t=…)" in mistake(*MERGE, "--method", "slerp")
+    for rule, asked, value in (
+        ("gen.*=task_arithmetic;0.3", "gen.*=task_arithmetic;weight:…", 2.5),
+        ("gen.*=freeze;weight:1,-1", "gen.*=merge;freeze;weight:1.0,-1.0;normalize:false", -2),
+    ):
+        words = ["--base", A] if "task" in rule else []
+        assert f"--layers '{asked}'" in mistake(*MERGE, *words, "--layers", rule)
+        found = merged(*words, "--layers", asked.replace("…", "0.25,0.75"))
+        assert found["gen.weight"][0] == value
+    with pytest.raises(modelsoup.ParameterError, match=r"\(parameters=\{'t': …\}\)"):
+        modelsoup.merge([A, "b.safetensors"], "x.safetensors", method="slerp")
 
 
 def test_a_file_that_is_not_there_or_not_text_is_told(here: Path) -> None:
@@ -445,7 +499,8 @@ def test_a_file_that_is_not_there_or_not_text_is_told(here: Path) -> None:
         ("merge a.safetensors b.safetensors --shard-size 9B -o x.safetensors", "name a folder"),
         ("merge a.safetensors b.safetensors -o no/x.safetensors", "folder no of the output"),
         ("merge a.safetensors b.safetensors -o a.safetensors --force", "would replace"),
-        ("merge a.safetensors b.safetensors -o notes.txt", "notes.txt is a file"),
+        ("merge a.safetensors b.safetensors -o notes.txt", "notes.txt ends in .txt"),
+        ("merge a.safetensors b.safetensors -o notes", "notes is a file"),
         ("inspect nope.safetensors", "nope.safetensors"),
         ("inspect notes.txt", "notes.txt is not a safetensors file"),
         ("diff a.safetensors nope.safetensors", "nope.safetensors"),
@@ -455,7 +510,8 @@ def test_a_file_that_is_not_there_or_not_text_is_told(here: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_1(arguments: str, said: str, here: Path) -> None:
-    (here / "notes.txt").write_text("these are only notes")
+    for name in ("notes", "notes.txt"):
+        (here / name).write_text("these are only notes")
     (here / "empty").mkdir()
     assert said in mistake(*arguments.split())
 
@@ -490,6 +546,7 @@ def test_a_command_without_arguments_shows_its_help(command: str) -> None:
     assert result.exit_code == 2
     assert "Usage:" in result.output
     assert "--help" in result.output
+    assert ("Options:" if command else "Commands:") in result.output
 
 
 @pytest.mark.parametrize("command", ["merge", "inspect", "diff", "convert", "methods", "verify"])

@@ -335,7 +335,7 @@ def test_a_missing_extra_is_one_sentence(folder, package, executor, extra) -> No
         cwd=folder, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     (line,) = done.stderr.splitlines()
-    assert f"pip install 'modelsoup[{extra}]'" in line
+    assert f"pip install -e '.[{extra}]' in a clone" in line
     assert done.returncode == 1
 
 

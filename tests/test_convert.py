@@ -810,6 +810,19 @@ def test_a_folder_of_shards_becomes_one_file(tmp_path, shards):
         assert report.tensors == 3
 
 
+def test_one_shard_is_half_a_model_and_not_converted(tmp_path, shards):
+    folder = sharded(tmp_path / "model", shards)
+    for name in shards:
+        with pytest.raises(CheckpointError) as caught:
+            convert(folder / name, tmp_path / "out.safetensors")
+        assert f"{name} is one of 2 shards, not a whole checkpoint: give its folder" in str(
+            caught.value
+        )
+    assert not (tmp_path / "out.safetensors").exists()
+    torch.save({"w": torch.ones(1)}, tmp_path / "model-00001-of-00001.bin")
+    assert convert(tmp_path / "model-00001-of-00001.bin", tmp_path / "one.safetensors").tensors == 1
+
+
 def test_shards_may_nest_their_tensors_under_the_same_key(tmp_path, shards):
     weight_map = {name: file for file, content in shards.items() for name in content}
     nested = {file: {"net": content, "step": 1} for file, content in shards.items()}
@@ -830,7 +843,7 @@ def test_a_folder_without_a_checkpoint_names_the_files_it_has(tmp_path):
     message = refusal_of_file(folder)
     assert message.endswith("neither pytorch_model.bin nor pytorch_model.bin.index.json")
     torch.save({"w": torch.ones(2)}, folder / "net_g.pth")
-    assert refusal_of_file(folder).endswith("(give the path of a file: net_g.pth)")
+    assert refusal_of_file(folder).endswith(f"(give the path of a file: {folder / 'net_g.pth'})")
     safetensors_torch.save_file({"w": torch.ones(3)}, folder / "model.safetensors")
     assert refusal_of_file(folder).endswith("(it holds safetensors already)")
 
@@ -871,7 +884,7 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path, shards, chan
     if wrong == "c":
         shards["pytorch_model-00001-of-00002.bin"]["c"] = torch.ones(1)
     message = refusal_of_file(sharded(tmp_path / "model", shards, weight_map))
-    assert f"does not place 1 tensors where its shards hold them: {wrong} " in message
+    assert f"does not place 1 tensor where its shards hold them: {wrong} " in message
 
 
 @pytest.mark.parametrize(
@@ -1006,7 +1019,9 @@ def test_weights_in_sub_folders_are_told_of(tmp_path):
     assert_holds(convert(source / "2_Dense", tmp_path / "dense.safetensors").output, WEIGHTS)
     (source / "pytorch_model.bin").unlink()
     (source / "optimizer.pt").unlink()
-    assert refusal_of_file(source).endswith("(parts of it do: give the path of 2_Dense)")
+    assert refusal_of_file(source).endswith(
+        f"(parts of it do: give the path of {source / '2_Dense'})"
+    )
 
 
 def test_a_folder_of_another_suffix_is_no_folder(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,58 @@ def test_a_hint_goes_before_rules_that_are_there(tmp_path: Path):
     assert {n: t[0] for n, t in found.items()} == {"disc.w": 2.5, "disc.ema": 1, "gen.w": 1}
 
 
+def test_a_hint_for_integers_and_one_for_a_merge_say_what_becomes_of_the_rules(tmp_path: Path):
+    for name, last in (("a", 2), ("b", 3)):
+        tensors = {"ids": np.array([1, last]), "w": np.full(2, last, F32)}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    models, out = [tmp_path / f"{n}.safetensors" for n in "ab"], tmp_path / "out.safetensors"
+    with pytest.raises(MismatchError, match=r"'=drop' before your other rules\)$"):
+        merge(models, out, layers=["*=0.25"])
+    merge(models, out, layers=["ids=first", "*=0.25"])
+    assert load_file(out)["w"][0] == 2.75
+    place = re.escape("or '=drop' in place of 'ids → merge' and before your other rules)")
+    with pytest.raises(MismatchError, match=f"{place}$"):
+        merge(models, out, layers=["ids", "w=0.25"], force=True)
+    for layers, said, instead in (
+        (["*=first"], "layers=['*=merge'] in place of '* → first' does", {"layers": ["*=merge"]}),
+        (["ids=first"], "rest='merge' merges those that no rule matches",
+         {"layers": ["ids=first"], "rest": "merge"}),
+    ):  # fmt: skip
+        with pytest.raises(ParameterError) as caught:
+            merge(models, out, layers=layers, rest="first", beta=0.25, force=True)
+        assert said in str(caught.value)
+        merge(models, out, beta=0.25, on_integer="first", force=True, **instead)
+        assert load_file(out)["w"][0] == 2.75
+
+
+def test_a_hint_leaves_the_rest_as_it_was_meant(tmp_path: Path):
+    """Rules that only keep have the rest merged, and rules that merge do not."""
+    a, b = (named(tmp_path / f"{n}.safetensors", ["y", *["x"] * (n == 1)], n) for n in (1, 3))
+    for options, said, y in (
+        ({"layers": ["x=0.5"]}, "layers=['x=first'], rest='first', or", 1),
+        ({"rest": "drop"}, "layers=['x=first'], rest='merge', or", 2),
+        ({"layers": ["x=0.5"], "rest": "second"}, "layers=['x=first'], or", 3),
+    ):
+        with pytest.raises(MismatchError) as caught:
+            merge([a, b], tmp_path / "out.safetensors", **options)
+        hint = re.search(r"keep them with (.*), or", str(caught.value))
+        assert hint is not None and said in str(caught.value)
+        followed = options | eval(f"dict({hint[1]})")
+        merge([a, b], tmp_path / "out.safetensors", force=True, **followed)
+        found = load_file(tmp_path / "out.safetensors")
+        assert {n: t[0] for n, t in found.items()} == {"x": 1, "y": y}
+
+
+def test_what_is_not_printable_is_a_wildcard_in_a_hint(tmp_path: Path):
+    """Spelt out, as it is shown, it would match nothing."""
+    a, b = (named(tmp_path / f"{n}.safetensors", ["y", *["n\nl"] * (n == 1)], n) for n in (1, 3))
+    refused = soup("merge", a, b, "-o", tmp_path / "out.safetensors")
+    assert "--layers 'n?l=first'" in refused.output
+    done = soup("merge", a, b, "-o", tmp_path / "out.safetensors", "--layers", "n?l=first")
+    assert done.exit_code == 0, done.output
+    assert load_file(tmp_path / "out.safetensors")["n\nl"][0] == 1
+
+
 def test_a_third_model_that_alone_differs_is_noticed(tmp_path: Path):
     """Every check of two models holds for a third."""
     alike = [save(tmp_path / f"{n}.safetensors", x=n, y=n) for n in (1, 2)]
@@ -216,6 +270,12 @@ def test_one_model_is_changed_or_refused(tmp_path: Path):
     out = tmp_path / "out.safetensors"
     with pytest.raises(ParameterError, match="one model alone is not merged"):
         merge([a], out)
+    for options in ({"method": "linear"}, {"weights": [0.5]}, {"parameters": {"weight": 2.0}}):
+        with pytest.raises(ParameterError, match="one model alone is not merged"):
+            merge([a], out, **options)
+    merge([a], out, weights=[0.5], parameters={"normalize": False})
+    assert load_file(out)["y"][0] == 1
+    out.unlink()
     merge([a], out, dtype="bf16")
     assert load_file(out)["y"].dtype == ml_dtypes.bfloat16
     merge([a], out, layers=["y=drop"], force=True)
@@ -233,8 +293,12 @@ def test_the_dtype_of_a_result_does_not_depend_on_how_much_of_each_there_is(
 ):
     a = save(tmp_path / "a.safetensors", ml_dtypes.bfloat16, x=1)
     b = save(tmp_path / "b.safetensors", F32, x=1.001)
-    for models, kind in (([a, b], ml_dtypes.bfloat16), ([b, a], F32)):
-        merge(models, tmp_path / "out.safetensors", beta=beta, force=True)
+    for models, kind, name in (([a, b], ml_dtypes.bfloat16, "BF16"), ([b, a], F32, "F32")):
+        report = merge(models, tmp_path / "out.safetensors", beta=beta, force=True)
+        assert [(n.kind, n.message, n.level) for n in report.notices] == [
+            ("dtype", f"1 tensor is stored in different dtypes; the output has {name}: x",
+             "warning")
+        ]  # fmt: skip
         assert load_file(tmp_path / "out.safetensors")["x"].dtype == kind
 
 
@@ -266,6 +330,12 @@ def test_what_only_the_base_has_is_told_and_can_be_kept(tmp_path: Path):
         ("G_*=frist", "'frist', which is no word of rules and no merge method; did you mean "
                       "'first'"),
         ("G_*=slrep", "did you mean 'slerp'"), ("G_*=frezee", "did you mean 'freeze'"),
+        ("G_*=slerp;linear", "the rule for 'G_*' has both 'slerp' and 'linear'"),
+        ("G_*=0.3;0.4", "both '0.3' and '0.4'"), ("G_*=beta:0.3;0.4", "both 'beta:0.3' and '0.4'"),
+        ("G_*=slerp;t:0.3;t:0.4", "both 't:0.3' and 't:0.4'"),
+        ("G_*=0,3", "has '0,3' (expected, separated by ';': a number, merge, keep,"),
+        ("G_*=Slerp", "has 'Slerp' (expected,"), ("G_*=slerp;", "has '' (expected,"),
+        ("G_*=", "has '' (expected,"),
     ],
 )  # fmt: skip
 def test_a_typo_in_a_rule_is_told(text: str, said: str):
@@ -299,6 +369,20 @@ def test_a_regular_expression_is_bounded_in_time_and_memory(
     with pytest.raises(RuleError) as caught:
         assign(names, [Rule(pattern)])
     assert repr(pattern) in str(caught.value) or "matches no tensor" in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [1 << 29, 1 << 33])
+def test_a_regular_expression_is_used_under_a_limit_of_memory(limit: int):
+    """A batch system sets one, which a process may lower and not raise."""
+    program = (
+        "import resource\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))\n"
+        "from modelsoup.rules import Rule, assign\n"
+        "print(assign(['ab', 'c'], [Rule('re:a.')], rest='drop').taken(0))\n"
+    )
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("['ab']\n", "")
 
 
 def test_a_regular_expression_warns_of_nothing(tmp_path: Path):
@@ -347,6 +431,10 @@ def test_nan_may_pass_by_pattern(tmp_path: Path):
     made = modelsoup.read_lineage(modelsoup.open_checkpoint(tmp_path / "out.safetensors"))
     assert made is not None
     assert (made["nonfinite"], made["allow_nonfinite"]) == ({"mask": 1}, ["ma*"])
+    report = merge(models, tmp_path / "o.safetensors", layers=["mask=first"], strict=True)
+    assert [(n.kind, n.level) for n in report.notices if n.kind == "nonfinite"] == [
+        ("nonfinite", "note")
+    ]
 
 
 # In Python
@@ -357,6 +445,34 @@ def test_one_path_is_no_list_of_paths(tmp_path: Path):
     for path in (a, str(a)):
         with pytest.raises(ParameterError, match="one path, but must be a list of paths"):
             merge(path, tmp_path / "out.safetensors")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"allow_nonfinite": 3}, "allow_nonfinite is 3, not a list of patterns"),
+        ({"allow_nonfinite": [3]}, r"allow_nonfinite is \[3\], not a list of patterns"),
+        ({"groups": {"a": 3}}, "the group 'a' is no list of patterns: 3"),
+        ({"groups": {"a": [3]}}, r"the group 'a' is no list of patterns: \[3\]"),
+        ({"groups": {3: ["a"]}}, "groups is .*, not a mapping from names"),
+        ({"parameters": {3: 1}}, "parameters is .*, not a mapping from names"),
+        ({"seed": 2**63}, "seed is 9223372036854775808, not an integer from 0 to"),
+        ({"workers": "3"}, "workers is '3', but must be an integer from 1 to 1,024"),
+        ({"workers": True}, "workers is True, but"),
+        ({"workers": 0}, "workers is 0, but"),
+        ({"workers": 99_999_999}, "workers is 99999999, but must be an integer from 1 to 1,024"),
+        ({"models": 3}, "models is 3, but must be a list of paths"),
+        ({"models": [3]}, "a checkpoint is 3, but must be a path"),
+        ({"base": 3}, "a checkpoint is 3, but must be a path"),
+        ({"method": ["slerp"]}, r"method is \['slerp'\], not a name"),
+    ],
+)
+def test_a_value_of_another_type_is_a_sentence(options: dict[str, Any], said: str, tmp_path: Path):
+    a = save(tmp_path / "a.safetensors", x=1)
+    given: dict[str, Any] = {"models": [a, a], **options}
+    with pytest.raises(SoupError, match=said):
+        merge(output=tmp_path / "out.safetensors", **given)
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_numbers_and_dtypes_of_numpy_are_taken(tmp_path: Path):

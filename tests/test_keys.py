@@ -37,7 +37,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def keys(tree: Tree) -> dict[str, str]:
     """The key of every node, with what the files hold now."""
     store = Store("store")
-    plan = check(tree, digest=store.digest_now)
+    plan = check(tree, digest=store.digest_now, contents=store.contents_now)
     assert plan.problems == ()
     found = {name: node.key for name, node in plan.nodes.items()}
     assert None not in found.values()

@@ -1172,7 +1172,7 @@ def test_a_soup_of_nothing_is_refused(tmp_path: Path) -> None:
         ({"dtype": "bf61"}, "did you mean 'bf16'"),
         ({"dtype": 16}, "16"),
         ({"dtype": "int8"}, "not a float dtype"),
-        ({"workers": 0}, "workers is 0, but must be at least 1"),
+        ({"workers": 0}, "workers is 0, but must be an integer from 1 to 1,024"),
         ({"shard_size": "5XB"}, "'5XB' is not a size"),
         ({"seed": "abc"}, "seed"),
         ({"groups": ["a"]}, "groups"),

@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -26,10 +27,10 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save_file
 
 import modelsoup
-from modelsoup import engine
+from modelsoup import engine, stream
 from modelsoup.errors import speaking
 from modelsoup.methods import registry
-from modelsoup.statistics import BLOCK, Gram, LargestMagnitudes
+from modelsoup.statistics import BLOCK, Gram, LargestMagnitudes, state_bytes
 from modelsoup.writer import layout
 
 Tensors = Mapping[str, np.ndarray]
@@ -1480,3 +1481,38 @@ def test_a_method_of_another_distribution_is_found_and_loaded_only_when_named(
     )
     assert said["refused"]["absent"].startswith("the method 'absent' (soup_blend:absent) failed:")
     assert "No module named 'soup_no_such_module'" in said["refused"]["broken"]
+
+
+def test_what_is_gathered_of_tensors_is_bounded_before_they_are_read(tmp_path: Path) -> None:
+    """A bound that is kept: what several tensors gather at a time is held against it."""
+    elements = 3 * BLOCK
+    for name in "abc":
+        save_file({"w": np.ones(elements, np.float32)}, tmp_path / f"{name}.safetensors")
+    models = [modelsoup.open_checkpoint(tmp_path / f"{name}.safetensors") for name in "ab"]
+    base = modelsoup.open_checkpoint(tmp_path / "c.safetensors")
+
+    def gathered(method: str, **parameters: Any) -> int:
+        recipe = modelsoup.Recipe(method=method, parameters=parameters)
+        needs_base = method in ("ties", "task_arithmetic")
+        (step,) = modelsoup.plan_merge(models, recipe, base=base if needs_base else None).steps
+        return state_bytes(step)
+
+    assert gathered("linear") == 0
+    assert gathered("ties", weight=1, density=1) == 0
+    one = gathered("ties", weight=1, density=[0.5, 1])
+    assert one >= 4 * elements  # where all magnitudes are equal, all may be the threshold
+    assert gathered("ties", weight=1, density=[0.5, 0.2]) == 2 * one
+    assert gathered("slerp", t=0.5) == 8 * 3 * 2**2  # the products of two models, a block
+
+
+def test_tensors_that_are_read_more_than_once_are_read_in_groups_that_memory_holds() -> None:
+    def job(nbytes: int, *, is_gathered: bool) -> Any:
+        step = SimpleNamespace(method=None, elements=nbytes)
+        readers = [(None, SimpleNamespace(nbytes=nbytes))] * 2
+        return SimpleNamespace(step=step, readers=readers, is_gathered=is_gathered)
+
+    half = stream._GROUP // 4  # of each of two models
+    jobs = [job(half, is_gathered=True) for _ in range(5)]
+    assert [len(group) for group in stream._groups(jobs)] == [2, 2, 1]
+    jobs = [job(half, is_gathered=False) for _ in range(5)]
+    assert [len(group) for group in stream._groups(jobs)] == [5]

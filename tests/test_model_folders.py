@@ -106,6 +106,22 @@ def test_a_variant_alone_is_the_model_and_stays_the_variant(tmp_path: Path):
         assert list(open_checkpoint(out)) == ["a", "b"]
 
 
+@pytest.mark.parametrize("stem", ["model", "diffusion_pytorch_model"])
+def test_shards_of_a_variant_have_the_index_that_who_asks_for_it_looks_for(
+    stem: str, tmp_path: Path
+):
+    shards = [f"{stem}.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    listing = f"{stem}.safetensors.index.fp16.json"
+    files = {shards[0]: "a", shards[1]: "b", listing: index(a=shards[0], b=shards[1])}
+    a = write(tmp_path / "a", files)
+    merge([a, a], tmp_path / "out", shard_size=8)
+    assert inside(tmp_path / "out") == sorted(files)
+    assert list(open_checkpoint(tmp_path / "out")) == ["a", "b"]
+    other = write(tmp_path / "b", {"v2.1.safetensors": "a b"})
+    merge([other, other], tmp_path / "other", shard_size=8)
+    assert "v2.1.safetensors.index.json" in inside(tmp_path / "other")
+
+
 def test_a_variants_index_is_not_copied_beside_the_model(tmp_path: Path):
     """It would name shards that are not there, and be found first by who asks for the variant."""
     files = {
@@ -133,6 +149,17 @@ def test_shards_that_do_not_add_up_are_no_checkpoint(names: list[str], tmp_path:
     write(tmp_path, {f"{name}.safetensors": f"t{n}" for n, name in enumerate(names)})
     with pytest.raises(CheckpointError, match=r"does not hold the \d shards of model, but model"):
         open_checkpoint(tmp_path)
+
+
+def test_shards_that_hold_a_tensor_twice_are_no_checkpoint(tmp_path: Path):
+    """To give one of them, as was once proposed, is refused with the proposal to give all."""
+    write(tmp_path, {f"model-0000{n}-of-00002.safetensors": "w" for n in (1, 2)})
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: 1 tensor is both in model-00001-of-00002.safetensors and in "
+        f"model-00002-of-00002.safetensors (w): is one of them another checkpoint's?"
+    )
 
 
 def test_one_shard_is_half_a_model_and_not_merged(tmp_path: Path):
@@ -262,8 +289,62 @@ def test_a_part_that_only_one_model_has_follows_the_rules(tmp_path: Path):
 
 
 def test_parts_do_not_go_into_one_file(tmp_path: Path):
+    """Their tensors would be called otherwise there than in the lineage."""
     with pytest.raises(OutputError, match=r"weights in unet/, vae/: name a folder$"):
         merge(pipelines(tmp_path), tmp_path / "out.safetensors")
+    a = write(tmp_path / "a1", {"unet/model.safetensors": "w"})
+    with pytest.raises(OutputError, match=r"weights in unet/: name a folder$"):
+        merge([a, a], tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_list_of_parts_that_is_not_true_of_the_output_is_told(tmp_path: Path):
+    a, b = pipelines(tmp_path)
+    report = merge([a, b], tmp_path / "out", layers=["vae/*=drop"])
+    assert [n.message for n in report.notices if n.level == "warning"] == [
+        "model_index.json names vae, of which the output has no weights"
+    ]
+    with pytest.raises(modelsoup.MismatchError, match=r"names vae, of which"):
+        merge([a, b], tmp_path / "strict", layers=["vae/*=drop"], strict=True, dry_run=True)
+    assert not [n for n in merge([a, b], tmp_path / "all").notices if n.level == "warning"]
+
+
+def test_a_part_of_the_second_model_comes_with_its_config(tmp_path: Path):
+    modules = [{"path": ""}, {"path": "2_Dense"}]
+    a = write(tmp_path / "a", {"model.safetensors": "w", "modules.json": json.dumps(modules[:1]),
+                               "config.json": "{}"}, 1)  # fmt: skip
+    files = {"model.safetensors": "w", "modules.json": json.dumps(modules),
+             "2_Dense/model.safetensors": "v", "2_Dense/config.json": '{"dtype": "float32"}',
+             "2_Dense/pytorch_model.bin": ""}  # fmt: skip
+    b = write(tmp_path / "b", files, 3)
+    report = merge([a, b], tmp_path / "out", layers=["2_Dense/*=second"], dtype="f16")
+    assert inside(tmp_path / "out") == [
+        "2_Dense/config.json", "2_Dense/model.safetensors", "config.json", "model.safetensors",
+        "modules.json",
+    ]  # fmt: skip
+    config = (tmp_path / "out" / "2_Dense" / "config.json").read_text()
+    assert json.loads(config) == {"dtype": "float16"}
+    assert [n.message for n in report.notices if n.level == "warning"] == [
+        "modules.json does not name 2_Dense, so that the weights there are not read: name them "
+        "in it"
+    ]
+    (tmp_path / "out" / "modules.json").write_text(json.dumps(modules))
+    assert list(open_checkpoint(tmp_path / "out")) == ["w", "2_Dense/v"]
+
+
+def test_weights_further_down_are_left_alone_and_told(tmp_path: Path):
+    files = {"model.safetensors": "w", "x/y/model.safetensors": "v", "head/model.safetensors": "u",
+             "head/old/model.safetensors": "u", ".cache/z/model.safetensors": "v"}  # fmt: skip
+    checkpoint = open_checkpoint(write(tmp_path / "a", files))
+    assert list(checkpoint) == ["w", "head/u"]
+    assert checkpoint.notes == (
+        f"weights in head/old, x/y are no part of {tmp_path / 'a'}, and were left alone",
+    )
+    write(tmp_path / "b", {"checkpoint-9/model.safetensors": "v"})
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path / "b")
+    path = str(caught.value).partition("give the path of ")[2].rstrip(")")
+    assert list(open_checkpoint(path)) == ["v"]
 
 
 def test_a_tree_merges_pipelines_too(tmp_path: Path):
@@ -321,7 +402,21 @@ def test_a_dangling_link_is_the_inputs_fault(tmp_path: Path):
 # What is written
 
 
-@pytest.mark.parametrize("name", ["x.ckpt", "x.bin", "x.pth", "x.safetensor", "x.SafeTensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x.ckpt",
+        "x.bin",
+        "x.pth",
+        "x.safetensor",
+        "x.SafeTensors",
+        "x.npz",
+        "x.zip",
+        "x.gguf",
+        "x.tar.gz",
+        "x.json",
+    ],
+)
 def test_an_output_that_is_meant_as_another_format_is_no_folder(name: str, tmp_path: Path):
     a = save(tmp_path / "a.safetensors", "w")
     with pytest.raises(OutputError, match=r"\(expected \.safetensors, or a folder's name\)$"):
@@ -348,7 +443,7 @@ def test_digests_of_another_model_are_not_copied(tmp_path: Path):
     of_first = {
         "sshs_model_hash": "1" * 64, "modelspec.hash_sha256": "0x" + "1" * 64,
         "sshs_legacy_hash": "1" * 8, "my_checksum": "1", "ss_sd_model_hash": "1234abcd",
-        "format": "pt",
+        "format": "pt", "MD5": "1", "crc32": "1", "blake3": "1", "shape": "2",
     }  # fmt: skip
     a = save(tmp_path / "a.safetensors", "w v", 1, **of_first)
     b = save(tmp_path / "b.safetensors", "w v", 2)
@@ -359,10 +454,13 @@ def test_digests_of_another_model_are_not_copied(tmp_path: Path):
     metadata = open_checkpoint(tmp_path / "out.safetensors").metadata
     assert {key: text for key, text in metadata.items() if key != "modelsoup"} == {
         "sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}", "format": "pt",
+        "shape": "2",
         "ss_sd_model_hash": "1234abcd",  # of the model that the training began with
     }  # fmt: skip
     (message,) = [n.message for n in report.notices if n.kind == "metadata"]
-    assert message.startswith("my_checksum, sshs_legacy_hash of the metadata were left out")
+    assert message.startswith(
+        "MD5, blake3, crc32, my_checksum, sshs_legacy_hash of the metadata were left out"
+    )
 
 
 def test_layers_that_a_config_still_counts_are_told(tmp_path: Path):
@@ -378,6 +476,17 @@ def test_layers_that_a_config_still_counts_are_told(tmp_path: Path):
     with pytest.raises(modelsoup.MismatchError, match="num_hidden_layers"):
         merge([a, b], tmp_path / "out", strict=True, **options)
     assert not [n for n in merge([a, b], tmp_path / "out").notices if n.kind == "config"]
+
+
+@pytest.mark.parametrize(
+    "config", ['{"num_hidden_layers": 9000000000}', '{"dtype": "float32", "a": "\\ud800"}']
+)
+def test_a_config_of_any_content_is_no_reason_to_fail(config: str, tmp_path: Path):
+    files = {"model.safetensors": "m.layers.0.w m.layers.1.w", "config.json": config}
+    a = write(tmp_path / "a", files)
+    report = merge([a, a], tmp_path / "out", dtype="f16")
+    assert [n for n in report.notices if n.level == "warning"] == []
+    assert (tmp_path / "out" / "config.json").read_text() == config
 
 
 # Hints

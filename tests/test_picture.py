@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
+import struct
+import subprocess
+import sys
+import termios
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,7 +21,7 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 from trainers import network
 
-from modelsoup import FineTune, Merge, Recipe, Training, binary_tree, check, parse_tree
+from modelsoup import FineTune, Merge, Recipe, Store, Training, binary_tree, check, parse_tree
 from modelsoup.cli import main
 from modelsoup.picture import dot, mermaid, svg, what
 from modelsoup.tree import INNER, Builder, Load
@@ -91,6 +98,62 @@ def test_what_sets_nodes_apart_is_shown_whole_and_what_they_share_is_not() -> No
     for words in (dot(plan), soup("plan", "tree.yaml").stdout):
         assert "note a learning rate that is warmed up slowly" in words
         assert "steps 2" not in words
+
+
+CLOSE = """soup: 1
+models:
+  x: {train: {trainer: "trainers:Add", add: 0.12345671}}
+  y: {train: {trainer: "trainers:Add", add: 0.12345672}}
+  z: {train: {trainer: "trainers:Add", add: 0.12345672, seed: 5, resources: {gpus: 1}}}
+tree: {of: [x, y, z], merge: {weights: [1, 2, 0.12345671]}}
+"""
+
+
+def test_numbers_that_differ_late_and_seeds_are_told() -> None:
+    plan = check(parse_tree(CLOSE)[0])
+    assert [what(plan, leaf) for leaf in "xyz"] == [
+        "train: trainers:Add, add 0.12345671",
+        "train: trainers:Add, add 0.12345672",
+        'train: trainers:Add, add 0.12345672, seed 5, resources {"gpus": 1}',
+    ]
+    assert what(plan, "root") == "linear weights 1 2 0.12345671"
+    assert texts(svg(plan))["z"] == f"z {what(plan, 'z')}"
+    nodes = {node["node"]: node for node in plan.as_json()["nodes"]}
+    assert (nodes["z"]["seed"], nodes["z"]["resources"]) == (5, {"gpus": 1})
+
+
+def on_a_terminal(*arguments: str) -> str:
+    """What a command prints on a terminal of 80 columns."""
+    child, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with subprocess.Popen(
+        [sys.executable, "-m", "modelsoup", *arguments], stdin=terminal, stdout=terminal,
+        stderr=subprocess.PIPE,
+    ):  # fmt: skip
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while chunk := os.read(child, 1 << 16):
+                shown += chunk
+    os.close(child)
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
+
+
+def test_a_list_of_results_and_the_steps_of_a_plan_are_whole_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    name = "a_leaf_with_a_name_of_fifty_characters_and_no_blank"
+    Path("close.yaml").write_text(re.sub(r"\by\b", name, CLOSE))
+    steps = on_a_terminal("plan", "close.yaml").split(" step ")[1]
+    assert name in steps
+    assert 'add 0.12345672, seed 5, resources {"gpus": 1}' in steps
+    assert soup("run", "close.yaml", "-q", "--store", "store").exit_code == 0
+    listed = on_a_terminal("store", "list", "--store", "store")
+    assert all(entry.key[:12] in listed for entry in Store("store", create=False).entries())
+    assert re.search(r"train trainers:Add add=0\.12345671 ", listed)
+    assert re.search(r"train trainers:Add add=0\.12345672 seed=5 ", listed)
+    assert listed.count("seed=") == 1
 
 
 def test_where_nothing_differs_the_first_number_is_told() -> None:
@@ -283,3 +346,17 @@ def test_a_plan_is_printed_whole_as_json() -> None:
     content = json.loads(soup("plan", "tree.yaml", "--json").stdout)
     assert [node["node"] for node in content["nodes"]][-1] == content["root"] == "root"
     assert content["models"] == 7
+
+
+def test_what_json_has_no_number_for_is_a_text() -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    numbers = ("inf", "-inf", "nan", 0.5)
+    given = {"w": ".inf", "x": "-.inf", "y": ".nan", "z": "0.5"}
+    train = "  {}: {{train: {{trainer: 'trainers:Add', add: {}}}}}\n"
+    text = "".join(train.format(*leaf) for leaf in given.items())
+    Path("inf.yaml").write_text(f"soup: 1\nmodels:\n{text}tree: {{of: [w, x, y, z]}}\n")
+    printed = soup("plan", "inf.yaml", "--json").stdout
+    nodes = json.loads(printed, parse_constant=refuse)["nodes"]
+    assert tuple(node["options"]["add"] for node in nodes[:4]) == numbers

@@ -198,6 +198,26 @@ def is_running(process: int) -> bool:
     return bool(said) and not said.startswith("Z")
 
 
+def tidies_up(folder: Path) -> None:
+    def end(*_: object) -> None:
+        time.sleep(0.3)
+        (folder / "tidy").touch()
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def test_a_call_that_is_to_end_has_time_to_tidy_up(
+    executor: ProcessExecutor, tmp_path: Path
+) -> None:
+    executor.submit(tidies_up, tmp_path)
+    noted(tmp_path, 1)
+    executor.terminate()
+    assert (tmp_path / "tidy").exists()
+
+
 def ignores(folder: Path) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     notes_and_sleeps(folder)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 import modelsoup
 from modelsoup import MismatchError, merge, open_checkpoint
+from modelsoup.cli import main
 from modelsoup.errors import speaking
 from modelsoup.quantized import Quantizer, Scales, dequantize
 from modelsoup.statistics import BLOCK
@@ -238,6 +242,15 @@ def test_kept_codes_keep_their_scales_byte_for_byte(tmp_path: Path):
     assert wide["a.weight"].tobytes() == stored.tobytes()
 
 
+def test_one_model_whose_codes_become_values_is_told(tmp_path: Path):
+    a = model(tmp_path / "a.safetensors", 1, "row", "a__weight_scale")
+    report = merge([a], tmp_path / "out.safetensors", dtype="bf16", strict=True)
+    (notice,) = [n for n in report.notices if n.kind == "quantized"]
+    assert (notice.message, notice.level) == (
+        "1 tensor is quantised: stored as BF16: a.weight", "note"
+    )  # fmt: skip
+
+
 def test_ranges_of_activations_are_the_largest_and_are_told(tmp_path: Path):
     models = []
     for number, (ones, value) in enumerate(((1, 0.5), (2, 0.25), (3, 0.75))):
@@ -288,6 +301,13 @@ PACKED: dict[str, dict[str, np.ndarray]] = {
         "a__weight": U8, "a__weight__absmax": ONES, "a__weight__quant_map": ONES,
         "a__weight__quant_state__bitsandbytes__nf4": U8[0],
     },
+    "ExLlamaV2": {
+        "a__q_weight": I32, "a__q_scale": I32, "a__q_scale_max": ONES, "a__q_groups": I32[0],
+        "a__q_invperm": I32[0],
+    },
+    "AQLM": {"a__codes": I8, "a__codebooks": ONES, "a__scales": ONES},
+    "QuIP#": {"a__Qidxs": I32, "a__SU": ONES, "a__SV": ONES, "a__Wscale": ONES[0]},
+    "VPTQ": {"a__indices": I32, "a__centroids__weight": ONES},
     "LLM.int8": {"a__weight": I8, "a__SCB": ONES},
     "packed": {"a__weight_packed": I32, "a__weight_scale": ONES, "a__weight_shape": I32[0]},
     "MXFP4": {"a__gate_blocks": U8, "a__gate_scales": U8},
@@ -318,9 +338,45 @@ def test_packed_weights_are_refused_by_name_and_can_be_kept(scheme: str, tmp_pat
     for policy in ("max", "first"):
         with pytest.raises(MismatchError, match="dequantise"):
             merge(models, tmp_path / "out.safetensors", on_integer=policy)
-    merge(models, tmp_path / "out.safetensors", layers=["a.*=first"])
+    merge(models, tmp_path / "out.safetensors", layers=["a.*=first"], dtype="bf16")
     found, first = (open_checkpoint(p) for p in (tmp_path / "out.safetensors", models[0]))
-    assert {n: found[n].tobytes() for n in found} == {n: first[n].tobytes() for n in first}
+    assert {n: found[n].tobytes() for n in found if n != "b.weight"} == {
+        n: first[n].tobytes() for n in first if n != "b.weight"
+    }
+    assert found.tensors["b.weight"].dtype == "BF16"
+
+
+def test_a_config_tells_of_codes_as_long_as_there_are_any(tmp_path: Path):
+    told = {"quantization_config": {"bits": 4}, "torch_dtype": "float16"}
+    for name in "ab":
+        tensors = {**PACKED["GPTQ"], "b__weight": np.ones(3, np.float32)}
+        save(tmp_path / name / "model.safetensors", **tensors)
+        (tmp_path / name / "config.json").write_text(json.dumps(told))
+    models = [tmp_path / "a", tmp_path / "b"]
+    merge(models, tmp_path / "kept", layers=["a.*=first"], dtype="bf16")
+    config = json.loads((tmp_path / "kept" / "config.json").read_text())
+    assert config == {**told, "torch_dtype": "bfloat16"}
+    merge(models, tmp_path / "dropped", layers=["a.*=drop"], dtype="bf16")
+    config = json.loads((tmp_path / "dropped" / "config.json").read_text())
+    assert config == {"torch_dtype": "bfloat16"}
+
+
+def test_hints_for_a_packed_and_a_plain_model_lead_to_one_of_them(tmp_path: Path):
+    """Each of two hints once led to the other, for ever."""
+    plain = {"a__weight": np.ones((2, 2), np.float32), "n": np.full(2, 1, np.float32)}
+    packed = {**PACKED["GPTQ"], "n": np.full(2, 3, np.float32)}
+    a, b = save(tmp_path / "a.safetensors", **plain), save(tmp_path / "b.safetensors", **packed)
+    for models, kept in (([a, b], {"a.weight"}), ([b, a], {dotted(n) for n in PACKED["GPTQ"]})):
+        with pytest.raises(MismatchError) as caught:
+            merge(models, tmp_path / "out.safetensors")
+        hints = re.findall(r"layers=(\[.*?\])[,)]", str(caught.value))
+        rules = [rule for hint in hints for rule in eval(hint)]
+        merge(models, tmp_path / "out.safetensors", layers=rules, force=True)
+        out = open_checkpoint(tmp_path / "out.safetensors")
+        assert (out.keys(), out["n"][0]) == (kept | {"n"}, 2)
+    with pytest.raises(MismatchError, match=r"in place of 'a\.qweight → first'") as caught:
+        merge([a, a, b], tmp_path / "out.safetensors", layers=["a.qweight=first"])
+    assert "layers=['a.qweight=drop']" in str(caught.value)
 
 
 def test_what_only_looks_like_codes_is_merged(tmp_path: Path):
@@ -343,6 +399,10 @@ ADAPTERS = {
     "kohya": [f"lora_unet_mid.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")],
     "diffusers": ["unet.attn.processor.to_q_lora.down.weight", "unet.attn.to_q.lora.up.weight"],
     "LyCORIS": ["lycoris_mid.hada_w1_a", "lycoris_mid.hada_w2_b", "lycoris_mid.alpha"],
+    "LoKr": ["lycoris_mid.alpha", "lycoris_mid.lokr_w1", "lycoris_mid.lokr_w2"],
+    "MLX": ["model.layers.0.q_proj.lora_a", "model.layers.0.q_proj.lora_b"],
+    "XLabs": [f"double_blocks.0.processor.proj_lora1.{part}.weight" for part in ("down", "up")],
+    "CP": [f"lora_unet_mid.lora_{part}.weight" for part in ("down", "mid", "up")],
 }
 
 
@@ -368,11 +428,40 @@ def test_factors_of_updates_are_not_averaged_one_by_one(kind: str, tmp_path: Pat
     with pytest.raises(MismatchError, match="low-rank"):
         merge(models, tmp_path / "out", layers=["*", "head"][:1])
 
-    rules = ["*hada*", "*alpha"] if kind == "LyCORIS" else ["*lora*=merge"]
-    merge(models, tmp_path / "out", layers=rules, beta=0.5)
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize(
+    ("words", "merged", "head"),
+    [
+        ("", 2.0, 2.0), ("--layers *=0.25", 2.5, 2.5), ("--layers head=drop", 2.0, None),
+        ("--layers head=first --rest merge", 2.0, 1.0),
+        ("--layers head=0.75 --layers *=slerp;t:0.75", 2.5, 1.5),
+    ],
+)  # fmt: skip
+def test_the_hint_to_merge_factors_merges_them_as_all_would_have_been(
+    kind: str, words: str, merged: float, head: float | None, tmp_path: Path
+):
+    models = []
+    for name, value in (("a", 1.0), ("b", 3.0)):
+        (tmp_path / name).mkdir()
+        models.append(tmp_path / name)
+        tensors = dict.fromkeys(
+            [*ADAPTERS[kind], "head", "other"], np.full((2, 2), value, np.float32)
+        )
+        save_file(tensors, tmp_path / name / "adapter_model.safetensors")
+    options = ["merge", *map(str, models), "-o", str(tmp_path / "out")]
+    refused = CliRunner().invoke(main, [*options, *words.split()])
+    assert refused.exit_code == 1
+    hinted = re.search(r"name them: (.*?)(?: before your other rules)?\)$", refused.output)
+    assert hinted is not None
+    done = CliRunner().invoke(main, [*options, *shlex.split(hinted[1]), *words.split()])
+    assert done.exit_code == 0, (refused.output, done.output)
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert files == ["adapter_model.safetensors"], "the name by which the adapter is found"
-    assert open_checkpoint(tmp_path / "out").keys() == {*tensors, "head"}
+    out = open_checkpoint(tmp_path / "out")
+    wanted = dict.fromkeys([*ADAPTERS[kind], "other"], merged)
+    wanted |= {} if head is None else {"head": head}
+    assert {name: out[name][0, 0] for name in out} == pytest.approx(wanted)
 
 
 def test_an_alpha_that_is_no_adapters_is_merged(tmp_path: Path):

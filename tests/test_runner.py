@@ -442,6 +442,22 @@ def test_a_trainers_traceback_is_in_the_log_and_in_the_cause(folder: Path, execu
     assert log.read_text().startswith("so far, so good\n")
 
 
+@pytest.mark.parametrize("kind", ["FileNotFoundError", "CheckpointError", "CancelledError"])
+@pytest.mark.parametrize("executor", [None, ProcessExecutor], ids=["threads", "processes"])
+def test_whatever_kind_of_error_a_trainer_raises_its_traceback_is_in_the_log(
+    folder: Path, executor, kind: str
+) -> None:
+    """Those of the system, ours, and those that are no `Exception`; and it is not tried again."""
+    text = "soup: 1\nmodels: {a: a.safetensors}\n"
+    text += f'tree: {{of: [a, a], finetune: {{trainer: "trainers:Raises", note: {kind}}}}}\n'
+    with pytest.raises(RunError, match=r"root: .*nothing of the kind.* \(log: .*\)") as caught:
+        run(folder, text, executor=executor and executor(1))
+    assert "lost" not in str(caught.value)
+    logs = [file.read_text() for file in (folder / "store" / "logs").glob("*.log")]
+    (log,) = filter(None, logs)
+    assert log.count("in raised_deep_down") == 1
+
+
 def test_an_error_that_cannot_be_sent_to_another_process_is_told_as_it_is(folder: Path) -> None:
     text = TUNED.replace("trainers:Add", "trainers:WontTravel").replace(", add: 1", "")
     with pytest.raises(RunError, match=r"root\.2-1: the trainer 'writes' failed: Stuck: stuck"):
@@ -1389,6 +1405,12 @@ def test_options_that_came_later_and_do_not_count_are_told(folder: Path) -> None
     assert said in soup(folder, "plan", "tree.yaml").stderr
     (folder / "tree.yaml").write_text(f"{text}ooks', add: 2, note: kid}}}}\n")
     assert "kept, which" not in soup(folder, "plan", "tree.yaml").stderr
+    # Nor of what nothing needs, because what was made of it is there.
+    inner = "{of: [a], finetune: {trainer: 'trainers:Looks', add: 1, note: NOTE}}"
+    text = f"soup: 1\nmodels: {{a: a.safetensors}}\ntree: {{of: [{inner}, a]}}\n"
+    for note in ("fid", "kid"):
+        (folder / "tree.yaml").write_text(text.replace("NOTE", note))
+        assert "kept, which" not in soup(folder, *command, "--force").stderr
 
 
 def test_a_run_tells_the_warnings_of_its_plan(folder: Path) -> None:

@@ -49,7 +49,7 @@ tree: {of: [a, b], finetune: {trainer: "trainers:Sees", note: go on}}
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PYTHONPATH", TESTS)
+    monkeypatch.setenv("PYTHONPATH", TESTS, prepend=os.pathsep)
     for number, name in enumerate("ab"):
         save_file(network(number), tmp_path / f"{name}.safetensors")
     return tmp_path
@@ -105,12 +105,12 @@ def test_a_signal_ends_a_run_which_goes_on_afterwards(folder: Path, sign: signal
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == CODES[sign]
     assert stderr.splitlines()[-1] == (
-        "Interrupted. 1 finished results are kept in .soup-store; the same command goes on."
+        "Interrupted. 1 finished result is kept in .soup-store; the same command goes on."
     )
     assert "Traceback" not in stderr
     (folder / "go on").touch()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    assert done.stdout == "out.safetensors: 1 nodes computed, 1 reused\n"
+    assert done.stdout == "out.safetensors: 1 node computed, 1 reused\n"
     assert not [path for path in folder.rglob("*") if ".soup-partial" in path.name]
 
 

@@ -51,7 +51,7 @@ tree: {of: [{of: [a, b]}, c]}
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PYTHONPATH", TESTS)
+    monkeypatch.setenv("PYTHONPATH", TESTS, prepend=os.pathsep)
     for number, name in enumerate("abcd"):
         save_file(network(number), tmp_path / f"{name}.safetensors")
     return tmp_path
@@ -103,11 +103,11 @@ def test_a_damaged_result_that_nothing_needs_any_more_is_made_again(folder: Path
     made = merged.path.read_bytes()
     damage(merged.path)
     said = soup(folder, "store", "verify", "--store", "store", code=1).stderr
-    assert f"1 results are damaged: root.2-1.merge ({merged.key})" in said
+    assert f"1 result is damaged: root.2-1.merge ({merged.key})" in said
     done = soup(folder, *command)
     assert "waiting  root.2-1.merge  its result was damaged: it is made again" in done.stderr
     assert "kept     root.2-1.merge" not in done.stderr
-    assert done.stdout.endswith("1 nodes computed, 5 reused\n")
+    assert done.stdout.endswith("1 node computed, 5 reused\n")
     assert merged.path.read_bytes() == made
     assert soup(folder, "store", "verify", "--store", "store").stdout == "6 results are intact\n"
 
@@ -326,6 +326,15 @@ def test_gc_forgets_the_digests_of_files_that_are_gone(folder: Path) -> None:
     assert len(list((store.folder / "digests").iterdir())) == 2
 
 
+@pytest.mark.parametrize("note", [b"", b"{", b"[]", b"{}", b'{"path": 3}', b'{"path": "a\\u0000"}'])
+def test_gc_removes_notes_of_digests_that_nobody_can_read(folder: Path, note: bytes) -> None:
+    run(folder, MERGED)
+    store = Store(folder / "store")
+    (store.folder / "digests" / "odd.json").write_bytes(note)
+    store.gc()
+    assert len(list((store.folder / "digests").iterdir())) == 3
+
+
 # --- what is on the disk when ------------------------------------------------------------------
 
 
@@ -445,6 +454,51 @@ def test_what_goes_along_with_a_model_folder_is_read_once(
     again = modelsoup.run(tree, folder / "out", store=store, force=True)
     assert again.computed == ("root",)
     assert (again.output / "tokenizer.json").read_text() == "[]" * 1000
+
+
+def test_files_that_a_command_names_are_read_by_a_run_once_and_by_no_plan(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modelsoup.digest._remembered.cache_clear()
+    (folder / "train.py").write_text(
+        "import shutil, sys\nshutil.copyfile(sys.argv[1], sys.argv[2])\n"
+    )
+    (folder / "data.csv").write_text("1,2\n" * 1000)
+    command = '["{python}", train.py, "{start}", "{output}"]'
+    (folder / "tree.yaml").write_text(
+        f"soup: 1\nmodels: {{a: a.safetensors}}\n"
+        f"tree: {{of: [a], finetune: {{command: {command}, files: [data.csv]}}}}\n"
+    )
+    tree, _ = modelsoup.read_tree(folder / "tree.yaml")
+    opened = []
+    exact = os.open
+
+    def watched(path: Any, *arguments: Any, **more: Any) -> int:
+        opened.append(Path(os.fsdecode(path)).name if not isinstance(path, int) else "")
+        return exact(path, *arguments, **more)
+
+    def read() -> int:
+        modelsoup.digest._remembered.cache_clear()  # as in another process
+        times = opened.count("data.csv")
+        opened.clear()
+        return times
+
+    monkeypatch.setattr(os, "open", watched)
+    store = Store(folder / "store")
+    known = {"done": store.has, "digest": store.digest, "companions": store.companions}
+    assert check(tree).nodes["root"].key is None
+    store.digest_now(folder / "a.safetensors")
+    assert check(tree, **known, contents=store.contents).nodes["root"].key is None
+    assert read() == 0
+    assert modelsoup.run(tree, folder / "out.safetensors", store=store.folder).computed == ("root",)
+    assert read() == 1
+    assert check(tree, **known, contents=store.contents).nodes["root"].done
+    assert modelsoup.run(tree, None, store=store.folder).computed == ()
+    assert read() == 0
+    (folder / "data.csv").write_text("3,4\n" * 1000)
+    assert check(tree, **known, contents=store.contents).nodes["root"].key is None
+    assert modelsoup.run(tree, None, store=store.folder).computed == ("root",)
+    assert read() == 1
 
 
 def test_a_run_looks_at_a_tree_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def test_a_trainer_is_found_by_module_and_class_or_once_it_is_registered() -> No
     ("name", "said"),
     [
         ("comand", "no trainer is called 'comand'; did you mean 'command'"),
-        ("balagan", r"\(pip install 'modelsoup\[i2i\]' brings it\)"),
+        ("balagan", r"\(pip install -e '\.\[i2i\]' in a clone of modelsoup brings it\)"),
         ("zzz", "there are .*command.*, or module:Class"),
         ("no_such_module:Class", "could not be imported: No module named 'no_such_module'"),
         ("trainers:NoClass", "could not be imported: trainers has no 'NoClass'"),
@@ -264,6 +264,23 @@ def test_braces_that_are_no_placeholders_are_left_as_they_are(tmp_path: Path) ->
     assert str([*given, "55"]) in str(caught.value)
 
 
+def test_braces_in_a_script_that_may_have_been_meant_are_told_by_the_plan(folder: Path) -> None:
+    script = "echo lr={lr}; awk '{{print}}' x; cp {start} {output}"
+    given = {"command": ["sh", "-c", script], "env": {"X": "a {rate} b"}}
+    finetune = json.dumps(given)
+    text = f"soup: 1\nmodels: {{a: start.safetensors}}\ntree: {{of: [a], finetune: {finetune}}}\n"
+    tree, _ = parse_tree(text, folder=folder)
+    of_lr, of_rate = modelsoup.check(tree).warnings
+    assert of_lr.startswith('root: {lr} in "echo lr={lr}; ')
+    assert of_lr.endswith(
+        "is none of the command's placeholders, and is passed as it stands ({{lr}} says that this "
+        "is meant)"
+    )
+    assert of_rate.startswith("root: {rate} in 'a {rate} b' is none")
+    options = build_options(CommandTrainer(), {"command": ["sh", "-c", "{{lr}} {output}"]})
+    assert CommandTrainer().notices(options) == []
+
+
 def test_placeholders_are_filled_in_in_the_environment_too(tmp_path: Path) -> None:
     code = "import os, sys; sys.exit(os.environ['WHERE'])"
     with pytest.raises(TrainerError, match=f"its last lines: to {tmp_path}/out.safetensors, 5$"):
@@ -309,7 +326,7 @@ class TellsShapes(Reshapes):
 
 def test_a_tensor_of_another_shape_than_the_starts_is_refused(folder: Path) -> None:
     said = (
-        r"gave other shapes to 1 tensors of its start: G\.low\.w \(G\.low\.w: \[5, 1\], not \[5\]\)"
+        r"gave another shape to 1 tensor of its start: G\.low\.w \(G\.low\.w: \[5, 1\], not \[5\]\)"
     )
     with pytest.raises(TrainerError, match=said):
         train(folder, Reshapes(), {}, start=folder / "start.safetensors")
@@ -376,7 +393,7 @@ def test_a_frozen_tensor_is_compared_to_its_last_element(tmp_path: Path) -> None
         if note == "0":
             train(tmp_path, TouchesTheEnd(), {"note": note}, **given)
             continue
-        with pytest.raises(TrainerError, match="changed 1 frozen tensors: large"):
+        with pytest.raises(TrainerError, match="changed 1 frozen tensor: large"):
             train(tmp_path, TouchesTheEnd(), {"note": note}, **given)
 
 
@@ -390,7 +407,7 @@ def test_a_trainers_result_is_searched_to_its_last_element(tmp_path: Path, value
         f"tree: {{of: [a], finetune: {{trainer: ends, note: '{value}'}}}}\n"
     )
     tree, _ = parse_tree(text, folder=tmp_path)
-    with pytest.raises(modelsoup.RunError, match="made NaN or infinity in 1 tensors: large"):
+    with pytest.raises(modelsoup.RunError, match="made NaN or infinity in 1 tensor: large"):
         modelsoup.run(tree, None, store=tmp_path / "store")
 
 

@@ -208,7 +208,7 @@ FAULTS = [
     ),
     (HEAD + "tree: {of: [a, b], merge: {beta: 2}}\n", "the plan:3:28: beta is 2, but must be"),
     (HEAD + "tree: {of: [a, b], finetune: {}}\n", "the plan:.*there is no 'trainer' and no 'comm"),
-    (HEAD + "tree: {of: [a, b], finetune: {trainer: deepi2i}}\n", r"modelsoup\[i2i\]"),
+    (HEAD + "tree: {of: [a, b], finetune: {trainer: deepi2i}}\n", r"\(pip install -e '\.\[i2i\]'"),
     (HEAD + "tree: {of: [a, b], finetune: {trainer: commnd}}\n", "did you mean 'command'"),
     (
         HEAD + 'tree: {of: [a, b], finetune: {trainer: "trainers:Add", adds: 1}}\n',
@@ -240,8 +240,16 @@ FAULTS = [
         "two nodes are called 'n'",
     ),
     (HEAD + "tree: {pair: [a, b, c], odd: z}\n", "the plan:3:1: odd is 'z'"),
-    (HEAD + "tree: {pair: [a]}\n", "tree.pair is"),
-    (HEAD + "tree: {of: []}\n", "tree.of is"),
+    (
+        HEAD + "tree: {pair: [a]}\n",
+        r"tree.pair is \['a'\], but must be a list of at least 2 items$",
+    ),
+    (HEAD + "tree: {of: []}\n", r"tree.of is \[\], but must be a list of at least 1 item$"),
+    ("soup: 1\nmodels: {}\ntree: a\n", "models is {}, but must be a mapping of at least 1 item$"),
+    (
+        HEAD + "groups: {" + ", ".join(f"g{n}: [x]" for n in range(1001)) + "}\ntree: a\n",
+        "groups is {.*}, but must be a mapping of at most 1,000 items$",
+    ),
     ("soup: 1\nsoup: 1\n", "the plan:2:1: the key 'soup' occurs twice"),
     ("soup: !!python/object:os.system 1\n", "the plan:1:7: the tag .* is not allowed"),
     ("a: [1,\n", "the plan:2:1:"),
@@ -256,6 +264,15 @@ FAULTS += [
         "3:20: tree.finetune is 'yes', but must be a map",
     ),
     (HEAD + "tree: {of: [a, b], finetune: true}\n", "is True, but must be a mapping or false$"),
+    (HEAD + "tree: {of: [a, b], merge: {base: ''}}\n", "the plan:3:28: base is '', not a path$"),
+    (
+        "soup: 1\nmodels: {a: {train: {trainer: 'trainers:Add'}, start: ''}}\ntree: a\n",
+        "the plan:2:48: start is '', not a path$",
+    ),
+    (HEAD + "tree: {of: [a, b], finetune: 0}\n", "finetune is 0, but must be a mapping or false$"),
+    (HEAD + "tree: {of: [a, b], finetune: 1e-400}\n", "is 0.0, but must be a mapping or false$"),
+    (HEAD + "tree: {pair: [a, b], shuffle: 0.0}\n", "is 0.0, but must be an integer or false$"),
+    ("soup: true\nmodels: {a: x}\ntree: a\n", "soup is True, but this version reads schema 1"),
     (HEAD + "tree: {pair: [a, b], shuffle: 1.5}\n", "is 1.5, but must be an integer or false$"),
     (HEAD + "tree: {pair: [a, b], shuffle: true}\n", "is True, but must be an integer or false$"),
     (HEAD + "tree: {of: [a, b], merge: 3}\n", "tree.merge is 3, but must be a mapping$"),
@@ -466,6 +483,42 @@ def test_a_node_with_one_model_and_no_merge_of_its_own_takes_it_as_it_is(
     text = HEAD + "defaults: {merge: {dtype: f16}}\n"
     tree, _ = parse_tree(text + f"tree: {{of: [{{of: [a]{more}}}, b]}}\n", folder=folder)
     assert tree.inputs("root") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("defaults", "tree", "said"),
+    [
+        ("dtype: bf16, beta: 0.5", "{of: [a]}", "the plan:4:1: a: .* says of dtype "),
+        ("dtype: bf16", "{of: [{of: [a]}, {of: [b]}]}", r"the plan:4:13: a \(and b\): one model"),
+        ("method: task_arithmetic, base: c.safetensors", "{of: [a]}", "says of method "),
+        ("layers: {'D.*': freeze}", "{of: [a], finetune: {trainer: 'trainers:Add'}}",
+         "4:1: root: .* says of layers "),
+        ("layers: {'D.*': merge, rest: drop}", "{of: [a]}", "says of rest "),
+        ("layers: {'D.*': drop}", "{of: [a]}", "says of layers "),
+    ],
+)  # fmt: skip
+def test_a_default_that_one_model_is_taken_without_is_a_warning(
+    defaults: str, tree: str, said: str, folder: Path
+) -> None:
+    text = HEAD + f"defaults: {{merge: {{{defaults}}}}}\ntree: {tree}\n"
+    (found,) = (w for w in parse_tree(text, folder=folder)[1] if "is not used" not in w)
+    assert re.search(said, found)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "tree"),
+    [
+        ("beta: 0.5, layers: all", "{of: [a]}"),
+        ("method: slerp, t: 0.5", "{of: [a]}"),
+        ("dtype: bf16", "{of: [a, b]}"),
+        ("dtype: bf16", "{of: [a], merge: {dtype: f16}}"),
+    ],
+)
+def test_a_default_that_says_nothing_of_one_model_is_no_warning(
+    defaults: str, tree: str, folder: Path
+) -> None:
+    text = HEAD + f"defaults: {{merge: {{{defaults}}}}}\ntree: {tree}\n"
+    assert not [w for w in parse_tree(text, folder=folder)[1] if "is not used" not in w]
 
 
 def test_one_model_merged_alone_is_converted_and_fine_tuned(folder: Path) -> None:

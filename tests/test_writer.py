@@ -922,6 +922,20 @@ def test_a_header_that_no_reader_would_take_is_not_written(
     assert entries(output.parent) == []
 
 
+@pytest.mark.parametrize("keys", [100_000, 100_001])
+def test_what_the_reader_refuses_above_16_mb_is_not_written(keys: int, output: Path) -> None:
+    metadata = {f"{n:0170}": "" for n in range(keys)}
+    if keys == 100_000:
+        write(output, ONE, metadata)
+        assert open_checkpoint(output).metadata == metadata
+        return
+    with pytest.raises(
+        OutputError, match=r"and 100,001 keys of metadata, more than a reader takes"
+    ):
+        write(output, ONE, metadata)
+    assert entries(output.parent) == []
+
+
 def test_every_shard_carries_the_metadata(tmp_path: Path) -> None:
     output = write(tmp_path / "out" / "soup", TWO, {"modelsoup": "x"}, shard_size=8)
     shards = sorted(output.glob("*.safetensors"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from modelsoup import Job, open_checkpoint
+from modelsoup import CheckpointError, Job, open_checkpoint
 
 SHAPES = {"D.low.w": (4, 3), "D.high.w": (3,), "G.low.w": (5,), "G.high.w": (2, 2)}
 
@@ -125,6 +126,20 @@ class FailsAtLength(Writes):
 
     def deeper(self, job):
         raise ValueError(f"no such layer\n  {job.options.note}\nlook at its name")
+
+
+class Raises(Writes):
+    """Fails with an error of the kind that its note names."""
+
+    def made(self, weights, job):
+        kinds = {
+            "FileNotFoundError": FileNotFoundError, "CheckpointError": CheckpointError,
+            "CancelledError": asyncio.CancelledError,
+        }  # fmt: skip
+        self.raised_deep_down(kinds[job.options.note])
+
+    def raised_deep_down(self, kind):
+        raise kind("nothing of the kind")
 
 
 class WontTravel(Writes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,12 +11,20 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from modelsoup import ParameterError, SoupError, counted, printable
+from modelsoup import (
+    GivenPath,
+    ParameterError,
+    SoupError,
+    counted,
+    how_to_install,
+    print_json,
+    printable,
+)
 
 from .metric_names import extractor_of, must_be_known
 
 _MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
-_PATH = click.Path(path_type=Path)
+_PATH = GivenPath(path_type=Path)
 _DIRECTION = click.option(
     "--direction", type=click.Choice(["x2y", "y2x"]), default="x2y", show_default=True,
     help="From the first domain to the second, or back.",
@@ -205,13 +212,14 @@ def evaluate(
         if (rest := left_out(folder)) is not None:
             _say(f"left out: {rest}")
     if as_json:
-        click.echo(json.dumps([result.as_json() for result in results], indent=2))
+        print_json([result.as_json() for result in results])
         return
     for result in results:
         if result.note:
             click.echo(f"Warning: {result.note}", err=True)
         click.echo(
-            f"{result.name:<18} {result.value:>10.4f}   {counted(result.n_fake, 'translation')}"
+            f"{result.name:<18} {result.value:>10.4f}   "
+            f"{counted(result.n_fake, 'translation')}"
             + (f", {counted(result.n_real, 'other')}" if result.n_real else "")
         )
 
@@ -265,4 +273,4 @@ def _needed(extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise SoupError(f"this needs pip install 'modelsoup[{extra}]' ({error})") from error
+        raise SoupError(f"this needs {how_to_install(extra)} ({error})") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from modelsoup import Job, ParameterError, SoupError
+from modelsoup import Job, ParameterError, SoupError, how_to_install
 
 from .data import Domains, Mode, Transform, find_domains, folders_of
 from .losses import PRESETS, Grouping, LossWeights, Preset, imbalance_degree, loss_weights
@@ -416,7 +416,7 @@ def _session() -> type[Session]:
         if error.name not in ("torch", "PIL"):
             raise
         raise SoupError(
-            f"training needs {error.name}, which is not installed: pip install 'modelsoup[i2i]'"
+            f"training needs {error.name}, which is not installed: {how_to_install('i2i')}"
         ) from None
     return Session
 

@@ -24,14 +24,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from modelsoup import SoupError
+from modelsoup import SoupError, how_to_install
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 ALEXNET = "alexnet-owt-7be5be79.pth"
 ST_PACKAGE = "stlpips-pytorch"
 ST_FILE = "alex_shift_tolerant.pth"
 ST_SHA256 = "b356b382f96010f77d085ee8343ecd9fd322d0a56e8de2b2d0549fafcad8b9ee"
-_FIT = "is it installed: pip install 'modelsoup[pretrained]', and does torchvision fit torch?"
+_FIT = f"is it installed: {how_to_install('pretrained')}, and does torchvision fit torch?"
 
 
 class MissingWeightsError(SoupError):

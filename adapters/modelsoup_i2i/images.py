@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from modelsoup import OutputError, SoupError
+from modelsoup import OutputError, SoupError, how_to_install
 
 if TYPE_CHECKING:
     import torch
@@ -322,5 +322,5 @@ def _pillow() -> Any:
         import PIL.Image
         import PIL.ImageOps
     except ImportError as error:
-        raise SoupError(f"images need Pillow: pip install 'modelsoup[i2i]' ({error})") from error
+        raise SoupError(f"images need Pillow: {how_to_install('i2i')} ({error})") from error
     return PIL

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelsoup import ParameterError, SoupError
+from modelsoup import ParameterError, SoupError, how_to_install
 
 from .extractors import Extractor, extractor
 from .images import as_rgb, list_images, read_image, resized
@@ -353,7 +353,7 @@ def _torchmetrics(module: str, name: str) -> Callable[..., Any]:
         found: Callable[..., Any] = getattr(import_module(f"torchmetrics.{module}"), name)
     except (ImportError, RuntimeError) as error:
         raise SoupError(
-            f"torchmetrics cannot be imported ({error}): pip install 'modelsoup[i2i]', and take "
+            f"torchmetrics cannot be imported ({error}): {how_to_install('i2i')}, and take "
             f"away a torchvision that does not fit torch"
         ) from error
     return found

@@ -575,7 +575,7 @@ class Session:
             return
         total = len(self._module.state_dict())
         if self.start is None:
-            yield f"initialised all {total} tensors (init {options.init})"
+            yield f"initialised all of {counted(total, 'tensor')} (init {options.init})"
         elif self.missing:
             whole = [
                 name for name in self._module
@@ -583,15 +583,15 @@ class Session:
             ]  # fmt: skip
             of_these = f", among them all of {', '.join(whole)}" if whole else ""
             yield (
-                f"initialised {len(self.missing)} of {total} tensors, which {self.start.name} "
-                f"lacks{of_these} (init {options.init})"
+                f"initialised {len(self.missing)} of {counted(total, 'tensor')}, which "
+                f"{self.start.name} lacks{of_these} (init {options.init})"
             )
         if self.frozen:
             yield f"frozen: {counted(len(self.frozen), 'tensor')}"
         yield from (f"left out: {fault}" for fault in self._left_out())
         yield (
-            f"{len(pictures.a)} images of X and {len(pictures.b)} of Y, "
-            f"{self.steps_per_epoch} steps an epoch, on {self.device}"
+            f"{counted(len(pictures.a), 'image')} of X and {len(pictures.b)} of Y, "
+            f"{counted(self.steps_per_epoch, 'step')} an epoch, on {self.device}"
         )
         if options.imbalance is not None or options.count_b is not None:
             yield "images of Y: " + ", ".join(path.name for path in pictures.b)

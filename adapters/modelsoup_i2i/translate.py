@@ -22,6 +22,7 @@ from modelsoup import (
     TrainerError,
     check_output,
     digest_file,
+    how_to_install,
     placed,
 )
 
@@ -172,7 +173,7 @@ def export_onnx(
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise SoupError(f"exporting needs pip install 'modelsoup[onnx]' ({error})") from error
+        raise SoupError(f"exporting needs {how_to_install('onnx')} ({error})") from error
     generator = load_generator(str(model), direction)
     # Of batch 2 where it is free: the exporter would take a size of 1 for a constant.
     example = torch.zeros(batch or 2, generator.shape.channels, size or 64, size or 64)

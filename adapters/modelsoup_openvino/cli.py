@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelsoup import ParameterError, SoupError, printable
+from modelsoup import GivenPath, ParameterError, SoupError, print_json, printable
 
 if TYPE_CHECKING:
     from .trainer import OpenVinoOptions
@@ -26,10 +26,15 @@ def openvino() -> None:
 
 
 @openvino.command(no_args_is_help=True)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=GivenPath(path_type=Path))
 @click.option("--trainer", "of", required=True, metavar="NAME", help="Which trainer made MODEL.")
-@click.option("--data", metavar="DIR", help="The trainer's data: calibration, training and test.")
-@click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path),
+@click.option(
+    "--data",
+    metavar="DIR",
+    type=GivenPath(),
+    help="The trainer's data: calibration, training and test.",
+)
+@click.option("-o", "--output", required=True, metavar="OUT", type=GivenPath(path_type=Path),
               help="The folder to write.")  # fmt: skip
 @click.option("--epochs", default=2, show_default=True, help="After calibration; 0 is none.")
 @click.option("--rate", type=float, metavar="η", help="Learning rate of those.  [default: 1e-6]")
@@ -107,15 +112,15 @@ def quantize(
         raise
     shutil.rmtree(work)
     if as_json:
-        click.echo(json.dumps(told))
+        print_json(told)
     else:
         click.echo((output / PAGE).read_text("utf-8"))
 
 
 @openvino.command(no_args_is_help=True)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("model", type=GivenPath(path_type=Path))
+@click.argument("source", metavar="IN", type=GivenPath(path_type=Path))
+@click.argument("target", metavar="OUT", type=GivenPath(path_type=Path))
 @click.option("--precision", type=click.Choice(["f32", "bf16"]), default="f32", show_default=True,
               help="Of what is not INT8.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace what is there.")
@@ -136,8 +141,8 @@ def run(model: Path, source: Path, target: Path, precision: str, force: bool) ->
 
 
 @openvino.command(no_args_is_help=True)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--against", type=click.Path(path_type=Path), metavar="XML",
+@click.argument("model", type=GivenPath(path_type=Path))
+@click.option("--against", type=GivenPath(path_type=Path), metavar="XML",
               help="Another model that takes turns with it.")  # fmt: skip
 @click.option("--rounds", default=20, show_default=True, help="That count.")
 @click.option(
@@ -151,7 +156,10 @@ def bench(model: Path, against: Path | None, rounds: int, size: int | None, as_j
     if rounds < 1 or (size is not None and size < 1):
         raise ParameterError("rounds and size must be at least 1")
     told = measured([model] if against is None else [model, against], rounds, size)
-    click.echo(json.dumps(told) if as_json else table(told))
+    if as_json:
+        print_json(told)
+    else:
+        click.echo(table(told))
 
 
 def _options(given: Mapping[str, Any]) -> OpenVinoOptions:

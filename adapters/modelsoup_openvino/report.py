@@ -38,7 +38,7 @@ def page(told: Mapping[str, Any]) -> str:
         *_candidates(told),
         "",
         f"INT8 against float32, both by OpenVINO, on "
-        f"{counted(int(likeness['images']), 'image')}: PSNR "
+        f"{counted(round(likeness['images']), 'image')}: PSNR "
         f"{likeness['psnr']:.2f} dB (worst {likeness['psnr_worst']:.2f}), SSIM "
         f"{_number(likeness['ssim'], 4)}. The INT8 graph against NNCF's fake-quantised network: "
         f"{likeness['agreement']['int8']:.1f} dB.",

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from modelsoup import SoupError
+from modelsoup import SoupError, how_to_install
 
 Say = Callable[[str], None]
 
@@ -36,7 +36,7 @@ RANGES: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = {
 }
 """What the extra `modelsoup[openvino]` asks for: from, and below."""
 
-EXTRA = "pip install 'modelsoup[openvino]'"
+EXTRA = how_to_install("openvino")
 _EXTENSION = Path("nncf") / "quantized_functions_cpu"
 _SENDER = "openvino_telemetry"
 _COMPILERS = ("c++", "g++", "clang++")

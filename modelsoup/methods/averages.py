@@ -31,8 +31,9 @@ def _prepare(p: LinearParameters) -> LinearParameters:
 
 
 def _identity(p: LinearParameters) -> int | None:
-    used = [index for index, weight in enumerate(p.weight) if weight != 0]
-    return used[0] if len(used) == 1 and p.weight[used[0]] == 1 else None
+    weights = _prepare(p).weight
+    used = [index for index, weight in enumerate(weights) if weight != 0]
+    return used[0] if len(used) == 1 and weights[used[0]] == 1 else None
 
 
 def _linear_into(x: Any, p: Any, out: Any, own: Any) -> None:

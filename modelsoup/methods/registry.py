@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from ..errors import ParameterError, nearest
+from ..errors import ParameterError, counted, nearest, parameter_option
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -209,13 +209,20 @@ def external_name(field: dataclasses.Field[Any]) -> str:
     return field.name.rstrip("_")
 
 
-def build_parameters(chosen: Method, given: Mapping[str, Any], models: int) -> Any:
+def build_parameters(
+    chosen: Method,
+    given: Mapping[str, Any],
+    models: int,
+    *,
+    asked: Callable[[str], str] | None = None,
+) -> Any:
     """Check parameters and fill in defaults.
 
     Args:
         chosen: the method.
         given: name → number, truth value, or one number a model.
         models: how many models are merged, the base not counted.
+        asked: how a parameter is given, where it is not as the recipe's are.
 
     Returns:
         an instance of `chosen.parameters`; per-model fields hold a tuple of `models` floats.
@@ -235,8 +242,9 @@ def build_parameters(chosen: Method, given: Mapping[str, Any], models: int) -> A
     for name, field in fields.items():
         value = given.get(name, field.default)
         if value is dataclasses.MISSING:
+            how = parameter_option(name, "…") if asked is None else asked(name)
             raise ParameterError(
-                f"the method {chosen.name!r} needs the parameter {name!r} (--set {name}=…): "
+                f"the method {chosen.name!r} needs the parameter {name!r} ({how}): "
                 f"{field.metadata['doc']}"
             )
         values[field.name] = _checked(chosen.name, name, field, value, models)
@@ -270,7 +278,9 @@ def _checked(method_name: str, name: str, field: Any, value: Any, models: int) -
     if len(numbers) == 1:
         numbers *= models
     if len(numbers) != models:
-        raise ParameterError(f"{where} has {len(numbers)} values for {models} models")
+        raise ParameterError(
+            f"{where} has {counted(len(numbers), 'value')} for {counted(models, 'model')}"
+        )
     return tuple(float(number) for number in numbers)
 
 

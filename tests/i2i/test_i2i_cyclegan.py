@@ -21,6 +21,7 @@ from modelsoup_i2i.evaluation import evaluate_model, find_sets
 from modelsoup_i2i.images import save_png
 
 import modelsoup
+from modelsoup.digest import content_of
 
 HERE = Path(__file__).parent
 torch.set_num_threads(1)  # a tiny network has nothing for a second one; bits depend on how many
@@ -632,7 +633,7 @@ def key(data: Path | None, *, trainer: str = "cyclegan", seed: int = 3, **option
         given["data"] = str(data)
     train = {name: value for name, value in given.items() if value is not None}
     text = json.dumps({"soup": 1, "seed": seed, "models": {"a": {"train": train}}, "tree": "a"})
-    checked = modelsoup.check(modelsoup.parse_tree(text)[0])
+    checked = modelsoup.check(modelsoup.parse_tree(text)[0], contents=content_of)
     assert checked.problems == ()
     found = checked.nodes["a"].key
     assert found is not None
@@ -735,7 +736,7 @@ def test_without_torch_a_training_says_what_to_install(data: Path, tmp_path: Pat
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert "pip install 'modelsoup[i2i]'" in done.stdout
+    assert "pip install -e '.[i2i]'" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -766,6 +767,22 @@ def test_an_option_out_of_range_is_named(data: Path, options: dict, said: str):
     with pytest.raises(modelsoup.SoupError, match=said):
         tree, _ = modelsoup.parse_tree(plan(data, "all", **options))
         modelsoup.check(tree)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        *((name, 1) for name in ("batch", "accumulate", "width", "blocks", "d_width", "d_layers",
+                                 "processes")),
+        *((name, 0) for name in ("epochs", "decay_epochs", "init", "pool_size", "checkpoint_every",
+                                 "sheet_every", "threads", "cache_mb")),
+    ],
+)  # fmt: skip
+def test_what_is_counted_has_a_least_value(name: str, least: int):
+    usual = {"data": Path("x"), "epochs": 1, "decay_epochs": 1}
+    assert getattr(CycleGANOptions(**usual | {name: least}), name) == least
+    with pytest.raises(ValueError, match=f"{name} is {least - 1}, but must be at least {least}$"):
+        CycleGANOptions(**usual | {name: least - 1})
 
 
 def test_measuring_needs_test_images():

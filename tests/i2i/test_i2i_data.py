@@ -149,6 +149,19 @@ def test_an_image_smaller_than_the_crop_is_named(tmp_path: Path):
 def test_a_load_size_smaller_than_the_crop_is_refused():
     with pytest.raises(modelsoup.ParameterError, match="smaller than crop_size"):
         Transform(load=(16, 30), crop=(20, 20))
+    said = "load_size is 19 wide, but must be at least as wide as crop_size, 20$"
+    with pytest.raises(modelsoup.ParameterError, match=said):
+        Transform("scale_width_and_crop", load=(30, 19), crop=(10, 20))
+    for option in ("load", "crop"):
+        with pytest.raises(modelsoup.ParameterError, match=rf"{option}_size is \[0, 3\], but must"):
+            Transform("none", **{option: (0, 3)})
+
+
+def test_a_picture_that_is_scaled_to_its_width_is_as_high_as_the_crop_at_least():
+    transform = Transform("scale_width_and_crop", load=(99, 20), crop=(12, 8))
+    flat, high = np.zeros((5, 50, 3), np.uint8), np.zeros((50, 25, 3), np.uint8)
+    assert transform.prepare(flat, "flat").shape == (12, 20, 3)
+    assert transform.prepare(high, "high").shape == (40, 20, 3)
 
 
 def test_a_bad_image_is_named_or_left_out(tmp_path: Path):

@@ -106,6 +106,30 @@ def test_a_name_that_would_drive_the_terminal_is_spelt_out(model, photos, tmp_pa
     assert r"such as a\x1b[2J\n4 written.gif" in done.stderr
 
 
+def test_how_far_it_is_is_told_on_stderr(model, photos, tmp_path, monkeypatch):
+    """In place on a terminal, elsewhere once a minute."""
+    from types import SimpleNamespace
+
+    from click.testing import CliRunner
+
+    from modelsoup.cli import main
+
+    def asked(output: str, *, is_terminal: bool):
+        stream = SimpleNamespace(isatty=lambda: is_terminal)
+        monkeypatch.setattr("modelsoup_i2i.cli.sys", SimpleNamespace(stderr=stream))
+        given = [str(model), str(photos), str(tmp_path / output), "--device", "cpu", "--batch", "1"]
+        return CliRunner().invoke(main, ["i2i", "translate", *given])
+
+    on_a_terminal = asked("one", is_terminal=True)
+    assert on_a_terminal.stderr == "\r1/4\r2/4\r3/4\r4/4\n"
+    assert on_a_terminal.stdout == f"4 written to {tmp_path / 'one'}\n"
+    assert asked("two", is_terminal=False).stderr == ""
+    minutes = iter(range(0, 10_000, 40))  # each second time is over a minute later
+    clock = SimpleNamespace(monotonic=lambda: next(minutes))
+    monkeypatch.setattr("modelsoup_i2i.cli.time", clock)
+    assert asked("three", is_terminal=False).stderr == "2/4\n4/4\n"
+
+
 def test_pictures_that_are_not_read_are_named(model, photos, tmp_path):
     (photos / "e.gif").touch()
     said = []
@@ -277,6 +301,6 @@ def test_an_onnx_model_gives_what_torch_gives_at_any_size(model, tmp_path):
 @pytest.mark.needs("onnx")
 def test_a_missing_onnx_is_a_sentence(model, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    with pytest.raises(modelsoup.SoupError, match=r"pip install 'modelsoup\[onnx\]'"):
+    with pytest.raises(modelsoup.SoupError, match=r"pip install -e '\.\[onnx\]'"):
         export_onnx(model, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()

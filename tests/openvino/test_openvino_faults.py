@@ -153,7 +153,7 @@ def test_missing_and_other_versions_are_told(
     monkeypatch.setattr(versions.metadata, "version", pretend)
     with pytest.raises(versions.VersionError, match=said):
         versions.need("torch", "nncf", "openvino")
-    assert refused(quantize(start, data, tmp_path / "out"), "modelsoup[openvino]")
+    assert refused(quantize(start, data, tmp_path / "out"), "'.[openvino]'")
 
 
 def test_versions_in_the_range_are_taken_and_no_others(monkeypatch):

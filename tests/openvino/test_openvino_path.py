@@ -29,6 +29,7 @@ from safetensors.numpy import load_file
 
 import modelsoup
 from modelsoup.cli import main
+from modelsoup.digest import content_of
 
 from conftest import SHAPE, SIZES, device_plan  # isort: skip
 
@@ -150,6 +151,11 @@ def test_only_the_deployed_generator_has_quantisers(made):
     assert own == set(load_generator(made.out / "float.safetensors", "x2y").state_dict())
     weights = [n for n in names if n.startswith("__nncf_hooks.pre_hooks.") and n.endswith(".scale")]
     assert len(weights) == 10
+
+
+def test_the_model_for_half_precision_holds_half_the_bytes(made):
+    whole, half = ((made.out / f"{name}.bin").stat().st_size for name in ("fp32", "fp16"))
+    assert 0.5 * whole <= half < 0.6 * whole
 
 
 def test_the_models_tell_the_digest_of_the_checkpoint_they_came_from(made, start):
@@ -381,7 +387,7 @@ def key(folder, start, data, *, trainer="openvino-qat", seed=0, training=None, *
     }  # fmt: skip
     (folder / "tree.yaml").write_text(json.dumps(plan))
     tree, _ = modelsoup.read_tree(folder / "tree.yaml")
-    made = modelsoup.check(tree, digest=lambda path: path.name)
+    made = modelsoup.check(tree, digest=lambda path: path.name, contents=content_of)
     assert made.problems == ()
     found = made.nodes["root"].key
     assert found is not None
