@@ -95,8 +95,8 @@ class CycleGANOptions:
     count_b: int | None = None
     subset_seed: int = 0
     mode: Mode = "resize_and_crop"
-    load_size: int | tuple[int, int] = 286
-    crop_size: int | tuple[int, int] = 256
+    load_size: int | tuple[int, ...] = 286
+    crop_size: int | tuple[int, ...] = 256
     flip: bool = True
     batch: int = 1
     accumulate: int = 1
@@ -142,6 +142,10 @@ class CycleGANOptions:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {low}")
+        for name in ("load_size", "crop_size"):
+            size = getattr(self, name)
+            if not isinstance(size, int) and len(size) != 2:
+                raise ValueError(f"{name} is {list(size)}, but must be a side, or [height, width]")
         if self.epochs + self.decay_epochs < 1:
             raise ValueError("epochs and decay_epochs are both 0: there is nothing to train")
         if not 0 < self.lr < float("inf"):
@@ -417,5 +421,5 @@ def _session() -> type[Session]:
     return Session
 
 
-def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+def _sides(size: int | tuple[int, ...]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

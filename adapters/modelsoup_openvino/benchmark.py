@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from modelsoup import ParameterError
+from modelsoup import ParameterError, counted
 
 from . import export, measure
 
@@ -25,7 +25,8 @@ def measured(paths: Sequence[Path], rounds: int, size: int | None) -> dict[str, 
         CheckpointError: a file is missing or damaged.
         ParameterError: a model cannot be had for that size, or they are one file.
     """
-    if len(set(paths)) < len(paths):
+    there = [path.stat() for path in paths if path.exists()]
+    if len({(status.st_dev, status.st_ino) for status in there}) < len(there):
         raise ParameterError(f"{paths[0]} is given twice: name another model to compare with")
     models = {str(path): export.read(path) for path in paths}
     shape = list(next(iter(models.values())).input(0).get_partial_shape().to_shape())
@@ -56,8 +57,8 @@ def table(told: Mapping[str, Any]) -> str:
     """The same for people."""
     machine, (height, width) = told["machine"], told["image"][-2:]
     lines = [
-        f"{height} × {width} pixels, medians of {told['rounds']} rounds, {machine['cores']} cores "
-        f"of {machine['processor']}, load {machine['load']}",
+        f"{height} × {width} pixels, medians of {counted(told['rounds'], 'round')}, "
+        f"{machine['cores']} cores of {machine['processor']}, load {machine['load']}",
         "",
         "| model | ms | one thread, ms | images a second | MB | memory, MiB | INT8 operations |",
         "|---|--:|--:|--:|--:|--:|--:|",

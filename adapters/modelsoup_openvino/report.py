@@ -102,11 +102,12 @@ def as_pixels(image: np.ndarray) -> np.ndarray:
 
 def _candidates(told: Mapping[str, Any]) -> list[str]:
     held, kept = told["held_out"], told["kept"]
-    of = "test images" if held["from_test"] else "training images, for there are no test images"
+    of = counted(held["images"], "test image" if held["from_test"] else "training image")
+    why = "" if held["from_test"] else ", for there are no test images"
     candidates = told["candidates"]
     first, best = candidates[0], next(one for one in candidates if one["epoch"] == kept)
     lines = [
-        f"Likeness to the float network on {held['images']} {of}:",
+        f"Likeness to the float network on {of}{why}:",
         "",
         "| epochs after calibration | PSNR, dB | SSIM | |",
         "|--:|--:|--:|---|",
@@ -151,8 +152,9 @@ def _speed(told: Mapping[str, Any], machine: Mapping[str, str]) -> list[str]:
              "int8.xml": "OpenVINO INT8"}  # fmt: skip
     fast = models["int8.xml"]["latency"]
     lines = [
-        f"One image of {height} × {width}, medians of {told['rounds']} rounds in which all took "
-        f"turns, on {machine['cores']} cores of {machine['processor']}, load {machine['load']}:",
+        f"One image of {height} × {width}, medians of {counted(told['rounds'], 'round')} in which "
+        f"all took turns, on {machine['cores']} cores of {machine['processor']}, load "
+        f"{machine['load']}:",
         "",
         "| | ms | INT8 is faster by | one thread, ms | images a second | memory, MiB |",
         "|---|--:|--:|--:|--:|--:|",

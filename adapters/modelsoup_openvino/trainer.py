@@ -45,6 +45,10 @@ RATE = 1e-6
 its own, and OpenVINO advises 1e-5 and less."""
 
 
+_OF_THE_REPORT = ("out", "rounds", "pictures", "quality")
+"""Options that decide nothing of the float checkpoint."""
+
+
 @dataclass(frozen=True)
 class OpenVinoOptions:
     """What a plan may say to the trainer.
@@ -195,7 +199,7 @@ def quantise_to(
         rate=options.rate,
         folder=options.folder,
     )
-    told = {name: value for name, value in options_as_json(options).items() if name != "out"}
+    told = {n: v for n, v in options_as_json(options).items() if n not in _OF_THE_REPORT}
     step = FineTune(Training(OpenVinoQat.name, told))
     lineage = record_training(step, open_checkpoint(start), seed=seed)
     known = trainer.options_of(start)

@@ -17,7 +17,7 @@ import torch
 from i2i_domains import TINY, make_domains
 from modelsoup_i2i import processes
 from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
-from modelsoup_i2i.evaluation import evaluate_model
+from modelsoup_i2i.evaluation import evaluate_model, find_sets
 from modelsoup_i2i.images import save_png
 
 import modelsoup
@@ -320,6 +320,19 @@ def test_a_finished_training_is_kept_when_its_evaluation_fails(tmp_path: Path):
     (data / "testA" / "2.png").write_bytes((data / "testA" / "1.png").read_bytes())
     again = train(tmp_path, data, evaluate=["psnr"], epochs=1)
     assert again.metrics["psnr"] > 0 and again.lines[0] == "goes on after step 3 of 3"
+
+
+def test_a_result_is_measured_where_it_was_trained(data: Path, tmp_path: Path):
+    """Here is no such device, and that is what is said of it."""
+    told = train(tmp_path, data, epochs=1)
+    job = modelsoup.Job(
+        None, tmp_path / "out.safetensors", tmp_path / "work", (), 5,
+        CycleGANOptions(data=data, evaluate=["kd-st-alex"], **TINY), told.report,
+        told.lines.append, told.notes.update,
+    )  # fmt: skip
+    sets = find_sets((data / "testA", data / "testB"))
+    CycleGAN()._evaluate(job, sets, "cuda:99")
+    assert "the device cuda:99 is asked for" in str(told.notes["not evaluated"])
 
 
 def test_damaged_test_pictures_may_be_left_out_as_those_of_the_training(tmp_path: Path):
@@ -734,6 +747,8 @@ def test_without_torch_a_training_says_what_to_install(data: Path, tmp_path: Pat
         ({"lr": 0}, "lr is 0.0, but must be positive"),
         ({"batch": 0}, "batch is 0, but must be at least 1"),
         ({"epochs": 0}, "nothing to train"),
+        ({"load_size": [36]}, r"load_size is \[36\], but must be a side, or \[height, width\]"),
+        ({"crop_size": [1, 2, 3]}, r"crop_size is \[1, 2, 3\], but must be a side, or"),
         ({"loss": "pix2pix"}, "loss"),
         ({"imbalance": 100}, r"must be in \[0, 100\)"),
         ({"imbalance": 50, "count_b": 2}, "both say how many"),

@@ -51,7 +51,7 @@ def test_the_command_writes_the_folder_and_prints_the_page(start, data, tmp_path
     assert integer["Convolution"] == (7, 8)
     folders = {path.name: len(list(path.iterdir())) for path in (out / "pictures").iterdir()}
     assert folders == {"input": 2, "float32": 2, "int8": 2, "int8-0": 2}
-    assert refused(quantize(start, data, out), "exists already (--force replaces it)")
+    assert refused(quantize(start, data, out), "exists and is not empty (--force replaces it)")
 
 
 def test_what_is_no_checkpoint_of_the_trainer_is_refused(data, tmp_path):

@@ -120,6 +120,18 @@ def test_weights_of_half_the_range_are_computed_without_saturation(start, data):
     assert not measure.saturates() or agreed["enable"] > agreed["disable"] + 3
 
 
+def test_a_range_that_cannot_be_cut_off_is_not_warned_of(quantise, tmp_path, monkeypatch):
+    """Though the processor would; and one of anything is not several."""
+    (tmp_path / "cpuinfo").write_text("flags\t\t: avx2\n")
+    monkeypatch.setattr(measure, "CPU_INFO", tmp_path / "cpuinfo")
+    assert measure.saturates()
+    how = {"overflow_fix": "enable"}
+    run = quantise(tmp_path, epochs=0, rounds=1, held_out=1, quantisation=how)
+    page = (run.out / "report.md").read_text()
+    assert run.told["likeness"]["saturates"] is False and "has no VNNI" not in page
+    assert "on 1 test image:" in page and "on 1 image:" in page and "of 1 round in" in page
+
+
 def test_int8_is_near_to_float_and_smaller(made):
     assert made.told["likeness"]["psnr"] > 30
     sizes = {name: (made.out / name).stat().st_size for name in ("int8.bin", "fp32.bin")}

@@ -198,5 +198,7 @@ def test_bench_lets_two_models_take_turns(made):
         assert min(speed["latency"], speed["one_thread"], speed["throughput"]) > 0
         assert speed["fastest"] <= speed["latency"]
         assert 0 < told["memory_mib"][name]["loaded"] <= told["memory_mib"][name]["peak"]
-    assert soup("bench", xml, "--against", xml).exit_code == 1
+    assert "medians of 1 round, " in soup("bench", xml, "--rounds", 1, "--size", 16).output
+    again = soup("bench", xml, "--against", made.out / ".." / made.out.name / xml.name)
+    assert again.exit_code == 1 and "given twice" in again.output
     assert "at least 1" in soup("bench", xml, "--rounds", 0).output
