@@ -100,6 +100,7 @@ TESTS = {
         "metric_names": "metrics",
         "networks": "step translate",
         "packages": "sources",
+        "places": "translate",
         "pool": "data step",
         "processes": "step cyclegan",
         "session": "step cyclegan",
