@@ -1532,6 +1532,13 @@ def test_two_nodes_that_would_write_to_one_place_are_a_problem(
         assert re.search(said, problems[-1])
 
 
+def test_what_a_trainer_cannot_write_is_a_problem_beside_others(folder: Path) -> None:
+    text = BESIDE.replace("INNER", "y" * 300).replace("OTHER", "a").replace("b: b.", "b: nothing.")
+    problems = check(parse_tree(text, folder=folder)[0]).problems
+    assert any(re.search(r"inner: cannot write y{300}: File name too long", p) for p in problems)
+    assert any("nothing.safetensors does not exist" in problem for problem in problems)
+
+
 @pytest.mark.parametrize("where", [".", "link"])
 def test_what_a_plan_reads_is_not_written_over(folder: Path, where: str) -> None:
     (folder / "link").symlink_to(folder)
