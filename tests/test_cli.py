@@ -518,7 +518,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_1(arguments: str, said: str, he
 
 def test_a_pickle_that_is_not_there_or_torch_that_is_not_is_told() -> None:
     sentence = mistake("convert", "nope.pth", "out.safetensors")
-    assert ("nope.pth" if find_spec("torch") else "modelsoup[torch]") in sentence
+    assert ("nope.pth" if find_spec("torch") else ".[torch]") in sentence
 
 
 @pytest.mark.parametrize(

@@ -1360,7 +1360,7 @@ def test_ctrl_c_leaves_nothing(output: str, interruptible: list[Path], tmp_path:
     with running(["-c", INTERRUPTED, *interruptible, tmp_path / output]) as process:
         wait_until(0.3, process)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) != 0
+        assert process.wait(timeout=60) != 0
     assert sorted(tmp_path.iterdir()) == interruptible
 
 
