@@ -284,7 +284,7 @@ def steps(progress: Path) -> float:
 
 
 @pytest.mark.needs("ray")
-@pytest.mark.slow  # and Ray's client gives up after 30 s, which a busy machine may need
+@pytest.mark.slow
 def test_the_address_of_a_running_ray_will_do(folder: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     ray = shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray"
@@ -294,8 +294,11 @@ def test_the_address_of_a_running_ray_will_do(folder: Path) -> None:
     ]  # fmt: skip
     temporary = Path(tempfile.mkdtemp(prefix="soup-ray-"))  # pytest's are too long for sockets
     started = started_in(temporary, [*head, f"--temp-dir={temporary}"], {})
+    # Ray's client gives up after 30 s, which a busy machine may need before it serves the first.
+    asks = [sys.executable, "-c", f"import ray; ray.init('ray://{address}')"]
     try:
         wait_for(lambda: answers(address))
+        wait_for(lambda: subprocess.run(asks, check=False, capture_output=True).returncode == 0)
         (folder / "tree.yaml").write_text(TREE)
         soup(folder, "run", "tree.yaml", "--executor", f"ray://{address}")
     finally:

@@ -1223,4 +1223,6 @@ def test_without_pytorch_the_extra_to_install_is_named(tmp_path):
         text=True,
         check=True,
     )
-    assert answer.stdout == "soup convert needs PyTorch: install modelsoup[torch]\n"
+    assert answer.stdout == (
+        "soup convert needs PyTorch: pip install -e '.[torch]' in a clone of modelsoup\n"
+    )

@@ -1386,7 +1386,9 @@ def test_an_input_that_is_truncated_while_it_is_read_is_told(workers: int, tmp_p
     def truncate(nbytes: int, total: int) -> None:
         os.truncate(models[1], size // 2)
 
-    with pytest.raises(CheckpointError, match=r"b\.safetensors ended at byte .* truncated while"):
+    # Or all of it had been read by then.
+    said = r"b\.safetensors (ended at byte .* truncated while|changed while it was read)"
+    with pytest.raises(CheckpointError, match=said):
         merge(models, tmp_path / "out.safetensors", workers=workers, progress=truncate)
     assert sorted(tmp_path.iterdir()) == models
 
