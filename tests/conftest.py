@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import modelsoup.trainer
+
 HERE = Path(__file__).parent
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
 # The extra that all tests of a folder or a file need; a single one is marked with `needs`.
@@ -102,3 +104,9 @@ def public() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def trainers_of_a_test_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they would be in the hints of whatever runs next in the process."""
+    monkeypatch.setattr(modelsoup.trainer, "_trainers", dict(modelsoup.trainer._trainers))
