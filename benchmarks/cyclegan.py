@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from cyclegan_reference import Original
-from modelsoup_i2i.cyclegan import CycleGANOptions
-from modelsoup_i2i.images import save_png
-from modelsoup_i2i.session import Session
+from modelsoup_i2i.pictures.images import save_png
+from modelsoup_i2i.trainers.cyclegan import CycleGANOptions
+from modelsoup_i2i.training.session import Session
 
 TIME_TARGET, MEMORY_TARGET = 0.85, 0.8
 KINDS = ("original", "ours")

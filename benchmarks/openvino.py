@@ -39,8 +39,9 @@ sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(
 os.environ.setdefault("CXX", "/bin/false")
 
 import torch
-from modelsoup_i2i.images import list_images, read_image, resized, save_png, to_tensor
-from modelsoup_i2i.networks import GeneratorShape, ResnetGenerator, load_generator
+from modelsoup_i2i.networks.resnet import ResnetGenerator
+from modelsoup_i2i.pictures.images import list_images, read_image, resized, save_png, to_tensor
+from modelsoup_i2i.use.generators import load_generator
 from modelsoup_openvino import export, measure
 from modelsoup_openvino.quantise import Quantisation, load_quantised, quantised
 from modelsoup_openvino.trainer import OpenVinoQat, quantise_to
@@ -150,7 +151,7 @@ def supervised(
     What `unfinished` has of an earlier run with the same arguments is gone on from.
     """
     torch.manual_seed(0)
-    network = ResnetGenerator(GeneratorShape(arguments.width, arguments.blocks))
+    network = ResnetGenerator(arguments.width, arguments.blocks)
     network.winograd = True
     network.lay_out()
     inputs, truth = pairs(data, "train")

@@ -271,6 +271,10 @@ _EXPECTED = {
     "list_type": "a list", "tuple_type": "a list", "set_type": "a list", "dict_type": "a mapping",
     "model_type": "a mapping", "none_required": "null",
 }  # fmt: skip
+_LIMITS = {
+    "greater_than": "more than {gt:g}", "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}", "less_than_equal": "at most {le:g}",
+}  # fmt: skip
 
 
 def expected(faults: Iterable[Mapping[str, Any]]) -> str:
@@ -288,6 +292,9 @@ def _wanted(fault: Mapping[str, Any]) -> str:
         kind = "a mapping" if fault["ctx"]["field_type"] == "Dictionary" else "a list"
         limit = "at least" if fault["type"] == "too_short" else "at most"
         return f"{kind} of {limit} {counted(length, 'item')}"
+    for limit, words in _LIMITS.items():
+        if fault["type"] == limit:
+            return words.format(**fault["ctx"])
     told = str(fault["msg"]).removeprefix("Input should be ").replace("False", "false")
     return _EXPECTED.get(fault["type"], told)
 

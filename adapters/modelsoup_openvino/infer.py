@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from modelsoup_i2i.images import CHANNELS
+from modelsoup_i2i.pictures.images import CHANNELS
 
 from modelsoup import ParameterError, SoupError
 
@@ -110,10 +110,10 @@ def translate(
         progress: is told how many are done, and of how many.
 
     Raises:
-        SoupError: as `Translator` and `modelsoup_i2i.places.translations`, or an image is damaged.
+        SoupError: as `Translator` and `use.places.translations`, or an image is damaged.
     """
-    from modelsoup_i2i.images import read_image, save_png
-    from modelsoup_i2i.places import translations
+    from modelsoup_i2i.pictures.images import read_image, save_png
+    from modelsoup_i2i.use.places import translations
 
     with translations(source, target, force=force) as wanted:
         network = Translator(model, precision=precision)

@@ -138,7 +138,7 @@ def quantisation_aware(
         ParameterError: there are no images.
         SoupError: what the trainer or `quantise` raise.
     """
-    from modelsoup_i2i.networks import padded
+    from modelsoup_i2i.networks.layers import padded
 
     training = work / TRAINING
     training.mkdir(parents=True, exist_ok=True)
@@ -291,7 +291,7 @@ def outputs(
 ) -> tuple[np.ndarray, ...]:
     """What a network makes of images, each of the size of its image."""
     import torch
-    from modelsoup_i2i.networks import at_any_size
+    from modelsoup_i2i.networks.layers import at_any_size
 
     from .versions import silence
 

@@ -70,7 +70,7 @@ def sheet(
     Returns:
         uint8, height × width × 3.
     """
-    from modelsoup_i2i.images import as_rgb, pillow_image
+    from modelsoup_i2i.pictures.images import as_rgb, pillow_image
     from PIL import Image, ImageDraw
 
     epochs = sorted({e for e in (*COLUMNS, kept, max(pictures)) if e in pictures})

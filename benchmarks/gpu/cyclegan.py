@@ -24,9 +24,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cyclegan_reference import Original
-from modelsoup_i2i.cyclegan import CycleGANOptions
-from modelsoup_i2i.images import save_png
-from modelsoup_i2i.session import Session
+from modelsoup_i2i.pictures.images import save_png
+from modelsoup_i2i.trainers.cyclegan import CycleGANOptions
+from modelsoup_i2i.training.session import Session
 
 Step = Callable[[torch.Tensor, torch.Tensor], object]
 

@@ -271,10 +271,10 @@ def measure(
 
     Those of a row in INT8 are in its folder `edge`.
     """
-    from modelsoup_i2i.data import Transform
-    from modelsoup_i2i.images import list_images, read_image
-    from modelsoup_i2i.metrics import evaluate
-    from modelsoup_i2i.translate import translate_arrays
+    from modelsoup_i2i.measuring.metrics import evaluate
+    from modelsoup_i2i.pictures.images import list_images, read_image
+    from modelsoup_i2i.pictures.transforms import Transform
+    from modelsoup_i2i.use.translate import translate_arrays
 
     own = domains(row.pair, data)
     trained = [Path(own[key]) for key in ("data_a", "data_b")]
@@ -332,8 +332,8 @@ def labelled(row: Row) -> str:
 
 def one_table(arguments: argparse.Namespace, size: Size) -> None:
     """Run the rows of a table, and write `tableN.md` and `tableN.png`."""
-    from modelsoup_i2i.evaluation import must_have_weights
-    from modelsoup_i2i.sheets import grid, save
+    from modelsoup_i2i.measuring.evaluation import must_have_weights
+    from modelsoup_i2i.pictures.sheets import grid, save
 
     rows = [row for row in paper_rows() if row.table == arguments.table]
     rows = small_rows(rows) if arguments.data is None else rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from modelsoup_i2i.images import save_png
+from modelsoup_i2i.pictures.images import save_png
 
 TINY = {
     "width": 4, "blocks": 1, "d_width": 4, "d_layers": 1, "load_size": 18, "crop_size": 16,

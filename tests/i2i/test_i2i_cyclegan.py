@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from i2i_domains import TINY, make_domains
-from modelsoup_i2i import processes
-from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
-from modelsoup_i2i.evaluation import evaluate_model, find_sets
-from modelsoup_i2i.images import save_png
+from modelsoup_i2i.measuring.evaluation import evaluate_model, find_sets
+from modelsoup_i2i.pictures.images import save_png
+from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
+from modelsoup_i2i.training import processes
 
 import modelsoup
 from modelsoup.digest import content_of
@@ -135,15 +135,15 @@ sys.path.insert(0, {here!r})
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from modelsoup_i2i import session
+from modelsoup_i2i.training import state
 from test_i2i_cyclegan import train
 if {at}:
-    whole = session.Session.optimise
+    whole = state.State.optimise
     def optimise(self, group):
         if self.steps == {at}:
             os.kill(os.getpid(), 9)
         return whole(self, group)
-    session.Session.optimise = optimise
+    state.State.optimise = optimise
 train(Path({folder!r}), Path({data!r}), **{options!r})
 """
 
@@ -449,7 +449,7 @@ def test_metrics_of_few_pictures_are_warned_of_in_a_nodes_record_and_log(tmp_pat
     sizes = {"load_size": 28, "crop_size": 24}
     told = train(tmp_path, data, evaluate=["fd-st-alex"], epochs=1, **sizes)
     (measured,) = told.notes["evaluated"]
-    from modelsoup_i2i.extractors import ST_SHA256
+    from modelsoup_i2i.measuring.extractors import ST_SHA256
 
     assert (measured["extractor"], measured["sha256"]) == ("st-alex", ST_SHA256)
     assert "3 pictures with 256 features is biased" in measured["note"]
@@ -470,14 +470,14 @@ def test_pictures_of_other_channels_are_trained_on_measured_and_shown(
     weights = result(tmp_path)
     for name in ("G_A.model.1.weight", "D_B.model.0.weight"):
         assert weights[name].shape[1] == channels
-    from modelsoup_i2i.evaluation import evaluate_model
+    from modelsoup_i2i.measuring.evaluation import evaluate_model
 
     transform = CycleGANOptions(data=tmp_path, **TINY).transform()
     (again,) = evaluate_model(
         tmp_path / "out.safetensors", tmp_path, metrics=["psnr"], transform=transform
     )
     assert again.value == told.metrics["psnr"]
-    with pytest.raises(modelsoup.MismatchError, match=r"with width 4, 1 blocks and 3 channels"):
+    with pytest.raises(modelsoup.MismatchError, match=r"with width 4, blocks 1, channels 3"):
         train(tmp_path / "colour", tmp_path, start=tmp_path / "out.safetensors")
 
 
@@ -493,7 +493,7 @@ def test_two_processes_train_what_one_with_twice_the_batch_does(data: Path, tmp_
     train(tmp_path / "one", data, batch=2, **once)
     train(tmp_path / "two", data, processes=2, **once)
     image = torch.rand(1, 3, 16, 16) * 2 - 1
-    from modelsoup_i2i.networks import load_generator
+    from modelsoup_i2i.use.generators import load_generator
 
     with torch.no_grad():
         made = [
@@ -538,7 +538,7 @@ def test_a_process_that_dies_in_the_training_is_told(data: Path, tmp_path: Path)
         if line.startswith("epoch 1 of 50"):
             mine = Path(f"/proc/{os.getpid()}/task").glob("*/children")
             for child in {int(pid) for file in mine for pid in file.read_text().split()}:
-                if "modelsoup_i2i.processes" in Path(f"/proc/{child}/cmdline").read_text():
+                if "modelsoup_i2i.training.processes" in Path(f"/proc/{child}/cmdline").read_text():
                     os.kill(child, signal.SIGKILL)
 
     with pytest.raises(modelsoup.TrainerError, match="process 1 of the training failed"):
@@ -569,8 +569,8 @@ def test_a_tiny_training_learns_to_come_back(tmp_path: Path):
         return sum(float(words[words.index(f"cycle_{side}") + 1]) for side in "ab")
 
     assert cycle(lines[-1]) < 0.6 * cycle(lines[0])
-    from modelsoup_i2i.images import list_images, read_image, to_tensor
-    from modelsoup_i2i.networks import load_generator
+    from modelsoup_i2i.pictures.images import list_images, read_image, to_tensor
+    from modelsoup_i2i.use.generators import load_generator
 
     generator = load_generator(tmp_path / "out.safetensors")
     with torch.no_grad():
@@ -727,7 +727,7 @@ def test_without_torch_a_training_says_what_to_install(data: Path, tmp_path: Pat
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
         "import modelsoup\n"
-        "from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions\n"
+        "from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions\n"
         f"data = Path({str(data)!r})\n"
         "options = CycleGANOptions(data=data, load_size=16, crop_size=16, d_layers=1)\n"
         "try: CycleGAN().session(options, None, seed=0)\n"
@@ -744,8 +744,8 @@ def test_without_torch_a_training_says_what_to_install(data: Path, tmp_path: Pat
     [
         ({"balance": 1.5}, r"not in \[0, 1\]"),
         ({"balance": "some"}, "balance"),
-        ({"lr": 0}, "lr is 0.0, but must be positive"),
-        ({"batch": 0}, "batch is 0, but must be at least 1"),
+        ({"lr": 0}, "option 'lr' .* is 0, but must be more than 0"),
+        ({"batch": 0}, "option 'batch' .* is 0, but must be at least 1"),
         ({"epochs": 0}, "nothing to train"),
         ({"load_size": [36]}, r"load_size is \[36\], but must be a side, or \[height, width\]"),
         ({"crop_size": [1, 2, 3]}, r"crop_size is \[1, 2, 3\], but must be a side, or"),
@@ -759,7 +759,7 @@ def test_without_torch_a_training_says_what_to_install(data: Path, tmp_path: Pat
         ({"device": "cuda:1", "processes": 2}, "one GPU"),
         ({"precision": 16}, "precision"),
         ({"channels": 2}, "channels"),
-        ({"lambda_cycle": -1}, "weight of the cycle loss"),
+        ({"lambda_cycle": -1}, "'lambda_cycle' .* is -1, but must be at least 0"),
         ({"epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
     ],
 )

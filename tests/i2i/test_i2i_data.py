@@ -8,18 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from i2i_domains import make_domains
-from modelsoup_i2i.data import (
-    Pictures,
-    Sampler,
-    Transform,
-    batches,
-    choose,
-    find_domains,
-    folders_of,
-    subset_size,
-)
-from modelsoup_i2i.images import ImageError, save_png
-from modelsoup_i2i.pool import ImagePool
+from modelsoup_i2i.pictures.cache import Pictures
+from modelsoup_i2i.pictures.draws import Classes, Noise, Sampler, Spot, Unpaired, batches
+from modelsoup_i2i.pictures.folders import choose, find_domains, folders_of, subset_size
+from modelsoup_i2i.pictures.images import ImageError, save_png
+from modelsoup_i2i.pictures.transforms import Transform
+from modelsoup_i2i.training.pool import ImagePool
 
 import modelsoup
 
@@ -104,7 +98,16 @@ def test_y_is_cut_down_to_the_imbalance(tmp_path: Path):
 def opened(root: Path, transform: Transform, **more) -> Pictures:
     domains = find_domains((root / "trainA", root / "trainB"))
     options = {"cache_bytes": 1 << 20, "threads": 2, "on_bad_image": "error"} | more
-    return Pictures(domains, transform, **options)
+    return Pictures({"X": domains.a, "Y": domains.b}, transform, **options)
+
+
+def pair(sampler: Sampler, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures at one place of an epoch."""
+    (draw,) = sampler.draws
+    first, second = draw.at(
+        sampler.pictures, Spot(sampler.seed, epoch, index, sampler.order(epoch))
+    )
+    return first, second
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -171,7 +174,7 @@ def test_a_bad_image_is_named_or_left_out(tmp_path: Path):
     with pytest.raises(ImageError, match=r"trainA/2\.png .*on_bad_image: skip"):
         opened(root, Transform(load=(18, 18), crop=(16, 16)))
     pictures = opened(root, Transform(load=(18, 18), crop=(16, 16)), on_bad_image="skip")
-    assert len(pictures.a) == 5 and bad not in pictures.a
+    assert len(pictures.sets["X"]) == 5 and bad not in pictures.sets["X"]
     assert len(pictures.bad) == 1 and "2.png" in pictures.bad[0]
 
 
@@ -187,11 +190,11 @@ def test_an_epoch_is_as_long_as_the_larger_domain(tmp_path: Path, count_a: int, 
     root = make_domains(tmp_path / "set", count_a, count_b)
     pictures = opened(root, Transform(load=(18, 18), crop=(16, 16)))
     assert pictures.length == max(count_a, count_b)
-    sampler = Sampler(pictures, seed=5)
+    sampler = Sampler(pictures, [Unpaired()], seed=5)
     order = sampler.order(0)
     assert sorted(order) == list(range(pictures.length))
     assert not np.array_equal(order, sampler.order(1))
-    a, b = sampler.batch_at(0, 0, order)
+    a, b = sampler.batch_at(0, 0, order).values()
     assert a.shape == b.shape == (1, 3, 16, 16)
     assert a.dtype == torch.float32 and a.min() >= -1 and a.max() <= 1
 
@@ -204,9 +207,9 @@ def test_each_image_of_the_rich_domain_comes_once_and_the_poor_ones_at_random(tm
         for n in range(count):
             save_png(np.full((4, 4, 3), n, np.uint8), folder / f"{n}.png")
     pictures = opened(tmp_path, Transform("none"))
-    sampler = Sampler(pictures, seed=1)
+    sampler = Sampler(pictures, [Unpaired()], seed=1)
     for epoch in range(2):
-        pairs = [sampler.pair(epoch, n, sampler.order(epoch)) for n in range(30)]
+        pairs = [pair(sampler, epoch, n) for n in range(30)]
         assert sorted(int(a[0, 0, 0]) for a, _ in pairs) == list(range(30))
         counts = np.bincount([int(b[0, 0, 0]) for _, b in pairs], minlength=3)
         assert counts.sum() == 30 and counts.min() >= 2
@@ -219,11 +222,11 @@ def test_pairs_are_not_aligned_and_others_in_each_epoch(tmp_path: Path):
         (tmp_path / f"train{kind}").mkdir()
         for n in range(count):
             save_png(np.full((4, 4, 3), n, np.uint8), tmp_path / f"train{kind}" / f"{n}.png")
-    sampler = Sampler(opened(tmp_path, Transform("none")), seed=1)
+    sampler = Sampler(opened(tmp_path, Transform("none")), [Unpaired()], seed=1)
     met = np.zeros((epochs, count), int)
     for epoch in range(epochs):
         for n in range(count):
-            a, b = sampler.pair(epoch, n, sampler.order(epoch))
+            a, b = pair(sampler, epoch, n)
             met[epoch, int(a[0, 0, 0])] = int(b[0, 0, 0])
     assert len({tuple(pairs) for pairs in met}) == epochs
     assert np.mean(met == np.arange(count)) < 2 / count
@@ -238,23 +241,24 @@ def test_batches_are_the_same_however_they_are_prepared(tmp_path: Path, cache: i
     root = make_domains(tmp_path / "set")
     pictures = opened(root, Transform(load=(18, 18), crop=(16, 16)), cache_bytes=cache)
     assert pictures.cached_bytes <= cache
-    sampler = Sampler(pictures, seed=2, batch=2)
+    sampler = Sampler(pictures, [Unpaired(), Noise("z", (3,)), Classes("c", 5)], seed=2, batch=2)
     places = [(epoch, first) for epoch in range(2) for first in (0, 2, 4)]
     made = list(batches(sampler, iter(places), threads))
     assert len(made) == len(places)
-    for (epoch, first), (a, b) in zip(places, made, strict=True):
+    for (epoch, first), drawn in zip(places, made, strict=True):
         wanted = sampler.batch_at(epoch, first, sampler.order(epoch))
-        assert torch.equal(a, wanted[0]) and torch.equal(b, wanted[1])
+        assert list(drawn) == list(wanted) == ["a", "b", "z", "c"]
+        assert all(torch.equal(drawn[name], values) for name, values in wanted.items())
     # What comes later does not depend on what came before.
     (late,) = batches(sampler, iter(places[4:5]), threads)
-    assert torch.equal(late[0], made[4][0]) and torch.equal(late[1], made[4][1])
+    assert all(torch.equal(late[name], values) for name, values in made[4].items())
 
 
 def test_loading_that_is_given_up_ends_its_threads(tmp_path: Path):
     import threading
 
     root = make_domains(tmp_path / "set")
-    sampler = Sampler(opened(root, Transform(load=(18, 18), crop=(16, 16))), seed=2)
+    sampler = Sampler(opened(root, Transform(load=(18, 18), crop=(16, 16))), [Unpaired()], seed=2)
     before = threading.active_count()
     stream = batches(sampler, iter([(0, n % 6) for n in range(1000)]), 2)
     next(stream)

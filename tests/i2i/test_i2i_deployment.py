@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from i2i_domains import TINY, make_domains
-from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
+from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
 
 import modelsoup
 
@@ -123,7 +123,7 @@ def test_inputs_are_pictures_at_the_size_of_training(channels: int, data: Path):
 
 def test_inputs_leave_out_what_the_training_leaves_out(tmp_path: Path):
     """And metrics of what was made of them are of the others."""
-    from modelsoup_i2i.images import to_image
+    from modelsoup_i2i.pictures.images import to_image
 
     data = make_domains(tmp_path / "domains", 4, 4)
     (data / "trainA" / "1.png").write_bytes(b"nothing")

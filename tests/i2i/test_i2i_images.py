@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from modelsoup_i2i.images import (
+from modelsoup_i2i.pictures.images import (
     ImageError,
     as_rgb,
     left_out,

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from modelsoup_i2i import GeneratorShape, ResnetGenerator, extractors, metrics
+from modelsoup_i2i import ResnetGenerator
 from modelsoup_i2i.cli import i2i
-from modelsoup_i2i.data import Transform
-from modelsoup_i2i.evaluation import evaluate_folders, evaluate_model
-from modelsoup_i2i.images import list_images, read_image, save_png, to_tensor
-from modelsoup_i2i.metric_names import OFFLINE
+from modelsoup_i2i.measuring import extractors, metrics
+from modelsoup_i2i.measuring.evaluation import evaluate_folders, evaluate_model
+from modelsoup_i2i.measuring.metric_names import OFFLINE
+from modelsoup_i2i.pictures.images import list_images, read_image, save_png, to_tensor
+from modelsoup_i2i.pictures.transforms import Transform
 from safetensors.torch import load_file, save_file
 
 from modelsoup import ParameterError, SoupError
@@ -243,7 +244,7 @@ def test_what_is_asked_wrongly_is_one_sentence():
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    state = ResnetGenerator(GeneratorShape(4, 1)).state_dict()
+    state = ResnetGenerator(4, 1).state_dict()
     save_file({f"G_A.{name}": value for name, value in state.items()}, tmp_path / "m.safetensors")
     return tmp_path / "m.safetensors"
 
@@ -259,7 +260,7 @@ def small_set(folder: Path, count: int = 4) -> Path:
 @needs_alex
 def test_a_model_is_measured_as_its_saved_translations_are(model: Path, tmp_path: Path):
     data = small_set(tmp_path / "data")
-    from modelsoup_i2i.translate import translate
+    from modelsoup_i2i.use.translate import translate
 
     translate(model, data / "testA", tmp_path / "out")
     direct = evaluate_model(model, data)

@@ -1,28 +1,20 @@
 """Networks: the official names and counts, sizes, initial values, and what does not fit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from modelsoup_i2i.networks import (
-    PatchDiscriminator,
-    ResnetGenerator,
-    at_any_size,
-    load_generator,
-)
-from modelsoup_i2i.shapes import (
-    DiscriminatorShape,
-    GeneratorShape,
-    discriminator_shape_of,
-    discriminator_tensors,
-    generator_shape_of,
-    generator_tensors,
-    layer_groups,
-    model_tensors,
-    must_fit,
-)
+from modelsoup_i2i.networks import patch, resnet
+from modelsoup_i2i.networks.described import Network, parameters
+from modelsoup_i2i.networks.layers import at_any_size
+from modelsoup_i2i.networks.patch import PatchDiscriminator, patch_in
+from modelsoup_i2i.networks.patches import verdicts
+from modelsoup_i2i.networks.resnet import ResnetGenerator, resnet_in
+from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
+from modelsoup_i2i.use.generators import load_generator
 from safetensors.numpy import save_file
 
 import modelsoup
@@ -34,7 +26,15 @@ OFFICIAL = {
         (Path(__file__).parent / "data" / "official_names.json").read_text()
     ).items()
 }
-SMALL = GeneratorShape(width=4, blocks=2)
+SMALL = {"width": 4, "blocks": 2, "channels": 3}
+
+
+def generator(**sizes: int) -> Network:
+    return Network(resnet.MADE_BY, sizes)
+
+
+def discriminator(**sizes: int) -> Network:
+    return Network(patch.MADE_BY, sizes)
 
 
 def shapes(network) -> dict[str, tuple[int, ...]]:
@@ -43,55 +43,55 @@ def shapes(network) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize(("blocks", "key", "count"), [(9, "G9", 11_378_179), (6, "G6", 7_837_699)])
 def test_the_generator_has_the_official_names_and_count(blocks: int, key: str, count: int):
-    network = ResnetGenerator(GeneratorShape(64, blocks))
-    assert shapes(network) == OFFICIAL[key] == generator_tensors(network.shape)
-    assert list(network.state_dict()) == list(generator_tensors(network.shape))
+    network, told = ResnetGenerator(64, blocks), generator(blocks=blocks)
+    assert shapes(network) == OFFICIAL[key] == told.shapes()
+    assert list(network.state_dict()) == list(told.tensors())
+    assert parameters(told.tensors()) == count
     assert sum(p.numel() for p in network.parameters()) == count
 
 
 def test_the_discriminator_has_the_official_names_and_count():
     network = PatchDiscriminator()
-    assert shapes(network) == OFFICIAL["D"] == discriminator_tensors(network.shape)
+    assert shapes(network) == OFFICIAL["D"] == discriminator().shapes()
     assert sum(p.numel() for p in network.parameters()) == 2_764_737
 
 
 def test_a_checkpoint_of_four_networks_has_28_million_parameters():
-    tensors = model_tensors(GeneratorShape(), DiscriminatorShape())
-    assert sum(int(np.prod(shape)) for _, shape in tensors.values()) == 28_285_832
+    tensors = CycleGAN().tensors(CycleGANOptions())
+    assert parameters(tensors) == 28_285_832
 
 
 @pytest.mark.parametrize("width", [1, 5])
 @pytest.mark.parametrize("depth", [1, 2, 4, 5])
 def test_any_width_and_depth_has_the_names_that_are_told(width: int, depth: int):
-    generator = GeneratorShape(width, depth, channels=1)
-    discriminator = DiscriminatorShape(width, depth, channels=1)
-    assert shapes(ResnetGenerator(generator)) == generator_tensors(generator)
-    assert shapes(PatchDiscriminator(discriminator)) == discriminator_tensors(discriminator)
-    assert generator_shape_of(generator_tensors(generator), "") == generator
-    assert discriminator_shape_of(discriminator_tensors(discriminator), "") == discriminator
+    sizes = {"width": width, "blocks": depth, "channels": 1}
+    assert shapes(ResnetGenerator(**sizes)) == generator(**sizes).shapes()
+    assert resnet_in(generator(**sizes).shapes(), "") == sizes
+    sizes = {"width": width, "layers": depth, "channels": 1}
+    assert shapes(PatchDiscriminator(**sizes)) == discriminator(**sizes).shapes()
+    assert patch_in(discriminator(**sizes).shapes(), "") == sizes
 
 
 @pytest.mark.parametrize(("size", "side"), [(256, 30), (128, 14), (64, 6)])
 def test_the_map_of_verdicts_has_the_official_size(size: int, side: int):
-    network = PatchDiscriminator(DiscriminatorShape(width=2))
+    network = PatchDiscriminator(width=2)
     with torch.no_grad():
         assert network(torch.zeros(1, 3, size, size)).shape == (1, 1, side, side)
-    assert network.shape.output_size(size) == side
+    assert verdicts(size, 3) == side
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 def test_the_smallest_image_that_is_judged_is_the_one_told(layers: int):
-    shape = DiscriminatorShape(2, layers)
-    smallest = next(size for size in range(1, 200) if shape.output_size(size) >= 1)
-    network = PatchDiscriminator(shape)
+    smallest = next(size for size in range(1, 200) if verdicts(size, layers) >= 1)
+    network = PatchDiscriminator(2, layers)
     side = network(torch.randn(1, 3, smallest, smallest)).shape[-1]
-    assert side == shape.output_size(smallest)
+    assert side == verdicts(smallest, layers)
     with pytest.raises((RuntimeError, ValueError)):
         network(torch.randn(1, 3, smallest - 1, smallest - 1))
 
 
 def test_a_translation_has_the_size_of_its_image():
-    network = ResnetGenerator(SMALL)
+    network = ResnetGenerator(**SMALL)
     with torch.no_grad():
         for height, width in ((16, 24), (17, 30), (5, 7), (32, 33)):
             image = torch.rand(1, 3, height, width) * 2 - 1
@@ -104,7 +104,7 @@ def test_a_translation_has_the_size_of_its_image():
 
 def test_initial_weights_have_the_official_spread():
     torch.manual_seed(0)
-    for name, tensor in ResnetGenerator(GeneratorShape(16, 2)).state_dict().items():
+    for name, tensor in ResnetGenerator(16, 2).state_dict().items():
         if name.endswith("bias"):
             assert not tensor.any()
         elif tensor.numel() > 1000:
@@ -113,9 +113,8 @@ def test_initial_weights_have_the_official_spread():
 
 
 def test_groups_cover_what_they_are_called():
-    generator, discriminator = GeneratorShape(), DiscriminatorShape()
-    names = list(model_tensors(generator, discriminator))
-    groups = layer_groups(generator, discriminator)
+    names = list(CycleGAN().tensors(CycleGANOptions()))
+    groups = CycleGAN().groups(CycleGANOptions())
 
     def taken(group: str) -> set[str]:
         from fnmatch import fnmatchcase
@@ -137,7 +136,7 @@ def test_groups_cover_what_they_are_called():
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 5])
 def test_every_group_has_layers_in_any_discriminator(layers: int):
-    groups = layer_groups(SMALL, DiscriminatorShape(4, layers))
+    groups = CycleGAN().groups(CycleGANOptions(width=4, blocks=2, d_layers=layers))
     assert groups["discriminator-low"] and groups["discriminator-high"]
     assert not set(groups["discriminator-low"]) & set(groups["discriminator-high"])
 
@@ -147,38 +146,52 @@ def test_every_group_has_layers_in_any_discriminator(layers: int):
 )
 def test_other_kinds_of_generator_are_refused(kind: str, said: str):
     with pytest.raises(modelsoup.MismatchError, match=said):
-        generator_shape_of(OFFICIAL[kind], "")
+        resnet_in(OFFICIAL[kind], "")
 
 
 def test_an_anti_aliased_generator_is_refused():
-    tensors = generator_tensors(SMALL) | {"model.7.filt": (1, 3, 3)}
+    tensors = generator(**SMALL).shapes() | {"model.7.filt": (1, 3, 3)}
     with pytest.raises(modelsoup.MismatchError, match="anti-aliasing"):
-        generator_shape_of(tensors, "")
+        resnet_in(tensors, "")
 
 
-def test_a_start_of_another_width_is_named_with_both_shapes():
-    other = GeneratorShape(width=8, blocks=2)
-    start = {n: s for n, (_, s) in model_tensors(other, DiscriminatorShape(4)).items()}
-    said = r"'G_A.model.1.weight' has the shape \[8, 3, 7, 7\].*has the shape \[4, 3, 7, 7\]"
+OF_A_START = CycleGANOptions(width=4, blocks=2, d_width=4)
+
+
+def start_of(path: Path, **other: int) -> Path:
+    """A checkpoint of a training with other options."""
+    tensors = CycleGAN().tensors(replace(OF_A_START, **other))
+    save_file({name: np.zeros(shape, np.float32) for name, (_, shape) in tensors.items()}, path)
+    return path
+
+
+def test_a_start_of_another_width_is_named_with_both_shapes(tmp_path: Path):
+    start = start_of(tmp_path / "start.safetensors", width=8)
+    said = (
+        r"'G_A.model.1.weight' has the shape \[8, 3, 7, 7\], but with width 4, blocks 2, "
+        r"channels 3 it has the shape \[4, 3, 7, 7\] \(the start has width: 8\)$"
+    )
     with pytest.raises(modelsoup.MismatchError, match=said):
-        must_fit(start, SMALL, DiscriminatorShape(4), "start.safetensors")
+        CycleGAN().must_start(OF_A_START, start)
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_a_start_of_another_block_count_is_named(blocks: int):
-    other = GeneratorShape(width=4, blocks=blocks)
-    start = {n: s for n, (_, s) in model_tensors(other, DiscriminatorShape(4)).items()}
-    with pytest.raises(modelsoup.MismatchError, match=r"tensor 'G_A\.model\.1.*2 blocks"):
-        must_fit(start, SMALL, DiscriminatorShape(4), "start.safetensors")
+def test_a_start_of_another_block_count_is_named(blocks: int, tmp_path: Path):
+    start = start_of(tmp_path / "start.safetensors", blocks=blocks)
+    said = rf"tensor 'G_A\.model\.1.*blocks 2, .*\(the start has blocks: {blocks}\)$"
+    with pytest.raises(modelsoup.MismatchError, match=said):
+        CycleGAN().must_start(OF_A_START, start)
 
 
-def test_a_part_of_a_model_fits():
-    start = {n: s for n, (_, s) in model_tensors(SMALL, DiscriminatorShape(4)).items()}
+def test_a_part_of_a_model_fits(tmp_path: Path):
+    start = {name: shape for name, (_, shape) in CycleGAN().tensors(OF_A_START).items()}
     part = {n: s for n, s in start.items() if n.startswith("D_") or ".model.4." in n}
 
     def fits(shapes: dict[str, tuple[int, ...]]) -> bool:
+        path = tmp_path / "start.safetensors"
+        save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, path)
         try:
-            must_fit(shapes, SMALL, DiscriminatorShape(4), "start.safetensors")
+            CycleGAN().must_start(OF_A_START, path)
         except modelsoup.MismatchError:
             return False
         return True
@@ -190,7 +203,7 @@ def test_a_part_of_a_model_fits():
 
 def test_a_generator_is_loaded_in_its_direction(tmp_path: Path):
     path = tmp_path / "model.safetensors"
-    networks = {"G_A": ResnetGenerator(SMALL), "G_B": ResnetGenerator(SMALL)}
+    networks = {"G_A": ResnetGenerator(**SMALL), "G_B": ResnetGenerator(**SMALL)}
     save_file(
         {f"{k}.{n}": t.numpy() for k, net in networks.items() for n, t in net.state_dict().items()},
         path,

@@ -7,19 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from modelsoup_i2i.networks import ResnetGenerator, load_generator
-from modelsoup_i2i.official import import_folder
-from modelsoup_i2i.shapes import (
-    DiscriminatorShape,
-    GeneratorShape,
-    discriminator_tensors,
-    generator_tensors,
-)
+from modelsoup_i2i.networks import patch, resnet
+from modelsoup_i2i.networks.described import Network
+from modelsoup_i2i.use.generators import load_generator
+from modelsoup_i2i.use.official import import_folder
 
 import modelsoup
 
 OFFICIAL = json.loads((Path(__file__).parent / "data" / "official_names.json").read_text())
-G, D = GeneratorShape(4, 2), DiscriminatorShape(4, 2)
+G = Network(resnet.MADE_BY, {"width": 4, "blocks": 2})
+D = Network(patch.MADE_BY, {"width": 4, "layers": 2})
 
 
 def weights(shapes: dict, seed: int) -> dict[str, torch.Tensor]:
@@ -32,7 +29,7 @@ def make_folder(folder: Path, when: str = "latest", networks: str = "G_A G_B D_A
     folder.mkdir(exist_ok=True)
     made = {}
     for seed, network in enumerate(networks.split()):
-        shapes = generator_tensors(G) if network.startswith("G") else discriminator_tensors(D)
+        shapes = (G if network.startswith("G") else D).shapes()
         made[network] = weights(shapes, seed)
         torch.save(made[network], folder / f"{when}_net_{network}.pth")
     return made
@@ -105,7 +102,7 @@ def test_a_model_for_one_direction_has_one_generator(tmp_path: Path, direction: 
     import_folder(alone, output, direction=direction, force=True)
     check(output, made, {"G": network})
     loaded = load_generator(output, direction)
-    own = ResnetGenerator(G)
+    own = G.build()
     own.load_state_dict(made["G"])
     image = torch.rand(1, 3, 16, 16)
     with torch.no_grad():
@@ -126,7 +123,7 @@ def test_other_kinds_of_generator_are_refused(tmp_path: Path, kind: str, said: s
 def test_networks_that_do_not_belong_together_are_refused(tmp_path: Path):
     folder = tmp_path / "run"
     make_folder(folder)
-    other = weights(generator_tensors(GeneratorShape(8, 2)), 0)
+    other = weights(Network(resnet.MADE_BY, {"width": 8, "blocks": 2}).shapes(), 0)
     torch.save(other, folder / "latest_net_G_B.pth")
     with pytest.raises(modelsoup.MismatchError, match="do not belong to one model"):
         import_folder(folder, tmp_path / "out.safetensors")

@@ -105,14 +105,14 @@ def test_the_asymmetric_trees_third_leaf_is_trained_on_another_pair(paper: Modul
 def test_a_row_is_measured_on_test_folders_wherever_they_are(paper: ModuleType, tmp_path: Path):
     """A folder above may be called as it likes."""
     from i2i_domains import make_domains
-    from modelsoup_i2i import GeneratorShape, ResnetGenerator
-    from modelsoup_i2i.images import list_images, read_image
+    from modelsoup_i2i import ResnetGenerator
+    from modelsoup_i2i.pictures.images import list_images, read_image
     from safetensors.torch import save_file
 
     data = tmp_path / "training"
     make_domains(data / "apple2orange")
     torch.manual_seed(0)
-    network = ResnetGenerator(GeneratorShape(4, 1)).state_dict()
+    network = ResnetGenerator(4, 1).state_dict()
     save_file({f"G_A.{k}": v for k, v in network.items()}, tmp_path / "model.safetensors")
     (row,) = [r for r in paper.paper_rows() if r.name == "table3-orange_to_apple-90-1-levels"]
     size = paper.Size({"load_size": 24, "crop_size": 20}, ())

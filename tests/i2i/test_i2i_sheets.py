@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from modelsoup_i2i.images import read_image
-from modelsoup_i2i.sheets import GAP, grid, save
+from modelsoup_i2i.pictures.images import read_image
+from modelsoup_i2i.pictures.sheets import GAP, grid, save
 
 import modelsoup
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from modelsoup_i2i import packages, sources
 from modelsoup_i2i.cli import i2i
-from modelsoup_i2i.images import list_images, read_image
+from modelsoup_i2i.pictures import packages, sources
+from modelsoup_i2i.pictures.images import list_images, read_image
 from PIL import Image
 
 from modelsoup import OutputError, ParameterError, SoupError

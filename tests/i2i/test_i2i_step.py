@@ -2,16 +2,17 @@
 
 import importlib.util
 import math
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from i2i_domains import TINY, make_domains
-from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
-from modelsoup_i2i.images import to_tensor
-from modelsoup_i2i.processes import Place
-from modelsoup_i2i.session import DivergedError, Session
+from modelsoup_i2i.pictures.images import to_tensor
+from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
+from modelsoup_i2i.training.processes import Place
+from modelsoup_i2i.training.session import Session
+from modelsoup_i2i.training.state import DivergedError
 
 import modelsoup
 
@@ -70,7 +71,9 @@ def beside(data: Path, pool: int = 1000, *, lean: bool = False, winograd: bool =
 def test_a_step_is_the_originals(data: Path, options: dict):
     own, original = beside(data, **options)
     for a, b in ((a.double(), b.double()) for a, b in images(3)):
-        made = own.optimise([(a, b)])  # with accumulate, updates come after the backward pass
+        made = own.optimise(
+            [{"a": a, "b": b}]
+        )  # with accumulate, updates come after the backward pass
         wanted = {name: loss.item() for name, loss in original.step(a, b).items()}
         assert made["gan_a"] == pytest.approx(wanted["G_A"], rel=1e-6)
         assert made["gan_b"] == pytest.approx(wanted["G_B"], rel=1e-6)
@@ -221,7 +224,7 @@ def test_what_an_option_says_of_a_loss_is_what_the_generators_minimise(
 ):
     names = ("gan_a", "gan_b", "cycle_a", "cycle_b", "identity_a", "identity_b")
     own = session(data, **(BALANCED | options))
-    assert astuple(own.weights) == pytest.approx(weights)
+    assert tuple(own.weights.values()) == pytest.approx(weights)
     ((a, b),) = images(1)
     losses = own.step(a, b)
     total = sum(
@@ -244,17 +247,17 @@ def test_a_discriminator_without_weight_does_not_learn(data: Path, weighed: bool
 
 def test_the_seed_of_the_subset_chooses_it(data: Path):
     chosen = {
-        seed: session(data, count_b=2, subset_seed=seed).pictures.b for seed in range(6)
+        seed: session(data, count_b=2, subset_seed=seed).pictures.sets["Y"] for seed in range(6)
     }  # fmt: skip
-    assert chosen[0] == session(data, count_b=2, subset_seed=0).pictures.b
+    assert chosen[0] == session(data, count_b=2, subset_seed=0).pictures.sets["Y"]
     assert len(set(chosen.values())) > 1
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_pictures_are_mirrored_where_that_is_asked_for(data: Path, flip: bool):
     own = session(data, flip=flip, load_size=16, crop_size=16, epochs=20)
-    plain = {to_tensor(own.pictures[file]).numpy().tobytes() for file in own.pictures.a}
-    seen = [a[0].numpy().tobytes() for ((a, _),) in own.batches()]
+    plain = {to_tensor(own.pictures[file]).numpy().tobytes() for file in own.pictures.sets["X"]}
+    seen = [drawn["a"][0].numpy().tobytes() for (drawn,) in own.batches()]
     share = sum(picture in plain for picture in seen) / len(seen)
     assert 0.25 < share < 0.75 if flip else share == 1
 
@@ -267,8 +270,8 @@ def test_a_half_balance_is_half_the_plain_loss(data: Path):
 
 def test_an_automatic_balance_is_that_of_the_data(data: Path):
     own = session(data, balance="auto", loss="tree-paper")
-    assert own.weights.gan_a == pytest.approx(2 / 6)  # of 6 and 4 images
-    assert own.weights.cycle_b == pytest.approx(5 * 4 / 6)
+    assert own.weights["gan_a"] == pytest.approx(2 / 6)  # of 6 and 4 images
+    assert own.weights["cycle_b"] == pytest.approx(5 * 4 / 6)
 
 
 def test_frozen_tensors_keep_every_bit_and_the_others_move(data: Path, tmp_path: Path):
@@ -320,7 +323,7 @@ def test_batches_of_two_and_accumulation_agree(data: Path):
     whole, parts = session(data, **alike), session(data, accumulate=2, **alike)
     for a, b in images(2, batch=2):
         first = whole.step(a, b)
-        second = parts.optimise([(a[:1], b[:1]), (a[1:], b[1:])])
+        second = parts.optimise([{"a": a[:1], "b": b[:1]}, {"a": a[1:], "b": b[1:]}])
         for name, value in first.items():
             assert second[name] == pytest.approx(value, rel=1e-3), name
 
@@ -358,11 +361,11 @@ def test_a_step_that_fails_leaves_nothing_to_the_next(data: Path, accumulate: in
     """Images that are too small for a discriminator, after those that are not."""
     own, other = (session(data, accumulate=accumulate) for _ in range(2))
     ((a, b),) = images(1)
-    wanted = own.optimise([(a, b)])
-    good = [(a, b)] * (accumulate - 1)
+    wanted = own.optimise([{"a": a, "b": b}])
+    good = [{"a": a, "b": b}] * (accumulate - 1)
     with pytest.raises(ValueError, match="more than 1 spatial element"):
-        other.optimise([*good, (a, torch.zeros(1, 3, 4, 4))])
-    assert other.optimise([(a, b)]) == wanted
+        other.optimise([*good, {"a": a, "b": torch.zeros(1, 3, 4, 4)}])
+    assert other.optimise([{"a": a, "b": b}]) == wanted
     assert all(torch.equal(tensor, flat(other)[name]) for name, tensor in flat(own).items())
 
 
@@ -408,12 +411,12 @@ def test_a_device_that_is_not_there_is_told(data: Path):
 
 def test_rates_are_those_of_the_linear_schedule(data: Path):
     own = session(data, lr=1.0, epochs=100, decay_epochs=100)
-    rates = [own.rate(epoch - 1) for epoch in (1, 100, 101, 200)]
+    rates = [own.options.pace(epoch - 1) for epoch in (1, 100, 101, 200)]
     assert rates == pytest.approx([1, 1, 100 / 101, 1 / 101], rel=1e-12)
-    constant = session(data, lr=0.5, epochs=50)
-    assert {constant.rate(epoch) for epoch in range(50)} == {0.5}
+    constant = session(data, lr=0.5, epochs=50).options
+    assert {constant.pace(epoch) for epoch in range(50)} == {1}
     # Whoever makes the steps may make more of them.
-    assert constant.rate(60) == 0.5 and own.rate(300) == own.rate(199)
+    assert constant.pace(60) == 1 and own.options.pace(300) == own.options.pace(199)
 
 
 def test_steps_that_somebody_makes_are_those_of_a_run(data: Path):
@@ -422,14 +425,14 @@ def test_steps_that_somebody_makes_are_those_of_a_run(data: Path):
     whole, own = session(data, **options), session(data, **options)
     before = flat(own)
     whole.run(lambda _done, _figures: None, lambda _line: None)
-    for ((a, b),) in own.batches():
-        own.step(a, b)
+    for (drawn,) in own.batches():
+        own.step(*drawn.values())
     assert own.steps == whole.total_steps == 18
     assert all(torch.equal(tensor, flat(whole)[name]) for name, tensor in flat(own).items())
     # Each of Adam's first steps is as long as the rate: at the first one they would lead further.
     constant = session(data, **(options | {"epochs": 3, "decay_epochs": 0}))
-    for ((a, b),) in constant.batches():
-        constant.step(a, b)
+    for (drawn,) in constant.batches():
+        constant.step(*drawn.values())
     moved, further = (
         sum((tensor - before[name]).abs().sum() for name, tensor in flat(trained).items())
         for trained in (own, constant)
@@ -442,7 +445,7 @@ def test_each_pool_draws_on_its_own(data: Path):
     options = CycleGANOptions(data=data, **SMALL)
 
     def drawn(seed: int, rank: int) -> list[bytes]:
-        own = Session(options, None, seed=seed, place=Place(rank, 2))
+        own = CycleGAN().session(options, None, seed=seed, place=Place(rank, 2))
         return [pool.state_dict()["generator"].numpy().tobytes() for pool in own.pools.values()]
 
     every = [state for seed in (0, 1) for rank in (0, 1) for state in drawn(seed, rank)]
@@ -453,11 +456,12 @@ def test_each_pool_draws_on_its_own(data: Path):
 def test_places_of_several_processes_cover_the_epoch(data: Path):
     """Two processes see together what one with twice the batch sees."""
     options = CycleGANOptions(data=data, **SMALL)
-    single = Session(replace(options, batch=2), None, seed=4)
-    both = [Session(options, None, seed=4, place=Place(rank, 2)) for rank in range(2)]
+    single = CycleGAN().session(replace(options, batch=2), None, seed=4)
+    both = [CycleGAN().session(options, None, seed=4, place=Place(rank, 2)) for rank in range(2)]
     assert single.steps_per_epoch == both[0].steps_per_epoch == 3
     for one, first, second in zip(
         single.batches(), both[0].batches(), both[1].batches(), strict=True
     ):
-        (a, b), ((a0, b0),), ((a1, b1),) = one[0], first, second
-        assert torch.equal(a, torch.cat([a0, a1])) and torch.equal(b, torch.cat([b0, b1]))
+        for name in "ab":
+            parts = [drawn[0][name] for drawn in (first, second)]
+            assert torch.equal(one[0][name], torch.cat(parts))

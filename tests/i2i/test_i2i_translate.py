@@ -6,14 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from modelsoup_i2i.images import read_image, save_png, to_image, to_tensor
-from modelsoup_i2i.networks import (
-    GeneratorShape,
-    ResnetGenerator,
-    at_any_size,
-    load_generator,
-)
-from modelsoup_i2i.translate import export_onnx, translate, translated_arrays
+from modelsoup_i2i.networks.layers import at_any_size
+from modelsoup_i2i.networks.resnet import ResnetGenerator
+from modelsoup_i2i.pictures.images import read_image, save_png, to_image, to_tensor
+from modelsoup_i2i.use.generators import load_generator
+from modelsoup_i2i.use.translate import export_onnx, translate, translated_arrays
 from safetensors.torch import save_file
 
 import modelsoup
@@ -24,7 +21,7 @@ def model(tmp_path: Path) -> Path:
     state = {}
     for seed, name in enumerate(("G_A", "G_B")):
         torch.manual_seed(seed)
-        network = ResnetGenerator(GeneratorShape(4, 1)).state_dict()
+        network = ResnetGenerator(4, 1).state_dict()
         state |= {f"{name}.{key}": values for key, values in network.items()}
     save_file(state, tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"
@@ -67,7 +64,7 @@ def test_a_folder_keeps_names_sizes_and_sub_folders(model, photos, tmp_path, dir
 
 def of_channels(folder: Path, channels: int) -> Path:
     torch.manual_seed(channels)
-    state = ResnetGenerator(GeneratorShape(4, 1, channels)).state_dict()
+    state = ResnetGenerator(4, 1, channels).state_dict()
     save_file({f"G_A.{k}": v for k, v in state.items()}, folder / f"{channels}.safetensors")
     return folder / f"{channels}.safetensors"
 

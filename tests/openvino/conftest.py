@@ -54,7 +54,7 @@ def small_machine(clean_environment: None) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`trainA` … `testB` with pictures of coloured squares."""
-    from modelsoup_i2i.images import save_png
+    from modelsoup_i2i.pictures.images import save_png
 
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
@@ -70,7 +70,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def start(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of all four networks, with weights large enough for pictures with contrast."""
-    from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
+    from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
 
     options = CycleGANOptions(data=data, **SIZES, **SHAPE)
     session = CycleGAN().session(options, None, seed=0)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from modelsoup_i2i.networks import load_generator
+from modelsoup_i2i.use.generators import load_generator
 from modelsoup_openvino import export, versions
 from modelsoup_openvino.quantise import Quantisation, load_quantised, quantised
 from modelsoup_openvino.trainer import OpenVinoQat
@@ -226,9 +226,9 @@ def test_damaged_quantised_checkpoints_are_told(made, start, tmp_path):
 
 
 def test_a_quantised_checkpoint_of_another_network_is_told(made):
-    from modelsoup_i2i.networks import GeneratorShape, ResnetGenerator
+    from modelsoup_i2i.networks.resnet import ResnetGenerator
 
-    wider = ResnetGenerator(GeneratorShape(16, 2))
+    wider = ResnetGenerator(16, 2)
     with pytest.raises(modelsoup.MismatchError, match="does not fit the network"):
         load_quantised(wider, made.out / "quantised.safetensors", say=print)
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from modelsoup_i2i.networks import load_generator
+from modelsoup_i2i.use.generators import load_generator
 from modelsoup_openvino import measure
 from modelsoup_openvino.quantise import Quantisation, quantised
 from modelsoup_openvino.report import as_pixels, sheet

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
-from modelsoup_i2i.images import read_image
-from modelsoup_i2i.metrics import evaluate
-from modelsoup_i2i.networks import load_generator
+from modelsoup_i2i.measuring.metrics import evaluate
+from modelsoup_i2i.pictures.images import read_image
+from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
+from modelsoup_i2i.use.generators import load_generator
 from modelsoup_openvino import export, measure
 from modelsoup_openvino.deliver import FLOAT
 from modelsoup_openvino.quantise import Quantisation, load_quantised, quantised
@@ -325,8 +325,8 @@ def test_a_better_epoch_is_kept_with_frozen_tensors_as_they_were(quantise, start
 
 def test_a_trees_result_is_quantised_at_the_size_and_channels_of_its_training(data, tmp_path):
     """Grey, of a side that is no multiple of four; neither is said again."""
-    from modelsoup_i2i.images import to_image, to_tensor
-    from modelsoup_i2i.networks import at_any_size
+    from modelsoup_i2i.networks.layers import at_any_size
+    from modelsoup_i2i.pictures.images import to_image, to_tensor
     from modelsoup_openvino import Translator
 
     training = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from modelsoup_i2i.cyclegan import CycleGAN, CycleGANOptions
-from modelsoup_i2i.images import read_image, save_png
+from modelsoup_i2i.pictures.images import read_image, save_png
+from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_openvino.measure import PEAK, mean_psnr
 
 from conftest import SHAPE, SIZES  # isort: skip

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from modelsoup_i2i.images import ImageError, read_image, save_png
+from modelsoup_i2i.pictures.images import ImageError, read_image, save_png
 from modelsoup_openvino.infer import Translator, translate
 
 import modelsoup
@@ -44,8 +44,8 @@ def test_a_model_runs_without_torch(made, data, tmp_path):
 
 def test_a_translation_is_that_of_torch_but_for_rounding(made, start, data):
     import torch
-    from modelsoup_i2i.images import to_image, to_tensor
-    from modelsoup_i2i.networks import load_generator
+    from modelsoup_i2i.pictures.images import to_image, to_tensor
+    from modelsoup_i2i.use.generators import load_generator
 
     image = read_image(data / "testA" / "0.png")
     with torch.no_grad():
@@ -65,8 +65,9 @@ def test_an_image_of_any_size_keeps_its_size(made, height, width):
 @pytest.mark.parametrize(("height", "width"), [(40, 40), (39, 38), (33, 9), (3, 5)])
 def test_sides_are_continued_and_cut_back_as_in_the_training(made, start, height, width):
     import torch
-    from modelsoup_i2i.images import to_image, to_tensor
-    from modelsoup_i2i.networks import at_any_size, load_generator
+    from modelsoup_i2i.networks.layers import at_any_size
+    from modelsoup_i2i.pictures.images import to_image, to_tensor
+    from modelsoup_i2i.use.generators import load_generator
 
     image = picture(height, width)
     with torch.no_grad():

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 from modelsoup import ParameterError
 
+from ..pictures.images import ImageError, list_images, read_image
+from ..use.translate import channels_of, translate_arrays
 from .extractors import extractor
-from .images import ImageError, list_images, read_image
 from .metric_names import OFFLINE, extractor_of, must_be_known, must_have, must_suffice
 from .metrics import Result, evaluate, must_be_importable
-from .translate import channels_of, translate_arrays
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from .data import Transform
+    from ..pictures.transforms import Transform
 
 StrPath = str | os.PathLike[str]
 

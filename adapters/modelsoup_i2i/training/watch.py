@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from .session import Session
+from pathlib import Path
+from typing import Any, TypeVar
 
 _REPORT_EVERY = 0.5  # seconds
 
@@ -50,19 +48,24 @@ class Losses:
 
 
 class Watch:
-    """Speed and time left, and where they and the losses are told."""
+    """Speed and time left, and where they and the losses are told.
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    Args:
+        first: how many steps were made before.
+        total: how many there are.
+        events: the folder for tensorboard's events; None for none.
+    """
+
+    def __init__(self, first: int, total: int, events: Path | None) -> None:
         self._begun = self._told = time.monotonic()
-        self._first = session.steps
+        self._first = self._now = first
+        self._total = total
         self._waited = 0.0
         self._writer = None
-        options, shown = session.options, session.shown
-        if options.tensorboard and shown is not None and not session.place.rank:
+        if events is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(shown / "tensorboard"), purge_step=session.steps)
+            self._writer = SummaryWriter(str(events), purge_step=first)
 
     def waiting(self, steps: Iterator[Step]) -> Iterator[Step]:
         """The same, with the time that they were waited for."""
@@ -74,37 +77,30 @@ class Watch:
                 return
             yield group
 
-    def add(self, losses: Mapping[str, float], rate: float) -> None:
-        """The losses of a step, and the rate that it was made with."""
-        self._session.losses.add(losses)
+    def add(self, step: int, figures: Mapping[str, float]) -> None:
+        """A step was made, which had such losses and such a rate."""
+        self._now = step
         if self._writer is not None:
-            for name, value in (*losses.items(), ("rate", rate)):
-                self._writer.add_scalar(name, value, self._session.steps)
-
-    def line(self, epoch: int) -> str:
-        """The line of the log at the end of an epoch, counted from 0."""
-        options = self._session.options
-        losses = " ".join(f"{n} {value:.4f}" for n, value in self._session.losses.means().items())
-        share = self._waited / max(time.monotonic() - self._begun, 1e-9)
-        return (
-            f"epoch {epoch + 1} of {options.epochs + options.decay_epochs}: {losses}; "
-            f"{self.speed():.2f} steps a second, {share:.1%} of the time waiting for images"
-        )
+            for name, value in figures.items():
+                self._writer.add_scalar(name, value, step)
 
     def speed(self) -> float:
         """Steps a second."""
-        return (self._session.steps - self._first) / max(time.monotonic() - self._begun, 1e-9)
+        return (self._now - self._first) / max(time.monotonic() - self._begun, 1e-9)
 
-    def tell(self, report: Report) -> None:
+    def speed_told(self) -> str:
+        """That, and how much of the time went into waiting."""
+        share = self._waited / max(time.monotonic() - self._begun, 1e-9)
+        return f"{self.speed():.2f} steps a second, {share:.1%} of the time waiting for images"
+
+    def tell(self, report: Report, losses: Callable[[], Mapping[str, float]]) -> None:
         """Report progress, not more often than every half second."""
         now = time.monotonic()
         if now - self._told < _REPORT_EVERY:
             return
         self._told = now
-        session = self._session
-        left = (session.total_steps - session.steps) / max(self.speed(), 1e-9)
-        figures = {**session.losses.means(), "seconds_left": round(left, 1)}
-        report(session.steps / session.total_steps, figures)
+        left = (self._total - self._now) / max(self.speed(), 1e-9)
+        report(self._now / self._total, {**losses(), "seconds_left": round(left, 1)})
 
     def close(self) -> None:
         """The events' file is whole."""

@@ -30,10 +30,10 @@ from torch import nn
 
 from modelsoup import ParameterError, SoupError, how_to_install
 
+from ..networks.devices import chosen_device
+from ..pictures.images import as_rgb, list_images, read_image, resized
 from .extractors import Extractor, extractor
-from .images import as_rgb, list_images, read_image, resized
 from .metric_names import extractor_of, must_be_known, must_have, must_suffice, needs
-from .processes import chosen_device
 
 PAIRS = 1000
 """How many random pairs `_pairs` and `_to_real` average over."""
@@ -320,7 +320,7 @@ def _pictures(given: Pictures, role: str) -> list[np.ndarray]:
         found = [read_image(file) for file in list_images(given)]
         what = f"the folder {given}"
     elif isinstance(given, torch.Tensor):
-        from .images import to_image
+        from ..pictures.images import to_image
 
         found, what = [to_image(image) for image in given], role
     else:

@@ -26,7 +26,9 @@ from modelsoup import (
     placed,
 )
 
-from .images import (
+from ..networks.devices import chosen_device
+from ..networks.layers import at_any_size
+from ..pictures.images import (
     CHANNELS,
     left_out,
     read_image,
@@ -34,9 +36,8 @@ from .images import (
     to_image,
     to_tensor,
 )
-from .networks import at_any_size, generator_shape_in, load_generator
+from .generators import generator_in, load_generator
 from .places import translations
-from .processes import chosen_device
 
 Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
@@ -176,7 +177,7 @@ def export_onnx(
         raise SoupError(f"exporting needs {how_to_install('onnx')} ({error})") from error
     generator = load_generator(str(model), direction)
     # Of batch 2 where it is free: the exporter would take a size of 1 for a constant.
-    example = torch.zeros(batch or 2, generator.shape.channels, size or 64, size or 64)
+    example = torch.zeros(batch or 2, generator.channels, size or 64, size or 64)
     free: dict[int, Any] = {}
     if batch is None:
         free[0] = torch.export.Dim("batch")
@@ -208,7 +209,7 @@ def channels_of(model: str | os.PathLike[str], direction: str = "x2y") -> int:
     Raises:
         MismatchError: there is no such generator, or none of pictures.
     """
-    channels = generator_shape_in(str(model), direction).channels
+    channels = generator_in(str(model), direction)["channels"]
     if channels not in CHANNELS:
         raise MismatchError(
             f"{model} translates images of {channels} channels, where pictures have 1, 3 or 4"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from modelsoup import OutputError, ParameterError, beside, check_output, place, placed
 
-from .images import ImageError, list_images
+from ..pictures.images import ImageError, list_images
 
 
 @dataclass(frozen=True)

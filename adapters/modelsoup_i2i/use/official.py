@@ -28,14 +28,9 @@ from modelsoup import (
     placed,
 )
 
-from .shapes import (
-    DIRECTIONS,
-    DISCRIMINATORS,
-    GENERATORS,
-    NETWORKS,
-    discriminator_shape_of,
-    generator_shape_of,
-)
+from ..networks.patch import patch_in
+from ..networks.resnet import resnet_in
+from .generators import DIRECTIONS, DISCRIMINATORS, GENERATORS, NETWORKS
 
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 _FILE = re.compile(r"(?P<when>latest|\d+|iter_\d+)_net_(?P<network>G|G_A|G_B|D_A|D_B)\.pth")
@@ -83,9 +78,9 @@ def import_folder(
             plain = {name: values.shape for name, values in own.items()}
             try:
                 if network in GENERATORS:
-                    shapes.append((network, generator_shape_of(plain, "")))
+                    shapes.append((network, resnet_in(plain, "")))
                 else:
-                    shapes.append((network, discriminator_shape_of(plain, "")))
+                    shapes.append((network, patch_in(plain, "")))
             except MismatchError as error:
                 raise MismatchError(f"{files[network]}: {error}") from None
             tensors |= {f"{network}.{name}": values for name, values in own.items()}
@@ -153,6 +148,6 @@ def _stale(tensors: Mapping[str, np.ndarray]) -> list[str]:
 def _must_agree(shapes: list[tuple[str, Any]]) -> None:
     for kind in (GENERATORS, DISCRIMINATORS):
         own = [(network, shape) for network, shape in shapes if network in kind]
-        if len({shape for _, shape in own}) > 1:
-            said = " and ".join(f"{network} {shape}" for network, shape in own)
+        if any(sizes != own[0][1] for _, sizes in own):
+            said = " and ".join(f"{network} {sizes}" for network, sizes in own)
             raise MismatchError(f"the networks do not belong to one model: {said}")

@@ -20,6 +20,8 @@ import torch.distributed as dist
 
 from modelsoup import TrainerError
 
+from ..networks.devices import gpus
+
 PATIENCE = timedelta(minutes=30)  # for one whose step or whose state takes long
 JOINING = timedelta(seconds=20)  # for those that have said that they are ready
 _LOOK = 0.05  # seconds between two looks whether all have come
@@ -64,7 +66,7 @@ class Place:
 
 ALONE = Place()
 _JOIN = (
-    "import pickle, sys; from modelsoup_i2i.processes import joined; "
+    "import pickle, sys; from modelsoup_i2i.training.processes import joined; "
     "joined(*pickle.loads(sys.stdin.buffer.read()))"
 )
 
@@ -77,13 +79,13 @@ def together(world: int, device: str, work: Path, arguments: tuple[Any, ...]) ->
         world: how many there are together.
         device: where they train; a GPU each, unless it is `cpu`.
         work: a folder, for the file by which they meet.
-        arguments: (options, start, seed, frozen), which can be pickled.
+        arguments: (trainer, options, start, seed, frozen), which can be pickled.
 
     Raises:
         TrainerError: there are more processes than GPUs, or one of the others failed; its last line
             is told.
     """
-    there = 0 if device == "cpu" else _gpus()
+    there = 0 if device == "cpu" else gpus()
     if there < world and (there or device not in ("cpu", "auto")):
         raise TrainerError(
             f"processes is {world}, a GPU each, but there {'is' if there == 1 else 'are'} {there} "
@@ -140,7 +142,6 @@ def together(world: int, device: str, work: Path, arguments: tuple[Any, ...]) ->
 
 def joined(rank: int, world: int, device: str, meeting: str, arguments: tuple[Any, ...]) -> None:
     """What another process does: the same training, with nothing told or written."""
-    from .session import Session
 
     def meet() -> None:
         _set_up(rank, device)
@@ -148,9 +149,9 @@ def joined(rank: int, world: int, device: str, meeting: str, arguments: tuple[An
         store.set(_ready(rank), b"")
         _join(rank, world, device, store)
 
-    options, start, seed, frozen = arguments
+    trainer, options, start, seed, frozen = arguments
     try:
-        session = Session(
+        session = trainer.session(
             options, start, seed=seed, frozen=frozen, work=Path(meeting).parent,
             place=Place(rank, world, meet),
         )  # fmt: skip
@@ -204,25 +205,3 @@ def _failed(work: Path, rank: int) -> TrainerError:
     lines = (work / f"process-{rank}.log").read_text("utf-8", "replace").strip().splitlines()
     said = lines[-1] if lines else "it printed nothing"
     return TrainerError(f"process {rank} of the training failed: {said}")
-
-
-def _gpus() -> int:
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def chosen_device(name: str, place: Place = ALONE) -> torch.device:
-    """The device that an option names; `auto` is a GPU where there is one.
-
-    Raises:
-        TrainerError: it is none, or not there.
-    """
-    there = _gpus()
-    if name == "cpu" or (name == "auto" and not there):
-        return torch.device("cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cuda", "auto") or (number and not number.isdigit()):
-        raise TrainerError(f"the device is {name!r}, but must be auto, cpu, cuda or cuda:N")
-    index = int(number or place.rank)
-    if index >= there:
-        raise TrainerError(f"the device {name} is asked for, but there are {there} GPUs here")
-    return torch.device("cuda", index)

@@ -1,0 +1,205 @@
+"""What a step of a training draws: pictures, classes, noise; and batches of it, prepared ahead.
+
+What is drawn depends on the seed, the epoch and the place in the epoch, and on nothing before: a
+training that goes on in the middle needs no state of its draws but those numbers.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+from zlib import crc32
+
+import numpy as np
+
+from .cache import Pictures
+
+if TYPE_CHECKING:
+    import torch
+
+_AHEAD = 4  # batches that are prepared while one is trained on, for each thread
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A place in a training: what is drawn there, is drawn there again.
+
+    Attributes:
+        seed: of the training.
+        epoch: from 0.
+        index: in the epoch, from 0; it may lie beyond its end.
+        order: the permutation of the epoch.
+    """
+
+    seed: int
+    epoch: int
+    index: int
+    order: np.ndarray
+
+    @property
+    def turn(self) -> int:
+        """Whose turn it is in the epoch's order."""
+        return int(self.order[self.index % len(self.order)])
+
+    def rng(self, what: int | str) -> np.random.Generator:
+        """A generator for what is drawn here under some name."""
+        number = what if isinstance(what, int) else crc32(what.encode())
+        return np.random.default_rng((self.seed, self.epoch, self.index, number))
+
+
+class Draw(Protocol):
+    """Something that is drawn for each place.
+
+    Attributes:
+        names: of what it gives, in a batch.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One for each array of `at`."""
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """An array for each name: pictures as uint8, height × width × channels; or numbers."""
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """A picture of one set, and beside it any of another: unaligned domains.
+
+    The first set's pictures come in a random order, each as often as the others, and once an epoch
+    where it is the larger one. Beside each comes one of the second, drawn anew each time.
+
+    Attributes:
+        names: of both in a batch.
+        sets: of which sets of pictures they are.
+    """
+
+    names: tuple[str, ...] = ("a", "b")
+    sets: tuple[str, str] = ("X", "Y")
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """Two pictures."""
+        first, second = (pictures.sets[name] for name in self.sets)
+        rng = spot.rng(1)
+        chosen = first[spot.turn % len(first)], second[int(rng.integers(len(second)))]
+        return tuple(pictures.transform.draw(pictures[file], rng) for file in chosen)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Independent numbers, each from N(0, 1).
+
+    Attributes:
+        name: in a batch.
+        shape: of an item.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name."""
+        return (self.name,)
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """float32 of the shape."""
+        return (spot.rng(self.name).standard_normal(self.shape, np.float32),)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """A class, each as likely as the others.
+
+    Attributes:
+        name: in a batch.
+        count: how many there are.
+    """
+
+    name: str
+    count: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name."""
+        return (self.name,)
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """An integer in [0, count)."""
+        return (np.asarray(spot.rng(self.name).integers(self.count)),)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The batches of a training.
+
+    Attributes:
+        pictures: what pictures are drawn from.
+        draws: what is drawn for each place.
+        seed: of everything drawn.
+        batch: items in a batch.
+    """
+
+    pictures: Pictures
+    draws: Sequence[Draw]
+    seed: int
+    batch: int = 1
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The permutation of an epoch."""
+        rng = np.random.default_rng((self.seed, epoch, 0))
+        return rng.permutation(self.pictures.length)
+
+    def batch_at(self, epoch: int, first: int, order: np.ndarray) -> dict[str, torch.Tensor]:
+        """What is drawn from one place on, by name.
+
+        Pictures are N × C × H × W, float32 in [−1, 1]; numbers have one dimension more.
+        """
+        spots = [Spot(self.seed, epoch, first + n, order) for n in range(self.batch)]
+        made: dict[str, Any] = {}
+        for draw in self.draws:
+            items = [draw.at(self.pictures, spot) for spot in spots]
+            for name, own in zip(draw.names, zip(*items, strict=True), strict=True):
+                made[name] = _tensor(np.stack(own))
+        return made
+
+
+def _tensor(items: np.ndarray) -> torch.Tensor:
+    import torch
+
+    if items.dtype != np.uint8:
+        numbers: torch.Tensor = torch.from_numpy(items)
+        return numbers
+    images = np.ascontiguousarray(items.transpose(0, 3, 1, 2), np.float32)
+    made: torch.Tensor = torch.from_numpy(images).div_(127.5).sub_(1)
+    return made
+
+
+def batches(
+    sampler: Sampler, places: Iterator[tuple[int, int]], threads: int
+) -> Generator[dict[str, torch.Tensor], None, None]:
+    """The batches at places (epoch, index of the first item), prepared ahead by threads.
+
+    With 0 threads they are prepared when they are asked for. The batches are the same.
+    """
+    epoch_of, order = -1, np.empty(0, np.int64)
+    waiting: collections.deque[Future[dict[str, torch.Tensor]]] = collections.deque()
+    pool = ThreadPoolExecutor(threads, "i2i-data") if threads else None
+    try:
+        for epoch, first in places:
+            if epoch != epoch_of:
+                epoch_of, order = epoch, sampler.order(epoch)
+            if pool is None:
+                yield sampler.batch_at(epoch, first, order)
+                continue
+            waiting.append(pool.submit(sampler.batch_at, epoch, first, order))
+            if len(waiting) > _AHEAD * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,81 @@
+"""GAN losses by their names, and the distance of images: what trainers minimise.
+
+The functions take tensors of verdicts of any shape, one a patch or one an image; each gives a mean
+over them. Formulas are for a discriminator D that is to tell images y from images made, ŷ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+Gan = Literal["lsgan", "vanilla", "hinge", "wgan-gp"]
+
+
+def deceive(verdicts: torch.Tensor, kind: Gan = "lsgan") -> torch.Tensor:
+    """A generator's loss, by what D says of its images.
+
+    Args:
+        verdicts: D(ŷ), no sigmoid.
+        kind: `lsgan`: mean (D(ŷ) − 1)² (Mao et al. 2017); `vanilla`: −log σ(D(ŷ)), the non-
+            saturating one (Goodfellow et al. 2014); `hinge` and `wgan-gp`: −D(ŷ).
+    """
+    own = wide(verdicts)
+    if kind == "lsgan":
+        return (own - 1).square().mean()
+    if kind == "vanilla":
+        return F.softplus(-own).mean()
+    return -own.mean()
+
+
+def judge(of_real: torch.Tensor, of_fake: torch.Tensor, kind: Gan = "lsgan") -> torch.Tensor:
+    """A discriminator's loss.
+
+    Args:
+        of_real: D(y).
+        of_fake: D(ŷ).
+        kind: `lsgan`: half of mean (D(y) − 1)² + D(ŷ)²; `vanilla`: half of −log σ(D(y)) − log σ(
+            −D(ŷ)); the halves are Isola et al.'s (2017, section 3.3). `hinge`: max(0, 1 − D(y)) +
+            max(0, 1 + D(ŷ)) (Lim and Ye 2017); `wgan-gp`: D(ŷ) − D(y), beside `gradient_penalty`.
+    """
+    real, fake = wide(of_real), wide(of_fake)
+    if kind == "lsgan":
+        return 0.5 * (deceive(of_real) + fake.square().mean())
+    if kind == "vanilla":
+        return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+    if kind == "hinge":
+        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+    return fake.mean() - real.mean()
+
+
+def gradient_penalty(
+    judged: Callable[[torch.Tensor], torch.Tensor], real: torch.Tensor, fake: torch.Tensor,
+    share: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """Mean (‖∇D(x̂)‖₂ − 1)² at mixtures of real and fake images (Gulrajani et al. 2017, eq. 3).
+
+    Args:
+        judged: D.
+        real: N × C × H × W.
+        fake: of the same shape.
+        share: of the real one in each mixture, in [0, 1]: N numbers.
+    """
+    of_real = share.view(-1, *[1] * (real.ndim - 1)).to(real)
+    mixed = (of_real * real + (1 - of_real) * fake.detach()).requires_grad_()
+    (slope,) = torch.autograd.grad(wide(judged(mixed)).sum(), mixed, create_graph=True)
+    # As the official code: a norm of 0 has no gradient.
+    return ((slope.flatten(1) + 1e-16).norm(dim=1) - 1).square().mean()
+
+
+def distance(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The mean absolute difference over all elements."""
+    result: torch.Tensor = F.l1_loss(wide(made), wanted)
+    return result
+
+
+def wide(values: torch.Tensor) -> torch.Tensor:
+    """In float32 where autocast gave less: a sum over many patches needs the digits."""
+    return values.float() if values.element_size() < 4 else values

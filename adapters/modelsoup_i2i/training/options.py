@@ -1,0 +1,314 @@
+"""Options that trainers share: a trainer's own inherit those that it has. Without torch.
+
+Ranges are annotations, and so is what decides nothing of the result but how it is come by.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from modelsoup import ParameterError
+
+from ..measuring.metric_names import must_be_known
+from ..pictures.folders import Domains, find_domains, folders_of
+from ..pictures.transforms import Mode, Transform
+
+FREE = "decides nothing of the result, but for the rounding of another device or layout"
+
+Count = Annotated[int, Ge(1)]
+Number = Annotated[int, Ge(0)]
+Weight = Annotated[float, Ge(0), Lt(float("inf"))]
+Rate = Annotated[float, Gt(0), Lt(float("inf"))]
+Side = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every trainer's options can do: say what is wrong with them, and what decides."""
+
+    def __post_init__(self) -> None:
+        for name, limits in _annotations(type(self)).items():
+            value = getattr(self, name)
+            for limit in limits:
+                wanted = None if value is None else _violated(limit, value)
+                if wanted:
+                    raise ValueError(f"{name} is {value}, but must be {wanted}")
+        try:
+            self.must_fit()
+        except ParameterError as error:
+            raise ValueError(str(error)) from None
+
+    def must_fit(self) -> None:
+        """Raise a ValueError or a ParameterError for what no range says."""
+
+    def decisive(self) -> dict[str, Any]:
+        """The options that decide the result, as plain data."""
+        told = _annotations(type(self))
+        return {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self)
+            if FREE not in told[f.name]
+        }  # fmt: skip
+
+
+def _annotations(kind: type) -> Mapping[str, tuple[Any, ...]]:
+    found: Mapping[str, tuple[Any, ...]] = _read_annotations(kind)
+    return found
+
+
+@cache
+def _read_annotations(kind: Any) -> Mapping[str, tuple[Any, ...]]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {f.name: _told(hints[f.name]) for f in dataclasses.fields(kind)}
+
+
+def _told(hint: Any) -> tuple[Any, ...]:
+    """What annotations say, those within a union too: `Weight | None`."""
+    own = getattr(hint, "__metadata__", ())
+    inner = [_told(part) for part in getattr(hint, "__args__", ()) if hasattr(part, "__metadata__")]
+    return (*own, *(limit for part in inner for limit in part))
+
+
+def _violated(limit: Any, value: Any) -> str | None:
+    """What a value must be and is not."""
+    if isinstance(limit, Ge) and not value >= limit.ge:
+        return f"at least {limit.ge}"
+    if isinstance(limit, Gt) and not value > limit.gt:
+        return f"more than {limit.gt}" if limit.gt else "positive"
+    if isinstance(limit, Le) and not value <= limit.le:
+        return f"at most {limit.le}"
+    if isinstance(limit, Lt) and not value < limit.lt:
+        return "finite" if limit.lt == float("inf") else f"less than {limit.lt}"
+    return None
+
+
+@dataclass(frozen=True)
+class Pixels(Options):
+    """How pictures become what a network sees.
+
+    Attributes:
+        mode: how pictures come to size: see `modelsoup_i2i.pictures.transforms.Transform`.
+        load_size: side, or height and width, to which they are resized.
+        crop_size: side, or height and width, of what is cropped out of them at random.
+        flip: mirror half of them.
+        channels: of the images: 3, or 1 for grey, or 4 for colour and opacity.
+        on_bad_image: `error`, or `skip` to leave damaged ones out, of training and of tests.
+        threads: that prepare images; 0 is none beside the training.
+        cache_mb: MiB of decoded images that are kept in memory.
+    """
+
+    mode: Mode = "resize_and_crop"
+    load_size: Side = 286
+    crop_size: Side = 256
+    flip: bool = True
+    channels: Literal[1, 3, 4] = 3
+    on_bad_image: Literal["error", "skip"] = "error"
+    threads: Annotated[Number, FREE] = 2
+    cache_mb: Annotated[Number, FREE] = 2048
+
+    def must_fit(self) -> None:
+        """See `Options`."""
+        super().must_fit()
+        for name in ("load_size", "crop_size"):
+            size = getattr(self, name)
+            if not isinstance(size, int) and len(size) != 2:
+                raise ValueError(f"{name} is {list(size)}, but must be a side, or [height, width]")
+        self.transform()
+
+    def transform(self) -> Transform:
+        """How pictures come to size."""
+        return Transform(self.mode, _sides(self.load_size), _sides(self.crop_size), self.flip)
+
+    def decisive(self) -> dict[str, Any]:
+        """See `Options`; sizes in one form."""
+        sizes = {name: list(_sides(getattr(self, name))) for name in ("load_size", "crop_size")}
+        return {**super().decisive(), **sizes}
+
+
+@dataclass(frozen=True)
+class TwoDomains(Options):
+    """Two folders of unpaired pictures.
+
+    Attributes:
+        data: a folder with `trainA` (X) and `trainB` (Y), relative to the plan as all folders are.
+        data_a: in its place, the folder of X …
+        data_b: … and that of Y.
+        test_a: the folder of test images of X; None is `testA` in `data`, where that is.
+        test_b: likewise of Y.
+        imbalance: percent by which Y is to be smaller than X: a subset is drawn.
+        count_b: in its place, how many images of Y are used.
+        subset_seed: of the subset, in which smaller ones of the same seed lie.
+    """
+
+    # The data decide by their content, wherever they lie.
+    data: Annotated[Path | None, FREE] = None
+    data_a: Annotated[Path | None, FREE] = None
+    data_b: Annotated[Path | None, FREE] = None
+    test_a: Annotated[Path | None, FREE] = None
+    test_b: Annotated[Path | None, FREE] = None
+    imbalance: float | None = None
+    count_b: int | None = None
+    subset_seed: int = 0
+
+    def must_fit(self) -> None:
+        """See `Options`."""
+        super().must_fit()
+        if (self.test_a is None) != (self.test_b is None):
+            raise ValueError("test_a and test_b, the folders of test images, go together")
+        if self.imbalance is not None and self.count_b is not None:
+            raise ValueError("imbalance and count_b both say how many images of Y are used")
+        if self.imbalance is not None and not 0 <= self.imbalance < 100:
+            raise ValueError(f"imbalance is {self.imbalance} %, but must be in [0, 100)")
+
+    def folders(self) -> tuple[Path, Path]:
+        """The folders of training images of X and of Y.
+
+        Raises:
+            ParameterError: they are not there.
+        """
+        return folders_of(self.data, self.data_a, self.data_b)
+
+    def domains(self) -> Domains:
+        """The training images of both domains.
+
+        Raises:
+            ParameterError: the folders are missing, empty, or have too few images.
+        """
+        return find_domains(
+            self.folders(), imbalance=self.imbalance, count_b=self.count_b, seed=self.subset_seed
+        )
+
+    def tests(self) -> tuple[Path, Path] | None:
+        """The folders of test images of X and of Y; None where none are named."""
+        if self.test_a is not None and self.test_b is not None:
+            return self.test_a, self.test_b
+        return None if self.data is None else (self.data / "testA", self.data / "testB")
+
+    def read(self) -> list[Path]:
+        """The folders of pictures that there are."""
+        named = [self.data_a, self.data_b, *(self.tests() or ())]
+        if self.data is not None:
+            named += [self.data / "trainA", self.data / "trainB"]
+        return [folder for folder in named if folder is not None and folder.exists()]
+
+
+@dataclass(frozen=True)
+class Steps(Options):
+    """How long is trained, how fast, and on how much at once.
+
+    Attributes:
+        batch: images of each kind in a pass.
+        accumulate: passes whose gradients make one step.
+        lr: the learning rate.
+        epochs: epochs, as long as the largest set of images, at this rate.
+        decay_epochs: further ones, in which it falls to nearly 0 in a line.
+        init: the seed of what the start lacks: one for all leaves, or they do not average.
+    """
+
+    batch: Count = 1
+    accumulate: Count = 1
+    lr: Rate = 2e-4
+    epochs: Number = 50
+    decay_epochs: Number = 0
+    init: Number = 0
+
+    def must_fit(self) -> None:
+        """See `Options`."""
+        super().must_fit()
+        if self.epochs + self.decay_epochs < 1:
+            raise ValueError("epochs and decay_epochs are both 0: there is nothing to train")
+
+    def pace(self, epoch: int) -> float:
+        """The share of its learning rate that a player has in an epoch, counted from 0.
+
+        After the last one it stays.
+        """
+        beyond = min(max(0, epoch + 1 - self.epochs), self.decay_epochs)
+        return 1 - beyond / (self.decay_epochs + 1)
+
+
+@dataclass(frozen=True)
+class Machine(Options):
+    """Where and in which precision is trained.
+
+    Attributes:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        processes: how many train together, a GPU each; their gradients are averaged.
+        precision: 32, or `bf16` for autocast.
+        channels_last: the memory layout.
+        compile: let `torch.compile` make the networks.
+    """
+
+    device: Annotated[str, FREE] = "auto"
+    processes: Count = 1
+    precision: Literal[32, "bf16"] = 32
+    channels_last: Annotated[bool, FREE] = False
+    compile: Annotated[bool, FREE] = False
+
+    def must_fit(self) -> None:
+        """See `Options`."""
+        super().must_fit()
+        kind, _, number = self.device.partition(":")
+        known = kind in ("auto", "cpu", "cuda")
+        if not known or (":" in self.device and (kind != "cuda" or not number.isdigit())):
+            raise ValueError(f"device is {self.device!r}, but must be auto, cpu, cuda or cuda:N")
+        if self.processes > 1 and number:
+            raise ValueError(f"device {self.device} is one GPU, but there are to be processes")
+
+
+@dataclass(frozen=True)
+class Telling(Options):
+    """What is kept and told of a training.
+
+    Attributes:
+        checkpoint_every: steps between states that a crash leaves; 0 is an epoch.
+        sheet_every: steps between pages of samples; 0 for none.
+        tensorboard: write events.
+        samples: the folder in which pages and events stay, in one of the node's key; None is the
+            node's work folder, which goes when the node is done.
+        evaluate: metrics of the first translator on the test images, for the node's record.
+    """
+
+    checkpoint_every: Annotated[Number, FREE] = 0
+    sheet_every: Annotated[Number, FREE] = 1000
+    tensorboard: Annotated[bool, FREE] = False
+    samples: Annotated[Path | None, FREE] = None
+    evaluate: Annotated[list[str], FREE] = field(default_factory=list)
+
+    def must_fit(self) -> None:
+        """See `Options`."""
+        super().must_fit()
+        must_be_known(self.evaluate)
+
+
+@dataclass(frozen=True)
+class UnpairedOptions(Telling, Machine, Steps, Pixels, TwoDomains):
+    """Those of a trainer of two domains."""
+
+    def must_fit(self) -> None:
+        """See `Options`."""
+        super().must_fit()
+        if self.evaluate and self.tests() is None:
+            raise ValueError(
+                "evaluate needs test images: data, a folder with testA and testB in it, or test_a "
+                "and test_b"
+            )
+        for folder in self.read():
+            above = () if self.samples is None else (self.samples, *self.samples.absolute().parents)
+            if any(place.exists() and place.samefile(folder) for place in above):
+                raise ValueError(
+                    f"samples is {self.samples}, but what lies in {folder} is taken for pictures "
+                    f"to train or to test on"
+                )
+        if not self.transform().crops and self.batch > 1:
+            raise ValueError(f"mode {self.mode} leaves images of many sizes, so batch must be 1")
+
+
+def _sides(size: Side) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

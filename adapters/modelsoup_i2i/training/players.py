@@ -1,0 +1,214 @@
+"""Who is updated: some networks, by which optimiser, at which rate, averaged over steps or not.
+
+On a CPU, for a plain step, each parameter is updated inside the last backward pass, as soon as its
+gradient is complete. Where gradients are first summed over batches or averaged over processes, and
+on a GPU, where one fused update of everything is faster, it comes afterwards. The arithmetic is the
+same.
+
+What lives long is made before the first step. Among short-lived activations it would leave a heap
+full of holes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from modelsoup import TrainerError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+AVERAGED = "_ema"  # what follows a network's name in that of its average
+
+
+@dataclass(frozen=True)
+class Player:
+    """Networks that are updated together.
+
+    Attributes:
+        networks: their names.
+        rate: the learning rate, before a schedule.
+        optimiser: its name in `torch.optim`.
+        settings: what else that takes, by its own names.
+        ema: the share of the old average that each step keeps, in [0, 1); None for no average.
+    """
+
+    networks: tuple[str, ...]
+    rate: float
+    optimiser: str = "Adam"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    ema: float | None = None
+
+
+class NonfiniteGradientError(ArithmeticError):
+    """NaN or infinity in a gradient; the parameters were not updated with it."""
+
+
+class Updates:
+    """A player's optimiser over named parameters, which are those that are not frozen.
+
+    Args:
+        player: whose.
+        parameters: by their names in the checkpoint.
+        early: update each parameter within the backward pass.
+        summed: with `early`, gradients come from several backward passes, and have memory that is
+            theirs; otherwise each is freed at once.
+    """
+
+    def __init__(
+        self, player: Player, parameters: Mapping[str, nn.Parameter], *, early: bool,
+        summed: bool = False,
+    ) -> None:  # fmt: skip
+        import torch
+
+        self.player = player
+        self.parameters = dict(parameters)
+        self.early = early
+        self._summed = early and summed
+        self._complete = True
+        own = list(self.parameters.values())
+        groups = [[parameter] for parameter in own] if early else [own] if own else []
+        make = optimiser(player.optimiser)
+        settings = dict(player.settings)
+        if "fused" in _arguments(make):
+            settings.setdefault("fused", True)
+        try:
+            self._optimizers = [make(group, lr=0.0, **settings) for group in groups]
+        except (TypeError, ValueError) as error:
+            raise TrainerError(f"torch's {player.optimiser} takes no such settings: {error}") from (
+                error
+            )
+        self._of = {id(p): one for one, group in zip(self._optimizers, groups, strict=True)
+                    for p in group}  # fmt: skip
+        averages = player.optimiser in ("Adam", "AdamW")
+        for parameter in own:
+            if self._summed:
+                parameter.grad = torch.zeros_like(parameter)
+            if averages and not settings.get("amsgrad"):
+                self._of[id(parameter)].state[parameter] = {
+                    # Where the fused Adam wants its count.
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+            if early:
+                parameter.register_post_accumulate_grad_hook(self._update)
+
+    def apply(self) -> None:
+        """Update, and forget the gradients; with `early` that has been done.
+
+        Raises:
+            NonfiniteGradientError: a gradient is NaN or infinite; nothing was updated.
+        """
+        import torch
+
+        if self.early:
+            return
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if gradients and not torch.stack([g.sum() for g in gradients]).isfinite().all():
+            self.forget()
+            raise NonfiniteGradientError
+        for one in self._optimizers:
+            one.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Free the gradients, or make them 0."""
+        for parameter in self.parameters.values():
+            self._forget(parameter)
+
+    def set_pace(self, pace: float) -> None:
+        """The learning rate from now on, as a share of the player's."""
+        for one in self._optimizers:
+            for group in one.param_groups:
+                group["lr"] = self.player.rate * pace
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the optimiser keeps, such as Adam's averages and counts, by parameter."""
+        return {
+            name: dict(self._of[id(parameter)].state.get(parameter, {}))
+            for name, parameter in self.parameters.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from such a state; on this device, in this memory format."""
+        import torch
+
+        for name, parameter in self.parameters.items():
+            own = self._of[id(parameter)].state[parameter]
+            for key, value in state[name].items():
+                if key in own and isinstance(value, torch.Tensor):
+                    own[key].copy_(value)
+                elif isinstance(value, torch.Tensor):
+                    shaped = value.shape == parameter.shape
+                    like = torch.empty_like(parameter) if shaped else torch.empty_like(value)
+                    own[key] = like.copy_(value)
+                else:
+                    own[key] = value
+
+    def _update(self, parameter: nn.Parameter) -> None:
+        if not self._complete:
+            return
+        # A sum is finite only if all of its terms are, and reads them once.
+        if not parameter.grad.sum().isfinite():
+            self.forget()
+            raise NonfiniteGradientError
+        self._of[id(parameter)].step()
+        self._forget(parameter)
+
+    def _forget(self, parameter: nn.Parameter) -> None:
+        if self._summed and parameter.grad is not None:
+            parameter.grad.zero_()
+        else:
+            parameter.grad = None
+
+
+def backward(loss: torch.Tensor, players: Iterable[Updates], *, complete: bool = True) -> None:
+    """Gradients for the parameters of some players and no others; where early, the update too.
+
+    Args:
+        loss: of which the gradients are added to those that are there.
+        players: whose parameters.
+        complete: whether this is the last loss of the step, and early updates are made.
+
+    Raises:
+        NonfiniteGradientError: where updates are early, and a gradient is NaN or infinite.
+    """
+    import torch
+
+    own: list[nn.Parameter] = []
+    for updates in players:
+        updates._complete = complete
+        own += updates.parameters.values()
+    if own:
+        torch.autograd.backward(loss, inputs=own)
+
+
+@cache
+def optimiser(name: str) -> Any:
+    """A class of `torch.optim`, by its name.
+
+    Raises:
+        TrainerError: there is none; the message has the nearest one.
+    """
+    import torch
+
+    every = {
+        known: kind for known, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+        and kind is not torch.optim.Optimizer
+    }  # fmt: skip
+    if name not in every:
+        raise TrainerError(
+            f"torch has no optimiser {name!r}{nearest(name, every)} (of {', '.join(sorted(every))})"
+        )
+    return every[name]
+
+
+def _arguments(make: Any) -> Mapping[str, Any]:
+    return inspect.signature(make.__init__).parameters

@@ -1,0 +1,447 @@
+"""The exact state of a training, and the step that moves it: networks, optimisers, pools.
+
+Nothing here knows a trainer by name. A trainer tells what there is (`networks`, `players`, `draws`,
+`pools`, `weights`) and, for each step, the turns that are taken in it; the state owns the rest:
+device, precision, accumulation, several processes, averages, what is not finite, and the state.
+
+A step is made with little work and memory:
+
+- a turn's losses are functions: each is made, gone back through and freed before the next one;
+- no gradients are computed for parameters that a turn does not update, and frozen ones never;
+- on a CPU, an optimiser is applied within the backward pass: see `players.py`.
+
+Plain torch: a framework's checkpoints hold neither image pools nor what an exact resume needs of
+them; what Lightning Fabric would bring (device, bf16, several GPUs) is three short functions here.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modelsoup import TrainerError, digest_files, open_checkpoint
+from modelsoup.torch_bridge import freeze, load_into, save_from
+
+from ..networks.devices import chosen_device
+from ..networks.layers import at_any_size
+from ..pictures.cache import Pictures
+from .description import Description
+from .players import AVERAGED, NonfiniteGradientError, Updates, backward
+from .pool import ImagePool
+from .processes import ALONE, Place
+from .turns import Batch, Loss, Turn
+from .watch import Losses
+
+STATE = "state.pt"
+FORMAT = 4
+
+
+Call = Callable[[torch.Tensor], torch.Tensor]
+
+
+class DivergedError(ArithmeticError):
+    """A loss or gradient is not finite any more; the weights are still."""
+
+
+class State:
+    """A training of some networks, at some step.
+
+    Attributes:
+        trainer: whose.
+        deployed: the networks that are used after the training.
+        missing: names that the start lacked, and that were initialised.
+        steps: how many were made.
+        weights: of each loss, by its name; 1 where there is none.
+        losses: their means.
+        pools: the images that discriminators see again, by name.
+    """
+
+    def __init__(
+        self, trainer: Description, options: Any, start: Path | None, *, seed: int,
+        frozen: Sequence[str] = (), work: Path | None = None, place: Place = ALONE,
+    ) -> None:  # fmt: skip
+        """Build the networks and load the start.
+
+        Args:
+            trainer: tells what there is.
+            options: of the training.
+            start: a checkpoint, or a part of one; None initialises everything.
+            seed: of everything that is drawn, in [0, 2⁶³).
+            frozen: names that are not trained.
+            work: the folder for state and sheets; None keeps nothing.
+            place: which of several processes this is.
+
+        Raises:
+            MismatchError: the start has networks of another width, block count or kind.
+            TrainerError: the device is not there, or a frozen name is unknown.
+            ParameterError: the data are not there, or do not fit the options.
+        """
+        self.trainer, self.options, self.start, self.seed = trainer, options, start, seed
+        self.frozen, self.work, self.place = tuple(frozen), work, place
+        self.device = chosen_device(options.device, place.rank)
+        self.players = trainer.players(options)
+        built = {name: network.build() for name, network in trainer.networks(options).items()}
+        self._averages = {
+            name + AVERAGED: (name, player.ema)
+            for player in self.players.values() if player.ema is not None
+            for name in player.networks
+        }  # fmt: skip
+        averages = {name: copy.deepcopy(built[of]) for name, (of, _) in self._averages.items()}
+        self._module = nn.ModuleDict({**built, **averages})
+        self.missing = load_into(self._module, start, seed=options.init)
+        for name, (of, _) in self._averages.items():
+            own = self._module[name].requires_grad_(False)
+            if all(f"{name}.{n}" in self.missing for n in own.state_dict()):
+                own.load_state_dict(self._module[of].state_dict())
+        freeze(self._module, self.frozen)
+        height, width = options.transform().crop
+        self._tell_networks(options.batch * height * width)
+        self.images = trainer.images(options)
+        self.weights = trainer.weights(options, self.images)
+        self.deployed = tuple(trainer.translators(options))
+        self._pictures: Pictures | None = None
+        self.steps = 0
+        self.losses = Losses()
+        self._updates: dict[str, Updates] = {}
+        self._calls: dict[str, Call] = {}
+        self.pools = {
+            name: ImagePool(size, (2 * seed + n + 977 * place.rank) % 2**63)
+            for n, (name, size) in enumerate(trainer.pools(options).items())
+        }
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """All networks by name, averages too."""
+        return dict(self._module.items())
+
+    @property
+    def updates(self) -> dict[str, Updates]:
+        """Who updates each player's networks; made when first asked for."""
+        self.prepare()
+        return self._updates
+
+    @property
+    def pictures(self) -> Pictures:
+        """The training images; damaged ones are told when this is first asked for."""
+        if self._pictures is None:
+            options = self.options
+            self._pictures = Pictures(
+                self.images, options.transform(), cache_bytes=options.cache_mb << 20,
+                threads=max(options.threads, 1), on_bad_image=options.on_bad_image,
+                channels=options.channels,
+            )  # fmt: skip
+        return self._pictures
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which each image of the largest set is seen once."""
+        options = self.options
+        seen: int = options.batch * options.accumulate * self.place.world
+        return -(-self.pictures.length // seen)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        epochs: int = self.options.epochs + self.options.decay_epochs
+        return self.steps_per_epoch * epochs
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put another module in a network's place, such as a quantised one.
+
+        Raises:
+            TrainerError: there is no such network, or steps were made.
+        """
+        if name not in self._module:
+            raise TrainerError(
+                f"no network is called {name!r} (there are {', '.join(self._module)})"
+            )
+        if self._updates:
+            raise TrainerError(f"{name} can be replaced before the first step only")
+        # What traces or wraps it wants one plain pass.
+        _prepare(module, plain=True, precision=32, pixels=0)
+        self._module[name] = module
+
+    # What a trainer's losses ask for.
+
+    def __getitem__(self, name: str) -> Call:
+        """A network, to be called with images of any size."""
+        return self._calls[name]
+
+    def both(
+        self, name: str, first: torch.Tensor, second: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A network's results for two sets of images, in one pass if they have one size.
+
+        Right for networks that treat each image alone, as those with InstanceNorm do.
+        """
+        call = self._calls[name]
+        if first.shape[1:] != second.shape[1:]:
+            return call(first), call(second)
+        made = call(torch.cat([first, second.to(first.dtype)]))
+        return made[: len(first)], made[len(first) :]
+
+    # The step.
+
+    def step(self, *drawn: torch.Tensor) -> dict[str, float]:
+        """One optimisation step on what the trainer draws, in its order.
+
+        Images are N × C × H × W in [−1, 1]. It is made at the rate of the epoch that it falls into,
+        by `steps`.
+
+        Returns:
+            each loss without its weight, by name; and of a turn with several the weighted sum, by
+            the turn's name.
+
+        Raises:
+            DivergedError: a loss or gradient is not finite; all weights still are.
+        """
+        names = [name for draw in self.trainer.draws(self.options) for name in draw.names]
+        return self.optimise([dict(zip(names, drawn, strict=True))])
+
+    def optimise(self, group: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+        """One step whose gradients are the mean over several batches.
+
+        Of a step that fails no gradient is left to the next one.
+        """
+        try:
+            return self._optimise(group)
+        except BaseException:
+            for updates in self._updates.values():
+                updates.forget()
+            raise
+
+    def _optimise(self, group: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+        pace = self.options.pace(self.steps // self.steps_per_epoch)
+        for updates in self.updates.values():
+            updates.set_pace(pace)
+        batches = [
+            Batch({name: self.placed(values) for name, values in drawn.items()}) for drawn in group
+        ]
+        seen: list[dict[str, torch.Tensor]] = [{} for _ in batches]
+        for turn in self.trainer.turns(self.options, self.steps):
+            self._take(turn, batches, seen)
+        self.steps += 1
+        names = list(seen[0])
+        means = torch.stack([torch.stack([s[name] for s in seen]).mean() for name in names])
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def _take(
+        self, turn: Turn, batches: Sequence[Batch], seen: Sequence[dict[str, torch.Tensor]]
+    ) -> None:
+        players = [self._updates[name] for name in turn.players]
+        share, early = 1 / len(batches), any(player.early for player in players)
+        own: list[torch.Tensor] = []
+        for batch, told in zip(batches, seen, strict=True):
+            for n, loss in enumerate(turn.losses):
+                objective = self._objective(loss, batch, turn, told)
+                own.append(objective.detach())
+                # Early updates cannot be taken back: the loss is looked at before.
+                if early and not told.get(turn.name, own[-1]).isfinite():
+                    raise DivergedError
+                try:
+                    backward(objective * share, players, complete=n + 1 == len(turn.losses))
+                except NonfiniteGradientError:
+                    raise DivergedError from None
+                del objective
+        for player in players:
+            self._apply(player, own)
+        self._average(turn.players)
+
+    def _objective(
+        self, loss: Loss, batch: Batch, turn: Turn, told: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """The weighted sum of a loss's terms, which are told."""
+        with self.autocast():
+            terms = loss(self, batch)
+        weighted = [self.weights.get(name, 1.0) * value for name, value in terms.items()]
+        objective = torch.stack(weighted).sum()
+        for name, value in terms.items():
+            told[name] = value.detach()
+        if len(turn.losses) > 1 or len(terms) > 1:
+            told[turn.name] = told.get(turn.name, 0) + objective.detach()
+        return objective
+
+    def _apply(self, updates: Updates, losses: Sequence[torch.Tensor]) -> None:
+        if updates.early:
+            return
+        # All processes decide alike: one that stopped alone would leave the others waiting.
+        worst = torch.stack(list(losses)).sum()
+        gradients = [p.grad for p in updates.parameters.values() if p.grad is not None]
+        self.place.average([worst, *gradients])
+        if not worst.isfinite():
+            raise DivergedError
+        try:
+            updates.apply()
+        except NonfiniteGradientError:
+            raise DivergedError from None
+
+    def _average(self, players: Sequence[str]) -> None:
+        """Move the averages of what was updated: old · ema + new · (1 − ema)."""
+        moved = {name for player in players for name in self.players[player].networks}
+        with torch.no_grad():
+            for name, (of, ema) in self._averages.items():
+                if of not in moved or ema is None:
+                    continue
+                averages = self._module[name].state_dict()
+                for key, value in self._module[of].state_dict().items():
+                    if value.is_floating_point() and key in self._parameters[of]:
+                        averages[key].lerp_(value, 1 - ema)
+                    else:  # statistics are the network's own, as counts are
+                        averages[key].copy_(value)
+
+    @cached_property
+    def _parameters(self) -> dict[str, set[str]]:
+        return {
+            name: {n for n, _ in network.named_parameters()}
+            for name, network in self._module.items()
+        }
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the training."""
+        wanted = self.options.precision == "bf16"
+        manager: AbstractContextManager[Any] = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=wanted
+        )
+        return manager
+
+    def placed(self, values: torch.Tensor) -> torch.Tensor:
+        """What was drawn on the device, images in the memory layout of the training."""
+        wanted = self.options.channels_last and values.ndim == 4
+        layout = torch.channels_last if wanted else torch.contiguous_format
+        return values.to(self.device, non_blocking=True, memory_format=layout)
+
+    def prepare(self) -> None:
+        """Before the first step: the device, and who updates what."""
+        if self._updates:
+            return
+        options = self.options
+        layout = torch.channels_last if options.channels_last else torch.contiguous_format
+        self._module.to(self.device, memory_format=layout).train()
+        for name, network in self._module.items():
+            if hasattr(network, "lay_out"):
+                network.lay_out()
+            self._calls[name] = _call(network, compiled=options.compile)
+        early = self.device.type == "cpu" and options.accumulate == 1 and self.place.world == 1
+        several = {
+            name for turn in self.trainer.turns(options, 0) if len(turn.losses) > 1
+            for name in turn.players
+        }  # fmt: skip
+        for name, player in self.players.items():
+            own = {
+                n: p for n, p in self._module.named_parameters()
+                if p.requires_grad and n.partition(".")[0] in player.networks
+            }  # fmt: skip
+            self._updates[name] = Updates(player, own, early=early, summed=name in several)
+
+    def _tell_networks(self, pixels: int) -> None:
+        plain = self.device.type != "cpu" or self.options.compile
+        for network in self._module.values():
+            _prepare(network, plain=plain, precision=self.options.precision, pixels=pixels)
+
+    # State.
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides the steps to come, on the CPU or not; `load_state_dict` takes it."""
+        return {
+            "format": FORMAT,
+            "steps": self.steps,
+            "networks": {name: net.state_dict() for name, net in self._module.items()},
+            "optimisers": {name: updates.state_dict() for name, updates in self.updates.items()},
+            "losses": self.losses.state_dict(),
+            "pools": self.place.gathered(
+                {name: pool.state_dict() for name, pool in self.pools.items()}
+            ),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        for name, updates in self.updates.items():
+            updates.load_state_dict(state["optimisers"][name])
+        for name, network in self._module.items():
+            network.load_state_dict(state["networks"][name])
+        for name, pool in self.pools.items():
+            pool.load_state_dict(state["pools"][self.place.rank][name], self.device)
+        self.losses.load_state_dict(state["losses"])
+        self.steps = state["steps"]
+
+    def keep(self) -> None:
+        """Write the state into the work folder, all or nothing, in the place of the last one."""
+        state = self.state_dict()
+        if self.work is None or self.place.rank:
+            return
+        partial = self.work / f".{STATE}.partial"
+        with partial.open("wb") as file:
+            torch.save({**state, "training": self._training()}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.work / STATE)
+
+    def resume(self) -> bool:
+        """Go on from the state in the work folder, if there is one.
+
+        Raises:
+            TrainerError: it is damaged, or is of a training with other options; the message lists
+                those.
+        """
+        path = None if self.work is None else self.work / STATE
+        if path is None or not path.exists():
+            return False
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            kept, own = state.pop("training"), self._training()
+            if state["format"] != FORMAT:
+                raise TrainerError(f"{path} is of another version: remove it to begin again")
+        except TrainerError:
+            raise
+        except Exception as error:  # whatever torch's unpickler meets in a damaged file
+            raise TrainerError(f"{path} is damaged: remove it to begin again ({error})") from error
+        changed = [
+            f"{name} {kept.get(name)!r} → {own.get(name)!r}"
+            for name in sorted({*kept, *own}) if kept.get(name) != own.get(name)
+        ]  # fmt: skip
+        if changed:
+            raise TrainerError(
+                f"{path} is of a training with other options, which cannot be gone on with: "
+                f"{', '.join(changed)}"
+            )
+        self.load_state_dict(state)
+        return True
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, one safetensors file with all networks."""
+        save_from(self._module, path, like=self.start, frozen=self.frozen)
+
+    def _training(self) -> dict[str, Any]:
+        """What a state must agree with to be gone on with."""
+        return {
+            "trainer": f"{self.trainer.name} {self.trainer.version}",
+            **self.options.decisive(), "seed": self.seed, "frozen": list(self.frozen),
+            **self.content,
+        }  # fmt: skip
+
+    @cached_property
+    def content(self) -> dict[str, str]:
+        """Digests of what is read: names do not tell whether images or the start were changed."""
+        start = () if self.start is None else open_checkpoint(self.start).files
+        images = {f"images of {name}": files for name, files in self.images.items()}
+        return {what: digest_files(files) for what, files in {**images, "start": start}.items()}
+
+
+def _call(network: nn.Module, *, compiled: bool) -> Call:
+    """What images of any size are given to: a network may want multiples of its `multiple`."""
+    own: Call = torch.compile(network) if compiled else network
+    multiple: int = getattr(network, "multiple", 1)
+    return own if multiple == 1 else partial(at_any_size, own, multiple=multiple)
+
+
+def _prepare(network: nn.Module, **how: Any) -> None:
+    if hasattr(network, "prepare_for"):
+        network.prepare_for(**how)

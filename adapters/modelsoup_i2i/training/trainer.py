@@ -1,0 +1,323 @@
+"""What a trainer of images tells, and what follows from it for plans, `soup` and other adapters.
+
+A trainer is a class with a name, options, a version, and methods that take the options: which
+networks there are, who updates them, what is drawn, which turns are taken. They are told without
+torch; only losses compute. The rest, from keys to several processes, is here and in `state.py`.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelsoup import (
+    Job,
+    MismatchError,
+    ParameterError,
+    SoupError,
+    how_to_install,
+    open_checkpoint,
+)
+
+from ..measuring.metric_names import METRICS
+from ..networks.described import Shape
+from ..pictures.images import ImageError, NonfiniteImageError, left_out, list_images, read_image
+from .description import Description
+from .lineages import trained_at
+from .players import AVERAGED
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from ..measuring.evaluation import Sets
+    from .processes import Place
+    from .session import Session
+
+
+class ImageTrainer(Description):
+    """A trainer of a plan, by what its class says of it."""
+
+    # What the core asks.
+
+    def tensors(self, o: Any) -> dict[str, tuple[str, Shape]]:
+        """What is written."""
+        own = self.networks(o)
+        averaged = [
+            name for player in self.players(o).values() if player.ema is not None
+            for name in player.networks
+        ]  # fmt: skip
+        own |= {f"{name}{AVERAGED}": own[name] for name in averaged}
+        return {
+            f"{name}.{tensor}": told
+            for name, network in own.items()
+            for tensor, told in network.tensors().items()
+        }
+
+    def identity(self, o: Any) -> dict[str, Any]:
+        """What decides the result, beside the images' content."""
+        return {**o.decisive(), "images": [len(files) for files in self.images(o).values()]}
+
+    def files(self, o: Any) -> list[Path]:
+        """The images that are used, whose content is part of a result's key."""
+        return [file for files in self.images(o).values() for file in files]
+
+    def train(self, job: Job) -> None:
+        """Train to the end, or go on from what a crash left in the work folder."""
+        options = job.options
+        sets = self._sets(job) if options.evaluate else None  # before hours of training, not after
+        of_all: dict[str, Any] = {"seed": job.seed, "frozen": job.frozen, "work": job.work}
+        if options.processes == 1:
+            session = self.session(options, job.start, **of_all)
+            figures = self._trained(session, job)
+        else:
+            _needed()
+            from .processes import together
+
+            arguments = (self, options, job.start, job.seed, job.frozen)
+            with together(options.processes, options.device, job.work, arguments) as place:
+                session = self.session(options, job.start, **of_all, place=place)
+                figures = self._trained(session, job)
+        session.save(job.output)
+        device = str(session.device)
+        del session  # a GPU's memory is wanted for measuring
+        if sets is not None and figures["diverged"]:
+            job.log("not evaluated: it diverged")
+        elif sets is not None:
+            self._evaluate(job, sets, device)
+
+    # What other adapters ask.
+
+    def session(
+        self, options: Any, start: Path | None, *, seed: int, frozen: Sequence[str] = (),
+        work: Path | None = None, place: Place | None = None,
+    ) -> Session:  # fmt: skip
+        """A training that has not begun, for those who make its steps themselves."""
+        _needed()
+        from .processes import ALONE
+        from .session import Session
+
+        if start is not None:
+            self.must_start(options, start)
+        return Session(
+            self, options, start, seed=seed, frozen=frozen, work=work, place=place or ALONE
+        )
+
+    def inputs(self, options: Any, network: str, part: str = "train") -> Iterator[torch.Tensor]:
+        """The images that a network translates in use, at the size of training, in order.
+
+        Args:
+            options: of the training, with its data and sizes.
+            network: one of `translators`.
+            part: `train`; or `test`, of which there is none where no test folders are named, or
+                the data have no `testA` and `testB`.
+
+        Yields:
+            float32, 1 × channels × height × width in [−1, 1].
+
+        Raises:
+            ParameterError: the training folders are missing or do not fit.
+            ImageError: a picture is damaged, and is not to be left out.
+        """
+        from ..pictures.images import to_tensor
+
+        for _, picture in self._pictures(options, self.translators(options)[network].source, part):
+            yield to_tensor(picture)[None]
+
+    def tested_on(self, options: Any) -> list[Path]:
+        """The test images, by which somebody else may choose among networks."""
+        return [file for domain in "XY" for file in self._files(options, domain, "test")]
+
+    def metric_names(self) -> tuple[str, ...]:
+        """The names that `quality` knows."""
+        return METRICS
+
+    def quality(
+        self, options: Any, network: str, images: Sequence[np.ndarray], names: Sequence[str], *,
+        part: str, first: int,
+    ) -> dict[str, float]:  # fmt: skip
+        """Metrics of what a network made of some of the images that `inputs` gives.
+
+        Where each of these has a picture of its name in the other domain, that is its truth.
+
+        Args:
+            options: of the training.
+            network: one of `translators`.
+            images: uint8, height × width × channels, for neighbours among `inputs`, in their order.
+            names: of `metric_names`.
+            part: that of `inputs`.
+            first: which of its images the first one was made of, from 0.
+
+        Raises:
+            ParameterError: an unknown metric, or one that needs a truth where there is none.
+            SoupError: an extractor's weights are not there.
+        """
+        from ..measuring.evaluation import paired
+        from ..measuring.metrics import evaluate
+
+        how = self.translators(options)[network]
+        seen = self._pictures(options, how.source, part)
+        own = dict(islice(seen, first, first + len(images)))
+        real = dict(self._pictures(options, how.target, part))
+        folders = self._folders(options, part)
+        truth = paired(list(own), *(folders[domain] for domain in (how.source, how.target)))
+        if truth is not None and not real.keys() >= set(truth):  # one of them is damaged
+            truth = None
+        results = evaluate(
+            list(images), list(real.values()), inputs=list(own.values()),
+            truth=None if truth is None else [real[file] for file in truth], metrics=names,
+        )  # fmt: skip
+        return {result.name: result.value for result in results}
+
+    def options_of(self, checkpoint: Path) -> dict[str, Any]:
+        """The options that a checkpoint decides, such as widths.
+
+        Where its lineage says at which size it was trained, that too: the mode and both sizes of
+        the trainings that are nearest to it, if they agree.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+            MismatchError: it holds no such networks.
+        """
+        opened = open_checkpoint(checkpoint)
+        shapes = {name: info.shape for name, info in opened.tensors.items()}
+        kind = type(self)
+        names = (self.name, f"{kind.__module__}:{kind.__name__}", *self.called)
+        return self.options_in(shapes) | trained_at(opened, names)
+
+    def must_start(self, o: Any, start: Path) -> None:
+        """Check that what a start checkpoint holds, which may be a part, fits the options.
+
+        Raises:
+            MismatchError: a tensor of another shape, or of a network with more blocks or layers;
+                the message names the tensor and both shapes.
+        """
+        shapes = {name: info.shape for name, info in open_checkpoint(start).tensors.items()}
+        networks = self.networks(o)
+        expected = {name: shape for name, (_, shape) in self.tensors(o).items()}
+        # In the order of layers, so that the first that is told is the one that tells most.
+        order = {name: place for place, name in enumerate(expected)}
+        for name in sorted(shapes, key=lambda name: order.get(name, len(order))):
+            if name in expected and tuple(shapes[name]) == expected[name]:
+                continue
+            network, has = name.partition(".")[0], list(shapes[name])
+            if not any(known.startswith(f"{network}.") for known in expected):
+                raise MismatchError(
+                    f"{start} has the tensor {name!r} {has}, which belongs to none of "
+                    f"{', '.join(networks)}"
+                )
+            sizes = networks.get(network)
+            here = f"it has the shape {list(expected[name])}" if name in expected else "there is no"
+            raise MismatchError(
+                f"{start}: tensor {name!r} has the shape {has}, but with {sizes} {here}"
+                f"{'' if name in expected else ' such tensor'}{self._instead(o, shapes)}"
+            )
+
+    def _instead(self, o: Any, shapes: Mapping[str, Sequence[int]]) -> str:
+        """The options that would fit a start."""
+        try:
+            told = self.options_in(shapes)
+        except MismatchError:
+            return ""
+        other = [f"{n}: {value}" for n, value in told.items() if getattr(o, n) != value]
+        return f" (the start has {', '.join(other)})" if other else ""
+
+    def _pictures(self, options: Any, domain: str, part: str) -> Iterator[tuple[Path, np.ndarray]]:
+        """The files of a part that can be read, each with its picture at the size of training."""
+        transform = options.transform()
+        for file in self._files(options, domain, part):
+            try:
+                picture = read_image(file, options.channels)
+            except ImageError:
+                if options.on_bad_image == "error":
+                    raise
+                continue
+            yield file, transform.for_test(picture)
+
+    def _files(self, options: Any, domain: str, part: str) -> Sequence[Path]:
+        if part == "train":
+            return self.images(options)[domain]
+        tests = options.tests()
+        if tests is None or (options.test_a is None and not all(map(Path.is_dir, tests))):
+            return ()
+        return list_images(tests["XY".index(domain)])
+
+    def _folders(self, options: Any, part: str) -> dict[str, Path]:
+        tests = options.tests()
+        found = options.folders() if part == "train" or tests is None else tests
+        return dict(zip("XY", found, strict=True))
+
+    # The end of a training.
+
+    def _trained(self, session: Session, job: Job) -> dict[str, float]:
+        """Carry a training out, look at what it makes, and tell the record what it was."""
+        job.note(session.told())
+        figures = session.run(job.report, job.log)
+        if figures["diverged"]:
+            return figures
+        try:
+            constant = session.constant()
+        except NonfiniteImageError:
+            # Its last step was too large: every weight is finite, and what they make is not.
+            job.log("diverged: the translation of a training image holds NaN or infinity")
+            figures["diverged"] = 1.0
+        else:
+            for name in constant:
+                job.log(f"{name} gives nearly one picture for all inputs")
+            figures["constant"] = float(len(constant))
+        job.report(1.0, figures)
+        return figures
+
+    def _sets(self, job: Job) -> Sets:
+        """The test images, all of which can be measured with the metrics that are asked for."""
+        from ..measuring.evaluation import find_sets
+
+        options = job.options
+        folders = options.tests()
+        if folders is None:
+            raise ParameterError("there are no test images to evaluate on")
+        sets, bad = find_sets(folders, transform=options.transform()).must_allow(
+            options.evaluate, skip=options.on_bad_image == "skip"
+        )
+        rest = [said for folder in sets.folders if (said := left_out(folder)) is not None]
+        for fault in (*bad, *rest):
+            job.log(f"left out of the test images: {fault}")
+        return sets
+
+    def _evaluate(self, job: Job, sets: Sets, device: str) -> None:
+        """Metrics of a result, for its record. What fails here costs no training."""
+        from ..measuring.evaluation import evaluate_model
+
+        try:
+            results = evaluate_model(job.output, sets, metrics=job.options.evaluate, device=device)
+        except NonfiniteImageError:
+            job.log("diverged: the translation of a test image holds NaN or infinity")
+            job.report(1.0, {"diverged": 1.0})
+        except Exception as error:  # noqa: BLE001  # a disk, a GPU's memory, a library: all of it
+            if not isinstance(error, SoupError):
+                job.log(traceback.format_exc())
+            job.log(f"not evaluated: {error} (soup i2i evaluate measures the result)")
+            job.note({"not evaluated": str(error)})
+            job.report(1.0, {"not_evaluated": 1.0})
+        else:
+            for result in results:
+                if result.note:
+                    job.log(f"warning: {result.note}")
+            job.note({"evaluated": [result.as_json() for result in results]})
+            job.report(1.0, {result.name: result.value for result in results})
+
+
+def _needed() -> None:
+    try:
+        import PIL
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "PIL"):
+            raise
+        raise SoupError(
+            f"training needs {error.name}, which is not installed: {how_to_install('i2i')}"
+        ) from None
+    del PIL, torch
