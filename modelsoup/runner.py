@@ -496,8 +496,8 @@ class _Walk:
             heapq.heappush(self.ready, (self.order[node], node))
 
     def _is_there(self, node: str) -> bool:
-        """Whether a node's checkpoint can be read."""
-        return isinstance(self.tree.operation(node), Load) or self.key(node) in self.there
+        """Whether a node's result is in the store."""
+        return self.key(node) in self.there
 
     def _read_by(self, node: str) -> list[str]:
         """The nodes whose checkpoints a node reads: through inputs that are merged on the way."""

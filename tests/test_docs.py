@@ -1,5 +1,6 @@
 """Every command and every piece of Python in the README and docs/ runs as it stands."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -263,3 +264,17 @@ def test_every_module_has_tests_that_its_mutants_must_fail():
         "tests/test_real_models.py",
     }  # fmt: skip
     assert used <= there
+
+
+def test_the_sizes_that_the_docs_tell_are_those_of_the_code():
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    stream = importlib.import_module("modelsoup.stream")
+    for said, own in (
+        ("slices of 1 Mi elements", stream.SLICE == 1 << 20),
+        ("all buffers stay under 48 MB", stream._BUFFERS == 48 << 20),
+        ("blocks of 64 Ki elements", stream.BLOCK == 64 << 10),
+        ("at most 256 MB of input", stream._GROUP == 256 << 20),
+        ("32 MB of what is gathered", stream.STATE == 32 << 20),
+        ("merges under 128 Mi", stream._WORTH_LOOPS == 128 << 20),
+    ):
+        assert said in page and own, said

@@ -46,6 +46,7 @@ from modelsoup import (
 from modelsoup.errors import speaking
 from modelsoup.placing import LINEAGE_KEY, PARTIAL_SUFFIX
 from modelsoup.statistics import BLOCK
+from modelsoup.stream import SLICE, Inputs, Stream
 from modelsoup.writer import OutputTensor, layout
 
 Tensors = Mapping[str, np.ndarray]
@@ -362,6 +363,30 @@ def execute(models: Sequence[Path], output: Path, *, workers: int, slice_element
         slice_elements=slice_elements,
     )  # fmt: skip
     return output
+
+
+@pytest.mark.parametrize(("count", "blocks"), [(2, 16), (23, 2), (24, 1), (60, 1)])
+def test_slices_are_as_long_as_all_buffers_allow(count: int, blocks: int, tmp_path: Path) -> None:
+    """48 MB, for 4 workers: of each model a slice, and one of the result."""
+    model = modelsoup.open_checkpoint(
+        save(tmp_path / "a.safetensors", {"x": np.ones(4, np.float32)})
+    )
+    plan = modelsoup.plan_merge([model] * count, modelsoup.Recipe())
+    inputs = Inputs(plan, sha256=False)
+    try:
+        assert Stream(plan, inputs, 4, SLICE, None).slice_elements == blocks * BLOCK
+    finally:
+        inputs.close()
+
+
+def test_a_lineage_with_sha256_moves_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its place is reserved: a header that grew would have the whole file written twice."""
+    models = [save(tmp_path / f"{n}.safetensors", {"x": np.full(4, n, np.float32)}) for n in (1, 2)]
+    monkeypatch.delattr("modelsoup.writer.CheckpointWriter._move_data")
+    for sha256 in (True, False):
+        merge(models, tmp_path / f"{sha256}.safetensors", sha256=sha256)
+        made = modelsoup.read_lineage(tmp_path / f"{sha256}.safetensors")
+        assert all(("sha256" in entry) == sha256 for entry in made["inputs"])
 
 
 def test_no_byte_depends_on_workers_or_slices(zoo: list[Path], tmp_path: Path) -> None:

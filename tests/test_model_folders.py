@@ -499,3 +499,14 @@ def test_a_hint_for_a_shard_names_what_can_be_given(tmp_path: Path):
         open_checkpoint(tmp_path / "a" / "model-00001-of-00002.safetensors")
     folder = str(caught.value).partition("give its folder, ")[2].partition(", or")[0]
     assert list(open_checkpoint(folder)) == ["x", "y"]
+
+
+def test_what_goes_along_with_no_file_is_not_looked_at(tmp_path: Path):
+    """A link that leads nowhere is in the way of a folder; to a file nothing goes along."""
+    a, b = (write(tmp_path / name, {"model.safetensors": "a"}) for name in "ab")
+    (a / "notes.txt").symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match=r"notes\.txt"):
+        merge([a, b], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for name in ("out.safetensors", "x.safetensors"):
+        assert merge([a, b], tmp_path / name).output.is_file()

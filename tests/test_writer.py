@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
 import modelsoup.writer
-from modelsoup import CheckpointError, OutputError, ParameterError, open_checkpoint
+from modelsoup import CheckpointError, OutputError, ParameterError, open_checkpoint, placing
 from modelsoup.dtypes import DTYPES
 from modelsoup.placing import remove_stale
 from modelsoup.writer import (
@@ -1075,14 +1075,19 @@ def test_what_appears_in_the_last_moment_is_not_overwritten(
     assert output.read_bytes() == b"precious" if output.suffix else entries(output) == ["notes"]
 
 
-@pytest.mark.parametrize("way", ["rename with conditions", "hard link", "plain rename"])
+@pytest.mark.parametrize(
+    "way", ["rename with conditions", "no such flag", "hard link", "plain rename"]
+)
 def test_a_file_is_put_in_place_on_any_file_system(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object) -> None:
         raise PermissionError(errno.EPERM, "no links here")
 
-    if way != "rename with conditions":
+    if way == "no such flag":  # as a file system answers that does not know it
+        unknown = dict.fromkeys(placing._RENAMES["linux"][2], 1 << 14)
+        monkeypatch.setitem(placing._RENAMES, "linux", ("renameat2", (-100,), unknown))
+    elif way != "rename with conditions":
         monkeypatch.setattr("modelsoup.placing._renamed", lambda *_: False)
     if way == "plain rename":
         monkeypatch.setattr(os, "link", refused)

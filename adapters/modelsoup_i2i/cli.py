@@ -37,7 +37,7 @@ def i2i() -> None:
     """Image-to-image: data, translations, and how good they are."""
 
 
-@i2i.command()
+@i2i.command(no_args_is_help=True)
 @click.argument("name", metavar="emoji|day-night|animals")
 @click.argument("output", metavar="OUT", type=_PATH)
 @click.option(
@@ -70,7 +70,7 @@ def data(
     click.echo(printable(f"{output}: ") + ", ".join(f"{n} {part}" for part, n in counts.items()))
 
 
-@i2i.command()
+@i2i.command(no_args_is_help=True)
 @click.argument("model", type=_PATH)
 @click.argument("source", metavar="IN", type=_PATH)
 @click.argument("output", metavar="OUT", type=_PATH)
@@ -102,7 +102,7 @@ def translate(
     click.echo(printable(f"{len(written)} written to {output}"))
 
 
-@i2i.command()
+@i2i.command(no_args_is_help=True)
 @click.argument("model", type=_PATH)
 @click.argument("output", metavar="OUT.onnx", type=_PATH)
 @_DIRECTION
@@ -116,7 +116,7 @@ def export(model: Path, output: Path, direction: str, size: int | None, force: b
     click.echo(printable(f"{output}"))
 
 
-@i2i.command(name="import")
+@i2i.command(name="import", no_args_is_help=True)
 @click.argument("folder", type=_PATH)
 @click.argument("output", metavar="OUT.safetensors", type=_PATH)
 @click.option(
@@ -133,7 +133,7 @@ def import_(folder: Path, output: Path, epoch: str, direction: str, force: bool)
         click.echo(f"{name}: {parameters:,} parameters")
 
 
-@i2i.command()
+@i2i.command(no_args_is_help=True)
 @click.argument("model", type=_PATH, required=False)
 @click.option("--data", "root", type=_PATH, metavar="DIR", help="With testA and testB in it.")
 @click.option("--test-a", type=_PATH, metavar="DIR", help="In place of --data, X's test pictures …")

@@ -486,3 +486,14 @@ def test_a_tree_may_end_in_a_device(data, start, tmp_path, monkeypatch):
     assert record["notes"]["origin"]["float_xxh3_128"] == told["origin"]["float_xxh3_128"]
     assert record["notes"]["versions"]["nncf"] == metadata.version("nncf")
     assert modelsoup.run(tree, "device.safetensors", store="store", force=True).computed == ()
+
+
+def test_a_model_that_cannot_be_put_in_place_is_told_and_leaves_nothing(made, tmp_path):
+    """A folder has its name, in which there is something."""
+    (tmp_path / "model.xml").mkdir()
+    (tmp_path / "model.xml" / "notes").write_text("kept")
+    model = export.read(made.out / "fp32.xml")
+    with pytest.raises(modelsoup.OutputError, match=r"model\.xml cannot be written: .*directory"):
+        export.write(model, tmp_path / "model.xml", {})
+    assert {path.name for path in tmp_path.iterdir()} <= {"model.xml", "model.bin"}
+    assert (tmp_path / "model.xml" / "notes").read_text() == "kept"

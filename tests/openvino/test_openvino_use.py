@@ -201,5 +201,5 @@ def test_bench_lets_two_models_take_turns(made):
         assert 0 < told["memory_mib"][name]["loaded"] <= told["memory_mib"][name]["peak"]
     assert "medians of 1 round, " in soup("bench", xml, "--rounds", 1, "--size", 16).output
     again = soup("bench", xml, "--against", made.out / ".." / made.out.name / xml.name)
-    assert again.exit_code == 1 and "given twice" in again.output
+    assert again.exit_code == 1 and f"{xml} is given twice: name another" in again.output
     assert "at least 1" in soup("bench", xml, "--rounds", 0).output
