@@ -25,6 +25,7 @@ from click.testing import CliRunner
 
 import modelsoup
 from modelsoup.cli import main
+from modelsoup.methods.registry import registered_methods
 from modelsoup.trainer import get_trainer, trainer_names
 
 ROOT = Path(__file__).parent.parent
@@ -118,10 +119,22 @@ def default(field: dataclasses.Field[Any]) -> str:
     return "required" if field.default is dataclasses.MISSING else repr(field.default)
 
 
+def methods() -> dict[str, dict[str, Any]]:
+    """What merges, how many models, and by which parameters."""
+    return {
+        found.name: {
+            "models": list(found.models), "base": found.base, "shape": found.shape,
+            "parameters": {f.name: default(f) for f in dataclasses.fields(found.parameters)},
+        }
+        for found in registered_methods() if found.function.__module__.startswith("modelsoup.")
+    }  # fmt: skip
+
+
 def surface() -> dict[str, Any]:
     return {
         "commands": {name: told(command) for name, command in commands(main, "soup")},
         "python": faces(),
+        "methods": methods(),
         "trainers": options(),
     }
 

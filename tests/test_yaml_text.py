@@ -150,3 +150,15 @@ def test_only_a_regular_file_of_some_size_is_read(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(PlanError, match=said):
             read_yaml(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a\u202eb", "a\x9bb", "a\u00a0b", "a\u200fb", "a\ufeffb"])
+def test_what_would_drive_a_terminal_is_written_escaped(name: str):
+    content = {"names": [name, "ä", "模型"]}
+    text = dump_yaml(content)
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert yaml.safe_load(text) == content
+
+
+def test_what_is_printable_is_written_as_it_is():
+    assert "ä: 模型" in dump_yaml({"ä": "模型"})

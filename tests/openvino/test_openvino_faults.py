@@ -300,3 +300,16 @@ def test_metrics_are_told_of_float_calibrated_and_kept_networks(start, data, tmp
     assert set(values) == {"float", "calibrated", "kept"}
     assert values["calibrated"] == values["kept"] != values["float"]
     assert "| st-lpips_to_input |" in (tmp_path / "out/report.md").read_text()
+
+
+def test_a_set_option_is_json_or_a_text():
+    from modelsoup_openvino.cli import _training
+
+    given = ("width=8", "flip=false", "load_size=[18, 20]", "mode=none", "loss=tree-paper", "x=")
+    assert _training("pictures", given) == {
+        "data": "pictures", "width": 8, "flip": False, "load_size": [18, 20], "mode": "none",
+        "loss": "tree-paper", "x": "",
+    }  # fmt: skip
+    for pair in ("width", "=8"):
+        with pytest.raises(modelsoup.ParameterError, match=f"--set {pair} must be NAME=VALUE"):
+            _training(None, (pair,))

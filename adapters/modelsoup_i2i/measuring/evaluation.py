@@ -49,6 +49,11 @@ class Sets:
         """Some of them, uint8, height × width × channels."""
         return [self._read(file, channels) for file in files]
 
+    def first(self, most: int) -> Sets:
+        """At most so many of each."""
+        truth = None if self.truth is None else self.truth[:most]
+        return replace(self, inputs=self.inputs[:most], real=self.real[:most], truth=truth)
+
     def must_allow(self, metrics: Sequence[str], *, skip: bool = False) -> tuple[Sets, list[str]]:
         """Raise now what measuring a translation of them would raise: before hours of training.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
+from math import isnan
 
 from modelsoup import ParameterError, nearest
 
@@ -19,6 +20,19 @@ OFFLINE = (
     "st-lpips_to_truth", "psnr", "ssim",
 )  # fmt: skip
 """Those that need no weights but a package's."""
+
+
+def through_features(names: Sequence[str]) -> str | None:
+    """The extractor of the first metric that compares features of sets; None if none does."""
+    return next((extractor_of(name) for name in names if name.startswith(("f", "k"))), None)
+
+
+def is_better(name: str, value: float, other: float) -> bool:
+    """Whether a value of a metric is better than another one; NaN is worse than any."""
+    if isnan(value) or isnan(other):
+        return isnan(other) and not isnan(value)
+    higher = name in ("psnr", "ssim") or name.endswith("_pairs")
+    return value > other if higher else value < other
 
 
 def must_be_known(names: Sequence[str]) -> None:

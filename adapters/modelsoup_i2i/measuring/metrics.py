@@ -119,6 +119,18 @@ def evaluate(
         return [measure.of(name) for name in metrics]
 
 
+def features(pictures: Sequence[np.ndarray], through: str, *, device: str = "cpu") -> np.ndarray:
+    """What an extractor sees in pictures, as distances of sets compare it: N × d.
+
+    Raises:
+        MissingWeightsError: the extractor's weights are not there.
+    """
+    measure = _Measure({"fake": list(pictures)}, None, None, 0, 16, chosen_device(device))
+    with torch.no_grad():
+        found: np.ndarray = measure.features(through, "fake").cpu().numpy()
+    return found
+
+
 def evaluate_tensors(
     fake: torch.Tensor,
     real: torch.Tensor,

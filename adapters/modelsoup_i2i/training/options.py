@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from modelsoup import ParameterError
+from modelsoup import ParameterError, nearest
 
 from ..measuring.metric_names import must_be_known
 from ..pictures.folders import Domains, find_domains, folders_of
@@ -272,19 +272,49 @@ class Telling(Options):
         tensorboard: write events.
         samples: the folder in which pages and events stay, in one of the node's key; None is the
             node's work folder, which goes when the node is done.
+        log_every: steps between rows of `losses.csv`, each the mean of those steps.
         evaluate: metrics of the first translator on the test images, for the node's record.
+        evaluate_every: steps between evaluations while it trains, rows of `metrics.csv`; 0 for
+            none. They change nothing of the training.
+        evaluate_n: most test images of a domain that those look at.
+        keep: the result: `last`, the weights after the last step; or `{best: METRIC}`, those of the
+            evaluation that was best in a metric of `evaluate`; the last ones stay beside the
+            samples.
     """
 
     checkpoint_every: Annotated[Number, FREE] = 0
     sheet_every: Annotated[Number, FREE] = 1000
     tensorboard: Annotated[bool, FREE] = False
     samples: Annotated[Path | None, FREE] = None
+    log_every: Annotated[Count, FREE] = 100
     evaluate: Annotated[list[str], FREE] = field(default_factory=list)
+    evaluate_every: Annotated[Number, FREE] = 0
+    evaluate_n: Annotated[Count, FREE] = 100
+    keep: Literal["last"] | dict[Literal["best"], str] = "last"
+
+    @property
+    def best(self) -> str | None:
+        """The metric by which the result is chosen, if it is."""
+        return None if isinstance(self.keep, str) else self.keep["best"]
 
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
         must_be_known(self.evaluate)
+        if self.evaluate_every and not self.evaluate:
+            raise ValueError("evaluate_every needs metrics: evaluate, a list of their names")
+        if self.best is not None and (self.best not in self.evaluate or not self.evaluate_every):
+            said = f"evaluate has {', '.join(self.evaluate) or 'none'}"
+            near = nearest(self.best, self.evaluate)
+            raise ValueError(
+                f"keep wants the best {self.best}, which is not evaluated while it trains{near} "
+                f"({said}; evaluate_every is {self.evaluate_every})"
+            )
+
+    def decisive(self) -> dict[str, Any]:
+        """See `Options`; what is evaluated decides where the best one is kept."""
+        chosen = ("evaluate_every", "evaluate_n") if self.best is not None else ()
+        return {**super().decisive(), **{name: getattr(self, name) for name in chosen}}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import torch
 
 from modelsoup import counted
 
+from ..measuring.evaluation import Sets
+from ..measuring.metric_names import is_better
 from ..networks.layers import at_any_size
 from ..pictures.draws import Sampler, batches
 from ..pictures.images import (
@@ -23,9 +27,13 @@ from ..pictures.images import (
     to_tensor,
 )
 from ..pictures.sheets import grid, save
+from .curves import Curve
+from .players import AVERAGED
 from .state import DivergedError, State
-from .watch import Report, Watch
+from .watch import Losses, Report, Watch
 
+BEST = "best.safetensors"
+COLLAPSED = 2  # of the verdicts' numbers
 _SHOWN = 4  # images of each domain on a sheet
 _LOOKED_AT = 8  # images of each domain, whether what is made of them differs
 _CONSTANT = 1.5  # levels of 256
@@ -34,7 +42,16 @@ Log = Callable[[str], None]
 
 
 class Session(State):
-    """A training that is carried out."""
+    """A training that is carried out.
+
+    Attributes:
+        sets: the test images that evaluations look at while it trains; None for no evaluation.
+        sound: the step of the last evaluation that found no collapse; 0 where there was none.
+    """
+
+    sets: Sets | None = None
+    sound = 0
+    _curves: list[Curve] | None = None
 
     @property
     def shown(self) -> Path | None:
@@ -85,6 +102,9 @@ class Session(State):
             log(line)
         self.place.meet()
         watch = self._watch()
+        if self.shown is not None and not self.place.rank:
+            names = ("losses.csv", "metrics.csv")
+            self._curves = [Curve(self.shown / name, self.steps) for name in names]
         figures: dict[str, float] = {"diverged": 0.0, **self.losses.means()}
         steps = self.batches()
         try:
@@ -92,14 +112,15 @@ class Session(State):
                 epoch = self.steps // self.steps_per_epoch
                 pace = self.options.pace(epoch)
                 losses = self.optimise(group)
-                self.losses.add(losses)
-                watch.add(self.steps, {**losses, "rate": pace * self.options.lr})
+                self._add(losses, pace, watch)
                 if self.steps % self.steps_per_epoch == 0:
                     log(self._line(epoch, watch))
                     figures |= self.losses.means()
                     self.losses.next_epoch()
                     if after_epoch is not None:
                         after_epoch(epoch + 1)
+                if self.options.evaluate_every and self._due(self.options.evaluate_every):
+                    figures |= self._evaluated(report, log, watch)
                 if self._due(self.options.checkpoint_every or self.steps_per_epoch):
                     self.keep()
                 if self.options.sheet_every and self._due(self.options.sheet_every):
@@ -120,6 +141,59 @@ class Session(State):
         figures |= {"steps": float(self.steps), "seconds_left": 0.0}
         report(1.0, figures)
         return figures
+
+    def write(self, path: Path) -> None:
+        """Write the result: the last networks, or those of the best evaluation.
+
+        The last ones stay beside the samples then.
+        """
+        best = None if self.work is None else self.work / BEST
+        if best is None or not self.best or not best.exists():
+            self.save(path)
+            return
+        shutil.copyfile(best, path)
+        if self.shown is not None:
+            self.shown.mkdir(parents=True, exist_ok=True)
+            self.save(self.shown / "last.safetensors")
+
+    def evaluate(self, sets: Sets) -> dict[str, float]:
+        """Metrics of the first translator as it is, with averaged weights where there are such.
+
+        Nothing of the training changes. Where a metric compares features of sets, a collapse is
+        looked for in them: see `measuring.collapse`.
+
+        Raises:
+            NonfiniteImageError: a translation holds NaN or infinity.
+        """
+        from ..measuring.collapse import collapse
+        from ..measuring.metric_names import through_features
+        from ..measuring.metrics import evaluate, features
+
+        options, own = self.options, sets.first(self.options.evaluate_n)
+        inputs, real = (own.read(files, options.channels) for files in (own.inputs, own.real))
+        with self.at_rest():
+            fake = [self._translated(self.deployed[0], picture=picture)[-1] for picture in inputs]
+        device = str(self.device)
+        results = evaluate(
+            fake, real, inputs=inputs,
+            truth=None if own.truth is None else own.read(own.truth, options.channels),
+            metrics=options.evaluate, device=device,
+        )  # fmt: skip
+        figures = {result.name: result.value for result in results}
+        through = through_features(options.evaluate)
+        if through is not None:
+            made, there = (features(each, through, device=device) for each in (fake, real))
+            figures |= collapse({"": made}, {"": there}, deviation=_deviation(fake)).figures()
+        return figures
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Networks as they are used; they train on as they did."""
+        self._module.eval()
+        try:
+            yield
+        finally:
+            self._module.train()
 
     def told(self) -> dict[str, Any]:
         """What a record should hold of the training, as plain data: with what, on what, where."""
@@ -148,7 +222,8 @@ class Session(State):
         found = []
         for name, how in self.trainer.translators(self.options).items():
             files = self.pictures.sets[how.source][:_LOOKED_AT]
-            both = [self._translated(name, file=file) for file in files]
+            with self.at_rest():
+                both = [self._translated(name, picture=self._picture(file)) for file in files]
             seen, made = (_difference(own) for own in zip(*both, strict=True))
             if made < _CONSTANT < seen:
                 found.append(name)
@@ -166,13 +241,57 @@ class Session(State):
         translators = self.trainer.translators(self.options)
         for name, how in translators.items():
             back = [how.back] if how.back else []
-            for file in self.pictures.sets[how.source][:_SHOWN]:
-                rows.append(self._translated(name, *back, file=file))
-                labels.append(how.label)
+            files = self.pictures.sets[how.source][:_SHOWN]
+            with self.at_rest():
+                rows += [self._translated(name, *back, picture=self._picture(f)) for f in files]
+            labels += [how.label] * len(files)
         titles = ("image", "translated", "and back")[: len(rows[0])]
         folder = self.shown / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         save(grid(rows, titles, labels), folder / f"step-{self.steps:07d}.png")
+
+    def _add(self, losses: Mapping[str, float], pace: float, watch: Watch) -> None:
+        self.losses.add(losses)
+        self.recent.add(losses)
+        watch.add(self.steps, {**losses, "rate": pace * self.options.lr})
+        if self._due(self.options.log_every):
+            if self._curves is not None:
+                self._curves[0].add(self.steps, self.recent.means())
+            self.recent = Losses()
+
+    def _evaluated(self, report: Report, log: Log, watch: Watch) -> dict[str, float]:
+        """Evaluate, tell it, and keep the networks if they are the best so far."""
+        if self.sets is None or self.place.rank:
+            return {}
+        try:
+            figures = self.evaluate(self.sets)
+        except NonfiniteImageError:
+            log(f"not evaluated at step {self.steps}: a translation holds NaN or infinity")
+            return {}
+        watch.add(self.steps, figures)
+        report(self.steps / self.total_steps, figures)
+        if self._curves is not None:
+            self._curves[1].add(self.steps, figures)
+        log(f"step {self.steps}: " + ", ".join(f"{n} {value:.4g}" for n, value in figures.items()))
+        if figures.get("collapse", 0.0) >= COLLAPSED:
+            before = f"at step {self.sound}" if self.sound else "never"
+            log(
+                f"step {self.steps}: collapsed: {self.deployed[0]} makes few pictures out of many "
+                f"(diversity {figures['diversity']:.2f}, duplicates {figures['duplicates']:.2f}); "
+                f"last found sound {before}"
+            )
+        else:
+            self.sound = self.steps
+        self._keep_best(figures)
+        return figures
+
+    def _keep_best(self, figures: Mapping[str, float]) -> None:
+        wanted = self.options.best
+        if wanted is None or self.work is None:
+            return
+        if not self.best or is_better(wanted, figures[wanted], self.best["value"]):
+            self.save(self.work / BEST)
+            self.best = {"step": float(self.steps), "value": figures[wanted]}
 
     def _watch(self) -> Watch:
         wanted = self.options.tensorboard and self.shown is not None and not self.place.rank
@@ -224,15 +343,24 @@ class Session(State):
     def _due(self, every: int) -> bool:
         return self.steps % every == 0 or self.steps == self.total_steps
 
-    def _translated(self, *names: str, file: Path) -> list[np.ndarray]:
+    def _translated(self, *names: str, picture: np.ndarray) -> list[np.ndarray]:
         """A picture, and what the networks make of it one after the other."""
-        image = self.pictures.transform.for_test(read_image(file, self.options.channels))
-        made, shown = self.placed(to_tensor(image)[None]), [image]
+        made, shown = self.placed(to_tensor(picture)[None]), [picture]
         with torch.no_grad(), self.autocast():
             for name in names:
-                made = at_any_size(self._module[name], made, self.trainer.multiple)
+                network = self._module[name + AVERAGED if name + AVERAGED in self._module else name]
+                made = at_any_size(network, made, self.trainer.multiple)
                 shown.append(to_image(made[0].float()))
         return shown
+
+    def _picture(self, file: Path) -> np.ndarray:
+        """A training image as it is shown: whole, at the size of training."""
+        return self.pictures.transform.for_test(read_image(file, self.options.channels))
+
+
+def _deviation(pictures: Sequence[np.ndarray]) -> float:
+    """Levels of 256: over all pixels of all pictures."""
+    return float(np.concatenate([picture.ravel() for picture in pictures]).std())
 
 
 def _difference(pictures: Sequence[np.ndarray]) -> float:

@@ -60,7 +60,9 @@ class State:
         missing: names that the start lacked, and that were initialised.
         steps: how many were made.
         weights: of each loss, by its name; 1 where there is none.
-        losses: their means.
+        losses: their means over the epoch.
+        recent: their means since they were last written down.
+        best: the step and the value of the best evaluation, where one is kept.
         pools: the images that discriminators see again, by name.
     """
 
@@ -109,7 +111,8 @@ class State:
         self.deployed = tuple(trainer.translators(options))
         self._pictures: Pictures | None = None
         self.steps = 0
-        self.losses = Losses()
+        self.losses, self.recent = Losses(), Losses()
+        self.best: dict[str, float] = {}
         self._updates: dict[str, Updates] = {}
         self._calls: dict[str, Call] = {}
         self.pools = {
@@ -356,6 +359,8 @@ class State:
             "networks": {name: net.state_dict() for name, net in self._module.items()},
             "optimisers": {name: updates.state_dict() for name, updates in self.updates.items()},
             "losses": self.losses.state_dict(),
+            "recent": self.recent.state_dict(),
+            "best": dict(self.best),
             "pools": self.place.gathered(
                 {name: pool.state_dict() for name, pool in self.pools.items()}
             ),
@@ -370,6 +375,8 @@ class State:
         for name, pool in self.pools.items():
             pool.load_state_dict(state["pools"][self.place.rank][name], self.device)
         self.losses.load_state_dict(state["losses"])
+        self.recent.load_state_dict(state["recent"])
+        self.best = dict(state["best"])
         self.steps = state["steps"]
 
     def keep(self) -> None:

@@ -62,8 +62,12 @@ class ImageTrainer(Description):
         return {**o.decisive(), "images": [len(files) for files in self.images(o).values()]}
 
     def files(self, o: Any) -> list[Path]:
-        """The images that are used, whose content is part of a result's key."""
-        return [file for files in self.images(o).values() for file in files]
+        """The images that are used, whose content is part of a result's key.
+
+        Where the best evaluation is kept, those are among them that it is measured on.
+        """
+        chosen = self.tested_on(o) if o.best is not None else []
+        return [*(file for files in self.images(o).values() for file in files), *chosen]
 
     def train(self, job: Job) -> None:
         """Train to the end, or go on from what a crash left in the work folder."""
@@ -72,7 +76,7 @@ class ImageTrainer(Description):
         of_all: dict[str, Any] = {"seed": job.seed, "frozen": job.frozen, "work": job.work}
         if options.processes == 1:
             session = self.session(options, job.start, **of_all)
-            figures = self._trained(session, job)
+            figures = self._trained(session, job, sets)
         else:
             _needed()
             from .processes import together
@@ -80,8 +84,8 @@ class ImageTrainer(Description):
             arguments = (self, options, job.start, job.seed, job.frozen)
             with together(options.processes, options.device, job.work, arguments) as place:
                 session = self.session(options, job.start, **of_all, place=place)
-                figures = self._trained(session, job)
-        session.save(job.output)
+                figures = self._trained(session, job, sets)
+        session.write(job.output)
         device = str(session.device)
         del session  # a GPU's memory is wanted for measuring
         if sets is not None and figures["diverged"]:
@@ -252,8 +256,9 @@ class ImageTrainer(Description):
 
     # The end of a training.
 
-    def _trained(self, session: Session, job: Job) -> dict[str, float]:
+    def _trained(self, session: Session, job: Job, sets: Sets | None) -> dict[str, float]:
         """Carry a training out, look at what it makes, and tell the record what it was."""
+        session.sets = sets
         job.note(session.told())
         figures = session.run(job.report, job.log)
         if figures["diverged"]:
