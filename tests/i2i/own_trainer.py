@@ -1,6 +1,5 @@
 """A trainer of one's own: a small GAN with all that a paper may ask of a loop."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +20,7 @@ class ToyOptions(UnpairedOptions):
 
 
 class Toy(ImageTrainer):
-    name, options, version, multiple = "toy", ToyOptions, "1", 4
+    name, options = "toy", ToyOptions
 
     def networks(self, o):
         room = "modelsoup_i2i.networks"
@@ -63,6 +62,3 @@ class Toy(ImageTrainer):
     def make(self, s, b):
         made = s["G"](b.x + 0.1 * b.z)
         return {"gan": deceive(s["D"](made), "hinge"), "copy": distance(made, b.x)}
-
-    def options_in(self, shapes: dict[str, Sequence[int]]):
-        return {"width": shapes["G.model.1.weight"][0]}

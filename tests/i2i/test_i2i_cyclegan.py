@@ -648,11 +648,12 @@ DECIDE = {
     "balance_identity": "by_generator", "balance_discriminators": True, "balance_doubled": True,
     "channels": 1, "width": 8, "blocks": 2, "d_width": 8, "d_layers": 2, "init": 1,
     "pool_size": 4, "processes": 2, "precision": "bf16", "on_bad_image": "skip",
+    "keep": {"best": "psnr"},
 }  # fmt: skip
 DO_NOT = {
     "device": "auto", "channels_last": True, "compile": True, "checkpoint_every": 3,
     "sheet_every": 7, "tensorboard": True, "samples": "shown", "threads": 3, "cache_mb": 1,
-    "evaluate": ["psnr"],
+    "evaluate": ["psnr"], "evaluate_every": 3, "evaluate_n": 3, "log_every": 3,
 }  # fmt: skip
 BY_CONTENT = {"data", "data_a", "data_b", "test_a", "test_b"}
 
@@ -668,12 +669,15 @@ def test_an_option_that_decides_the_result_changes_its_key(option: str, data: Pa
     other = {option: DECIDE[option]}
     if option == "imbalance":
         other["count_b"] = None
+    if option == "keep":
+        other |= {"evaluate": ["psnr"], "evaluate_every": 1}
     assert key(data, **other) != key(data)
 
 
 @pytest.mark.parametrize("option", DO_NOT)
 def test_an_option_that_does_not_decide_the_result_leaves_its_key(option: str, data: Path):
-    assert key(data, **{option: DO_NOT[option]}) == key(data)
+    also = {"evaluate": ["psnr"]} if option == "evaluate_every" else {}
+    assert key(data, **also, **{option: DO_NOT[option]}) == key(data)
 
 
 def test_the_key_depends_on_the_images_content_and_not_on_where_they_lie(tmp_path: Path):

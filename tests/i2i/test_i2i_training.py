@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from i2i_domains import make_domains
+from modelsoup_i2i.measuring.evaluation import find_sets
+from modelsoup_i2i.training.curves import Curve
 from modelsoup_i2i.training.players import Player, Updates, optimiser
 from modelsoup_i2i.training.state import State
 from own_trainer import Toy, ToyOptions
@@ -148,3 +152,189 @@ def test_an_optimiser_that_torch_lacks_is_told_with_the_nearest():
         modelsoup.TrainerError, match=r"torch's Adam takes no such settings: .*beta"
     ):
         Updates(Player(("G",), 1e-3, settings={"betas": (2, 1)}), parameters, early=False)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def trained(folder: Path, data: Path, *, until: int | None = None, **options) -> Told:
+    """Train as a plan does; or, with `until`, as one that is killed in that step."""
+    told, work = Told(), folder / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    made = ToyOptions(data=data, **(SIZES | {"samples": folder / "shown"} | options))
+    job = modelsoup.Job(
+        None, folder / "out.safetensors", work, (), 1, made, told.report, told.lines.append,
+        told.notes.update,
+    )  # fmt: skip
+    if until is None:
+        Toy().train(job)
+        return told
+
+    class Killed(Toy):
+        def turns(self, o, step):
+            if step == until:
+                raise KeyboardInterrupt
+            return super().turns(o, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        Killed().train(job)
+    return told
+
+
+class Told:
+    """What a trainer reports, logs and notes."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+        self.lines: list[str] = []
+        self.notes: dict[str, object] = {}
+
+    def report(self, done, metrics) -> None:
+        self.metrics |= metrics
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    opened = modelsoup.open_checkpoint(folder / "out.safetensors")
+    return {name: opened[name] for name in opened}
+
+
+def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+    return first.keys() == second.keys() and all(
+        np.array_equal(value, second[name]) for name, value in first.items()
+    )
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every test image has its truth."""
+    return make_domains(tmp_path_factory.mktemp("paired"), 4, 4)
+
+
+def test_metrics_while_training_change_nothing_of_it(paired: Path, tmp_path: Path):
+    told = trained(tmp_path / "with", paired, evaluate=["psnr"], evaluate_every=3)
+    trained(tmp_path / "without", paired)
+    assert same(weights(tmp_path / "with"), weights(tmp_path / "without"))
+    shown = tmp_path / "with" / "shown" / "work"
+    rows = table(shown / "metrics.csv")
+    assert [row["step"] for row in rows] == ["3", "6", "8"]
+    assert all(float(row["psnr"]) > 0 for row in rows)
+    # The last one is of the result, as what is measured after the training is.
+    assert float(rows[-1]["psnr"]) == pytest.approx(told.metrics["psnr"], rel=1e-5)
+    assert f"step 3: psnr {float(rows[0]['psnr']):.4g}" in told.lines
+    assert not (tmp_path / "without" / "shown" / "work" / "metrics.csv").exists()
+
+
+def test_curves_of_a_run_that_goes_on_are_those_of_one_that_did_not(paired: Path, tmp_path: Path):
+    options = {
+        "evaluate": ["psnr"], "evaluate_every": 2, "log_every": 3, "checkpoint_every": 4,
+        "epochs": 3,
+    }  # fmt: skip
+    trained(tmp_path / "whole", paired, **options)
+    # Rows of steps 5 and 6 are there when it goes on after step 4.
+    trained(tmp_path / "cut", paired, until=7, **options)
+    trained(tmp_path / "cut", paired, **options)
+    for name in ("losses.csv", "metrics.csv"):
+        whole, cut = (table(tmp_path / n / "shown" / "work" / name) for n in ("whole", "cut"))
+        assert whole == cut and len(whole) >= 4
+    losses = table(tmp_path / "whole" / "shown" / "work" / "losses.csv")
+    assert [row["step"] for row in losses] == ["3", "6", "9", "12"]
+    assert losses[0]["copy"] and losses[0]["judge"]
+
+
+def test_a_figure_that_comes_later_is_a_column_more(tmp_path: Path):
+    curve = Curve(tmp_path / "sub" / "x.csv", 0)
+    curve.add(1, {"a": 0.5})
+    curve.add(2, {"a": 0.25, "b": 3})
+    curve.add(3, {"b": 1e-9})
+    lines = (tmp_path / "sub" / "x.csv").read_text().splitlines()
+    assert [",".join(line.split(",")[:1] + line.split(",")[2:]) for line in lines] == [
+        "step,a,b", "1,0.5,", "2,0.25,3", "3,,1e-09"
+    ]  # fmt: skip
+    # A last row that a crash cut short is not one.
+    with (tmp_path / "sub" / "x.csv").open("a") as file:
+        file.write("4,0.")
+    later = Curve(tmp_path / "sub" / "x.csv", 4)
+    later.add(5, {"a": 1})
+    assert [row["step"] for row in table(tmp_path / "sub" / "x.csv")] == ["1", "2", "3", "5"]
+
+
+def test_the_best_one_is_the_result_and_the_last_one_stays_beside_it(paired: Path, tmp_path: Path):
+    """At a rate that is far too high, what comes later is worse."""
+    options = {
+        "evaluate": ["psnr"], "evaluate_every": 1, "keep": {"best": "psnr"}, "lr": 0.3,
+        "epochs": 2, "warm_up": 0,
+    }  # fmt: skip
+    trained(tmp_path, paired, **options)
+    rows = table(tmp_path / "shown" / "work" / "metrics.csv")
+    best = max(rows, key=lambda row: float(row["psnr"]))
+    assert best["step"] != rows[-1]["step"]
+    folders = paired / "testA", paired / "testB"
+    made = ToyOptions(data=paired, **SIZES)
+    sets = find_sets(folders, transform=made.transform())
+    own = Toy().session(made, tmp_path / "out.safetensors", seed=0)
+    own.options = ToyOptions(data=paired, evaluate=["psnr"], **SIZES)
+    own.prepare()
+    assert own.evaluate(sets)["psnr"] == pytest.approx(float(best["psnr"]), rel=1e-5)
+    last = modelsoup.open_checkpoint(tmp_path / "shown" / "work" / "last.safetensors")
+    assert not np.array_equal(last["G.model.1.weight"], weights(tmp_path)["G.model.1.weight"])
+    # Killed after the best one was found: it is known when the training goes on.
+    trained(tmp_path / "cut", paired, until=5, checkpoint_every=1, **options)
+    trained(tmp_path / "cut", paired, checkpoint_every=1, **options)
+    assert same(weights(tmp_path / "cut"), weights(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"evaluate_every": 5}, "evaluate_every needs metrics: evaluate, a list"),
+        ({"keep": {"best": "psnr"}}, "best psnr, which is not evaluated .*evaluate has none"),
+        ({"keep": {"best": "psn"}, "evaluate": ["psnr"], "evaluate_every": 1}, "mean 'psnr'"),
+        ({"keep": {"best": "psnr"}, "evaluate": ["psnr"]}, "evaluate_every is 0"),
+        ({"keep": {"worst": "psnr"}}, "'keep"),
+        ({"log_every": 0}, "'log_every' .* must be at least 1"),
+    ],
+)
+def test_what_is_kept_must_be_evaluated(options: dict, said: str, paired: Path):
+    with pytest.raises(modelsoup.TrainerError, match=said):
+        modelsoup.build_options(Toy(), {"data": str(paired), **options})
+
+
+def test_what_chooses_the_result_is_part_of_its_key(paired: Path):
+    plain = ToyOptions(data=paired, evaluate=["psnr"], evaluate_every=2)
+    often = dataclasses.replace(plain, evaluate_every=3)
+    assert Toy().identity(plain) == Toy().identity(often)
+    best, other = (dataclasses.replace(o, keep={"best": "psnr"}) for o in (plain, often))
+    assert Toy().identity(best) != Toy().identity(other) != Toy().identity(plain)
+    tests = {file for file in paired.rglob("*.png") if file.parent.name.startswith("test")}
+    assert set(Toy().files(best)) == {*Toy().files(plain), *tests} > set(Toy().files(plain))
+
+
+@pytest.mark.needs("offline")
+def test_a_collapse_is_told_when_it_happens(tmp_path: Path):
+    """A generator whose last layer is 0 makes one grey of everything."""
+    data = make_domains(tmp_path / "domains", 6, 6, size=32)
+    options = {"load_size": 24, "crop_size": 24, "evaluate": ["kd-st-alex"], "evaluate_every": 1}
+
+    class Grey(Toy):
+        def turns(self, o, step):
+            return []  # nothing moves
+
+    told, work = Told(), tmp_path / "work"
+    work.mkdir()
+    made = ToyOptions(data=data, **(SIZES | options | {"epochs": 1}))
+    session = Grey().session(made, None, seed=1, work=work)
+    layer = session.networks["G_ema"].model[-2]
+    for value in (0.0, 1.0):
+        with torch.no_grad():
+            layer.weight.mul_(value)
+        session.sets = find_sets((data / "testA", data / "testB"), transform=made.transform())
+        session.prepare()
+        figures = session.evaluate(session.sets)
+    assert figures["collapse"] == 3 and figures["diversity"] < 0.01  # dead, here
+    figures = session._evaluated(told.report, told.lines.append, session._watch())
+    assert told.metrics["collapse"] == 3
+    assert any("collapsed: G makes few pictures out of many (diversity 0.00" in line
+               for line in told.lines)  # fmt: skip
+    assert "last found sound never" in told.lines[-1]

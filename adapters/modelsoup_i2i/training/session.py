@@ -349,7 +349,7 @@ class Session(State):
         with torch.no_grad(), self.autocast():
             for name in names:
                 network = self._module[name + AVERAGED if name + AVERAGED in self._module else name]
-                made = at_any_size(network, made, self.trainer.multiple)
+                made = at_any_size(network, made, getattr(network, "multiple", 1))
                 shown.append(to_image(made[0].float()))
         return shown
 
