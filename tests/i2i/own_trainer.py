@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from modelsoup_i2i.networks import patch, resnet
 from modelsoup_i2i.networks.described import Network
 from modelsoup_i2i.pictures.draws import Classes, Noise, Unpaired
 from modelsoup_i2i.training.losses import deceive, distance, judge
@@ -23,20 +24,14 @@ class Toy(ImageTrainer):
     name, options = "toy", ToyOptions
 
     def networks(self, o):
-        room = "modelsoup_i2i.networks"
-        return {
-            "G": Network(f"{room}.resnet:ResnetGenerator", {"width": o.width, "blocks": 1}),
-            "D": Network(f"{room}.patch:PatchDiscriminator", {"width": o.width, "layers": 1}),
-        }
+        generator = Network(resnet.MADE_BY, {"width": o.width, "blocks": 1})
+        return {"G": generator, "D": Network(patch.MADE_BY, {"width": o.width, "layers": 1})}
 
     def translators(self, o):
         return {"G": Translator("X", "Y", "A to B")}
 
     def players(self, o):
-        return {
-            "G": Player(("G",), o.lr, ema=0.9),
-            "D": Player(("D",), 2 * o.lr, "RMSprop", {"alpha": 0.9}),
-        }
+        return {"G": Player(("G",), o.lr, ema=0.9), "D": Player(("D",), 2 * o.lr, "RMSprop")}
 
     def draws(self, o):
         return Unpaired(("x", "y")), Noise("z", (3, 1, 1)), Classes("c", 5)
