@@ -275,7 +275,7 @@ def test_the_best_one_is_the_result_and_the_last_one_stays_beside_it(paired: Pat
     sets = find_sets(folders, transform=made.transform())
     own = Toy().session(made, tmp_path / "out.safetensors", seed=0)
     own.options = ToyOptions(data=paired, evaluate=["psnr"], **SIZES)
-    own.prepare()
+    own.begin()
     assert own.evaluate(sets)["psnr"] == pytest.approx(float(best["psnr"]), rel=1e-5)
     last = modelsoup.open_checkpoint(tmp_path / "shown" / "work" / "last.safetensors")
     assert not np.array_equal(last["G.model.1.weight"], weights(tmp_path)["G.model.1.weight"])
@@ -330,7 +330,7 @@ def test_a_collapse_is_told_when_it_happens(tmp_path: Path):
         with torch.no_grad():
             layer.weight.mul_(value)
         session.sets = find_sets((data / "testA", data / "testB"), transform=made.transform())
-        session.prepare()
+        session.begin()
         figures = session.evaluate(session.sets)
     assert figures["collapse"] == 3 and figures["diversity"] < 0.01  # dead, here
     figures = session._evaluated(told.report, told.lines.append, session._watch())

@@ -97,7 +97,7 @@ class Session(State):
             the last epoch's mean losses and other figures, also reported.
         """
         resumed = self.resume()
-        self.prepare()
+        self.begin()
         for line in self._opening(resumed):
             log(line)
         self.place.meet()

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,12 @@ from modelsoup import TrainerError, digest_files, open_checkpoint
 from modelsoup.torch_bridge import freeze, load_into, save_from
 
 from ..networks.devices import chosen_device
-from ..networks.layers import at_any_size
 from ..pictures.cache import Pictures
 from .description import Description
 from .players import AVERAGED, NonfiniteGradientError, Updates, backward
 from .pool import ImagePool
 from .processes import ALONE, Place
+from .stage import Stage, prepare
 from .turns import Batch, Loss, Turn
 from .watch import Losses
 
@@ -44,14 +44,11 @@ STATE = "state.pt"
 FORMAT = 4
 
 
-Call = Callable[[torch.Tensor], torch.Tensor]
-
-
 class DivergedError(ArithmeticError):
     """A loss or gradient is not finite any more; the weights are still."""
 
 
-class State:
+class State(Stage):
     """A training of some networks, at some step.
 
     Attributes:
@@ -59,11 +56,9 @@ class State:
         deployed: the networks that are used after the training.
         missing: names that the start lacked, and that were initialised.
         steps: how many were made.
-        weights: of each loss, by its name; 1 where there is none.
         losses: their means over the epoch.
         recent: their means since they were last written down.
         best: the step and the value of the best evaluation, where one is kept.
-        pools: the images that discriminators see again, by name.
     """
 
     def __init__(
@@ -86,7 +81,13 @@ class State:
             TrainerError: the device is not there, or a frozen name is unknown.
             ParameterError: the data are not there, or do not fit the options.
         """
-        self.trainer, self.options, self.start, self.seed = trainer, options, start, seed
+        self.images = trainer.images(options)
+        pools = {
+            name: ImagePool(size, (2 * seed + n + 977 * place.rank) % 2**63)
+            for n, (name, size) in enumerate(trainer.pools(options).items())
+        }
+        super().__init__(options, trainer.weights(options, self.images), pools)
+        self.trainer, self.start, self.seed = trainer, start, seed
         self.frozen, self.work, self.place = tuple(frozen), work, place
         self.device = chosen_device(options.device, place.rank)
         self.players = trainer.players(options)
@@ -104,21 +105,14 @@ class State:
             if all(f"{name}.{n}" in self.missing for n in own.state_dict()):
                 own.load_state_dict(self._module[of].state_dict())
         freeze(self._module, self.frozen)
-        height, width = options.transform().crop
-        self._tell_networks(options.batch * height * width)
-        self.images = trainer.images(options)
-        self.weights = trainer.weights(options, self.images)
+        for network in self._module.values():
+            prepare(network, **how_trained(options, self.device))
         self.deployed = tuple(trainer.translators(options))
         self._pictures: Pictures | None = None
         self.steps = 0
         self.losses, self.recent = Losses(), Losses()
         self.best: dict[str, float] = {}
         self._updates: dict[str, Updates] = {}
-        self._calls: dict[str, Call] = {}
-        self.pools = {
-            name: ImagePool(size, (2 * seed + n + 977 * place.rank) % 2**63)
-            for n, (name, size) in enumerate(trainer.pools(options).items())
-        }
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -128,7 +122,7 @@ class State:
     @property
     def updates(self) -> dict[str, Updates]:
         """Who updates each player's networks; made when first asked for."""
-        self.prepare()
+        self.begin()
         return self._updates
 
     @property
@@ -169,27 +163,8 @@ class State:
         if self._updates:
             raise TrainerError(f"{name} can be replaced before the first step only")
         # What traces or wraps it wants one plain pass.
-        _prepare(module, plain=True, precision=32, pixels=0)
+        prepare(module, plain=True)
         self._module[name] = module
-
-    # What a trainer's losses ask for.
-
-    def __getitem__(self, name: str) -> Call:
-        """A network, to be called with images of any size."""
-        return self._calls[name]
-
-    def both(
-        self, name: str, first: torch.Tensor, second: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A network's results for two sets of images, in one pass if they have one size.
-
-        Right for networks that treat each image alone, as those with InstanceNorm do.
-        """
-        call = self._calls[name]
-        if first.shape[1:] != second.shape[1:]:
-            return call(first), call(second)
-        made = call(torch.cat([first, second.to(first.dtype)]))
-        return made[: len(first)], made[len(first) :]
 
     # The step.
 
@@ -321,7 +296,7 @@ class State:
         layout = torch.channels_last if wanted else torch.contiguous_format
         return values.to(self.device, non_blocking=True, memory_format=layout)
 
-    def prepare(self) -> None:
+    def begin(self) -> None:
         """Before the first step: the device, and who updates what."""
         if self._updates:
             return
@@ -331,7 +306,7 @@ class State:
         for name, network in self._module.items():
             if hasattr(network, "lay_out"):
                 network.lay_out()
-            self._calls[name] = _call(network, compiled=options.compile)
+            self.put(name, network, compiled=options.compile)
         early = self.device.type == "cpu" and options.accumulate == 1 and self.place.world == 1
         several = {
             name for turn in self.trainer.turns(options, 0) if len(turn.losses) > 1
@@ -343,11 +318,6 @@ class State:
                 if p.requires_grad and n.partition(".")[0] in player.networks
             }  # fmt: skip
             self._updates[name] = Updates(player, own, early=early, summed=name in several)
-
-    def _tell_networks(self, pixels: int) -> None:
-        plain = self.device.type != "cpu" or self.options.compile
-        for network in self._module.values():
-            _prepare(network, plain=plain, precision=self.options.precision, pixels=pixels)
 
     # State.
 
@@ -442,13 +412,10 @@ class State:
         return {what: digest_files(files) for what, files in {**images, "start": start}.items()}
 
 
-def _call(network: nn.Module, *, compiled: bool) -> Call:
-    """What images of any size are given to: a network may want multiples of its `multiple`."""
-    own: Call = torch.compile(network) if compiled else network
-    multiple: int = getattr(network, "multiple", 1)
-    return own if multiple == 1 else partial(at_any_size, own, multiple=multiple)
-
-
-def _prepare(network: nn.Module, **how: Any) -> None:
-    if hasattr(network, "prepare_for"):
-        network.prepare_for(**how)
+def how_trained(options: Any, device: torch.device) -> dict[str, Any]:
+    """What `stage.prepare` tells networks of a training."""
+    height, width = options.transform().crop
+    return {
+        "plain": device.type != "cpu" or options.compile, "precision": options.precision,
+        "pixels": options.batch * height * width,
+    }  # fmt: skip

@@ -1,0 +1,72 @@
+"""What a loss sees of a training: networks to call, weights of terms, pools of earlier images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..networks.layers import at_any_size
+from .pool import ImagePool
+
+Call = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Stage:
+    """Networks in play.
+
+    Attributes:
+        options: of the training.
+        weights: of each loss, by its name; 1 where there is none.
+        pools: the images that discriminators see again, by name.
+    """
+
+    options: Any
+    weights: Mapping[str, float]
+    pools: Mapping[str, ImagePool]
+    _calls: dict[str, Call]
+
+    def __init__(
+        self, options: Any, weights: Mapping[str, float], pools: Mapping[str, ImagePool]
+    ) -> None:
+        self.options, self.weights, self.pools = options, weights, pools
+        self._calls = {}
+
+    def __getitem__(self, name: str) -> Call:
+        """A network, to be called with images of any size."""
+        return self._calls[name]
+
+    def put(self, name: str, network: nn.Module, *, compiled: bool = False) -> None:
+        """Have a network called by its name."""
+        own: Call = torch.compile(network) if compiled else network
+        multiple: int = getattr(network, "multiple", 1)
+        self._calls[name] = own if multiple == 1 else partial(at_any_size, own, multiple=multiple)
+
+    def both(
+        self, name: str, first: torch.Tensor, second: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A network's results for two sets of images, in one pass if they have one size.
+
+        Right for networks that treat each image alone, as those with InstanceNorm do.
+        """
+        call = self._calls[name]
+        if first.shape[1:] != second.shape[1:]:
+            return call(first), call(second)
+        made = call(torch.cat([first, second.to(first.dtype)]))
+        return made[: len(first)], made[len(first) :]
+
+
+def prepare(network: nn.Module, *, plain: bool, precision: str | int = 32, pixels: int = 0) -> None:
+    """Tell a network how it will be trained, if it wants to know.
+
+    Args:
+        network: which may have `prepare_for`, called with what follows.
+        plain: on a GPU, compiled or traced: no tricks that are the CPU's.
+        precision: 32 or `bf16`.
+        pixels: of a batch.
+    """
+    if hasattr(network, "prepare_for"):
+        network.prepare_for(plain=plain, precision=precision, pixels=pixels)
