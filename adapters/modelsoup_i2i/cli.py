@@ -133,7 +133,7 @@ def import_(folder: Path, output: Path, epoch: str, direction: str, force: bool)
         click.echo(f"{name}: {parameters:,} parameters")
 
 
-@i2i.command(no_args_is_help=True)
+@i2i.command()
 @click.argument("model", type=_PATH, required=False)
 @click.option("--data", "root", type=_PATH, metavar="DIR", help="With testA and testB in it.")
 @click.option("--test-a", type=_PATH, metavar="DIR", help="In place of --data, X's test pictures …")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 import torch
 from i2i_domains import make_domains
 from modelsoup_i2i.measuring.evaluation import find_sets
+from modelsoup_i2i.training import estimates
 from modelsoup_i2i.training.curves import Curve
 from modelsoup_i2i.training.players import Player, Updates, optimiser
 from modelsoup_i2i.training.state import State
@@ -338,3 +342,69 @@ def test_a_collapse_is_told_when_it_happens(tmp_path: Path):
     assert any("collapsed: G makes few pictures out of many (diversity 0.00" in line
                for line in told.lines)  # fmt: skip
     assert "last found sound never" in told.lines[-1]
+
+
+PEAK = """
+import sys, torch, modelsoup
+from pathlib import Path
+from modelsoup_i2i.pictures.draws import Sampler
+from modelsoup_i2i.training import estimates
+
+def told(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+
+torch.set_num_threads(1)
+torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 16, 16)).sum().backward()  # oneDNN's own
+before, size = told("VmRSS"), int(sys.argv[2])
+trainer = modelsoup.get_trainer("cyclegan")
+given = {"data": sys.argv[1], "load_size": size, "crop_size": size, "width": 32, "blocks": 6}
+options = modelsoup.build_options(trainer, given | {"device": "cpu"})
+session = trainer.session(options, None, seed=0)
+drawn = next(session.batches())[0]
+for _ in range(3):
+    session.optimise([drawn])
+peak = told("VmHWM") - before
+needed = estimates.memory(trainer, options, session.weights, drawn, device=session.device,
+                          early=session.early, last=0)
+print(needed.total / peak)
+"""
+
+
+@pytest.mark.parametrize("size", [64, 160])
+def test_the_estimated_memory_is_within_a_quarter_of_the_peak(size: int, data: Path):
+    if not Path("/proc/self/status").exists():
+        pytest.skip("platform: no /proc")
+    made = subprocess.run(
+        [sys.executable, "-c", PEAK, str(data), str(size)], capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert 0.75 < float(made.stdout) < 1.25
+
+
+def test_more_memory_than_is_free_is_told_before_the_first_step(data: Path):
+    needed = estimates.Memory(lasting=3 << 30, passing=5 << 30, pools=0)
+    said = r"about 8\.7 GB of memory are needed on cpu, and 4\.0 GB are free: a smaller crop_size"
+    with pytest.raises(modelsoup.TrainerError, match=said):
+        estimates.must_suffice(needed, 4_000_000_000, "cpu")
+    assert estimates.must_suffice(needed, 9_000_000_000, "cpu").endswith("9.0 GB are free")
+    assert estimates.must_suffice(needed, None, "cpu") == "about 8.7 GB of memory are needed"
+    there = estimates.free(torch.device("cpu"))
+    assert there is not None and 1 << 24 < there < 1 << 50
+
+
+def test_large_trainings_say_what_they_need_and_small_ones_say_nothing(data: Path):
+    lines: list[str] = []
+    large = session(data, load_size=130, crop_size=128, epochs=1)
+    large._pictures = session(data, load_size=130, crop_size=128).pictures
+    lines += large._needs()
+    assert re.fullmatch(r"about 0\.\d GB of memory are needed, [\d.]+ GB are free", lines[0])
+    assert list(session(data)._needs()) == []
+
+
+def test_how_long_it_will_take_is_said_once(data: Path):
+    lines: list[str] = []
+    own = session(data, epochs=20, warm_up=1000)
+    own.run(silent, lines.append)
+    (line,) = [line for line in lines if line.startswith("about ")]
+    assert re.fullmatch(r"about \d+ s for the 70 steps to come", line)

@@ -27,9 +27,10 @@ from ..pictures.images import (
     to_tensor,
 )
 from ..pictures.sheets import grid, save
+from . import estimates
 from .curves import Curve
 from .players import AVERAGED
-from .state import DivergedError, State
+from .state import DivergedError, State, how_trained
 from .watch import Losses, Report, Watch
 
 BEST = "best.safetensors"
@@ -100,6 +101,8 @@ class Session(State):
         self.begin()
         for line in self._opening(resumed):
             log(line)
+        for line in self._needs():
+            log(line)
         self.place.meet()
         watch = self._watch()
         if self.shown is not None and not self.place.rank:
@@ -129,6 +132,8 @@ class Session(State):
                     except NonfiniteImageError:
                         log(f"no page of samples at step {self.steps}: they hold NaN or infinity")
                 watch.tell(report, self.losses.means)
+                if (expected := watch.expected()) is not None:
+                    log(expected)
         except DivergedError:
             figures = {**self.losses.means(), "diverged": 1.0, "diverged_at": float(self.steps)}
             log(
@@ -333,6 +338,23 @@ class Session(State):
             f"{self.device}"
         )
         yield from self.trainer.opening(options, self.pictures.sets)
+
+    def _needs(self) -> Iterator[str]:
+        """How much memory will be needed, where it may be much.
+
+        Raises:
+            TrainerError: there is less.
+        """
+        options = self.options
+        pixels = how_trained(options, self.device)["pixels"]
+        if not estimates.is_worth_telling(self.networks, pixels):
+            return
+        sampler = Sampler(self.pictures, self.trainer.draws(options), self.seed, options.batch)
+        needed = estimates.memory(
+            self.trainer, options, self.weights, sampler.batch_at(0, 0, sampler.order(0)),
+            device=self.device, early=self.early, last=self.total_steps - 1,
+        )  # fmt: skip
+        yield estimates.must_suffice(needed, estimates.free(self.device), str(self.device))
 
     def _left_out(self) -> list[str]:
         """What lies among the training images and is not used: damaged, or of a kind not read."""

@@ -150,6 +150,12 @@ class State(Stage):
         epochs: int = self.options.epochs + self.options.decay_epochs
         return self.steps_per_epoch * epochs
 
+    @property
+    def early(self) -> bool:
+        """Whether optimisers are applied within the backward pass: see `players.py`."""
+        plain = self.options.accumulate == 1 and self.place.world == 1
+        return plain and self.device.type == "cpu"
+
     def replace(self, name: str, module: nn.Module) -> None:
         """Put another module in a network's place, such as a quantised one.
 
@@ -307,7 +313,7 @@ class State(Stage):
             if hasattr(network, "lay_out"):
                 network.lay_out()
             self.put(name, network, compiled=options.compile)
-        early = self.device.type == "cpu" and options.accumulate == 1 and self.place.world == 1
+        early = self.early
         several = {
             name for turn in self.trainer.turns(options, 0) if len(turn.losses) > 1
             for name in turn.players

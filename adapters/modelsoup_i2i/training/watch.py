@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 _REPORT_EVERY = 0.5  # seconds
+_STEPS, _SECONDS = 50, 60.0  # after either of them it is said how long all will take
 
 Step = TypeVar("Step")
 Report = Callable[[float | None, Mapping[str, float]], None]
@@ -61,6 +62,7 @@ class Watch:
         self._first = self._now = first
         self._total = total
         self._waited = 0.0
+        self._expected = False
         self._writer = None
         if events is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -93,6 +95,17 @@ class Watch:
         share = self._waited / max(time.monotonic() - self._begun, 1e-9)
         return f"{self.speed():.2f} steps a second, {share:.1%} of the time waiting for images"
 
+    def expected(self) -> str | None:
+        """How long all will take, once, when some steps have shown it; None before and after."""
+        took = time.monotonic() - self._begun
+        if self._expected or (self._now - self._first < _STEPS and took < _SECONDS):
+            return None
+        self._expected = True
+        left = self._total - self._now
+        if not left:
+            return None
+        return f"about {_duration(left / max(self.speed(), 1e-9))} for the {left} steps to come"
+
     def tell(self, report: Report, losses: Callable[[], Mapping[str, float]]) -> None:
         """Report progress, not more often than every half second."""
         now = time.monotonic()
@@ -106,3 +119,14 @@ class Watch:
         """The events' file is whole."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _duration(seconds: float) -> str:
+    """In the largest two units, or in seconds."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if minutes < 120:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{hours} h" if hours < 48 else f"{hours // 24} d {hours % 24} h"
