@@ -91,7 +91,7 @@ TESTS = {
     },
     "adapters/modelsoup_i2i": {
         "__init__": "networks metrics",
-        "cli": "cyclegan docs metrics official sources translate",
+        "cli": "cyclegan docs metrics official sources train translate",
         "measuring/evaluation": "metrics cyclegan",
         "measuring/extractors": "metrics",
         "measuring/metric_names": "metrics",

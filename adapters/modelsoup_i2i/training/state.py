@@ -66,7 +66,8 @@ class State:
 
     def __init__(
         self, trainer: Description, options: Any, start: Path | None, *, seed: int,
-        frozen: Sequence[str] = (), work: Path | None = None, place: Place = ALONE,
+        frozen: Sequence[str] = (), work: Path | None = None, shown: Path | None = None,
+        place: Place = ALONE,
     ) -> None:  # fmt: skip
         """Build the networks and load the start.
 
@@ -76,7 +77,9 @@ class State:
             start: a checkpoint, or a part of one; None initialises everything.
             seed: of everything that is drawn, in [0, 2⁶³).
             frozen: names that are not trained.
-            work: the folder for state and sheets; None keeps nothing.
+            work: the folder for the state; None keeps none.
+            shown: the folder for pages of samples and events; None is where the options say, or
+                else the work folder.
             place: which of several processes this is.
 
         Raises:
@@ -86,6 +89,7 @@ class State:
         """
         self.trainer, self.options, self.start, self.seed = trainer, options, start, seed
         self.frozen, self.work, self.place = tuple(frozen), work, place
+        self.shown = options.shown(work) or shown or work
         self.device = chosen_device(options.device, place.rank)
         self.players = trainer.players(options)
         built = {name: network.build() for name, network in trainer.networks(options).items()}
