@@ -14,6 +14,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
     from .cli_shared import GivenPath, print_json
+    from .cli_train import training_command
     from .compare import DiffReport, diff
     from .digest import FileDigest, digest_file, digest_files
     from .engine import MergeReport, merge
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "checkpoint": ("Checkpoint", "TensorInfo", "open_checkpoint"),
     "cli_shared": ("GivenPath", "print_json"),
+    "cli_train": ("training_command",),
     "compare": ("DiffReport", "diff"),
     "digest": ("FileDigest", "digest_file", "digest_files"),
     "engine": ("MergeReport", "merge"),
@@ -170,6 +172,7 @@ __all__ = [
     "register_trainer",
     "run",
     "summarize",
+    "training_command",
     "verify",
 ]
 

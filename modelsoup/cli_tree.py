@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ _STORE = ".soup-store"
 _PICTURES = ("dot", "mermaid")
 
 
-def _store_option(command: Any) -> Any:
+def store_option(command: Any) -> Any:
+    """The option `--store`."""
     return click.option(
         "--store",
         "folder",
@@ -47,15 +49,55 @@ def _read(path: str) -> tuple[Any, list[str]]:
             f"{path} is a checkpoint and no plan (soup plan --from {shlex.quote(path)} prints the "
             f"plan that it was made by)"
         )
-    folder = str(Path(path).resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)  # last: a plan's folder must not stand in for other modules
+    find_modules_in(Path(path).resolve().parent)
     return read_tree(path)
+
+
+def find_modules_in(folder: Path) -> None:
+    """Let a trainer that is given as `module:Class` lie in a folder."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # last: it must not stand in for other modules
+
+
+def known_plan(
+    tree: Any, warnings: list[str], folder: str, *, fuse: bool = False
+) -> tuple[Any, Any]:  # fmt: skip
+    """A tree's plan, with what a store has of it already; and the store, None where none is."""
+    from .plan import check
+    from .store import Store
+
+    if not (Path(folder) / "objects").is_dir():
+        return check(tree, fuse=fuse, warnings=warnings), None
+    from .runner import made_otherwise
+
+    known = Store(folder, create=False)
+    checked = check(
+        tree, done=known.has, digest=known.digest, companions=known.companions,
+        contents=known.contents, fuse=fuse, warnings=warnings,
+    )  # fmt: skip
+    warnings = [*checked.warnings, *made_otherwise(checked, known)]
+    return dataclasses.replace(checked, warnings=tuple(warnings)), known
+
+
+def print_plan(checked: Any, *, as_json: bool) -> None:
+    """What a plan will do, and its warnings."""
+    if as_json:
+        print_json(checked.as_json())
+        return
+    from .show_tree import show_plan
+
+    show_plan(checked)
+    _warn(checked)
+
+
+def _warn(checked: Any) -> None:
+    for warning in checked.warnings:
+        say("warning", warning)
 
 
 @click.command(no_args_is_help=True)
 @click.argument("path", required=False, metavar="TREE.yaml", type=GivenPath())
-@_store_option
+@store_option
 @_fuse_option
 @json_option
 @click.option("--dot", is_flag=True, help="Print the operations for Graphviz.")
@@ -99,46 +141,27 @@ def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags:
         return
     if path is None:
         raise click.UsageError("TREE.yaml is missing")
-    from .plan import check
-    from .store import Store
-
     tree, warnings = _read(path)
     if svg:
         from .picture import check_picture
         from .plan import files_read
 
         check_picture(Path(svg), force=flags["force"], reads=files_read(tree))
-    known = Store(folder, create=False) if (Path(folder) / "objects").is_dir() else None
-    if known is None:
-        checked = check(tree, fuse=flags["fuse"], warnings=warnings)
-    else:
-        from .runner import made_otherwise
-
-        checked = check(
-            tree, done=known.has, digest=known.digest, companions=known.companions,
-            contents=known.contents, fuse=flags["fuse"], warnings=warnings,
-        )  # fmt: skip
-        warnings = [*checked.warnings, *made_otherwise(checked, known)]
-        checked = dataclasses.replace(checked, warnings=tuple(warnings))
+    checked, known = known_plan(tree, warnings, folder, fuse=flags["fuse"])
     wanted = [kind for kind in _PICTURES if flags[kind]]
     if svg:
         from .picture import svg as drawn
         from .placing import save_text
 
         save_text(drawn(checked, _metrics(checked, known)), Path(svg), force=flags["force"])
-    if as_json:
-        print_json(checked.as_json())
     for kind in wanted:
         from . import picture as pictures
 
         click.echo(getattr(pictures, kind)(checked), nl=False)
-    if not as_json and not wanted:
-        from .show_tree import show_plan
-
-        show_plan(checked)
-    if not as_json:
-        for warning in checked.warnings:
-            say("warning", warning)
+    if as_json or not wanted:
+        print_plan(checked, as_json=as_json)
+    else:
+        _warn(checked)
     checked.raise_problems()
 
 
@@ -163,7 +186,7 @@ def _metrics(checked: Any, known: Any) -> dict[str, str]:
     show_default=True,
     help="A .safetensors file; or a folder, where the leaves are model folders.",
 )
-@_store_option
+@store_option
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -194,12 +217,41 @@ def run(path: str, output: str, folder: str, executor: str, **options: Any) -> N
     \b
     soup run tree.yaml -o out.safetensors
     """  # noqa: D301
+    carry_out(
+        lambda: _read(path), output, folder, executor, shown=beside(output, path), **options
+    )  # fmt: skip
+
+
+def beside(output: str, name: str) -> Path:
+    """Where that is kept which trainers show of what is made by a plan, or of one model."""
+    return Path(output).parent / f"{Path(name).stem}-shown"
+
+
+def carry_out(
+    read: Callable[[], tuple[Any, list[str]]], output: str, folder: str, executor: str = "local", *,
+    shown: Path, workers: int | None = None, keep: str = "all", fuse: bool = False,
+    force: bool = False, quiet: bool = False, as_json: bool = False,
+) -> None:  # fmt: skip
+    """Carry out a tree, and tell how far it is.
+
+    Args:
+        read: gives the tree, and warnings.
+        output: where the root's checkpoint goes.
+        folder: the store's.
+        executor: where nodes run, by its name.
+        shown: for what trainers show.
+        workers: how many nodes run at the same time.
+        keep: see `run`, as `fuse` and `force`.
+        fuse: see there.
+        force: see there.
+        quiet: print errors only.
+        as_json: print the report as JSON, and nothing else.
+    """
     # Nearly all that is imported and read lives to the end: looking for garbage among it, now and
     # when the process ends, would take a quarter of the time until the first node begins.
     gc.disable()
     click.get_current_context().call_on_close(gc.enable)
-    quiet = options["quiet"] or options["as_json"]
-    workers = options["workers"]
+    talks = not (quiet or as_json)
     try:
         from .executors import executor_from
 
@@ -210,22 +262,21 @@ def run(path: str, output: str, folder: str, executor: str, **options: Any) -> N
 
             from . import runner
 
-            tree, warnings = _read(path)
-            for warning in warnings if not quiet else ():
+            tree, warnings = read()
+            for warning in warnings if talks else ():
                 say("warning", warning)
             if where is None:
                 where = stack.enter_context(executor_from(executor, workers))
             view = None
-            if not quiet:
+            if talks:
                 from .show_tree import watching
 
-                view = stack.enter_context(watching())
+                view = stack.enter_context(watching(shown))
             gc.freeze()
             gc.enable()
             report = runner.run(
-                tree, output, store=folder, executor=where, workers=workers,
-                keep=options["keep"], fuse=options["fuse"], force=options["force"],
-                planned=None if view is None else view.begin, watch=view,
+                tree, output, store=folder, executor=where, workers=workers, keep=keep, fuse=fuse,
+                force=force, planned=None if view is None else view.begin, watch=view, shown=shown,
             )  # fmt: skip
     except KeyboardInterrupt as error:
         from .store import Store
@@ -236,9 +287,11 @@ def run(path: str, output: str, folder: str, executor: str, **options: Any) -> N
             f"{are_counted(kept, 'finished result')} kept in {folder}; the same command goes on."
         )
         raise
-    if options["as_json"]:
+    if as_json:
         print_json(report.as_json())
-    elif not quiet:
+    elif talks:
+        if shown.is_dir():
+            say("note", f"pictures and curves are in {shown}")
         reused = len(report.records) - len(report.computed)
         already = " was this result already" if report.was_there else ""
         computed = counted(len(report.computed), "node")
@@ -257,7 +310,7 @@ def _open(folder: str) -> Any:
 
 
 @store.command("list")
-@_store_option
+@store_option
 @json_option
 def store_list(folder: str, as_json: bool) -> None:
     """List the finished results."""
@@ -273,7 +326,7 @@ def store_list(folder: str, as_json: bool) -> None:
 
 @store.command("show", no_args_is_help=True)
 @click.argument("key")
-@_store_option
+@store_option
 def store_show(key: str, folder: str) -> None:
     """Print one result's record; KEY may be the beginning of a key."""
     entry = _open(folder).find(key)
@@ -295,7 +348,7 @@ def store_show(key: str, folder: str) -> None:
     help="Forget the trees that were not run for so many days.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
-@_store_option
+@store_option
 def store_gc(keep: str, older_than: float | None, dry_run: bool, folder: str) -> None:
     """Remove results that nothing needs."""
     cleaned = _open(folder).gc(keep=keep, older_than=older_than, dry_run=dry_run)
@@ -306,7 +359,7 @@ def store_gc(keep: str, older_than: float | None, dry_run: bool, folder: str) ->
 
 
 @store.command("verify")
-@_store_option
+@store_option
 def store_verify(folder: str) -> None:
     """Compare every result with the digest that it had when it was made."""
     opened = _open(folder)

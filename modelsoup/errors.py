@@ -6,7 +6,7 @@ import difflib
 import math
 import os
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import islice
@@ -151,6 +151,19 @@ def exact(number: float) -> str:
     """`5`, `0.1`, `1e-05`: a number of a recipe or a training, no two of which look alike."""
     short = f"{number:g}"
     return short if float(short) == number else float.__repr__(number)
+
+
+def worded(value: object) -> str:
+    """A value as `--set` and a plan have it."""
+    if isinstance(value, bool) or value is None:
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        return exact(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(worded, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {worded(one)}' for name, one in value.items())}}}"
+    return str(value)
 
 
 def _scaled(number: float, units: tuple[str, ...]) -> str:

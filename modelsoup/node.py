@@ -160,6 +160,7 @@ class Task:
         workers: threads of a merge.
         capture: put what is printed into the node's log; for processes of their own.
         run: who asks, so that others who wait for the same node see that it is not they.
+        shown: the folder for what a trainer shows; None for none.
     """
 
     store: Path
@@ -173,6 +174,7 @@ class Task:
     workers: int | None = None
     capture: bool = False
     run: str = ""
+    shown: Path | None = None
 
 
 def get_ready() -> None:
@@ -309,7 +311,7 @@ def _trained(
     carry_out(
         trainer, options, start=None if start is None else start.path, output=trained,
         work=store.work(task.key), frozen=task.frozen, seed=task.seed, report=note.take,
-        log=lambda line: print(line, file=log, flush=True), note=note.keep,
+        log=lambda line: print(line, file=log, flush=True), note=note.keep, shown=task.shown,
     )  # fmt: skip
     checkpoint = open_checkpoint(trained)
     content = record_training(

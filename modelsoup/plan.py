@@ -739,8 +739,8 @@ def _merged(
     base_path: Path | None,
 ) -> _Merged | SoupError:  # fmt: skip
     """What `plan_merge` says of models that need not exist yet."""
-    models = [_virtual(name, signature) for name, signature in zip(names, signatures, strict=True)]
-    based = None if base is None else _virtual(str(base_path), base)
+    models = [virtual(name, signature) for name, signature in zip(names, signatures, strict=True)]
+    based = None if base is None else virtual(str(base_path), base)
     try:
         with speaking("plan"):
             plan = plan_merge(models, recipe, base=based)
@@ -800,7 +800,8 @@ def _memory(plan: MergePlan) -> int:
     return _BUFFERS + _PER_TENSOR * tensors + gathered + sum(sorted(whole)[-default_workers() :])
 
 
-def _virtual(name: str, signature: Signature) -> Checkpoint:
+def virtual(name: str, signature: Signature) -> Checkpoint:
+    """A checkpoint that need not exist yet: names, dtypes and shapes, and no bytes to read."""
     path, start = Path(name), 0
     tensors = {}
     for tensor, (dtype, shape) in signature.items():

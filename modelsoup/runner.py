@@ -7,10 +7,12 @@ planned again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import heapq
 import json
 import os
 import queue
+import re
 import shutil
 import time
 from collections import Counter
@@ -76,6 +78,8 @@ _SHARE = 0.1  # of the time, at most, goes into such looks
 _DAMAGED = "its result was damaged"
 HEARTBEAT = 60.0  # seconds after which what still runs is told again
 _RESOURCES = "resources"
+_NO_NAME = re.compile(r"^\.|[^\w .#@+=,()-]")  # what stands as %2F in the name of a node's folder
+_LONG = 150  # bytes of such a name; systems allow 255
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def run(
     tree: Tree, output: StrPath | None = DEFAULT_OUTPUT, *, store: StrPath = DEFAULT_STORE,
     executor: Executor | None = None, workers: int | None = None, keep: str = "all",
     fuse: bool = False, force: bool = False, planned: Callable[[Plan], None] | None = None,
-    watch: Watch | None = None,
+    watch: Watch | None = None, shown: StrPath | None = None,
 ) -> RunReport:  # fmt: skip
     """Carry out a tree, and put the root's checkpoint in its place.
 
@@ -168,6 +172,8 @@ def run(
         force: replace an existing output.
         planned: called with the plan, its warnings included, before a node is begun.
         watch: called, from this thread, when a node's state changes, and each minute while it runs.
+        shown: a folder in which each trainer has one, of its node's name, for what a person looks
+            at, such as pictures; made by the first trainer that leaves any. None has none kept.
 
     Raises:
         PlanError: the tree has problems; nothing was started.
@@ -184,6 +190,10 @@ def run(
     own = Store(store)
     own.remove_strays()
     target = None if output is None else _target(plan, Path(output), own, force=force)
+    if target is not None and shown is not None and not lie_apart(target, Path(shown)):
+        raise OutputError(
+            f"the output {target} and the folder {shown}, for what trainers show, are in one place"
+        )
     leaves = _read_leaves(tree, own)
     plan = leaves.know(plan, own, fuse=fuse)
     damaged = _remove_damaged(plan, own)
@@ -202,6 +212,7 @@ def run(
         walk = _Walk(
             plan, own, leaves, executor or threads, watch or (lambda _: None), keep, fuse,  # type: ignore[arg-type]
             limit=workers, capture=threads is None,
+            shown=None if shown is None else Path(shown).absolute(),
         )  # fmt: skip
         walk.tell_damaged(damaged)
         while True:
@@ -365,7 +376,7 @@ class _Walk:
 
     def __init__(
         self, plan: Plan, store: Store, leaves: _Leaves, executor: Executor, watch: Watch,
-        keep: str, fuse: bool, *, limit: int | None, capture: bool,
+        keep: str, fuse: bool, *, limit: int | None, capture: bool, shown: Path | None,
     ) -> None:  # fmt: skip
         self.plan = plan
         self.tree = plan.tree
@@ -379,6 +390,7 @@ class _Walk:
         at_once = limit or getattr(executor, "workers", None)  # else its hosts' cores are unknown
         self.merge_workers = None if at_once is None else max(1, default_workers() // at_once)
         self.capture = capture
+        self.shown = shown
         self.id = os.urandom(8).hex()
         self.order = {node: number for number, node in enumerate(plan.nodes)}
         self.there: set[str] = set()  # keys of results that are in the store
@@ -563,7 +575,7 @@ class _Walk:
         task = Task(
             self.store.folder.absolute(), self.key(node.node), node.node, operation,
             tuple(sources), self._base(operation), frozen, node_seed(self.tree, node.node),
-            self.merge_workers, self.capture, self.id,
+            self.merge_workers, self.capture, self.id, self._shown_of(node.node),
         )  # fmt: skip
         more: dict[str, Any] = {}
         if isinstance(operation, Train | FineTune) and operation.training.resources:
@@ -576,6 +588,9 @@ class _Walk:
     def _resources(self, wanted: Mapping[str, float]) -> dict[str, Any]:
         """As keywords for `submit`: only clusters know resources."""
         return {_RESOURCES: dict(wanted)} if hasattr(self.executor, "takes_resources") else {}
+
+    def _shown_of(self, node: str) -> Path | None:
+        return None if self.shown is None else self.shown / folder_name(node)
 
     def _frozen(self, node: str) -> tuple[str, ...]:
         """The names that the merge below froze, as far as they are in its result."""
@@ -710,6 +725,19 @@ class _Walk:
             log = f" (log: {self.store.log(key)})" if self.store.has_log(key) else ""
             lines += [f"{node}: {first}{log}", *(f"  {line}" for line in more)]
         raise RunError(*lines) from next(iter(self.failed.values()))
+
+
+def folder_name(node: str) -> str:
+    """A node's name as that of a folder, another one for each; what no folder may have as `%2F`."""
+    name = _NO_NAME.sub(lambda found: _escaped(found[0]), node) or "%"
+    if len(name.encode()) <= _LONG:
+        return name
+    digest = hashlib.sha256(node.encode(errors="surrogatepass")).hexdigest()[:16]
+    return f"{name.encode()[:_LONG].decode(errors='ignore')}%{digest}"
+
+
+def _escaped(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode(errors="surrogatepass"))
 
 
 class _ElsewhereError(Exception):

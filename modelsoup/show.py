@@ -26,7 +26,7 @@ from rich.tree import Tree
 from .checkpoint import Checkpoint
 from .compare import DiffReport, DiffRow
 from .engine import MergeReport
-from .errors import count, counted, printable, sized
+from .errors import count, counted, printable, sized, worded
 from .inspection import Node
 from .lineage import identity, is_merge, label, parents
 from .merge_plan import MergePlan
@@ -35,6 +35,7 @@ from .stream import Progress as Callback
 from .verification import VerifyReport
 
 _WIDTH = 1 << 16  # where the output is a file or a pipe: nothing is cut
+_DEFAULT = 60  # characters of an option's default, of which `--json` has all
 
 
 def Text(text: str, style: str = "") -> RichText:  # noqa: N802  # stands for rich's
@@ -296,6 +297,51 @@ def show_method(method: Mapping[str, Any]) -> None:
         each = " (one a model)" if field["per_model"] else ""
         table.add_row(field["name"], default, span, Text(field["doc"] + each))
     out.print(table)
+
+
+def show_trainers(told: Sequence[Mapping[str, Any]]) -> None:
+    """One line a trainer."""
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    table.add_column("trainer")
+    table.add_column("what it does")
+    for trainer in told:
+        said = trainer.get("error") or trainer["summary"]
+        table.add_row(
+            Text(trainer["name"]),
+            Text(f"{said} (needs {trainer['needs']})" if "needs" in trainer else said),
+        )
+    console().print(table)
+
+
+def show_trainer(trainer: Mapping[str, Any]) -> None:
+    """A trainer with its options."""
+    out = console()
+    out.print(f"[bold]{_plain(trainer['name'])}[/]: {_plain(trainer['summary'])}")
+    out.print(Text(trainer["class"], style="dim"))
+    if trainer["version"]:
+        out.print(Text(f"version: {trainer['version']}"))
+    if not trainer["options"]:
+        out.print("it has no options")
+        return
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for header in ("option", "type", "default", "range", "what it is"):
+        table.add_column(header)
+    for option in trainer["options"]:
+        default = "required" if option["required"] else worded(option["default"])
+        default = default if len(default) <= _DEFAULT else f"{default[: _DEFAULT - 1]}…"
+        row = (option["name"], option["type"], default, option["range"], option["doc"])
+        table.add_row(*map(Text, row))
+    out.print(table)
+
+
+def show_written(root: Node) -> None:
+    """The tree of names of a checkpoint that is not there yet."""
+    tree = Tree(Text(
+        f"{root.name}: {counted(root.tensors, 'tensor')}, {count(root.parameters)} parameters, "
+        f"{sized(root.nbytes)}, {_dtypes(root)}"
+    ))  # fmt: skip
+    _grow(tree, root)
+    console().print(tree)
 
 
 @contextmanager

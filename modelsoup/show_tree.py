@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 import click
@@ -17,7 +18,7 @@ from rich.tree import Tree as RichTree
 from .cli_shared import say
 from .errors import count, counted, exact, printable, sized
 from .picture import what
-from .plan import NodePlan, Plan
+from .plan import NodePlan, Plan, training_of
 from .runner import HEARTBEAT, Event
 from .show import Text, console
 from .store import Entry, Pin
@@ -98,12 +99,16 @@ def _rich_tree(plan: Plan, label: Callable[[NodePlan], str]) -> RichTree:
 
 
 @contextmanager
-def watching() -> Iterator[View]:
-    """A view of a run: a tree that changes on a terminal, plain lines elsewhere."""
+def watching(shown: Path | None = None) -> Iterator[View]:
+    """A view of a run: a tree that changes on a terminal, plain lines elsewhere.
+
+    Args:
+        shown: where that is kept which trainers show, to be told; None tells nothing.
+    """
     if not sys.stderr.isatty():
-        yield _PlainView()
+        yield _PlainView(shown)
         return
-    view = _LiveView()
+    view = _LiveView(shown)
     try:
         yield view
     finally:
@@ -120,9 +125,11 @@ class View(Protocol):
         """What has changed."""
 
 
-def _warn(plan: Plan) -> None:
+def _warn(plan: Plan, shown: Path | None) -> None:
     for warning in plan.warnings:
         say("warning", warning)
+    if shown is not None and any(training_of(step.operation) for step in plan.steps):
+        say("note", f"pictures and curves, where a trainer leaves any, are in {shown}")
 
 
 def _figures(event: Event) -> str:
@@ -145,14 +152,15 @@ def _duration(seconds: float) -> str:
 class _PlainView:
     """A line for each node that starts, ends or fails, and one a minute while it works."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: Path | None) -> None:
+        self._shown = shown
         # Node → its state, what was said of it, and when.
         self._told: dict[str, tuple[str, str, float]] = {}
         self._start = time.monotonic()
 
     def begin(self, plan: Plan) -> None:
         """Its warnings."""
-        _warn(plan)
+        _warn(plan, self._shown)
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
@@ -171,13 +179,14 @@ class _PlainView:
 class _LiveView:
     """The tree with the state of every node."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: Path | None) -> None:
+        self._shown = shown
         self._events: dict[str, Event] = {}
         self._live: Live | None = None
 
     def begin(self, plan: Plan) -> None:
         """Its warnings; then draw it, again and again."""
-        _warn(plan)
+        _warn(plan, self._shown)
         self._live = Live(
             get_renderable=lambda: _rich_tree(plan, lambda node: self._label(plan, node)),
             console=console(stderr=True), refresh_per_second=4,

@@ -67,16 +67,17 @@ SECONDS_LEFT = "seconds_left"
 """A figure of this name, in a report, is the time left: it is shown as such, and not kept."""
 
 _LAST_LINES = 5
-_PLACEHOLDERS = ("start", "output", "work", "frozen", "seed", "python")
+_PLACEHOLDERS = ("start", "output", "work", "shown", "frozen", "seed", "python")
 _PLACEHOLDER = re.compile(r"(?<!\$)\{(\{?)([A-Za-z_]\w*)\}(\}?)")
 _NO_SCRIPT = re.compile(r"[\w./:=,@%+{}-]*")
 _MARK = "MODELSOUP_NODE"  # in a command's environment: for which work folder it runs
 _GRACE = 2.0  # seconds between asking a command to end and ending it
 _AGAIN = 0.2  # seconds between two looks whether what an earlier run left behind has ended
-_EXTRAS = {
+EXTRAS = {
     "cyclegan": "i2i", "deepi2i": "i2i", "transferi2i": "i2i", "balagan": "i2i",
     "openvino-qat": "openvino",
 }  # fmt: skip
+"""Trainers of ours, and the extra that brings each."""
 
 Report = Callable[[float | None, Mapping[str, float]], None]
 """`report(done, metrics)`: the share that is done, in [0, 1] or None, and figures to show."""
@@ -108,6 +109,8 @@ class Job:
         log: call it with a line for the node's log.
         note: call it with what the node's record should hold besides figures: what was trained on,
             where, with which versions. What is told later under the same name counts.
+        shown: a folder of its own for what a person looks at, such as pictures and curves, which
+            outlives the store; whoever writes there makes it. None where there is to be none.
     """
 
     start: Path | None
@@ -119,6 +122,7 @@ class Job:
     report: Report
     log: Log
     note: Note = _unnoted
+    shown: Path | None = None
 
 
 @runtime_checkable
@@ -173,7 +177,7 @@ def get_trainer(name: str) -> Trainer:
         return _trainers[name]
     point = None if ":" in name else _entry_points().get(name)
     if point is None and ":" not in name:
-        extra = _EXTRAS.get(name)
+        extra = EXTRAS.get(name)
         known = trainer_names()
         hint = (
             f" ({how_to_install(extra)} brings it)"
@@ -196,8 +200,8 @@ def get_trainer(name: str) -> Trainer:
             loaded = loaded()
     except (Exception, SystemExit) as error:  # a stranger's module may raise anything
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{_kind(error)}: "
-        missing = isinstance(error, ImportError) and name in _EXTRAS
-        hint = f" ({how_to_install(_EXTRAS[name])} brings it)" if missing else ""
+        missing = isinstance(error, ImportError) and name in EXTRAS
+        hint = f" ({how_to_install(EXTRAS[name])} brings it)" if missing else ""
         raise TrainerError(
             f"the trainer {name!r} could not be imported: {kind}{error}{hint}"
         ) from error
@@ -330,7 +334,7 @@ def _adapter(options: type) -> TypeAdapter[Any]:
 
 
 @contextlib.contextmanager
-def _telling(trainer: Trainer, what: str) -> Iterator[None]:
+def telling(trainer: Trainer, what: str) -> Iterator[None]:
     """Whatever a trainer's code raises when it is asked for something, as one sentence.
 
     Raises:
@@ -351,7 +355,7 @@ def trainer_groups(trainer: Trainer, options: Any) -> dict[str, Sequence[str]]:
     groups = getattr(trainer, "groups", None)
     if groups is None:
         return {}
-    with _telling(trainer, "groups"):
+    with telling(trainer, "groups"):
         return {str(name): [str(p) for p in patterns] for name, patterns in groups(options).items()}
 
 
@@ -362,7 +366,7 @@ def trainer_tensors(
     tensors = getattr(trainer, "tensors", None)
     if tensors is None:
         return None
-    with _telling(trainer, "tensors"):
+    with telling(trainer, "tensors"):
         told = tensors(options)
         if told is None:
             return None
@@ -383,7 +387,7 @@ def trainer_notices(trainer: Trainer, options: Any) -> list[str]:
     notices = getattr(trainer, "notices", None)
     if notices is None:
         return []
-    with _telling(trainer, "notices"):
+    with telling(trainer, "notices"):
         return [str(notice) for notice in notices(options)]
 
 
@@ -392,7 +396,7 @@ def trainer_outputs(trainer: Trainer, options: Any) -> list[Path]:
     outputs = getattr(trainer, "outputs", None)
     if outputs is None:
         return []
-    with _telling(trainer, "outputs"):
+    with telling(trainer, "outputs"):
         return [Path(output) for output in outputs(options)]
 
 
@@ -401,7 +405,7 @@ def trainer_identity(trainer: Trainer, options: Any, given: Mapping[str, Any]) -
     identity = getattr(trainer, "identity", None)
     if identity is None:  # paths as they are written: a plan may be moved
         return options_as_json(build_options(trainer, given))
-    with _telling(trainer, "identity"):
+    with telling(trainer, "identity"):
         return json.loads(json.dumps(identity(options)))
 
 
@@ -410,7 +414,7 @@ def named_files(trainer: Trainer, options: Any) -> list[Path]:
     files = getattr(trainer, "files", None)
     if files is None:
         return []
-    with _telling(trainer, "files"):
+    with telling(trainer, "files"):
         return [Path(file) for file in files(options)]
 
 
@@ -420,9 +424,10 @@ class CommandOptions:
 
     Attributes:
         command: the program and its arguments, given to no shell. `{start}`, `{output}`, `{work}`,
-            `{frozen}` (a file with one name a line), `{seed}` and `{python}` (this interpreter) are
-            filled in; an argument that is just `{start}` is left out, with the option before it,
-            where there is no start. `{{seed}}` is the word in braces.
+            `{shown}` (a folder to be made, for what a person looks at), `{frozen}` (a file with one
+            name a line), `{seed}` and `{python}` (this interpreter) are filled in; an argument that
+            is just `{start}` or `{shown}` is left out, with the option before it, where there is
+            none. `{{seed}}` is the word in braces.
         env: environment variables, over this process's; the same is filled in.
         folder: where it runs; None is the plan's folder.
         timeout: seconds, after which it is ended; None waits.
@@ -525,8 +530,8 @@ class CommandTrainer:
         frozen = job.work / "frozen.txt"
         frozen.write_text("".join(f"{name}\n" for name in job.frozen), "utf-8")
         values = {
-            "start": job.start, "output": job.output, "work": job.work, "frozen": frozen,
-            "seed": job.seed, "python": sys.executable,
+            "start": job.start, "output": job.output, "work": job.work, "shown": job.shown,
+            "frozen": frozen, "seed": job.seed, "python": sys.executable,
         }  # fmt: skip
         command = _filled(options.command, values)
         environment = {
@@ -661,7 +666,7 @@ def _die_with_parent() -> Callable[[], object] | None:
 def _filled(command: Sequence[object], values: Mapping[str, object]) -> list[str]:
     filled: list[str] = []
     for part in map(str, command):
-        if part == "{start}" and values["start"] is None:
+        if part in ("{start}", "{shown}") and values[part[1:-1]] is None:
             if filled and filled[-1].startswith("-"):
                 filled.pop()
             continue
@@ -752,7 +757,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 def carry_out(
     trainer: Trainer, options: Any, *, start: Path | None, output: Path, work: Path,
     frozen: Sequence[str], seed: int, report: Report | None = None, log: Log | None = None,
-    note: Note | None = None,
+    note: Note | None = None, shown: Path | None = None,
 ) -> None:  # fmt: skip
     """Train, and check what came of it.
 
@@ -772,7 +777,7 @@ def carry_out(
         start = start.absolute()  # a command runs in a folder of its own
     job = Job(
         start, output.absolute(), work.absolute(), tuple(frozen), seed, options,
-        report or _silent, log or _unheard, note or _unnoted,
+        report or _silent, log or _unheard, note or _unnoted, shown,
     )  # fmt: skip
     said = f"the trainer {trainer.name!r}"
     try:

@@ -56,7 +56,9 @@ from .yaml_text import YamlText, parse_yaml, read_yaml
 _SHARES = ("beta", "weights")  # of several models
 _OF_THE_METHOD = {"method", "parameters", *_SHARES}
 _ANY_METHOD = {f.name for f in fields(Recipe)} - _OF_THE_METHOD | {"subnetwork", "base"}
-_RESERVED = ("trainer", "resources", "seed")
+RESERVED = ("trainer", "resources", "seed")
+"""What stands beside a trainer's own options."""
+
 _MAX_DEPTH = 1000
 _MAX_FAULTS = 100
 _MAX_GIVEN = 500_000  # values of merges and trainings, defaults counted for each node
@@ -477,17 +479,8 @@ class _Expander:
         try:
             return make(given)
         except SoupError as error:
-            told = error.args
-        at_fault: str | None = None
-        for key in sorted(given, key=_is_what_is_made) if len(given) <= _TRIED else ():
-            try:
-                make({name: value for name, value in given.items() if name != key})
-            except SoupError as error:
-                if error.args == told:
-                    continue
-            at_fault = key
-            break
-        raise PlanError(*(f"{places(at_fault)}: {line}" for line in told))
+            where = places(key_at_fault(make, given, error))
+            raise PlanError(*(f"{where}: {line}" for line in error.args)) from None
 
     def _finetune_options(self, item: _Node) -> dict[str, Any] | None:
         defaults = self.file.defaults.finetune
@@ -505,35 +498,7 @@ class _Expander:
         self, given: Mapping[str, Any], places: Callable[[str | None], str]
     ) -> Training:  # fmt: skip
         self._count(given)
-        training: Training = self._tried(self._made_training, given, places)
-        return training
-
-    def _made_training(self, given: Mapping[str, Any]) -> Training:
-        resources = given.get("resources", {})
-        if not isinstance(resources, dict) or not all(
-            isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v < math.inf
-            for v in resources.values()
-        ):
-            raise PlanError(f"resources is {said(resources)}, not a mapping to numbers from 0 on")
-        seed = given.get("seed")
-        if seed is not None and (
-            isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63
-        ):
-            raise PlanError(f"seed is {said(seed)}, not an integer from 0 to 2^63 - 1")
-        options = {k: v for k, v in given.items() if k not in _RESERVED}
-        name = given.get("trainer", COMMAND if "command" in given else None)
-        if name is None:
-            raise PlanError("there is no 'trainer' and no 'command'")
-        if not isinstance(name, str):
-            raise PlanError(f"trainer is {said(name)}, not a name")
-        if name == COMMAND:
-            folder = options.get("folder", ".")
-            if not isinstance(folder, str) or not os.path.isdir(self.folder / folder):
-                raise PlanError(f"the command's folder {said(folder)} is no folder")
-            # Absolute: a worker may be elsewhere.
-            options["folder"] = str((self.folder / folder).absolute())
-        training = Training(name, options, resources, seed, self.folder.absolute())
-        build_options(get_trainer(name), options, training.folder)
+        training: Training = self._tried(lambda g: training_from(g, self.folder), given, places)
         return training
 
     def _trainer_groups(self, item: _Node) -> dict[str, Sequence[str]]:
@@ -542,11 +507,60 @@ class _Expander:
             return {}
         try:
             trainer = get_trainer(given["trainer"])
-            options = {k: v for k, v in given.items() if k not in _RESERVED}
+            options = {k: v for k, v in given.items() if k not in RESERVED}
             built = build_options(trainer, options, self.folder.absolute())
         except SoupError:
             return {}  # `_training` says it, with its place
         return trainer_groups(trainer, built)
+
+
+def training_from(given: Mapping[str, Any], folder: Path) -> Training:
+    """A training from `trainer` (or `command`), its options, and what stands beside them, checked.
+
+    Raises:
+        PlanError: what stands beside the options is malformed.
+        TrainerError: the trainer is not there, or its options do not fit.
+    """
+    resources = given.get("resources", {})
+    if not isinstance(resources, dict) or not all(
+        isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v < math.inf
+        for v in resources.values()
+    ):
+        raise PlanError(f"resources is {said(resources)}, not a mapping to numbers from 0 on")
+    seed = given.get("seed")
+    if seed is not None and (
+        isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63
+    ):
+        raise PlanError(f"seed is {said(seed)}, not an integer from 0 to 2^63 - 1")
+    options = {k: v for k, v in given.items() if k not in RESERVED}
+    name = given.get("trainer", COMMAND if "command" in given else None)
+    if name is None:
+        raise PlanError("there is no 'trainer' and no 'command'")
+    if not isinstance(name, str):
+        raise PlanError(f"trainer is {said(name)}, not a name")
+    if name == COMMAND:
+        own = options.get("folder", ".")
+        if not isinstance(own, str) or not os.path.isdir(folder / own):
+            raise PlanError(f"the command's folder {said(own)} is no folder")
+        # Absolute: a worker may be elsewhere.
+        options["folder"] = str((folder / own).absolute())
+    training = Training(name, options, resources, seed, folder.absolute())
+    build_options(get_trainer(name), options, training.folder)
+    return training
+
+
+def key_at_fault(
+    make: Callable[[Mapping[str, Any]], object], given: Mapping[str, Any], error: SoupError
+) -> str | None:
+    """The key without which `make(given)`, which raised an error, raises another one or none."""
+    for key in sorted(given, key=_is_what_is_made) if len(given) <= _TRIED else ():
+        try:
+            make({name: value for name, value in given.items() if name != key})
+        except SoupError as other:
+            if other.args == error.args:
+                continue
+        return key
+    return None
 
 
 def _merge_keys(given: Mapping[str, Any]) -> dict[str, Any]:

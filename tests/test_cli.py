@@ -540,7 +540,7 @@ def test_wrong_usage_is_exit_code_2(arguments: str, said: str) -> None:
     assert said in mistake(*arguments.split(), code=2)
 
 
-@pytest.mark.parametrize("command", ["", "merge", "inspect", "diff", "convert", "verify"])
+@pytest.mark.parametrize("command", ["", "merge", "inspect", "diff", "convert", "train", "verify"])
 def test_a_command_without_arguments_shows_its_help(command: str) -> None:
     result = soup(*command.split())
     assert result.exit_code == 2
@@ -549,7 +549,10 @@ def test_a_command_without_arguments_shows_its_help(command: str) -> None:
     assert ("Options:" if command else "Commands:") in result.output
 
 
-@pytest.mark.parametrize("command", ["merge", "inspect", "diff", "convert", "methods", "verify"])
+@pytest.mark.parametrize(
+    "command",
+    ["merge", "inspect", "diff", "convert", "methods", "train", "trainers", "verify"],
+)
 def test_every_command_is_listed_and_has_help(command: str) -> None:
     assert command in done("--help")
     printed = done(command, "--help")

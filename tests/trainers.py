@@ -211,6 +211,17 @@ class Beside(Writes):
         return [Path(options.note)]
 
 
+class Shows(Writes):
+    """Leaves something to be looked at, and notes where."""
+
+    def made(self, weights, job):
+        job.note({"shown": None if job.shown is None else str(job.shown)})
+        if job.shown is not None:
+            job.shown.mkdir(parents=True, exist_ok=True)
+            (job.shown / "picture.txt").write_text(f"seed {job.seed}")
+        return weights
+
+
 class Dies(Writes):
     """Its process is killed, the first times."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -16,9 +18,11 @@ from modelsoup import (
     ParameterError,
     SoupError,
     counted,
+    get_trainer,
     how_to_install,
     print_json,
     printable,
+    training_command,
 )
 
 from .measuring.metric_names import extractor_of, must_be_known
@@ -68,6 +72,42 @@ def data(
         say=_say,
     )  # fmt: skip
     click.echo(printable(f"{output}: ") + ", ".join(f"{n} {part}" for part, n in counts.items()))
+
+
+@i2i.command(no_args_is_help=True)
+@training_command
+@click.argument("a", metavar="A", type=_PATH)
+@click.argument("b", metavar="B", type=_PATH)
+@click.option("--epochs", type=int, metavar="N", help="How long.  [default: the trainer's]")
+@click.option(
+    "--size", type=click.IntRange(min=1), metavar="N",
+    help="Resize pictures to 286/256 of N, and crop N × N out of them.  [default: the trainer's]",
+)  # fmt: skip
+def train(
+    trainer: str, a: Path, b: Path, epochs: int | None, size: int | None
+) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """Train one model on two folders of pictures: `soup train` in short.
+
+    \b
+    soup i2i train cyclegan A B -o model.safetensors --epochs 50 --size 128 --set width=32
+    """  # noqa: D301
+    short: dict[str, tuple[str, Any]] = {"data_a": ("A", str(a)), "data_b": ("B", str(b))}
+    if epochs is not None:
+        short["epochs"] = ("--epochs", epochs)
+    if size is not None:
+        short["crop_size"] = ("--size", size)
+        short["load_size"] = ("--size", round(size * 286 / 256))
+    has = {field.name for field in dataclasses.fields(get_trainer(trainer).options)}
+    for name, (word, _) in short.items():
+        if name not in has:
+            raise ParameterError(
+                f"the trainer {trainer!r} has no option {name}, which is what {word} sets (soup "
+                f"train takes any trainer, and soup trainers {trainer} lists its options)"
+            )
+    return (
+        {name: value for name, (_, value) in short.items()},
+        {name: word for name, (word, _) in short.items()},
+    )
 
 
 @i2i.command(no_args_is_help=True)

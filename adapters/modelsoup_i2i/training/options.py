@@ -48,6 +48,20 @@ class Options:
     def must_fit(self) -> None:
         """Raise a ValueError or a ParameterError for what no range says."""
 
+    def read(self) -> list[Path]:
+        """The folders of pictures that there are."""
+        return []
+
+    def must_be_apart(self, said: str, shown: Path) -> None:
+        """Raise a ParameterError where pages of samples would be among the pictures."""
+        for folder in self.read():
+            above = (shown, *shown.absolute().parents)
+            if any(place.exists() and place.samefile(folder) for place in above):
+                raise ParameterError(
+                    f"{said} is {shown}, but what lies in {folder} is taken for pictures to train "
+                    f"or to test on"
+                )
+
     def decisive(self) -> dict[str, Any]:
         """The options that decide the result, as plain data."""
         told = _annotations(type(self))
@@ -191,7 +205,7 @@ class TwoDomains(Options):
         return None if self.data is None else (self.data / "testA", self.data / "testB")
 
     def read(self) -> list[Path]:
-        """The folders of pictures that there are."""
+        """See `Options`."""
         named = [self.data_a, self.data_b, *(self.tests() or ())]
         if self.data is not None:
             named += [self.data / "trainA", self.data / "trainB"]
@@ -271,7 +285,7 @@ class Telling(Options):
         sheet_every: steps between pages of samples; 0 for none.
         tensorboard: write events.
         samples: the folder in which pages and events stay, in one of the node's key; None is the
-            node's work folder, which goes when the node is done.
+            node's own beside the plan's result.
         log_every: steps between rows of `losses.csv`, each the mean of those steps.
         evaluate: metrics of the first translator on the test images, for the node's record.
         evaluate_every: steps between evaluations while it trains, rows of `metrics.csv`; 0 for
@@ -316,6 +330,10 @@ class Telling(Options):
         chosen = ("evaluate_every", "evaluate_n") if self.best is not None else ()
         return {**super().decisive(), **{name: getattr(self, name) for name in chosen}}
 
+    def shown(self, work: Path | None) -> Path | None:
+        """Where pages and events of the training in a work folder are to stay, if that is said."""
+        return None if self.samples is None or work is None else self.samples / work.name
+
 
 @dataclass(frozen=True)
 class UnpairedOptions(Telling, Machine, Steps, Pixels, TwoDomains):
@@ -329,13 +347,8 @@ class UnpairedOptions(Telling, Machine, Steps, Pixels, TwoDomains):
                 "evaluate needs test images: data, a folder with testA and testB in it, or test_a "
                 "and test_b"
             )
-        for folder in self.read():
-            above = () if self.samples is None else (self.samples, *self.samples.absolute().parents)
-            if any(place.exists() and place.samefile(folder) for place in above):
-                raise ValueError(
-                    f"samples is {self.samples}, but what lies in {folder} is taken for pictures "
-                    f"to train or to test on"
-                )
+        if self.samples is not None:
+            self.must_be_apart("samples", self.samples)
         if not self.transform().crops and self.batch > 1:
             raise ValueError(f"mode {self.mode} leaves images of many sizes, so batch must be 1")
 

@@ -54,14 +54,6 @@ class Session(State):
     sound = 0
     _curves: list[Curve] | None = None
 
-    @property
-    def shown(self) -> Path | None:
-        """The folder of samples and events; None where there is no work folder either."""
-        if self.work is None or self.options.samples is None:
-            return self.work
-        samples: Path = self.options.samples
-        return samples / self.work.name
-
     def batches(self) -> Generator[list[dict[str, torch.Tensor]], None, None]:
         """What is drawn for each step that is still to come, a batch for each of its passes."""
         options, world = self.options, self.place.world
@@ -235,7 +227,7 @@ class Session(State):
         return found
 
     def sheet(self) -> None:
-        """Write a page of translations, if there is a work folder.
+        """Write a page of translations, if there is a folder for it.
 
         Raises:
             NonfiniteImageError: a translation holds NaN or infinity; there is no page.

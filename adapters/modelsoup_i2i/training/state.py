@@ -63,7 +63,8 @@ class State(Stage):
 
     def __init__(
         self, trainer: Description, options: Any, start: Path | None, *, seed: int,
-        frozen: Sequence[str] = (), work: Path | None = None, place: Place = ALONE,
+        frozen: Sequence[str] = (), work: Path | None = None, shown: Path | None = None,
+        place: Place = ALONE,
     ) -> None:  # fmt: skip
         """Build the networks and load the start.
 
@@ -73,7 +74,9 @@ class State(Stage):
             start: a checkpoint, or a part of one; None initialises everything.
             seed: of everything that is drawn, in [0, 2⁶³).
             frozen: names that are not trained.
-            work: the folder for state and sheets; None keeps nothing.
+            work: the folder for the state; None keeps none.
+            shown: the folder for pages of samples and events; None is where the options say, or
+                else the work folder.
             place: which of several processes this is.
 
         Raises:
@@ -89,6 +92,7 @@ class State(Stage):
         super().__init__(options, trainer.weights(options, self.images), pools)
         self.trainer, self.start, self.seed = trainer, start, seed
         self.frozen, self.work, self.place = tuple(frozen), work, place
+        self.shown = options.shown(work) or shown or work
         self.device = chosen_device(options.device, place.rank)
         self.players = trainer.players(options)
         built = {name: network.build() for name, network in trainer.networks(options).items()}

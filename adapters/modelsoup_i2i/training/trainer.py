@@ -73,7 +73,11 @@ class ImageTrainer(Description):
         """Train to the end, or go on from what a crash left in the work folder."""
         options = job.options
         sets = self._sets(job) if options.evaluate else None  # before hours of training, not after
-        of_all: dict[str, Any] = {"seed": job.seed, "frozen": job.frozen, "work": job.work}
+        if job.shown is not None and options.samples is None and options.sheet_every:
+            options.must_be_apart("the folder for samples, beside the output,", job.shown)
+        of_all: dict[str, Any] = {
+            "seed": job.seed, "frozen": job.frozen, "work": job.work, "shown": job.shown,
+        }  # fmt: skip
         if options.processes == 1:
             session = self.session(options, job.start, **of_all)
             figures = self._trained(session, job, sets)
@@ -97,7 +101,7 @@ class ImageTrainer(Description):
 
     def session(
         self, options: Any, start: Path | None, *, seed: int, frozen: Sequence[str] = (),
-        work: Path | None = None, place: Place | None = None,
+        work: Path | None = None, shown: Path | None = None, place: Place | None = None,
     ) -> Session:  # fmt: skip
         """A training that has not begun, for those who make its steps themselves."""
         _needed()
@@ -107,8 +111,9 @@ class ImageTrainer(Description):
         if start is not None:
             self.must_start(options, start)
         return Session(
-            self, options, start, seed=seed, frozen=frozen, work=work, place=place or ALONE
-        )
+            self, options, start, seed=seed, frozen=frozen, work=work, shown=shown,
+            place=place or ALONE,
+        )  # fmt: skip
 
     def inputs(self, options: Any, network: str, part: str = "train") -> Iterator[torch.Tensor]:
         """The images that a network translates in use, at the size of training, in order.
