@@ -13,7 +13,7 @@ import numpy as np
 from modelsoup import TrainerError
 
 from .images import ImageError
-from .picture import Images, Picture, read_picture
+from .picture import Images, Picture, labels_of, read_picture
 from .transforms import Transform
 
 LOOKED_AT = 5000
@@ -37,7 +37,7 @@ class Pictures:
     def __init__(
         self, sets: Images, transform: Transform, *, cache_bytes: int, threads: int,
         on_bad_image: Literal["skip", "error"], channels: int = 3,
-        aligned: Iterable[tuple[str, ...]] = (),
+        aligned: Iterable[tuple[str, ...]] = (), looked_at: int = LOOKED_AT,
     ) -> None:  # fmt: skip
         """Open sets of pictures.
 
@@ -50,6 +50,7 @@ class Pictures:
             channels: of each.
             aligned: names of sets of one length, whose pictures at one place belong together: they
                 are used, or left out, together.
+            looked_at: up to how many are decoded now.
 
         Raises:
             ImageError: a picture is damaged, and is not to be left out.
@@ -62,26 +63,37 @@ class Pictures:
         self._skip = on_bad_image == "skip"
         self._cache: dict[Picture, np.ndarray] = {}
         self._bad: dict[Together, str] = {}
+        self._met: list[str] = []
         self._lock = threading.Lock()
-        self._counts = {name: len(own) for name, own in sets.items()}
+        self._labels: dict[str, np.ndarray] = {}
+        self._places: dict[str, list[np.ndarray]] = {}
         groups = list(dict.fromkeys(aligned))
         groups += [(name,) for name in sets if all(name not in group for group in groups)]
         every = {group: list(zip(*(sets[n] for n in group), strict=True)) for group in groups}
-        if sum(len(own) for group in groups for own in every[group] for _ in group) <= LOOKED_AT:
+        if sum(len(own) for group in groups for own in every[group] for _ in group) <= looked_at:
             self._look(dict.fromkeys(own for group in groups for own in every[group]), threads)
         self.sets: dict[str, tuple[Picture, ...]] = dict.fromkeys(sets, ())
         for group, all_of in every.items():
             good = [own for own in all_of if own not in self._bad]
             for name, own in zip(group, zip(*good, strict=True), strict=False):
                 self.sets[name] = own
-        for name in sets:
-            self._must_have_two(name, len(self.sets[name]))
+        for name, own in self.sets.items():
+            _must_have_two(name, len(sets[name]), len(own))
+            if len(labels_of(own)):
+                self._sort(name, sets[name])
+        self._met.clear()
 
     @property
     def bad(self) -> tuple[str, ...]:
         """A sentence for each picture that cannot be used, as far as they are known."""
         with self._lock:
             return tuple(dict.fromkeys(self._bad.values()))
+
+    def met(self) -> list[str]:
+        """A sentence for each damaged picture that was met since this was asked last."""
+        with self._lock:
+            found, self._met = self._met, []
+        return list(dict.fromkeys(found))
 
     @property
     def length(self) -> int:
@@ -98,12 +110,13 @@ class Pictures:
         return self._decoded(picture) if kept is None else kept
 
     def take(
-        self, names: Sequence[str], place: int, instead: Callable[[], np.random.Generator]
-    ) -> tuple[int, list[np.ndarray]]:
+        self, names: Sequence[str], place: int, instead: Callable[[], np.random.Generator],
+        among: np.ndarray | None = None,
+    ) -> tuple[int, list[np.ndarray]]:  # fmt: skip
         """The pictures at a place of some sets, which are aligned where there are several.
 
         Where one is damaged and to be left out, it is those of another place, drawn from the
-        generator that `instead` makes.
+        generator that `instead` makes; of any, or of one among some.
 
         Returns:
             the place that was taken, and a picture of each set.
@@ -113,18 +126,26 @@ class Pictures:
             TrainerError: fewer than two can be used.
         """
         own, rng = [self.sets[name] for name in names], None
+        places = range(len(own[0])) if among is None else among
         while True:
             try:
                 return place, self._read(tuple(files[place] for files in own))
             except ImageError as error:
                 if not self._skip:
                     raise ImageError(f"{error}; {_SKIP}") from None
-            bad = len(self._bad)  # of other sets too: counted only where it may matter
-            if bad > len(own[0]) - 2:
-                good = sum(together not in self._bad for together in zip(*own, strict=True))
-                self._must_have_two(names[0], good)
+            if len(self._bad) > len(places) - 2:  # of other sets too: it is counted where it may be
+                good = sum(tuple(files[n] for files in own) not in self._bad for n in places)
+                _must_have_two(names[0], len(places), good)
             rng = rng or instead()
-            place = int(rng.integers(len(own[0])))
+            place = int(places[int(rng.integers(len(places)))])
+
+    def labels(self, name: str) -> np.ndarray:
+        """The class of each picture of a set, whose pictures have one."""
+        return self._labels[name]
+
+    def classes_of(self, name: str) -> Sequence[np.ndarray]:
+        """The places in a set of the pictures of each class."""
+        return self._places[name]
 
     def first(self, name: str, count: int) -> list[Picture]:
         """The first pictures of a set that can be read, in its order, or all of them."""
@@ -138,12 +159,15 @@ class Pictures:
             more = f" (and {len(faults) - 1} more images are bad)" if len(faults) > 1 else ""
             raise ImageError(f"{faults[0]}{more}; {_SKIP}")
 
-    def _must_have_two(self, name: str, good: int) -> None:
-        if good < 2:
-            raise TrainerError(
-                f"of the {self._counts[name]} images of {name}, {good} can be used, where two or "
-                f"more must be"
-            )
+    def _sort(self, name: str, every: Sequence[Picture]) -> None:
+        """Find the classes of a set, which all must have two pictures that are good."""
+        before, after = (labels_of(own) for own in (every, self.sets[name]))
+        self._labels[name] = after
+        self._places[name] = [np.flatnonzero(after == label) for label in range(before.max() + 1)]
+        for label, places in enumerate(self._places[name]):
+            example = every[int(np.flatnonzero(before == label)[0])]
+            said = f"the class of {example}"
+            _must_have_two(said, int((before == label).sum()), len(places))
 
     def _fault(self, together: Together) -> str | None:
         try:
@@ -161,6 +185,8 @@ class Pictures:
             _must_be_alike(together, made)
         except ImageError as error:
             with self._lock:
+                if self._skip and together not in self._bad:
+                    self._met.append(str(error))
                 self._bad[together] = str(error)
             raise
         return made
@@ -172,6 +198,13 @@ class Pictures:
                 self.cached_bytes += made.nbytes
                 self._cache[picture] = made
         return made
+
+
+def _must_have_two(name: str, count: int, good: int) -> None:
+    if good < 2:
+        raise TrainerError(
+            f"of the {count} images of {name}, {good} can be used, where two or more must be"
+        )
 
 
 def _must_be_alike(together: Together, made: Sequence[np.ndarray]) -> None:

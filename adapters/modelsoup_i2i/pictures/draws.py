@@ -10,7 +10,7 @@ import collections
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 from zlib import crc32
 
@@ -50,9 +50,19 @@ class Spot:
         number = what if isinstance(what, int) else crc32(what.encode())
         return np.random.default_rng((self.seed, self.epoch, self.index, number))
 
+    def turn_of(self, what: str, count: int) -> int:
+        """Whose turn it is of so many, each of which has one in `count` places."""
+        cycle, place = divmod(self.index, count)
+        return int(_shuffled((self.seed, self.epoch, cycle, crc32(what.encode())), count)[place])
+
     def instead(self, name: str) -> Callable[[], np.random.Generator]:
         """What draws a picture of a set in the place of a damaged one."""
         return partial(self.rng, f"in place of {name}")
+
+
+@lru_cache(maxsize=16)
+def _shuffled(key: tuple[int, ...], count: int) -> np.ndarray:
+    return np.random.default_rng(key).permutation(count)
 
 
 class Draw(Protocol):
@@ -117,6 +127,38 @@ class Paired:
         _, pair = pictures.take(self.sets, place, spot.instead(self.sets[0]))
         # They have one size, for which the same numbers say the same.
         return tuple(pictures.transform.draw(picture, spot.rng(1)) for picture in pair)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A picture and the index of its class.
+
+    All pictures come in a random order, each once in as many places as there are; or with
+    `balanced` all classes do, and of each any picture. Draws of other names are independent.
+
+    Attributes:
+        names: of both in a batch.
+        set: of which set of pictures they are.
+        balanced: draw each class equally often.
+    """
+
+    names: tuple[str, ...] = ("x", "c")
+    set: str = "data"
+    balanced: bool = False
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """A picture, and an integer."""
+        own, among = " ".join(self.names), None
+        rng = spot.rng(f"of {own}")
+        if self.balanced:
+            classes = pictures.classes_of(self.set)
+            among = classes[spot.turn_of(f"class of {own}", len(classes))]
+            place = int(among[int(rng.integers(len(among)))])
+        else:
+            place = spot.turn_of(own, len(pictures.sets[self.set]))
+        taken, (picture,) = pictures.take((self.set,), place, spot.instead(own), among)
+        drawn = pictures.transform.draw(picture, rng)
+        return drawn, np.asarray(pictures.labels(self.set)[taken])
 
 
 @dataclass(frozen=True)

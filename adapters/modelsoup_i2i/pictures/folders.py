@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modelsoup import ParameterError
+from modelsoup import ParameterError, listed, nearest
 
-from .images import left_out, list_images
-from .picture import SIDES, Half, Picture
+from .hdf5 import SUFFIXES as HDF5
+from .hdf5 import Row, find_rows
+from .images import SUFFIXES as IMAGES
+from .images import left_out, list_images, natural
+from .picture import SIDES, Half, Member, Picture
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def find_pairs(folders: tuple[Path, Path]) -> Domains:
         if alone:
             raise ParameterError(
                 f"{len(alone)} of {len(own)} pictures have no partner of their name in {lacking}: "
-                f"{', '.join(map(str, alone[:3]))}{', …' if len(alone) > 3 else ''}"
+                f"{listed(list(map(str, alone)), 3)}"
             )
     first, second = of_name
     return Domains(tuple(first.values()), tuple(second[name] for name in first))
@@ -120,6 +123,115 @@ def find_halves(folder: Path) -> Domains:
     files = _found(folder)
     left, right = (tuple(Half(file, side) for file in files) for side in SIDES)
     return Domains(left, right)
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """Pictures of classes, class by class.
+
+    Attributes:
+        names: of the classes; a picture's label is a place here.
+        pictures: of all of them.
+    """
+
+    names: tuple[str, ...]
+    pictures: tuple[Member | Row, ...]
+
+    def counts(self) -> dict[str, int]:
+        """How many pictures each class has."""
+        found = [0] * len(self.names)
+        for picture in self.pictures:
+            found[picture.label] += 1
+        return dict(zip(self.names, found, strict=True))
+
+
+def find_classes(
+    data: Path, *, only: Sequence[str] = (), per_class: int | None = None, seed: int = 0
+) -> ClassSet:
+    """The pictures of a folder with a folder for each class, or of an HDF5 file.
+
+    Classes of folders are in natural order, and whatever lies below one is of it.
+
+    Args:
+        data: the folder or file.
+        only: the classes that are wanted; all where there are none.
+        per_class: how many of each are drawn; None takes all.
+        seed: of that subset, in which smaller ones of the same seed lie.
+
+    Raises:
+        ParameterError: there are no classes, one has fewer than two pictures or fewer than are
+            wanted of it, or one that is wanted is not there.
+        ImageError: a folder is missing.
+    """
+    if data.suffix.lower() in HDF5:
+        names, rows = find_rows(data)
+        of_class: dict[str, list[Path | Row]] = {name: [] for name in names}
+        for row in rows:
+            of_class[names[row.label]].append(row)
+    else:
+        of_class = {folder.name: [*list_images(folder)] for folder in _class_folders(data)}
+    kept = _kept(data, list(of_class), only)
+    pictures: list[Member | Row] = []
+    for label, name in enumerate(kept):
+        own = of_class[name]
+        if len(own) < 2:
+            has = "one image" if own else "no images"
+            raise ParameterError(
+                f"the class {name!r} of {data} has {has}, where two or more must be"
+            )
+        if per_class is not None and per_class > len(own):
+            raise ParameterError(
+                f"per_class is {per_class}, but the class {name!r} of {data} has {len(own)} images"
+            )
+        places = (
+            range(len(own)) if per_class is None else sorted(_drawn(len(own), seed)[:per_class])
+        )
+        pictures += [_labelled(own[place], label) for place in places]
+    return ClassSet(tuple(kept), tuple(pictures))
+
+
+def class_names(data: Path, only: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names that `find_classes` gives, of a folder without a look at its pictures.
+
+    Raises:
+        ParameterError: there are no classes, or one that is wanted is not there.
+    """
+    if data.suffix.lower() in HDF5:
+        return tuple(_kept(data, find_rows(data)[0], only))
+    return tuple(_kept(data, [folder.name for folder in _class_folders(data)], only))
+
+
+def in_no_class(data: Path) -> list[Path]:
+    """The pictures that lie beside the folders of classes; of an HDF5 file none."""
+    if not data.is_dir():
+        return []
+    return [
+        path for path in sorted(data.iterdir())
+        if path.suffix.lower() in IMAGES and path.name[0] != "." and path.is_file()
+    ]  # fmt: skip
+
+
+def _class_folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        what = "is no folder" if root.exists() else "does not exist"
+        raise ParameterError(
+            f"{root} {what}, where a folder of classes or an HDF5 file is expected"
+        )
+    folders = [path for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
+    if not folders:
+        raise ParameterError(f"{root} has no folders, of which each would be a class")
+    return sorted(folders, key=lambda folder: natural(folder.name))
+
+
+def _kept(data: Path, names: Sequence[str], only: Sequence[str]) -> list[str]:
+    for name in only:
+        if name not in names:
+            raise ParameterError(f"{data} has no class {name!r}{nearest(name, names)}")
+    return [name for name in names if name in only or not only]
+
+
+def _labelled(picture: Path | Row, label: int) -> Member | Row:
+    return Member(picture, label) if isinstance(picture, Path) else replace(picture, label=label)
 
 
 def _found(folder: Path) -> tuple[Path, ...]:
@@ -163,10 +275,14 @@ def choose(files: Sequence[Path], count: int, seed: int) -> tuple[Path, ...]:
             f"a subset of {count} images is asked for, but must be of 1 to {len(files)}, all that "
             f"there are"
         )
+    return tuple(files[index] for index in _drawn(len(files), seed)[:count])
+
+
+def _drawn(count: int, seed: int) -> list[int]:
     # Python's shuffle is the same in all its versions, and a prefix of it is nested.
-    order = list(range(len(files)))
+    order = list(range(count))
     random.Random(seed).shuffle(order)  # noqa: S311  # no secret
-    return tuple(files[index] for index in order[:count])
+    return order
 
 
 def find_domains(

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from .hdf5 import Row
 from .images import ImageError, read_image
 
 Side = Literal["left", "right"]
@@ -38,7 +39,22 @@ class Half:
         return half
 
 
-Picture: TypeAlias = Path | Half
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file with the index of its class."""
+
+    file: Path
+    label: int
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+    def read(self, channels: int) -> np.ndarray:
+        """The picture, as `read_image` gives one."""
+        return read_image(self.file, channels)
+
+
+Picture: TypeAlias = Path | Half | Member | Row
 Images = Mapping[str, Sequence[Picture]]
 """Sets of pictures, by what errors call them."""
 
@@ -52,6 +68,11 @@ def read_picture(picture: Picture, channels: int = 3) -> np.ndarray:
     if isinstance(picture, Path):
         return read_image(picture, channels)
     return picture.read(channels)
+
+
+def labels_of(pictures: Iterable[Picture]) -> np.ndarray:
+    """The indices of the classes of pictures, of those that have one; int64."""
+    return np.array([p.label for p in pictures if isinstance(p, Member | Row)], np.int64)
 
 
 def files_of(pictures: Iterable[Picture]) -> list[Path]:

@@ -71,6 +71,11 @@ class Description:
         found: Images = o.images()
         return found
 
+    def classes(self, o: Any) -> Sequence[str]:
+        """The classes that the networks know, by their indices; they are kept in checkpoints."""
+        names: Sequence[str] = o.class_names()
+        return names
+
     def pools(self, o: Any) -> dict[str, int]:
         """Names and sizes of pools of images that were made before."""
         return {}

@@ -18,14 +18,18 @@ from modelsoup import ParameterError
 
 from ..measuring.metric_names import must_be_known
 from ..pictures.folders import (
+    ClassSet,
     Domains,
+    class_names,
+    find_classes,
     find_domains,
     find_halves,
     find_pairs,
     folders_of,
     halves_in,
+    in_no_class,
 )
-from ..pictures.images import list_images
+from ..pictures.images import left_out, list_images
 from ..pictures.picture import Images, Picture
 from ..pictures.transforms import Mode, Transform
 
@@ -172,6 +176,14 @@ class Data(Options):
     def has_tests(self) -> bool:
         """Whether test images are named, be they there or not."""
         raise NotImplementedError
+
+    def class_names(self) -> tuple[str, ...]:
+        """The classes of the training images, by their indices; none where they have none."""
+        return ()
+
+    def left_out(self) -> list[str]:
+        """What lies among the training images and is not used."""
+        return [said for folder in self.folders() if (said := left_out(folder)) is not None]
 
     def truth(
         self, pictures: Sequence[Picture], source: str, target: str, part: str
@@ -386,6 +398,71 @@ class PairedImages(Data):
 
 
 @dataclass(frozen=True)
+class LabelledImages(Data):
+    """Pictures of classes: a folder of folders, or an HDF5 file.
+
+    Attributes:
+        data: a folder in which each folder is a class; or a file `.h5`, with `imgs` and `labels`.
+        test: likewise, of test images.
+        classes: which of the classes are used; all where none are named.
+        per_class: how many pictures of each are used: a subset is drawn.
+        subset_seed: of the subset, in which smaller ones of the same seed lie.
+    """
+
+    data: Annotated[Path, FREE]
+    test: Annotated[Path | None, FREE] = None
+    classes: tuple[str, ...] = ()
+    per_class: Annotated[int, Ge(2)] | None = None
+    subset_seed: int = 0
+
+    tests_are = "test, a folder of classes or an HDF5 file"
+
+    def class_set(self, part: str = "train") -> ClassSet | None:
+        """The classes and pictures of a part; None of tests that are not named.
+
+        Raises:
+            ParameterError: they are not there, a class has one image, or is not one of training.
+        """
+        if part == "train":
+            return find_classes(
+                self.data, only=self.classes, per_class=self.per_class, seed=self.subset_seed
+            )
+        if self.test is None:
+            return None
+        return find_classes(self.test, only=self.class_names())
+
+    def images(self, part: str = "train") -> Images:
+        """All of them as one set."""
+        found = self.class_set(part)
+        return {"data": () if found is None else found.pictures}
+
+    def class_names(self) -> tuple[str, ...]:
+        """See `Data`."""
+        return class_names(self.data, self.classes)
+
+    def folders(self) -> tuple[Path, ...]:
+        """The folder, if it is one."""
+        return (self.data,) if self.data.is_dir() else ()
+
+    def left_out(self) -> list[str]:
+        """See `Data`; and pictures that are of no class."""
+        beside = in_no_class(self.data)
+        said = [
+            f"{len(beside)} of {self.data}, in no class's folder, such as {file.name}"
+            for file in beside[:1]
+        ]
+        return [*super().left_out(), *said]
+
+    def read(self) -> list[Path]:
+        """See `Data`."""
+        return [path for path in (self.data, self.test) if path is not None and path.is_dir()]
+
+    def has_tests(self) -> bool:
+        """See `Data`."""
+        return self.test is not None
+
+
+@dataclass(frozen=True)
 class Steps(Options):
     """How long is trained, how fast, and on how much at once.
 
@@ -502,6 +579,17 @@ class UnpairedOptions(Shared, TwoDomains):
 @dataclass(frozen=True)
 class PairedOptions(Shared, PairedImages):
     """Those of a trainer of pairs."""
+
+
+@dataclass(frozen=True)
+class LabelledOptions(Shared, LabelledImages):
+    """Those of a trainer of classes."""
+
+    def must_fit(self) -> None:
+        """See `Options`."""
+        super().must_fit()
+        if self.evaluate:
+            raise ValueError("evaluate measures translators of two domains, none of classes")
 
 
 def _sides(size: Side) -> tuple[int, int]:

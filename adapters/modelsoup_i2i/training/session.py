@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from modelsoup import counted
+from modelsoup import counted, listed
 
 from ..networks.layers import at_any_size
 from ..pictures.draws import Sampler, batches
 from ..pictures.images import (
     NonfiniteImageError,
-    left_out,
     resized,
     to_image,
     to_tensor,
 )
 from ..pictures.picture import Picture, read_picture
 from ..pictures.sheets import grid, save
+from .classes import by_class
 from .state import DivergedError, State
 from .watch import Report, Watch
 
@@ -92,6 +92,8 @@ class Session(State):
                 epoch = self.steps // self.steps_per_epoch
                 pace = self.options.pace(epoch)
                 losses = self.optimise(group)
+                for fault in self.pictures.met():
+                    log(f"left out: {fault}")
                 self.losses.add(losses)
                 watch.add(self.steps, {**losses, "rate": pace * self.options.lr})
                 if self.steps % self.steps_per_epoch == 0:
@@ -128,7 +130,8 @@ class Session(State):
                 name: {"count": len(files), "xxh3_128": self.content[f"images of {name}"]}
                 for name, files in self.pictures.sets.items()
             },
-            "left out": self._left_out(),
+            **by_class(self.classes, self.pictures.sets),
+            "left out": self.left_out(),
             **self.trainer.notes(self.options, self.images),
             "loss weights": dict(self.weights),
             "device": _named(self.device),
@@ -205,7 +208,7 @@ class Session(State):
             )
         if self.frozen:
             yield f"frozen: {counted(len(self.frozen), 'tensor')}"
-        yield from (f"left out: {fault}" for fault in self._left_out())
+        yield from (f"left out: {fault}" for fault in self.left_out())
         first, *others = self.pictures.sets.items()
         said = [f"{counted(len(first[1]), 'image')} of {first[0]}"]
         said += [f"{len(files)} of {name}" for name, files in others]
@@ -213,13 +216,14 @@ class Session(State):
             f"{' and '.join(said)}, {counted(self.steps_per_epoch, 'step')} an epoch, on "
             f"{self.device}"
         )
+        for counts in by_class(self.classes, self.pictures.sets).get("classes", {}).values():
+            of_each = listed([f"{name} {count}" for name, count in counts.items()])
+            yield f"images by class, {len(counts)}: {of_each}"
         yield from self.trainer.opening(options, self.pictures.sets)
 
-    def _left_out(self) -> list[str]:
+    def left_out(self) -> list[str]:
         """What lies among the training images and is not used: damaged, or of a kind not read."""
-        folders = self.options.folders()
-        rest = [said for folder in folders if (said := left_out(folder)) is not None]
-        return [*self.pictures.bad, *rest]
+        return [*self.pictures.bad, *self.options.left_out()]
 
     def _due(self, every: int) -> bool:
         return self.steps % every == 0 or self.steps == self.total_steps

@@ -35,6 +35,7 @@ from ..networks.layers import at_any_size
 from ..pictures.cache import Pictures
 from ..pictures.draws import Paired
 from ..pictures.picture import files_of
+from .classes import by_class, classes_told
 from .description import Description
 from .players import AVERAGED, NonfiniteGradientError, Updates, backward
 from .pool import ImagePool
@@ -107,6 +108,7 @@ class State:
         height, width = options.transform().crop
         self._tell_networks(options.batch * height * width)
         self.images = trainer.images(options)
+        self.classes = tuple(trainer.classes(options))
         self.weights = trainer.weights(options, self.images)
         self.deployed = tuple(trainer.translators(options))
         self._pictures: Pictures | None = None
@@ -420,14 +422,20 @@ class State:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, one safetensors file with all networks."""
-        save_from(self._module, path, like=self.start, frozen=self.frozen)
+        save_from(
+            self._module,
+            path,
+            like=self.start,
+            frozen=self.frozen,
+            metadata=classes_told(self.classes),
+        )
 
     def _training(self) -> dict[str, Any]:
         """What a state must agree with to be gone on with."""
         return {
             "trainer": f"{self.trainer.name} {self.trainer.version}",
             **self.options.decisive(), "seed": self.seed, "frozen": list(self.frozen),
-            **self.content,
+            **self.content, **by_class(self.classes, self.images),
         }  # fmt: skip
 
     @cached_property

@@ -25,6 +25,7 @@ from ..measuring.metric_names import METRICS
 from ..networks.described import Shape
 from ..pictures.images import ImageError, NonfiniteImageError, left_out
 from ..pictures.picture import Picture, files_of, read_picture
+from .classes import by_class, must_have_classes
 from .description import Description
 from .lineages import trained_at
 from .players import AVERAGED
@@ -59,7 +60,12 @@ class ImageTrainer(Description):
 
     def identity(self, o: Any) -> dict[str, Any]:
         """What decides the result, beside the images' content."""
-        return {**o.decisive(), "images": [len(files) for files in self.images(o).values()]}
+        images = self.images(o)
+        return {
+            **o.decisive(),
+            "images": [len(own) for own in images.values()],
+            **by_class(self.classes(o), images),
+        }
 
     def files(self, o: Any) -> list[Path]:
         """The images that are used, whose content is part of a result's key."""
@@ -191,8 +197,9 @@ class ImageTrainer(Description):
 
         Raises:
             MismatchError: a tensor of another shape, or of a network with more blocks or layers;
-                the message names the tensor and both shapes.
+                the message names the tensor and both shapes. Or classes that are not the data's.
         """
+        must_have_classes(start, self.classes(o))
         shapes = {name: info.shape for name, info in open_checkpoint(start).tensors.items()}
         networks = self.networks(o)
         expected = {name: shape for name, (_, shape) in self.tensors(o).items()}
@@ -241,6 +248,7 @@ class ImageTrainer(Description):
         """Carry a training out, look at what it makes, and tell the record what it was."""
         job.note(session.told())
         figures = session.run(job.report, job.log)
+        job.note({"left out": session.left_out()})  # of a large set, what was met
         if figures["diverged"]:
             return figures
         try:
