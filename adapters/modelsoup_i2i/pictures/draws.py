@@ -16,6 +16,7 @@ from zlib import crc32
 
 import numpy as np
 
+from .augmentation import NUMBERS
 from .cache import Pictures
 
 if TYPE_CHECKING:
@@ -181,6 +182,21 @@ class Noise:
     def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
         """float32 of the shape."""
         return (spot.rng(self.name).standard_normal(self.shape, np.float32),)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The numbers by which pictures are augmented, those of each name independent of the others'.
+
+    Attributes:
+        names: in a batch, of what is given to `augmentation.augmented`.
+    """
+
+    names: tuple[str, ...] = ("augment_real", "augment_fake")
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """float32 in [0, 1), as many as a picture wants, for each name."""
+        return tuple(spot.rng(name).random(NUMBERS, np.float32) for name in self.names)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from modelsoup import ParameterError
 
 from ..measuring.metric_names import must_be_known
+from ..pictures.augmentation import must_be_policy
 from ..pictures.folders import (
     ClassSet,
     Domains,
@@ -495,6 +496,25 @@ class Steps(Options):
         """
         beyond = min(max(0, epoch + 1 - self.epochs), self.decay_epochs)
         return 1 - beyond / (self.decay_epochs + 1)
+
+
+@dataclass(frozen=True)
+class Augmented(Options):
+    """What a discriminator's images go through: see `modelsoup_i2i.pictures.augmentation`.
+
+    Attributes:
+        augment: DiffAugment's `color`, `translation`, `cutout`, in their order; none by default.
+    """
+
+    augment: list[str] = field(default_factory=list)
+
+    def must_fit(self) -> None:
+        """See `Options`."""
+        super().must_fit()
+        try:
+            must_be_policy(self.augment)
+        except ParameterError as error:
+            raise ValueError(f"augment: {error}") from None
 
 
 @dataclass(frozen=True)
