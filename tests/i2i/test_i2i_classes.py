@@ -12,7 +12,7 @@ from modelsoup_i2i.networks.resnet import resnet_in
 from modelsoup_i2i.pictures.cache import Pictures
 from modelsoup_i2i.pictures.draws import Labelled, Sampler, batches
 from modelsoup_i2i.pictures.folders import find_classes
-from modelsoup_i2i.pictures.images import save_png
+from modelsoup_i2i.pictures.images import ImageError, save_png
 from modelsoup_i2i.pictures.picture import labels_of, read_picture
 from modelsoup_i2i.pictures.transforms import Transform
 from modelsoup_i2i.training.classes import CLASSES, classes_in
@@ -246,6 +246,19 @@ def test_wrong_hdf5_is_named(tmp_path: Path):
         find_classes(tmp_path / "text.h5")
     with pytest.raises(modelsoup.ParameterError, match=r"gone\.h5 does not exist, where an HDF5"):
         find_classes(tmp_path / "gone.h5")
+
+
+@pytest.mark.needs("hdf5")
+def test_hdf5_that_is_cut_off_or_changed_while_it_is_used_is_named(tmp_path: Path):
+    file = stored(tmp_path / "set.h5", random_images(6, 8, 8, 3), LABELS)
+    found = find_classes(file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(modelsoup.ParameterError, match=r"set\.h5 cannot be read as HDF5"):
+        find_classes(file)
+    stored(file, random_images(3, 8, 8, 3), LABELS[:3])
+    with pytest.raises(ImageError, match=r"imgs\[4\]\): .*set\.h5 cannot be read as HDF5: .*range"):
+        read_picture(found.pictures[-1])
 
 
 @pytest.mark.needs("hdf5")

@@ -124,6 +124,10 @@ def test_a_folder_of_pairs_and_of_side_by_side_pictures_is_ambiguous(tmp_path: P
         PairedOptions(data=root).images()
     named = PairedOptions(data_a=root / "trainA", data_b=root / "trainB")
     assert len(named.images()["X"]) == 5
+    (root / "trainA").rename(root / "a")
+    (root / "trainB").rename(root / "b")
+    with pytest.raises(modelsoup.ParameterError, match="the data are either one folder"):
+        PairedOptions(data=root, data_a=root / "a", data_b=root / "b").images()
 
 
 def test_side_by_side_pictures_of_an_odd_width_are_named(tmp_path: Path):
@@ -162,6 +166,8 @@ def test_a_translation_is_measured_against_its_partner(tmp_path: Path):
         sets = options.test_sets(Transform("none"))
         assert [own[0, 0, 2] for own in sets.read(sets.inputs)] == [100, 101, 102, 103, 104]
         assert [own[0, 0, 2] for own in sets.read(sets.truth)] == [0, 1, 2, 3, 4]
+        sound, bad = sets.must_allow(["psnr"])
+        assert sound == sets and not bad
         found = options.images("test")
         assert options.truth(found["Y"][2:4], "Y", "X", "test") == list(found["X"][2:4])
     bare = PairedOptions(data_a=tmp_path, data_b=tmp_path)

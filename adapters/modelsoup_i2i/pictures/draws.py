@@ -61,7 +61,7 @@ class Spot:
         return partial(self.rng, f"in place of {name}")
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def _shuffled(key: tuple[int, ...], count: int) -> np.ndarray:
     return np.random.default_rng(key).permutation(count)
 

@@ -46,8 +46,8 @@ class Row:
                 images = stored["imgs"]
                 picture: np.ndarray = images[self.row]
                 first = _channels_first(images.shape)
-        except (ParameterError, OSError, KeyError, ValueError, TypeError) as error:
-            raise ImageError(f"{self} cannot be read: {error}") from error
+        except ParameterError as error:
+            raise ImageError(f"{self}: {error}") from error
         return with_channels(picture.transpose(1, 2, 0) if first else picture, channels)
 
 
@@ -110,11 +110,10 @@ def _opened(file: Path) -> Iterator[Any]:
         what = "is no regular file" if file.exists() else "does not exist"
         raise ParameterError(f"{file} {what}, where an HDF5 file of images is expected")
     try:
-        stored = h5py.File(file, "r")
-    except OSError as error:
+        with h5py.File(file, "r") as stored:
+            yield stored
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
         raise ParameterError(f"{file} cannot be read as HDF5: {error}") from error
-    with stored:
-        yield stored
 
 
 def _dataset(stored: Any, file: Path, name: str) -> Any:

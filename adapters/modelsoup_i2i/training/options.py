@@ -354,7 +354,9 @@ class PairedImages(Data):
         Raises:
             ParameterError: they are not there.
         """
-        return halves_in(self.data) or folders_of(self.data, self.data_a, self.data_b)
+        only = self.data_a is None and self.data_b is None
+        halves = halves_in(self.data) if only else None
+        return halves or folders_of(self.data, self.data_a, self.data_b)
 
     def read(self) -> list[Path]:
         """See `Data`."""
