@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         TrainerError,
         counted,
         how_to_install,
+        listed,
         nearest,
         printable,
     )
@@ -65,7 +66,7 @@ _HOMES = {
     "errors": (
         "CheckpointError", "MismatchError", "NonfiniteError", "OutputError", "ParameterError",
         "PlanError", "RuleError", "RunError", "SoupError", "StoreError", "TrainerError", "counted",
-        "how_to_install", "nearest", "printable",
+        "how_to_install", "listed", "nearest", "printable",
     ),
     "executors": ("RayExecutor",),
     "inspection": ("Node", "summarize"),
@@ -151,6 +152,7 @@ __all__ = [
     "get_trainer",
     "how_to_install",
     "lineage_graph",
+    "listed",
     "merge",
     "method",
     "method_names",

@@ -128,7 +128,7 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 def save_from(
     module: nn.Module, path: StrPath, *, like: StrPath | None = None, frozen: Iterable[str] = (),
-    lineage: Mapping[str, Any] | None = None,
+    lineage: Mapping[str, Any] | None = None, metadata: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Write a module's tensors to a safetensors file, all or nothing, replacing what is there.
 
@@ -142,6 +142,7 @@ def save_from(
         frozen: names whose bytes are copied from `like`.
         lineage: what it was made by, as `record_training` tells it; None for what a node of a tree
             makes, which gets one there.
+        metadata: what else is to be said in the file's `__metadata__`.
 
     Raises:
         CheckpointError: `like` is missing or damaged.
@@ -175,10 +176,10 @@ def save_from(
             (dtype,) = floats
         described.append(OutputTensor(name, dtype, tuple(tensor.shape)))
     (file,) = layout(described, file_name=path.name, shard_size=None)
-    metadata = {"format": "pt"}
+    told = {**(metadata or {}), "format": "pt"}
     if lineage is not None:
-        metadata[LINEAGE_KEY] = json.dumps(lineage, separators=(",", ":"))
-    with CheckpointWriter(path, [file], metadata, force=True) as writer:
+        told[LINEAGE_KEY] = json.dumps(lineage, separators=(",", ":"))
+    with CheckpointWriter(path, [file], told, force=True) as writer:
         offset = 0
         for entry in file.tensors:
             value = own[entry.name]

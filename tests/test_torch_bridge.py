@@ -344,6 +344,14 @@ def test_scalars_and_empty_tensors_are_loaded_and_saved(tmp_path):
     assert network.one.item() == 2.5
 
 
+def test_what_else_is_to_be_said_is_in_the_metadata(tmp_path, trained):
+    told = {"classes": '{"a": 0}', "format": "own"}
+    save_from(made(1), tmp_path / "told.safetensors", like=trained, metadata=told)
+    assert open_checkpoint(tmp_path / "told.safetensors").metadata == {
+        "classes": '{"a": 0}', "format": "pt",
+    }  # fmt: skip
+
+
 # Tied tensors
 
 

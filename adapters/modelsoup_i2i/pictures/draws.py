@@ -7,14 +7,16 @@ training that goes on in the middle needs no state of its draws but those number
 from __future__ import annotations
 
 import collections
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 from zlib import crc32
 
 import numpy as np
 
+from .augmentation import NUMBERS
 from .cache import Pictures
 
 if TYPE_CHECKING:
@@ -49,6 +51,20 @@ class Spot:
         number = what if isinstance(what, int) else crc32(what.encode())
         return np.random.default_rng((self.seed, self.epoch, self.index, number))
 
+    def turn_of(self, what: str, count: int) -> int:
+        """Whose turn it is of so many, each of which has one in `count` places."""
+        cycle, place = divmod(self.index, count)
+        return int(_shuffled((self.seed, self.epoch, cycle, crc32(what.encode())), count)[place])
+
+    def instead(self, name: str) -> Callable[[], np.random.Generator]:
+        """What draws a picture of a set in the place of a damaged one."""
+        return partial(self.rng, f"in place of {name}")
+
+
+@lru_cache(maxsize=8)
+def _shuffled(key: tuple[int, ...], count: int) -> np.ndarray:
+    return np.random.default_rng(key).permutation(count)
+
 
 class Draw(Protocol):
     """Something that is drawn for each place.
@@ -82,10 +98,68 @@ class Unpaired:
 
     def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
         """Two pictures."""
-        first, second = (pictures.sets[name] for name in self.sets)
+        first, second = (len(pictures.sets[name]) for name in self.sets)
         rng = spot.rng(1)
-        chosen = first[spot.turn % len(first)], second[int(rng.integers(len(second)))]
-        return tuple(pictures.transform.draw(pictures[file], rng) for file in chosen)
+        places = spot.turn % first, int(rng.integers(second))
+        chosen = [
+            pictures.take((name,), place, spot.instead(name))[1][0]
+            for name, place in zip(self.sets, places, strict=True)
+        ]
+        return tuple(pictures.transform.draw(picture, rng) for picture in chosen)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A picture of one set and its partner of another: the same crop of both, both mirrored or not.
+
+    Each pair comes once an epoch, in a random order.
+
+    Attributes:
+        names: of both in a batch.
+        sets: of which sets of pictures they are; they have their partners at the same places.
+    """
+
+    names: tuple[str, ...] = ("a", "b")
+    sets: tuple[str, ...] = ("X", "Y")
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """Two pictures."""
+        place = spot.turn % len(pictures.sets[self.sets[0]])
+        _, pair = pictures.take(self.sets, place, spot.instead(self.sets[0]))
+        # They have one size, for which the same numbers say the same.
+        return tuple(pictures.transform.draw(picture, spot.rng(1)) for picture in pair)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A picture and the index of its class.
+
+    All pictures come in a random order, each once in as many places as there are; or with
+    `balanced` all classes do, and of each any picture. Draws of other names are independent.
+
+    Attributes:
+        names: of both in a batch.
+        set: of which set of pictures they are.
+        balanced: draw each class equally often.
+    """
+
+    names: tuple[str, ...] = ("x", "c")
+    set: str = "data"
+    balanced: bool = False
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """A picture, and an integer."""
+        own, among = " ".join(self.names), None
+        rng = spot.rng(f"of {own}")
+        if self.balanced:
+            classes = pictures.classes_of(self.set)
+            among = classes[spot.turn_of(f"class of {own}", len(classes))]
+            place = int(among[int(rng.integers(len(among)))])
+        else:
+            place = spot.turn_of(own, len(pictures.sets[self.set]))
+        taken, (picture,) = pictures.take((self.set,), place, spot.instead(own), among)
+        drawn = pictures.transform.draw(picture, rng)
+        return drawn, np.asarray(pictures.labels(self.set)[taken])
 
 
 @dataclass(frozen=True)
@@ -108,6 +182,21 @@ class Noise:
     def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
         """float32 of the shape."""
         return (spot.rng(self.name).standard_normal(self.shape, np.float32),)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The numbers by which pictures are augmented, those of each name independent of the others'.
+
+    Attributes:
+        names: in a batch, of what is given to `augmentation.augmented`.
+    """
+
+    names: tuple[str, ...] = ("augment_real", "augment_fake")
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """float32 in [0, 1), as many as a picture wants, for each name."""
+        return tuple(spot.rng(name).random(NUMBERS, np.float32) for name in self.names)
 
 
 @dataclass(frozen=True)

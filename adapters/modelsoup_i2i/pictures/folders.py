@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modelsoup import ParameterError
+from modelsoup import ParameterError, listed, nearest
 
-from .images import left_out, list_images
+from .hdf5 import SUFFIXES as HDF5
+from .hdf5 import Row, find_rows
+from .images import SUFFIXES as IMAGES
+from .images import left_out, list_images, natural
+from .picture import SIDES, Half, Member, Picture
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,8 @@ class Domains:
         b: images of Y.
     """
 
-    a: tuple[Path, ...]
-    b: tuple[Path, ...]
+    a: tuple[Picture, ...]
+    b: tuple[Picture, ...]
 
     @property
     def length(self) -> int:
@@ -61,6 +65,191 @@ def folders_of(
     return places
 
 
+def halves_in(data: Path | None, part: str = "train") -> tuple[Path] | None:
+    """The folder of pictures that are two side by side, `train` in `data`; None if there is none.
+
+    Raises:
+        ParameterError: there are `trainA` or `trainB` too.
+    """
+    if data is None or not (data / part).is_dir():
+        return None
+    for other in (f"{part}A", f"{part}B"):
+        if (data / other).is_dir():
+            raise ParameterError(
+                f"{data} has {part}, of pictures side by side, and {other} too: data_a and data_b, "
+                f"or another folder, say which are meant"
+            )
+    return (data / part,)
+
+
+def find_pairs(folders: tuple[Path, Path]) -> Domains:
+    """The pictures of two folders that have the same names, whatever their suffixes; in one order.
+
+    Raises:
+        ParameterError: a folder has fewer than two pictures, two of one name, or one whose name the
+            other folder lacks.
+        ImageError: a folder is missing.
+    """
+    of_name: list[dict[str, Path]] = []
+    for folder in folders:
+        named: dict[str, Path] = {}
+        for file in _found(folder):
+            name = file.relative_to(folder).with_suffix("").as_posix()
+            if name in named:
+                raise ParameterError(
+                    f"{folder} has {named[name].name} and {file.name}, where a pair has one "
+                    f"picture of a name in each folder"
+                )
+            named[name] = file
+        of_name.append(named)
+    for own, other, lacking in zip(of_name, of_name[::-1], folders[::-1], strict=True):
+        alone = [file for name, file in own.items() if name not in other]
+        if alone:
+            raise ParameterError(
+                f"{len(alone)} of {len(own)} pictures have no partner of their name in {lacking}: "
+                f"{listed(list(map(str, alone)), 3)}"
+            )
+    first, second = of_name
+    return Domains(tuple(first.values()), tuple(second[name] for name in first))
+
+
+def find_halves(folder: Path) -> Domains:
+    """Both halves of each picture of a folder, where two are side by side.
+
+    Raises:
+        ParameterError: the folder has fewer than two.
+        ImageError: it is missing.
+    """
+    files = _found(folder)
+    left, right = (tuple(Half(file, side) for file in files) for side in SIDES)
+    return Domains(left, right)
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """Pictures of classes, class by class.
+
+    Attributes:
+        names: of the classes; a picture's label is a place here.
+        pictures: of all of them.
+    """
+
+    names: tuple[str, ...]
+    pictures: tuple[Member | Row, ...]
+
+    def counts(self) -> dict[str, int]:
+        """How many pictures each class has."""
+        found = [0] * len(self.names)
+        for picture in self.pictures:
+            found[picture.label] += 1
+        return dict(zip(self.names, found, strict=True))
+
+
+def find_classes(
+    data: Path, *, only: Sequence[str] = (), per_class: int | None = None, seed: int = 0
+) -> ClassSet:
+    """The pictures of a folder with a folder for each class, or of an HDF5 file.
+
+    Classes of folders are in natural order, and whatever lies below one is of it.
+
+    Args:
+        data: the folder or file.
+        only: the classes that are wanted; all where there are none.
+        per_class: how many of each are drawn; None takes all.
+        seed: of that subset, in which smaller ones of the same seed lie.
+
+    Raises:
+        ParameterError: there are no classes, one has fewer than two pictures or fewer than are
+            wanted of it, or one that is wanted is not there.
+        ImageError: a folder is missing.
+    """
+    if data.suffix.lower() in HDF5:
+        names, rows = find_rows(data)
+        of_class: dict[str, list[Path | Row]] = {name: [] for name in names}
+        for row in rows:
+            of_class[names[row.label]].append(row)
+    else:
+        of_class = {folder.name: [*list_images(folder)] for folder in _class_folders(data)}
+    kept = _kept(data, list(of_class), only)
+    pictures: list[Member | Row] = []
+    for label, name in enumerate(kept):
+        own = of_class[name]
+        if len(own) < 2:
+            has = "one image" if own else "no images"
+            raise ParameterError(
+                f"the class {name!r} of {data} has {has}, where two or more must be"
+            )
+        if per_class is not None and per_class > len(own):
+            raise ParameterError(
+                f"per_class is {per_class}, but the class {name!r} of {data} has {len(own)} images"
+            )
+        places = (
+            range(len(own)) if per_class is None else sorted(_drawn(len(own), seed)[:per_class])
+        )
+        pictures += [_labelled(own[place], label) for place in places]
+    return ClassSet(tuple(kept), tuple(pictures))
+
+
+def class_names(data: Path, only: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names that `find_classes` gives, of a folder without a look at its pictures.
+
+    Raises:
+        ParameterError: there are no classes, or one that is wanted is not there.
+    """
+    if data.suffix.lower() in HDF5:
+        return tuple(_kept(data, find_rows(data)[0], only))
+    return tuple(_kept(data, [folder.name for folder in _class_folders(data)], only))
+
+
+def in_no_class(data: Path) -> list[Path]:
+    """The pictures that lie beside the folders of classes; of an HDF5 file none."""
+    if not data.is_dir():
+        return []
+    return [
+        path for path in sorted(data.iterdir())
+        if path.suffix.lower() in IMAGES and path.name[0] != "." and path.is_file()
+    ]  # fmt: skip
+
+
+def _class_folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        what = "is no folder" if root.exists() else "does not exist"
+        raise ParameterError(
+            f"{root} {what}, where a folder of classes or an HDF5 file is expected"
+        )
+    folders = [path for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
+    if not folders:
+        raise ParameterError(f"{root} has no folders, of which each would be a class")
+    return sorted(folders, key=lambda folder: natural(folder.name))
+
+
+def _kept(data: Path, names: Sequence[str], only: Sequence[str]) -> list[str]:
+    for name in only:
+        if name not in names:
+            raise ParameterError(f"{data} has no class {name!r}{nearest(name, names)}")
+    return [name for name in names if name in only or not only]
+
+
+def _labelled(picture: Path | Row, label: int) -> Member | Row:
+    return Member(picture, label) if isinstance(picture, Path) else replace(picture, label=label)
+
+
+def _found(folder: Path) -> tuple[Path, ...]:
+    """The pictures of a folder, of which there must be two."""
+    files = list_images(folder)
+    if not files:
+        rest = left_out(folder)
+        raise ParameterError(
+            f"there are no images in {folder} (PNG, JPEG, WebP, BMP or TIFF)"
+            + ("" if rest is None else f": there are {rest}")
+        )
+    if len(files) == 1:
+        raise ParameterError(
+            f"{folder} has one image, where a domain must have two or more to be learnt"
+        )
+    return tuple(files)
+
+
 def subset_size(rich: int, imbalance: float) -> int:
     """How many images of Y make an imbalance of so many percent: round(|X| · (1 − I / 100)).
 
@@ -86,10 +275,14 @@ def choose(files: Sequence[Path], count: int, seed: int) -> tuple[Path, ...]:
             f"a subset of {count} images is asked for, but must be of 1 to {len(files)}, all that "
             f"there are"
         )
+    return tuple(files[index] for index in _drawn(len(files), seed)[:count])
+
+
+def _drawn(count: int, seed: int) -> list[int]:
     # Python's shuffle is the same in all its versions, and a prefix of it is nested.
-    order = list(range(len(files)))
+    order = list(range(count))
     random.Random(seed).shuffle(order)  # noqa: S311  # no secret
-    return tuple(files[index] for index in order[:count])
+    return order
 
 
 def find_domains(
@@ -102,21 +295,7 @@ def find_domains(
         ParameterError: a folder without images, with a single one, or with too few for the subset.
         ImageError: a folder is missing.
     """
-    found = []
-    for folder in folders:
-        files = list_images(folder)
-        if not files:
-            rest = left_out(folder)
-            raise ParameterError(
-                f"there are no images in {folder} (PNG, JPEG, WebP, BMP or TIFF)"
-                + ("" if rest is None else f": there are {rest}")
-            )
-        if len(files) == 1:
-            raise ParameterError(
-                f"{folder} has one image, where a domain must have two or more to be learnt"
-            )
-        found.append(tuple(files))
-    a, b = found
+    a, b = (_found(folder) for folder in folders)
     if imbalance is not None:
         count_b = subset_size(len(a), imbalance)
         if count_b > len(b):

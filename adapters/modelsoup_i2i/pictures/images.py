@@ -186,9 +186,14 @@ def resized(array: np.ndarray, size: tuple[int, int], *, smooth: bool = True) ->
 
 def as_rgb(array: np.ndarray) -> np.ndarray:
     """A picture of any channels as it looks: uint8, height × width × 3; opacity over white."""
-    if array.shape[2] == 3:
+    return with_channels(array, 3)
+
+
+def with_channels(array: np.ndarray, channels: int) -> np.ndarray:
+    """A picture of 1, 3 or 4 channels with as many as are wanted of these."""
+    if array.shape[2] == channels:
         return array
-    return _with_channels(pillow_image(array), 3)
+    return _with_channels(pillow_image(array), channels)
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
@@ -283,10 +288,11 @@ def _listed(folder: str | os.PathLike[str], suffixes: frozenset[str]) -> list[Pa
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise ImageError(f"{root} {what}, where a folder of images is expected")
-    return sorted(_walk(root, suffixes), key=lambda path: _natural(path.relative_to(root)))
+    return [root / name for name in sorted(_walk(root, suffixes), key=natural)]
 
 
-def _walk(root: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+def _walk(root: Path, suffixes: frozenset[str]) -> Iterator[str]:
+    """The files below a folder, by their names from there, with slashes."""
     seen = set()
     for name, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
         here = Path(name)
@@ -296,18 +302,21 @@ def _walk(root: Path, suffixes: frozenset[str]) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+        above = "" if here == root else f"{here.relative_to(root).as_posix()}/"
         for file in files:
-            if not file.startswith(".") and Path(file).suffix.lower() in suffixes:
-                yield here / file
+            if not file.startswith(".") and os.path.splitext(file)[1].lower() in suffixes:
+                yield above + file
 
 
 def _unreadable(error: OSError) -> None:
     raise ImageError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
 
 
-def _natural(path: Path) -> tuple[Any, ...]:
-    """Digits by their value, the rest without regard to case; the plain text decides a tie."""
-    text = path.as_posix()
+def natural(text: str) -> tuple[Any, ...]:
+    """The key of natural order of names: digits by their value, the rest without regard to case.
+
+    The plain text decides a tie.
+    """
     pieces = re.split(r"([0-9]+)", text.casefold())
     keys = [(int(piece), "") if at % 2 else (-1, piece) for at, piece in enumerate(pieces)]
     return keys, text

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from modelsoup import counted
+from modelsoup import counted, listed
 
 from ..measuring.evaluation import Sets
 from ..measuring.metric_names import is_better
@@ -20,14 +20,14 @@ from ..networks.layers import at_any_size
 from ..pictures.draws import Sampler, batches
 from ..pictures.images import (
     NonfiniteImageError,
-    left_out,
-    read_image,
     resized,
     to_image,
     to_tensor,
 )
+from ..pictures.picture import Picture, read_picture
 from ..pictures.sheets import grid, save
 from . import estimates
+from .classes import by_class
 from .curves import Curve
 from .players import AVERAGED
 from .state import DivergedError, State, how_trained
@@ -107,6 +107,8 @@ class Session(State):
                 epoch = self.steps // self.steps_per_epoch
                 pace = self.options.pace(epoch)
                 losses = self.optimise(group)
+                for fault in self.pictures.met():
+                    log(f"left out: {fault}")
                 self._add(losses, pace, watch)
                 if self.steps % self.steps_per_epoch == 0:
                     log(self._line(epoch, watch))
@@ -199,7 +201,8 @@ class Session(State):
                 name: {"count": len(files), "xxh3_128": self.content[f"images of {name}"]}
                 for name, files in self.pictures.sets.items()
             },
-            "left out": self._left_out(),
+            **by_class(self.classes, self.pictures.sets),
+            "left out": self.left_out(),
             **self.trainer.notes(self.options, self.images),
             "loss weights": dict(self.weights),
             "device": _named(self.device),
@@ -218,7 +221,7 @@ class Session(State):
         """
         found = []
         for name, how in self.trainer.translators(self.options).items():
-            files = self.pictures.sets[how.source][:_LOOKED_AT]
+            files = self.pictures.first(how.source, _LOOKED_AT)
             with self.at_rest():
                 both = [self._translated(name, picture=self._picture(file)) for file in files]
             seen, made = (_difference(own) for own in zip(*both, strict=True))
@@ -238,7 +241,7 @@ class Session(State):
         translators = self.trainer.translators(self.options)
         for name, how in translators.items():
             back = [how.back] if how.back else []
-            files = self.pictures.sets[how.source][:_SHOWN]
+            files = self.pictures.first(how.source, _SHOWN)
             with self.at_rest():
                 rows += [self._translated(name, *back, picture=self._picture(f)) for f in files]
             labels += [how.label] * len(files)
@@ -321,7 +324,7 @@ class Session(State):
             )
         if self.frozen:
             yield f"frozen: {counted(len(self.frozen), 'tensor')}"
-        yield from (f"left out: {fault}" for fault in self._left_out())
+        yield from (f"left out: {fault}" for fault in self.left_out())
         first, *others = self.pictures.sets.items()
         said = [f"{counted(len(first[1]), 'image')} of {first[0]}"]
         said += [f"{len(files)} of {name}" for name, files in others]
@@ -329,6 +332,9 @@ class Session(State):
             f"{' and '.join(said)}, {counted(self.steps_per_epoch, 'step')} an epoch, on "
             f"{self.device}"
         )
+        for counts in by_class(self.classes, self.pictures.sets).get("classes", {}).values():
+            of_each = listed([f"{name} {count}" for name, count in counts.items()])
+            yield f"images by class, {len(counts)}: {of_each}"
         yield from self.trainer.opening(options, self.pictures.sets)
 
     def _needs(self) -> Iterator[str]:
@@ -348,11 +354,9 @@ class Session(State):
         )  # fmt: skip
         yield estimates.must_suffice(needed, estimates.free(self.device), str(self.device))
 
-    def _left_out(self) -> list[str]:
+    def left_out(self) -> list[str]:
         """What lies among the training images and is not used: damaged, or of a kind not read."""
-        folders = self.options.folders()
-        rest = [said for folder in folders if (said := left_out(folder)) is not None]
-        return [*self.pictures.bad, *rest]
+        return [*self.pictures.bad, *self.options.left_out()]
 
     def _due(self, every: int) -> bool:
         return self.steps % every == 0 or self.steps == self.total_steps
@@ -367,9 +371,9 @@ class Session(State):
                 shown.append(to_image(made[0].float()))
         return shown
 
-    def _picture(self, file: Path) -> np.ndarray:
+    def _picture(self, file: Picture) -> np.ndarray:
         """A training image as it is shown: whole, at the size of training."""
-        return self.pictures.transform.for_test(read_image(file, self.options.channels))
+        return self.pictures.transform.for_test(read_picture(file, self.options.channels))
 
 
 def _deviation(pictures: Sequence[np.ndarray]) -> float:

@@ -32,6 +32,9 @@ from modelsoup.torch_bridge import freeze, load_into, save_from
 
 from ..networks.devices import chosen_device
 from ..pictures.cache import Pictures
+from ..pictures.draws import Paired
+from ..pictures.picture import files_of
+from .classes import by_class, classes_told
 from .description import Description
 from .players import AVERAGED, NonfiniteGradientError, Updates, backward
 from .pool import ImagePool
@@ -111,6 +114,7 @@ class State(Stage):
         freeze(self._module, self.frozen)
         for network in self._module.values():
             prepare(network, **how_trained(options, self.device))
+        self.classes = tuple(trainer.classes(options))
         self.deployed = tuple(trainer.translators(options))
         self._pictures: Pictures | None = None
         self.steps = 0
@@ -138,6 +142,7 @@ class State(Stage):
                 self.images, options.transform(), cache_bytes=options.cache_mb << 20,
                 threads=max(options.threads, 1), on_bad_image=options.on_bad_image,
                 channels=options.channels,
+                aligned=[d.sets for d in self.trainer.draws(options) if isinstance(d, Paired)],
             )  # fmt: skip
         return self._pictures
 
@@ -404,21 +409,27 @@ class State(Stage):
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, one safetensors file with all networks."""
-        save_from(self._module, path, like=self.start, frozen=self.frozen)
+        save_from(
+            self._module,
+            path,
+            like=self.start,
+            frozen=self.frozen,
+            metadata=classes_told(self.classes),
+        )
 
     def _training(self) -> dict[str, Any]:
         """What a state must agree with to be gone on with."""
         return {
             "trainer": f"{self.trainer.name} {self.trainer.version}",
             **self.options.decisive(), "seed": self.seed, "frozen": list(self.frozen),
-            **self.content,
+            **self.content, **by_class(self.classes, self.images),
         }  # fmt: skip
 
     @cached_property
     def content(self) -> dict[str, str]:
         """Digests of what is read: names do not tell whether images or the start were changed."""
         start = () if self.start is None else open_checkpoint(self.start).files
-        images = {f"images of {name}": files for name, files in self.images.items()}
+        images = {f"images of {name}": files_of(own) for name, own in self.images.items()}
         return {what: digest_files(files) for what, files in {**images, "start": start}.items()}
 
 

@@ -1,0 +1,160 @@
+"""Pictures with labels in one HDF5 file, read one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelsoup import ParameterError, SoupError, how_to_install, listed
+
+from .images import CHANNELS, MAX_PIXELS, ImageError, with_channels
+
+SUFFIXES = (".h5", ".hdf5")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One picture of the many in an HDF5 file.
+
+    Attributes:
+        file: which.
+        row: of its dataset `imgs`.
+        label: the index of its class.
+    """
+
+    file: Path
+    row: int
+    label: int
+
+    def __str__(self) -> str:
+        return f"{self.file} (imgs[{self.row}])"
+
+    def read(self, channels: int) -> np.ndarray:
+        """The picture, uint8, height × width × channels.
+
+        Raises:
+            ImageError: the file is missing or damaged.
+        """
+        try:
+            with _opened(self.file) as stored:
+                images = stored["imgs"]
+                picture: np.ndarray = images[self.row]
+                first = _channels_first(images.shape)
+        except ParameterError as error:
+            raise ImageError(f"{self}: {error}") from error
+        return with_channels(picture.transpose(1, 2, 0) if first else picture, channels)
+
+
+def find_rows(file: Path) -> tuple[tuple[str, ...], tuple[Row, ...]]:
+    """The classes of an HDF5 file, and its pictures in its order.
+
+    It holds `imgs`, uint8, N × C × H × W or N × H × W × C, and `labels`, N integers. The classes'
+    names are `classes`, a dataset or an attribute: strings, or JSON of a list; without it they are
+    the labels' digits.
+
+    Raises:
+        ParameterError: it is missing or damaged, or holds something else.
+    """
+    with _opened(file) as stored:
+        images, labels = _dataset(stored, file, "imgs"), _dataset(stored, file, "labels")
+        shape = images.shape
+        if images.dtype != np.uint8 or len(shape) != 4 or 0 in shape:
+            raise ParameterError(
+                f"{file}: imgs is {images.dtype} of {list(shape)}, where uint8 of N × C × H × W or "
+                f"N × H × W × C is expected"
+            )
+        if not {shape[1], shape[3]} & set(CHANNELS):
+            raise ParameterError(
+                f"{file}: imgs is of {list(shape)}, which has 1, 3 or 4 channels in neither its "
+                f"second nor its last dimension"
+            )
+        height, width = shape[2:] if _channels_first(shape) else shape[1:3]
+        if height * width > MAX_PIXELS:
+            raise ParameterError(
+                f"{file}: a picture of imgs has {height} × {width} pixels, where at most "
+                f"{MAX_PIXELS} are read"
+            )
+        if labels.dtype.kind not in "iu" or labels.shape != shape[:1]:
+            raise ParameterError(
+                f"{file}: labels is {labels.dtype} of {list(labels.shape)}, where an integer for "
+                f"each of the {shape[0]} pictures is expected"
+            )
+        values = [int(label) for label in labels[:]]
+        names = _names(stored, file)
+    least, most = min(values), max(values)
+    if names is None and 0 <= least <= most <= len(values):
+        names = tuple(map(str, range(most + 1)))
+    if names is None or least < 0 or most >= len(names):
+        raise ParameterError(
+            f"{file}: labels are {least} to {most}, where indices of "
+            + ("classes, 0 and more, are expected" if names is None else f"{len(names)} classes "
+               f"are expected")
+        )  # fmt: skip
+    return names, tuple(Row(file, row, label) for row, label in enumerate(values))
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """The file; opened anew each time, so that no thread and no process shares it."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise SoupError(f"{file} needs h5py: {how_to_install('hdf5')} ({error})") from error
+    if not file.is_file():  # a pipe would be waited for
+        what = "is no regular file" if file.exists() else "does not exist"
+        raise ParameterError(f"{file} {what}, where an HDF5 file of images is expected")
+    try:
+        with h5py.File(file, "r") as stored:
+            yield stored
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
+        raise ParameterError(f"{file} cannot be read as HDF5: {error}") from error
+
+
+def _dataset(stored: Any, file: Path, name: str) -> Any:
+    import h5py
+
+    link = stored.get(name, getlink=True)
+    if link is None:
+        has = listed(sorted(stored)) or "nothing"
+        raise ParameterError(f"{file} has no dataset {name} (it has {has})")
+    found = stored.get(name) if isinstance(link, h5py.HardLink) else None
+    # What lies in other files is no part of this one's content, by which results are named.
+    if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
+        raise ParameterError(f"{file}: {name} is no dataset whose values lie in this file")
+    return found
+
+
+def _names(stored: Any, file: Path) -> tuple[str, ...] | None:
+    if "classes" in stored:
+        told = _dataset(stored, file, "classes")[()]
+    elif "classes" in stored.attrs:
+        told = stored.attrs["classes"]
+    else:
+        return None
+    if isinstance(told, np.ndarray):
+        names: Any = told.tolist()
+    else:
+        try:
+            names = json.loads(told)
+        except (ValueError, TypeError):
+            names = None
+    if isinstance(names, list):
+        names = [n.decode(errors="replace") if isinstance(n, bytes) else n for n in names]
+    if not (
+        isinstance(names, list) and names and all(isinstance(n, str) and n for n in names)
+        and len(set(names)) == len(names)
+    ):  # fmt: skip
+        raise ParameterError(
+            f"{file}: classes is no list of names, each another, as strings or in JSON"
+        )
+    return tuple(names)
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    return shape[1] in CHANNELS

@@ -1,0 +1,77 @@
+"""Which class has which index: kept in a checkpoint's metadata, and compared with a start's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from modelsoup import MismatchError, listed, open_checkpoint
+
+from ..pictures.picture import Images, labels_of
+
+CLASSES = "modelsoup.classes"
+"""The key in the metadata: a JSON object, name → index."""
+
+
+def classes_told(names: Sequence[str]) -> dict[str, str]:
+    """The metadata of a checkpoint whose networks know these classes, by their indices."""
+    if not names:
+        return {}
+    return {CLASSES: json.dumps({name: index for index, name in enumerate(names)})}
+
+
+def by_class(names: Sequence[str], images: Images) -> dict[str, dict[str, dict[str, int]]]:
+    """How many pictures of each class the sets have, under `classes`; nothing without classes."""
+    if not names:
+        return {}
+    found = {}
+    for of_set, own in images.items():
+        counts = np.bincount(labels_of(own), minlength=len(names)).tolist()
+        found[of_set] = dict(zip(names, counts, strict=True))
+    return {"classes": found}
+
+
+def classes_in(checkpoint: Path) -> tuple[str, ...] | None:
+    """The classes of a checkpoint by their indices; None where it does not say.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+        MismatchError: what it says is no such mapping.
+    """
+    text = open_checkpoint(checkpoint).metadata.get(CLASSES)
+    if text is None:
+        return None
+    try:
+        told = json.loads(text)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict) or list(told.values()) != list(range(len(told))):
+        raise MismatchError(
+            f"{checkpoint}: {CLASSES} in its metadata gives no index to each class, from 0 on"
+        )
+    return tuple(told)
+
+
+def must_have_classes(start: Path, names: Sequence[str]) -> None:
+    """Check that a start knows the classes of the data, each by the same index.
+
+    Raises:
+        MismatchError: it does not; the message names classes that are lacking.
+    """
+    known = classes_in(start)
+    if known is None or not names or tuple(names) == known:
+        return
+    said = []
+    for there, other, where in ((known, names, "the data lack"), (names, known, "it lacks")):
+        lacking = [repr(name) for name in there if name not in other]
+        if lacking:
+            said.append(f"{where} {listed(lacking)}")
+    if not said:
+        index = next(n for n, (old, new) in enumerate(zip(known, names, strict=True)) if old != new)
+        said = [f"it has {known[index]!r} where the data have {names[index]!r}, at index {index}"]
+    raise MismatchError(
+        f"{start} was trained on other classes than those of the data: {'; '.join(said)}"
+    )
