@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .cli_report import report
 from .cli_shared import GivenPath, colored, echo, json_option, print_json, say
 from .cli_tree import plan, run, store
 from .errors import LISTED, ParameterError, SoupError, counted, listed, nearest, sized, speaking
@@ -605,5 +606,5 @@ def verify(path: str, inputs: tuple[str, ...], as_json: bool) -> None:
         raise SoupError(*faults)
 
 
-for _command in (plan, run, store):
+for _command in (plan, run, store, report):
     main.add_command(_command)
