@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .cli_report import report
 from .cli_shared import GivenPath, colored, echo, json_option, print_json, say
 from .cli_train import train, trainers
 from .cli_tree import plan, run, store
@@ -606,5 +607,5 @@ def verify(path: str, inputs: tuple[str, ...], as_json: bool) -> None:
         raise SoupError(*faults)
 
 
-for _command in (plan, run, store, train, trainers):
+for _command in (plan, run, store, train, trainers, report):
     main.add_command(_command)

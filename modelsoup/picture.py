@@ -104,12 +104,48 @@ def _is_flat(value: Any) -> bool:
     return not isinstance(value, list | tuple | dict)
 
 
-def svg(plan: Plan, notes: Mapping[str, str] | None = None) -> str:
+def made_by(record: Mapping[str, Any]) -> str:
+    """`finetune digits:Digits rate=0.1`: what made a result, with the options that it was given."""
+    if "recipe" in record:
+        recipe = dict(record["recipe"])
+        words = ["merge", str(recipe.pop("method", ""))]
+        parameters = recipe.pop("parameters", None) or {}
+        rules = recipe.pop("rules", ())
+        given = {**parameters, **recipe}
+        if not given.get("seed"):
+            given.pop("seed", None)
+        if rules:
+            given["layers"] = [rule.get("pattern") for rule in rules]
+        else:
+            given.pop("rest", None)
+    else:
+        words = [str(record.get("operation")), str(record.get("trainer", ""))]
+        given = dict(record.get("options") or {})
+        if record.get("seed_is_given"):
+            given["seed"] = record["seed"]
+    words += [f"{name}={worded(value)}" for name, value in given.items()]
+    return " ".join(filter(None, words))
+
+
+def worded(value: object) -> str:
+    """A value of a record, as short as it can be told."""
+    if isinstance(value, list):
+        return ",".join(map(worded, value))
+    return exact(value) if isinstance(value, float) else str(value)
+
+
+def svg(
+    plan: Plan, notes: Mapping[str, str | Sequence[str]] | None = None, *,
+    links: Mapping[str, str] | None = None, styled: bool = True,
+) -> str:  # fmt: skip
     """The tree as an SVG picture: the root above, each model a box, coloured by what makes it.
 
     Args:
         plan: what to draw.
-        notes: node name → a few words in its box, such as an accuracy.
+        notes: node name → a few words in its box, such as an accuracy, or lines of them.
+        links: node name → where its box leads.
+        styled: with letters, lines and a white ground of its own; without, they are those of the
+            page that it becomes a part of.
     """
     tree = plan.tree
     place = _places(tree)
@@ -127,22 +163,25 @@ def svg(plan: Plan, notes: Mapping[str, str] | None = None) -> str:
             paths.append(
                 f'<path d="M{x1:g} {y1:g} C{x1:g} {middle:g} {x2:g} {middle:g} {x2:g} {y2:g}"/>'
             )
-        shapes.append(_shape(plan.nodes[node], x, y[node], box, lines[node]))
+        shape = _shape(plan.nodes[node], x, y[node], box, lines[node])
+        link = (links or {}).get(node)
+        shapes.append(shape if link is None else f'<a href="{escape(link)}">{shape}</a>')
     title = escape(f"Tree of {counted(len(place), 'model')} in {counted(tree.levels, 'level')}")
+    style = f'<style>{_STYLE}</style>\n<rect width="100%" height="100%" fill="#ffffff"/>\n'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
         f'width="{width:g}" height="{height:g}" role="img">\n<title>{title}</title>\n'
-        f'<style>{_STYLE}</style>\n<rect width="100%" height="100%" fill="#ffffff"/>\n'
+        + (style if styled else "")
         + "\n".join([*paths, *shapes])
         + "\n</svg>\n"
     )
 
 
-def _lines(plan: Plan, node: str, note: str) -> list[tuple[str, str]]:
+def _lines(plan: Plan, node: str, note: str | Sequence[str]) -> list[tuple[str, str]]:
     """The lines of a box, each with its class: the name, what is merged in it, what it does."""
     inner = [what(plan, n) for n in plan.tree.inputs(node) if plan.tree.is_inner_merge(n)]
     rows = [("name", node), *(("what", words) for words in (*inner, what(plan, node)))]
-    rows += [("note", note)] if note else []
+    rows += [("note", line) for line in ([note] if isinstance(note, str) else note)]
     return [
         (kind, line)
         for kind, words in rows
@@ -161,7 +200,7 @@ def _shape(node: NodePlan, x: float, y: float, height: float, lines: Lines) -> s
         for number, (kind, line) in enumerate(lines)
     )
     return (
-        f'<g><title>{escape(_tip(node))}</title><rect x="{x:g}" y="{y:g}" '
+        f'<g class="{node.kind}"><title>{escape(_tip(node))}</title><rect x="{x:g}" y="{y:g}" '
         f'width="{_WIDTH}" height="{height:g}" rx="10" fill="{fill}" stroke="{edge}" '
         f'stroke-width="1.6"{dashes}/>{text}</g>'
     )
@@ -200,24 +239,30 @@ def _places(tree: Tree) -> dict[str, float]:
     return x
 
 
-def check_picture(output: Path, *, force: bool, reads: Iterable[Path]) -> None:
+def check_picture(
+    output: Path, *, force: bool, reads: Iterable[Path], what: str = "picture",
+    suffixes: Sequence[str] = (".svg",),
+) -> None:  # fmt: skip
     """Whether a picture may be written.
 
     Args:
         output: where.
         force: replace what is there.
         reads: files and folders that are never replaced, nor added to.
+        what: what errors call it.
+        suffixes: what its name may end in, the usual one first.
 
     Raises:
         OutputError: it may not.
     """
-    if output.suffix.lower() != ".svg":
-        raise OutputError(f"the picture {output} is SVG, so its name must end in .svg")
+    if output.suffix.lower() not in suffixes:
+        kind = suffixes[0][1:].upper()
+        raise OutputError(f"the {what} {output} is {kind}, so its name must end in {suffixes[0]}")
     if not output.parent.is_dir():
         raise OutputError(f"the folder {output.parent} of {output.name} does not exist")
     if output.is_dir():
         raise OutputError(f"{output} is a folder")
-    check_apart(output, reads, what="picture")
+    check_apart(output, reads, what=what)
     check_free(output, force=force)
 
 

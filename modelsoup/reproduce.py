@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from .checkpoint import Checkpoint, StrPath, open_checkpoint
 from .errors import PlanError, printable
 from .lineage import identity, is_merge, label, parents, read_lineage
+from .recipe import recipe_from_mapping
 from .trainer import COMMAND
-from .tree import INNER, ROOT
+from .tree import (
+    INNER,
+    ROOT,
+    Builder,
+    FineTune,
+    Load,
+    Merge,
+    Operation,
+    Train,
+    Training,
+    Tree,
+)
 from .yaml_text import dump_yaml
 
 _MERGE_KEYS = (
     "method", "beta", "weights", "parameters", "rest", "groups", "low_level", "dtype",
     "on_integer", "allow_nonfinite", "seed",
 )  # fmt: skip
+
+_DERIVED = 1 << 32  # seeds from here on are taken for derived ones, which have 63 bits
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """How a checkpoint is made again.
+
+    Attributes:
+        text: a `tree.yaml`.
+        names: what stands for the content of a model that it was made of, a digest or a key → what
+            the plan calls it. The checkpoint itself is the plan's root.
+    """
+
+    text: str
+    names: Mapping[str, str]
 
 
 def plan_text(checkpoint: Checkpoint | StrPath) -> str:
@@ -35,6 +64,11 @@ def plan_text(checkpoint: Checkpoint | StrPath) -> str:
         PlanError: it holds no lineage.
         CheckpointError: it cannot be read, or its lineage.
     """
+    return reproduction(checkpoint).text
+
+
+def reproduction(checkpoint: Checkpoint | StrPath) -> Reproduction:
+    """`plan_text`, and which of its models is which of the lineage's."""
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     made = read_lineage(opened)
     if made is None:
@@ -47,7 +81,76 @@ def plan_text(checkpoint: Checkpoint | StrPath) -> str:
     names = list(writer.files.values())
     twice = sorted({name for name in names if names.count(name) > 1})
     lines += [f"Different files are called {name}: give each a path of its own." for name in twice]
-    return "".join(f"# {printable(line)}\n" for line in lines) + dump_yaml(content)
+    text = "".join(f"# {printable(line)}\n" for line in lines) + dump_yaml(content)
+    return Reproduction(text, writer.names)
+
+
+def tree_of(
+    made: Mapping[str, Any], names: Mapping[str, str], *, root: str, most: int
+) -> tuple[Tree, dict[str, str]]:  # fmt: skip
+    """The tree that a lineage tells of, to be looked at: no trainer that it names is imported.
+
+    A model that is read twice is two nodes, as in a plan. Seeds that are long enough to be derived
+    ones are left out: a plan does not say them.
+
+    Args:
+        made: a lineage.
+        names: what stands for a model's content → its name, see `Reproduction`.
+        root: what the root is called.
+        most: how many nodes it may have.
+
+    Returns:
+        the tree, and node → what stands for its content; the root, which nothing stands for, is
+        not among them.
+
+    Raises:
+        PlanError: it has more nodes.
+        SoupError: a merge method or a rule is none that this version knows.
+    """
+    ancestors = made.get("ancestors", {})
+    numbers, contents = {root: 1}, {}
+    found: list[tuple[str, Operation, list[str]]] = []
+    pending: list[tuple[str, Mapping[str, Any] | None, Mapping[str, Any]]] = [(root, made, {})]
+    while pending:
+        node, step, entry = pending.pop()
+        inputs = []
+        is_leaf = step is None or step.get("operation") == "train"
+        for below in () if step is None or is_leaf else step["inputs"]:
+            content = identity(below)
+            name = free = names.get(content) or below.get("node") or label(below)
+            while free in numbers:
+                numbers[name] += 1
+                free = f"{name}#{numbers[name]}"
+            numbers[free] = 1
+            contents[free] = content
+            inputs.append(free)
+            pending.append((free, ancestors.get(content), below))
+        found.append((node, _operation(step, entry), inputs))
+        if len(found) + len(pending) > most:
+            raise PlanError(f"it has more than {most:,} nodes")
+    builder = Builder()
+    for node, operation, inputs in reversed(found):  # what is read before what is made of it
+        builder.add(node, operation, inputs)
+    return builder.tree(root), contents
+
+
+def _operation(step: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> Operation:
+    if step is None:
+        return Load(Path(label(entry)))
+    if is_merge(step):
+        base = Path(label(step["base"])) if "base" in step else None
+        return Merge(recipe_from_mapping(_merge_of(step), "merge"), base)
+    seed = step["seed"] if step["seed"] < _DERIVED else None
+    training = Training(step["trainer"], step["options"], seed=seed)
+    if step["operation"] == "finetune":
+        return FineTune(training)
+    return Train(training, Path(label(step["inputs"][0])) if step["inputs"] else None)
+
+
+def _merge_of(made: Mapping[str, Any]) -> dict[str, Any]:
+    """What a lineage says of a merge, as a plan says it; its base aside."""
+    merge = {key: made[key] for key in _MERGE_KEYS if key in made}
+    return {**merge, "layers": made["rules"]} if "rules" in made else merge
 
 
 class _Writer:
@@ -104,9 +207,7 @@ class _Writer:
         return {"of": self._models([entry]), "finetune": training}
 
     def _merged(self, made: Mapping[str, Any]) -> dict[str, Any]:
-        merge = {key: made[key] for key in _MERGE_KEYS if key in made}
-        if "rules" in made:
-            merge["layers"] = made["rules"]
+        merge = _merge_of(made)
         if "base" in made:
             merge["base"] = self._file(made["base"])
         return {"of": self._models(made["inputs"]), "merge": merge}

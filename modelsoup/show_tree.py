@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import click
 from rich.live import Live
@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.tree import Tree as RichTree
 
 from .cli_shared import say
-from .errors import count, counted, exact, printable, sized
-from .picture import what
-from .plan import NodePlan, Plan, training_of
+from .errors import count, counted, printable, sized
+from .picture import made_by, what
+from .plan import NodePlan, Plan
 from .runner import HEARTBEAT, Event
 from .show import Text, console
 from .store import Entry, Pin
@@ -222,38 +222,9 @@ def show_entries(entries: Sequence[Entry], pins: Sequence[Pin]) -> None:
         started = datetime.fromtimestamp(record.get("started", 0)).astimezone()
         table.add_row(
             entry.key[:12], Text(", ".join(plans)), Text(str(record.get("node"))),
-            Text(_made_by(record)), f"{started:%Y-%m-%d %H:%M}", sized(entry.nbytes),
+            Text(made_by(record)), f"{started:%Y-%m-%d %H:%M}", sized(entry.nbytes),
             f"{record.get('seconds', 0):.1f}",
             Text(" ".join(f"{k} {v:.4g}" for k, v in metrics.items())),
         )  # fmt: skip
     out.print(table)
     out.print(f"{counted(len(entries), 'result')}, {sized(sum(e.nbytes for e in entries))}")
-
-
-def _made_by(record: Mapping[str, Any]) -> str:
-    """`finetune digits:Digits rate=0.1`: what made a result, with the options that it was given."""
-    if "recipe" in record:
-        recipe = dict(record["recipe"])
-        words = ["merge", str(recipe.pop("method", ""))]
-        parameters = recipe.pop("parameters", None) or {}
-        rules = recipe.pop("rules", ())
-        given = {**parameters, **recipe}
-        if not given.get("seed"):
-            given.pop("seed", None)
-        if rules:
-            given["layers"] = [rule.get("pattern") for rule in rules]
-        else:
-            given.pop("rest", None)
-    else:
-        words = [str(record.get("operation")), str(record.get("trainer", ""))]
-        given = dict(record.get("options") or {})
-        if record.get("seed_is_given"):
-            given["seed"] = record["seed"]
-    words += [f"{name}={_worded(value)}" for name, value in given.items()]
-    return " ".join(filter(None, words))
-
-
-def _worded(value: object) -> str:
-    if isinstance(value, list):
-        return ",".join(map(_worded, value))
-    return exact(value) if isinstance(value, float) else str(value)

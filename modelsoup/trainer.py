@@ -318,6 +318,29 @@ def place_of(fault: Mapping[str, Any], content: Any) -> tuple[str | int, ...]:
     return tuple(place)
 
 
+def trainer_defaults(name: str) -> dict[str, Any]:
+    """What a trainer's options are where nothing is said, as plain data, as far as it is known.
+
+    Only a trainer that is installed, or registered, under a name of its own is asked: what a
+    stranger's record calls `module:Class` is not imported.
+    """
+    if ":" in name or name not in trainer_names():
+        return {}
+    try:
+        fields = dataclasses.fields(get_trainer(name).options)
+    except TrainerError:
+        return {}
+    usual = {
+        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        for f in fields
+    }
+    return {
+        option: list(value) if isinstance(value, tuple) else value
+        for option, value in usual.items()
+        if value is not dataclasses.MISSING
+    }
+
+
 def options_as_json(options: Any) -> dict[str, Any]:
     """Options as plain data, for records and keys."""
     kind: Any = type(options)

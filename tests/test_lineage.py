@@ -26,6 +26,7 @@ from modelsoup.cli import main
 from modelsoup.lineage import recipe_as_json
 from modelsoup.placing import LINEAGE_KEY
 from modelsoup.plan import check
+from modelsoup.report import report
 from modelsoup.rules import BASE, parse_layers, rule_as_json
 from modelsoup.yaml_text import dump_yaml, parse_yaml
 
@@ -419,7 +420,7 @@ def test_what_is_no_lineage_is_one_sentence_for_every_reader(content: Any, said:
     strange = with_lineage("strange.safetensors", content)
     for use in (
         modelsoup.read_lineage, modelsoup.lineage_graph, modelsoup.verify, modelsoup.plan_text,
-        lambda path: merge([path, path], "out.safetensors", beta=0.5),
+        report, lambda path: merge([path, path], "out.safetensors", beta=0.5),
     ):  # fmt: skip
         with pytest.raises(CheckpointError, match=f"strange.*lineage.*(?:{said})") as caught:
             use(strange)
@@ -538,7 +539,7 @@ def test_no_lineage_ends_in_a_traceback(count: int) -> None:
         except CheckpointError:
             seen["refused"] += 1
         try:
-            uses = (modelsoup.verify, modelsoup.lineage_graph, modelsoup.plan_text)
+            uses = (modelsoup.verify, modelsoup.lineage_graph, modelsoup.plan_text, report)
             for use in uses if rng.random() < 0.9 else (lambda p: merge([p, p], "o", force=True),):
                 try:
                     made = use(path)
