@@ -1,6 +1,7 @@
 """Pictures of classes: folders of them, HDF5, draws, and what a checkpoint says of its classes."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -246,6 +247,13 @@ def test_wrong_hdf5_is_named(tmp_path: Path):
         find_classes(tmp_path / "text.h5")
     with pytest.raises(modelsoup.ParameterError, match=r"gone\.h5 does not exist, where an HDF5"):
         find_classes(tmp_path / "gone.h5")
+
+
+def test_hdf5_without_h5py_says_how_to_get_it(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    said = r"set\.h5 needs h5py: .*\[hdf5\]"
+    with pytest.raises(modelsoup.SoupError, match=said):
+        ToyOptions(data=tmp_path / "set.h5").images()
 
 
 @pytest.mark.needs("hdf5")
