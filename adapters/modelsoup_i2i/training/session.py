@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from modelsoup import counted
 
@@ -230,9 +232,23 @@ class Session(State):
         made, shown = self.placed(to_tensor(image)[None]), [image]
         with torch.no_grad(), self.autocast():
             for name in names:
-                made = at_any_size(self._module[name], made, self.trainer.multiple)
+                network = self._module[name]
+                multiple = getattr(network, "multiple", self.trainer.multiple)
+                with _in_use(network):
+                    made = at_any_size(network, made, multiple)
                 shown.append(to_image(made[0].float()))
         return shown
+
+
+@contextmanager
+def _in_use(network: nn.Module) -> Iterator[None]:
+    """As it is after the training: no dropout, and statistics that are used and not moved."""
+    was = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was)
 
 
 def _difference(pictures: Sequence[np.ndarray]) -> float:
