@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from modelsoup import ParameterError
 
 from ..pictures.images import ImageError, list_images, read_image
+from ..pictures.picture import Picture, read_picture
 from ..use.translate import channels_of, translate_arrays
 from .extractors import extractor
 from .metric_names import OFFLINE, extractor_of, must_be_known, must_have, must_suffice
@@ -39,13 +40,13 @@ class Sets:
         transform: by whose test part all come to size; None takes them as they are.
     """
 
-    inputs: tuple[Path, ...]
-    real: tuple[Path, ...]
-    truth: tuple[Path, ...] | None
+    inputs: tuple[Picture, ...]
+    real: tuple[Picture, ...]
+    truth: tuple[Picture, ...] | None
     folders: tuple[Path, ...]
     transform: Transform | None = None
 
-    def read(self, files: Sequence[Path], channels: int = 3) -> list[np.ndarray]:
+    def read(self, files: Sequence[Picture], channels: int = 3) -> list[np.ndarray]:
         """Some of them, uint8, height × width × channels."""
         return [self._read(file, channels) for file in files]
 
@@ -70,8 +71,8 @@ class Sets:
         roles = {"fake", "real", "inputs"} | ({"truth"} if self.truth is not None else set())
         must_have(metrics, roles)
         must_have_weights(metrics)
-        bad: dict[Path, str] = {}
-        sizes: dict[Path, tuple[int, int]] = {}
+        bad: dict[Picture, str] = {}
+        sizes: dict[Picture, tuple[int, int]] = {}
         for file in dict.fromkeys((*self.inputs, *self.real, *(self.truth or ()))):
             try:
                 height, width, _ = self._read(file, 3).shape
@@ -80,7 +81,7 @@ class Sets:
                 if not skip:
                     raise
                 bad[file] = str(error)
-        truth: Sequence[Path | None] = self.truth or [None] * len(self.inputs)
+        truth: Sequence[Picture | None] = self.truth or [None] * len(self.inputs)
         kept = [
             (file, true) for file, true in zip(self.inputs, truth, strict=True)
             if file not in bad and true not in bad
@@ -100,8 +101,8 @@ class Sets:
             must_suffice(name, own, len(sound.real))
         return sound, list(bad.values())
 
-    def _read(self, file: Path, channels: int) -> np.ndarray:
-        picture = read_image(file, channels)
+    def _read(self, file: Picture, channels: int) -> np.ndarray:
+        picture = read_picture(file, channels)
         return picture if self.transform is None else self.transform.for_test(picture)
 
 

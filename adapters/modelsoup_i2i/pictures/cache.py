@@ -3,80 +3,180 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from itertools import islice
 from typing import Literal
 
 import numpy as np
 
 from modelsoup import TrainerError
 
-from .images import ImageError, read_image
+from .images import ImageError
+from .picture import Images, Picture, read_picture
 from .transforms import Transform
+
+LOOKED_AT = 5000
+"""As many pictures are decoded when they are opened; of more, each when it is first drawn."""
+_SKIP = "on_bad_image: skip leaves it out"
+
+Together = tuple[Picture, ...]  # what is drawn together: one picture, or one of each aligned set
 
 
 class Pictures:
     """The prepared pictures of one training: decoded once, kept while they fit into memory.
 
-    All are decoded when they are opened, so that a damaged one is told before the training and not
-    in its third hour.
+    Up to `LOOKED_AT` are decoded when they are opened, so that a damaged one is told before the
+    training and not in its third hour. Of more, nothing is decoded before it is drawn.
 
     Attributes:
-        sets: by what errors call them, the files that can be used.
-        bad: a sentence for each that cannot.
+        sets: by what errors call them, the pictures that can be used, as far as is known.
         cached_bytes: of pictures in memory.
     """
 
     def __init__(
-        self, sets: Mapping[str, Sequence[Path]], transform: Transform, *, cache_bytes: int,
-        threads: int, on_bad_image: Literal["skip", "error"], channels: int = 3,
+        self, sets: Images, transform: Transform, *, cache_bytes: int, threads: int,
+        on_bad_image: Literal["skip", "error"], channels: int = 3,
+        aligned: Iterable[tuple[str, ...]] = (),
     ) -> None:  # fmt: skip
+        """Open sets of pictures.
+
+        Args:
+            sets: of pictures.
+            transform: what makes them ready.
+            cache_bytes: for as many of them are kept.
+            threads: that decode.
+            on_bad_image: whether a damaged one is an error, or left out.
+            channels: of each.
+            aligned: names of sets of one length, whose pictures at one place belong together: they
+                are used, or left out, together.
+
+        Raises:
+            ImageError: a picture is damaged, and is not to be left out.
+            TrainerError: fewer than two pictures of a set can be used.
+        """
         self.transform = transform
         self.channels = channels
-        self.bad: tuple[str, ...] = ()
         self.cached_bytes = 0
         self._budget = cache_bytes
-        self._cache: dict[Path, np.ndarray] = {}
+        self._skip = on_bad_image == "skip"
+        self._cache: dict[Picture, np.ndarray] = {}
+        self._bad: dict[Together, str] = {}
         self._lock = threading.Lock()
-        files = list(dict.fromkeys(file for own in sets.values() for file in own))
-        with ThreadPoolExecutor(threads) as pool:
-            faults = dict(zip(files, pool.map(self._fault, files), strict=True))
-        bad = {file: fault for file, fault in faults.items() if fault is not None}
-        if bad and on_bad_image == "error":
-            more = f" (and {len(bad) - 1} more images are bad)" if len(bad) > 1 else ""
-            raise ImageError(f"{next(iter(bad.values()))}{more}; on_bad_image: skip leaves it out")
-        self.bad = tuple(bad.values())
-        self.sets = {
-            name: tuple(file for file in own if file not in bad) for name, own in sets.items()
-        }
-        for name, own in self.sets.items():
-            if len(own) < 2:
-                raise TrainerError(
-                    f"of the {len(sets[name])} images of {name}, {len(own)} can be used, where two "
-                    f"or more must be"
-                )
+        self._counts = {name: len(own) for name, own in sets.items()}
+        groups = list(dict.fromkeys(aligned))
+        groups += [(name,) for name in sets if all(name not in group for group in groups)]
+        every = {group: list(zip(*(sets[n] for n in group), strict=True)) for group in groups}
+        if sum(len(own) for group in groups for own in every[group] for _ in group) <= LOOKED_AT:
+            self._look(dict.fromkeys(own for group in groups for own in every[group]), threads)
+        self.sets: dict[str, tuple[Picture, ...]] = dict.fromkeys(sets, ())
+        for group, all_of in every.items():
+            good = [own for own in all_of if own not in self._bad]
+            for name, own in zip(group, zip(*good, strict=True), strict=False):
+                self.sets[name] = own
+        for name in sets:
+            self._must_have_two(name, len(self.sets[name]))
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        """A sentence for each picture that cannot be used, as far as they are known."""
+        with self._lock:
+            return tuple(dict.fromkeys(self._bad.values()))
 
     @property
     def length(self) -> int:
         """Pictures in an epoch: those of the largest set."""
         return max(map(len, self.sets.values()))
 
-    def __getitem__(self, file: Path) -> np.ndarray:
-        """A prepared picture, from memory or decoded again."""
-        kept = self._cache.get(file)
-        return self._decoded(file) if kept is None else kept
+    def __getitem__(self, picture: Picture) -> np.ndarray:
+        """A prepared picture, from memory or decoded again.
 
-    def _fault(self, file: Path) -> str | None:
+        Raises:
+            ImageError: it is damaged.
+        """
+        kept = self._cache.get(picture)
+        return self._decoded(picture) if kept is None else kept
+
+    def take(
+        self, names: Sequence[str], place: int, instead: Callable[[], np.random.Generator]
+    ) -> tuple[int, list[np.ndarray]]:
+        """The pictures at a place of some sets, which are aligned where there are several.
+
+        Where one is damaged and to be left out, it is those of another place, drawn from the
+        generator that `instead` makes.
+
+        Returns:
+            the place that was taken, and a picture of each set.
+
+        Raises:
+            ImageError: a picture is damaged, and is not to be left out.
+            TrainerError: fewer than two can be used.
+        """
+        own, rng = [self.sets[name] for name in names], None
+        while True:
+            try:
+                return place, self._read(tuple(files[place] for files in own))
+            except ImageError as error:
+                if not self._skip:
+                    raise ImageError(f"{error}; {_SKIP}") from None
+            bad = len(self._bad)  # of other sets too: counted only where it may matter
+            if bad > len(own[0]) - 2:
+                good = sum(together not in self._bad for together in zip(*own, strict=True))
+                self._must_have_two(names[0], good)
+            rng = rng or instead()
+            place = int(rng.integers(len(own[0])))
+
+    def first(self, name: str, count: int) -> list[Picture]:
+        """The first pictures of a set that can be read, in its order, or all of them."""
+        return list(islice((p for p in self.sets[name] if self._fault((p,)) is None), count))
+
+    def _look(self, every: Iterable[Together], threads: int) -> None:
+        """Decode all, and keep what fits."""
+        with ThreadPoolExecutor(threads) as pool:
+            faults = [fault for fault in pool.map(self._fault, every) if fault is not None]
+        if faults and not self._skip:
+            more = f" (and {len(faults) - 1} more images are bad)" if len(faults) > 1 else ""
+            raise ImageError(f"{faults[0]}{more}; {_SKIP}")
+
+    def _must_have_two(self, name: str, good: int) -> None:
+        if good < 2:
+            raise TrainerError(
+                f"of the {self._counts[name]} images of {name}, {good} can be used, where two or "
+                f"more must be"
+            )
+
+    def _fault(self, together: Together) -> str | None:
         try:
-            picture = self._decoded(file)
+            self._read(together)
         except ImageError as error:
             return str(error)
-        with self._lock:
-            if self.cached_bytes + picture.nbytes <= self._budget:
-                self.cached_bytes += picture.nbytes
-                self._cache[file] = picture
         return None
 
-    def _decoded(self, file: Path) -> np.ndarray:
-        return self.transform.prepare(read_image(file, self.channels), file)
+    def _read(self, together: Together) -> list[np.ndarray]:
+        known = self._bad.get(together)
+        if known is not None:
+            raise ImageError(known)
+        try:
+            made = [self[picture] for picture in together]
+            _must_be_alike(together, made)
+        except ImageError as error:
+            with self._lock:
+                self._bad[together] = str(error)
+            raise
+        return made
+
+    def _decoded(self, picture: Picture) -> np.ndarray:
+        made = self.transform.prepare(read_picture(picture, self.channels), picture)
+        with self._lock:
+            if self.cached_bytes + made.nbytes <= self._budget and picture not in self._cache:
+                self.cached_bytes += made.nbytes
+                self._cache[picture] = made
+        return made
+
+
+def _must_be_alike(together: Together, made: Sequence[np.ndarray]) -> None:
+    """What is cropped alike must have one size."""
+    sizes = [picture.shape[:2] for picture in made]
+    if len(set(sizes)) > 1:
+        said = " and ".join(f"{p} is {h} × {w}" for p, (h, w) in zip(together, sizes, strict=True))
+        raise ImageError(f"{said}: a pair must have one size, where mode is not resize_and_crop")

@@ -7,9 +7,10 @@ training that goes on in the middle needs no state of its draws but those number
 from __future__ import annotations
 
 import collections
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 from zlib import crc32
 
@@ -49,6 +50,10 @@ class Spot:
         number = what if isinstance(what, int) else crc32(what.encode())
         return np.random.default_rng((self.seed, self.epoch, self.index, number))
 
+    def instead(self, name: str) -> Callable[[], np.random.Generator]:
+        """What draws a picture of a set in the place of a damaged one."""
+        return partial(self.rng, f"in place of {name}")
+
 
 class Draw(Protocol):
     """Something that is drawn for each place.
@@ -82,10 +87,36 @@ class Unpaired:
 
     def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
         """Two pictures."""
-        first, second = (pictures.sets[name] for name in self.sets)
+        first, second = (len(pictures.sets[name]) for name in self.sets)
         rng = spot.rng(1)
-        chosen = first[spot.turn % len(first)], second[int(rng.integers(len(second)))]
-        return tuple(pictures.transform.draw(pictures[file], rng) for file in chosen)
+        places = spot.turn % first, int(rng.integers(second))
+        chosen = [
+            pictures.take((name,), place, spot.instead(name))[1][0]
+            for name, place in zip(self.sets, places, strict=True)
+        ]
+        return tuple(pictures.transform.draw(picture, rng) for picture in chosen)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A picture of one set and its partner of another: the same crop of both, both mirrored or not.
+
+    Each pair comes once an epoch, in a random order.
+
+    Attributes:
+        names: of both in a batch.
+        sets: of which sets of pictures they are; they have their partners at the same places.
+    """
+
+    names: tuple[str, ...] = ("a", "b")
+    sets: tuple[str, ...] = ("X", "Y")
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """Two pictures."""
+        place = spot.turn % len(pictures.sets[self.sets[0]])
+        _, pair = pictures.take(self.sets, place, spot.instead(self.sets[0]))
+        # They have one size, for which the same numbers say the same.
+        return tuple(pictures.transform.draw(picture, spot.rng(1)) for picture in pair)
 
 
 @dataclass(frozen=True)

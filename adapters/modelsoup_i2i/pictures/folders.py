@@ -11,6 +11,7 @@ from pathlib import Path
 from modelsoup import ParameterError
 
 from .images import left_out, list_images
+from .picture import SIDES, Half, Picture
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Domains:
         b: images of Y.
     """
 
-    a: tuple[Path, ...]
-    b: tuple[Path, ...]
+    a: tuple[Picture, ...]
+    b: tuple[Picture, ...]
 
     @property
     def length(self) -> int:
@@ -59,6 +60,82 @@ def folders_of(
             has = f"it has {', '.join(there[:5])}" if there else "it has no folders"
             raise ParameterError(f"{root} has no folder {place.name} ({has})")
     return places
+
+
+def halves_in(data: Path | None, part: str = "train") -> tuple[Path] | None:
+    """The folder of pictures that are two side by side, `train` in `data`; None if there is none.
+
+    Raises:
+        ParameterError: there are `trainA` or `trainB` too.
+    """
+    if data is None or not (data / part).is_dir():
+        return None
+    for other in (f"{part}A", f"{part}B"):
+        if (data / other).is_dir():
+            raise ParameterError(
+                f"{data} has {part}, of pictures side by side, and {other} too: data_a and data_b, "
+                f"or another folder, say which are meant"
+            )
+    return (data / part,)
+
+
+def find_pairs(folders: tuple[Path, Path]) -> Domains:
+    """The pictures of two folders that have the same names, whatever their suffixes; in one order.
+
+    Raises:
+        ParameterError: a folder has fewer than two pictures, two of one name, or one whose name the
+            other folder lacks.
+        ImageError: a folder is missing.
+    """
+    of_name: list[dict[str, Path]] = []
+    for folder in folders:
+        named: dict[str, Path] = {}
+        for file in _found(folder):
+            name = file.relative_to(folder).with_suffix("").as_posix()
+            if name in named:
+                raise ParameterError(
+                    f"{folder} has {named[name].name} and {file.name}, where a pair has one "
+                    f"picture of a name in each folder"
+                )
+            named[name] = file
+        of_name.append(named)
+    for own, other, lacking in zip(of_name, of_name[::-1], folders[::-1], strict=True):
+        alone = [file for name, file in own.items() if name not in other]
+        if alone:
+            raise ParameterError(
+                f"{len(alone)} of {len(own)} pictures have no partner of their name in {lacking}: "
+                f"{', '.join(map(str, alone[:3]))}{', …' if len(alone) > 3 else ''}"
+            )
+    first, second = of_name
+    return Domains(tuple(first.values()), tuple(second[name] for name in first))
+
+
+def find_halves(folder: Path) -> Domains:
+    """Both halves of each picture of a folder, where two are side by side.
+
+    Raises:
+        ParameterError: the folder has fewer than two.
+        ImageError: it is missing.
+    """
+    files = _found(folder)
+    left, right = (tuple(Half(file, side) for file in files) for side in SIDES)
+    return Domains(left, right)
+
+
+def _found(folder: Path) -> tuple[Path, ...]:
+    """The pictures of a folder, of which there must be two."""
+    files = list_images(folder)
+    if not files:
+        rest = left_out(folder)
+        raise ParameterError(
+            f"there are no images in {folder} (PNG, JPEG, WebP, BMP or TIFF)"
+            + ("" if rest is None else f": there are {rest}")
+        )
+    if len(files) == 1:
+        raise ParameterError(
+            f"{folder} has one image, where a domain must have two or more to be learnt"
+        )
+    return tuple(files)
 
 
 def subset_size(rich: int, imbalance: float) -> int:
@@ -102,21 +179,7 @@ def find_domains(
         ParameterError: a folder without images, with a single one, or with too few for the subset.
         ImageError: a folder is missing.
     """
-    found = []
-    for folder in folders:
-        files = list_images(folder)
-        if not files:
-            rest = left_out(folder)
-            raise ParameterError(
-                f"there are no images in {folder} (PNG, JPEG, WebP, BMP or TIFF)"
-                + ("" if rest is None else f": there are {rest}")
-            )
-        if len(files) == 1:
-            raise ParameterError(
-                f"{folder} has one image, where a domain must have two or more to be learnt"
-            )
-        found.append(tuple(files))
-    a, b = found
+    a, b = (_found(folder) for folder in folders)
     if imbalance is not None:
         count_b = subset_size(len(a), imbalance)
         if count_b > len(b):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelsoup import ParameterError
@@ -18,6 +17,7 @@ from modelsoup import ParameterError
 from ..networks.described import Network
 from ..networks.patches import places, verdicts
 from ..pictures.draws import Unpaired
+from ..pictures.picture import Images, files_of
 from ..training.options import Count, Number, UnpairedOptions, Weight
 from ..training.players import Player
 from ..training.trainer import ImageTrainer
@@ -164,7 +164,7 @@ class CycleGAN(ImageTrainer):
         """Images of X and of Y that were made, for the discriminators."""
         return {"A": o.pool_size, "B": o.pool_size}
 
-    def weights(self, o: CycleGANOptions, images: Mapping[str, Sequence[Path]]) -> dict[str, float]:
+    def weights(self, o: CycleGANOptions, images: Images) -> dict[str, float]:
         """Of each term: the objective and, with a balance, the tree paper's eq. 3."""
         own = (o.lambda_gan, o.lambda_cycle, o.lambda_identity)
         gan, cycle, identity = (
@@ -235,11 +235,11 @@ class CycleGAN(ImageTrainer):
         name = next((n for n in GENERATORS if n in present), GENERATORS[0])
         return {**resnet_in(shapes, f"{name}."), **found}
 
-    def notes(self, o: CycleGANOptions, images: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+    def notes(self, o: CycleGANOptions, images: Images) -> dict[str, Any]:
         """λ of the imbalance-aware loss, as it was used."""
         return {"balance": o.degree(len(images["X"]), len(images["Y"]))}
 
-    def opening(self, o: CycleGANOptions, images: Mapping[str, Sequence[Path]]) -> Iterator[str]:
+    def opening(self, o: CycleGANOptions, images: Images) -> Iterator[str]:
         """Which images of Y a subset has."""
         if o.imbalance is not None or o.count_b is not None:
-            yield "images of Y: " + ", ".join(path.name for path in images["Y"])
+            yield "images of Y: " + ", ".join(path.name for path in files_of(images["Y"]))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..networks.described import Network
 from ..pictures.draws import Draw
+from ..pictures.picture import Images
 from ..use.translator import Translator
 from .players import Player
 from .turns import Turn
-
-Images = Mapping[str, Sequence[Path]]
 
 
 class Description:
@@ -70,8 +68,8 @@ class Description:
         Raises:
             ParameterError: the data are not there, or do not fit the options.
         """
-        domains = o.domains()
-        return {"X": domains.a, "Y": domains.b}
+        found: Images = o.images()
+        return found
 
     def pools(self, o: Any) -> dict[str, int]:
         """Names and sizes of pools of images that were made before."""

@@ -6,19 +6,31 @@ Ranges are annotations, and so is what decides nothing of the result but how it 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from modelsoup import ParameterError
 
 from ..measuring.metric_names import must_be_known
-from ..pictures.folders import Domains, find_domains, folders_of
+from ..pictures.folders import (
+    Domains,
+    find_domains,
+    find_halves,
+    find_pairs,
+    folders_of,
+    halves_in,
+)
+from ..pictures.images import list_images
+from ..pictures.picture import Images, Picture
 from ..pictures.transforms import Mode, Transform
+
+if TYPE_CHECKING:
+    from ..measuring.evaluation import Sets
 
 FREE = "decides nothing of the result, but for the rounding of another device or layout"
 
@@ -132,7 +144,53 @@ class Pixels(Options):
 
 
 @dataclass(frozen=True)
-class TwoDomains(Options):
+class Data(Options):
+    """Where pictures come from: what the loop asks of each such options.
+
+    Attributes:
+        tests_are: what must be given for there to be test images.
+    """
+
+    tests_are: ClassVar[str] = ""
+
+    def images(self, part: str = "train") -> Images:
+        """The sets of pictures of a part: `train`, or `test`, of which there may be none.
+
+        Raises:
+            ParameterError: they are missing, or too few.
+        """
+        raise NotImplementedError
+
+    def folders(self) -> tuple[Path, ...]:
+        """The folders of training images."""
+        raise NotImplementedError
+
+    def read(self) -> list[Path]:
+        """The folders of pictures that there are, of tests too."""
+        raise NotImplementedError
+
+    def has_tests(self) -> bool:
+        """Whether test images are named, be they there or not."""
+        raise NotImplementedError
+
+    def truth(
+        self, pictures: Sequence[Picture], source: str, target: str, part: str
+    ) -> list[Picture] | None:
+        """What pictures of a set should become in another; None where that is not known of all."""
+        return None
+
+    def test_sets(self, transform: Transform) -> Sets:
+        """What the first translator is measured on.
+
+        Raises:
+            ParameterError: there are no test images.
+            ImageError: a folder is missing.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TwoDomains(Data):
     """Two folders of unpaired pictures.
 
     Attributes:
@@ -156,6 +214,8 @@ class TwoDomains(Options):
     count_b: int | None = None
     subset_seed: int = 0
 
+    tests_are = "data, a folder with testA and testB in it, or test_a and test_b"
+
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
@@ -165,6 +225,42 @@ class TwoDomains(Options):
             raise ValueError("imbalance and count_b both say how many images of Y are used")
         if self.imbalance is not None and not 0 <= self.imbalance < 100:
             raise ValueError(f"imbalance is {self.imbalance} %, but must be in [0, 100)")
+
+    def images(self, part: str = "train") -> Images:
+        """X and Y."""
+        if part == "train":
+            domains = self.domains()
+            return {"X": domains.a, "Y": domains.b}
+        tests = self.tests()
+        if tests is None or (self.test_a is None and not all(map(Path.is_dir, tests))):
+            return {"X": (), "Y": ()}
+        return {name: list_images(folder) for name, folder in zip("XY", tests, strict=True)}
+
+    def truth(
+        self, pictures: Sequence[Picture], source: str, target: str, part: str
+    ) -> list[Picture] | None:
+        """Those of the same names, where all of them have one."""
+        from ..measuring.evaluation import paired
+
+        tests = self.tests()
+        found = self.folders() if part == "train" or tests is None else tests
+        of_set = dict(zip("XY", found, strict=True))
+        files = [picture for picture in pictures if isinstance(picture, Path)]
+        made = paired(files, of_set[source], of_set[target])
+        return None if made is None else [*made]
+
+    def test_sets(self, transform: Transform) -> Sets:
+        """See `Data`."""
+        from ..measuring.evaluation import find_sets
+
+        folders = self.tests()
+        if folders is None:
+            raise ParameterError("there are no test images to evaluate on")
+        return find_sets(folders, transform=transform)
+
+    def has_tests(self) -> bool:
+        """See `Data`."""
+        return self.tests() is not None
 
     def folders(self) -> tuple[Path, Path]:
         """The folders of training images of X and of Y.
@@ -196,6 +292,97 @@ class TwoDomains(Options):
         if self.data is not None:
             named += [self.data / "trainA", self.data / "trainB"]
         return [folder for folder in named if folder is not None and folder.exists()]
+
+
+@dataclass(frozen=True)
+class PairedImages(Data):
+    """Pictures in pairs: two folders with the same names, or two pictures side by side in a file.
+
+    Attributes:
+        data: a folder with `trainA` and `trainB`; or with `train`, whose pictures are two side by
+            side: A the left half, B the right one.
+        data_a: in its place, the folder of A …
+        data_b: … and that of B.
+        test_a: the folder of test images of A; None is `testA` in `data`, where that is.
+        test_b: likewise of B.
+        direction: which is X, what is translated: `AtoB` has A, `BtoA` has B.
+    """
+
+    data: Annotated[Path | None, FREE] = None
+    data_a: Annotated[Path | None, FREE] = None
+    data_b: Annotated[Path | None, FREE] = None
+    test_a: Annotated[Path | None, FREE] = None
+    test_b: Annotated[Path | None, FREE] = None
+    direction: Literal["AtoB", "BtoA"] = "AtoB"
+
+    tests_are = (
+        "data, a folder with testA and testB in it, or test where two pictures are side by side, "
+        "or test_a and test_b"
+    )
+
+    def must_fit(self) -> None:
+        """See `Options`."""
+        super().must_fit()
+        if (self.test_a is None) != (self.test_b is None):
+            raise ValueError("test_a and test_b, the folders of test images, go together")
+
+    def images(self, part: str = "train") -> Images:
+        """X and Y, in one order: what is at the same place in both belongs together."""
+        folders = self._of_part(part)
+        if folders is None:
+            return {"X": (), "Y": ()}
+        pairs = find_halves(*folders) if len(folders) == 1 else find_pairs(folders)
+        first, second = (pairs.a, pairs.b) if self.direction == "AtoB" else (pairs.b, pairs.a)
+        return {"X": first, "Y": second}
+
+    def folders(self) -> tuple[Path] | tuple[Path, Path]:
+        """That of pictures side by side, or those of A and of B.
+
+        Raises:
+            ParameterError: they are not there.
+        """
+        return halves_in(self.data) or folders_of(self.data, self.data_a, self.data_b)
+
+    def read(self) -> list[Path]:
+        """See `Data`."""
+        named = [self.data_a, self.data_b, self.test_a, self.test_b]
+        if self.data is not None:
+            named += [
+                self.data / f"{part}{of}" for part in ("train", "test") for of in ("A", "B", "")
+            ]
+        return [folder for folder in named if folder is not None and folder.exists()]
+
+    def has_tests(self) -> bool:
+        """See `Data`."""
+        return self.test_a is not None or self.data is not None
+
+    def truth(
+        self, pictures: Sequence[Picture], source: str, target: str, part: str
+    ) -> list[Picture] | None:
+        """Their partners."""
+        found = self.images(part)
+        partners = dict(zip(found[source], found[target], strict=True))
+        return [partners[picture] for picture in pictures] or None
+
+    def test_sets(self, transform: Transform) -> Sets:
+        """See `Data`."""
+        from ..measuring.evaluation import Sets
+
+        folders = self._of_part("test")
+        if folders is None:
+            raise ParameterError(f"there are no test images: they are in {self.tests_are}")
+        inputs, truth = (tuple(own) for own in self.images("test").values())
+        return Sets(inputs, truth, truth, folders, transform)
+
+    def _of_part(self, part: str) -> tuple[Path] | tuple[Path, Path] | None:
+        if part == "train":
+            return self.folders()
+        if self.test_a is not None and self.test_b is not None:
+            return self.test_a, self.test_b
+        if self.data is None:
+            return None
+        both = self.data / f"{part}A", self.data / f"{part}B"
+        return halves_in(self.data, part) or (both if all(map(Path.is_dir, both)) else None)
 
 
 @dataclass(frozen=True)
@@ -288,17 +475,14 @@ class Telling(Options):
 
 
 @dataclass(frozen=True)
-class UnpairedOptions(Telling, Machine, Steps, Pixels, TwoDomains):
-    """Those of a trainer of two domains."""
+class Shared(Telling, Machine, Steps, Pixels, Data):
+    """Those of every trainer, beside where its pictures come from."""
 
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
-        if self.evaluate and self.tests() is None:
-            raise ValueError(
-                "evaluate needs test images: data, a folder with testA and testB in it, or test_a "
-                "and test_b"
-            )
+        if self.evaluate and not self.has_tests():
+            raise ValueError(f"evaluate needs test images: {self.tests_are}")
         for folder in self.read():
             above = () if self.samples is None else (self.samples, *self.samples.absolute().parents)
             if any(place.exists() and place.samefile(folder) for place in above):
@@ -308,6 +492,16 @@ class UnpairedOptions(Telling, Machine, Steps, Pixels, TwoDomains):
                 )
         if not self.transform().crops and self.batch > 1:
             raise ValueError(f"mode {self.mode} leaves images of many sizes, so batch must be 1")
+
+
+@dataclass(frozen=True)
+class UnpairedOptions(Shared, TwoDomains):
+    """Those of a trainer of two domains."""
+
+
+@dataclass(frozen=True)
+class PairedOptions(Shared, PairedImages):
+    """Those of a trainer of pairs."""
 
 
 def _sides(size: Side) -> tuple[int, int]:

@@ -19,11 +19,11 @@ from ..pictures.draws import Sampler, batches
 from ..pictures.images import (
     NonfiniteImageError,
     left_out,
-    read_image,
     resized,
     to_image,
     to_tensor,
 )
+from ..pictures.picture import Picture, read_picture
 from ..pictures.sheets import grid, save
 from .state import DivergedError, State
 from .watch import Report, Watch
@@ -149,7 +149,7 @@ class Session(State):
         """
         found = []
         for name, how in self.trainer.translators(self.options).items():
-            files = self.pictures.sets[how.source][:_LOOKED_AT]
+            files = self.pictures.first(how.source, _LOOKED_AT)
             both = [self._translated(name, file=file) for file in files]
             seen, made = (_difference(own) for own in zip(*both, strict=True))
             if made < _CONSTANT < seen:
@@ -168,7 +168,7 @@ class Session(State):
         translators = self.trainer.translators(self.options)
         for name, how in translators.items():
             back = [how.back] if how.back else []
-            for file in self.pictures.sets[how.source][:_SHOWN]:
+            for file in self.pictures.first(how.source, _SHOWN):
                 rows.append(self._translated(name, *back, file=file))
                 labels.append(how.label)
         titles = ("image", "translated", "and back")[: len(rows[0])]
@@ -226,9 +226,9 @@ class Session(State):
     def _due(self, every: int) -> bool:
         return self.steps % every == 0 or self.steps == self.total_steps
 
-    def _translated(self, *names: str, file: Path) -> list[np.ndarray]:
+    def _translated(self, *names: str, file: Picture) -> list[np.ndarray]:
         """A picture, and what the networks make of it one after the other."""
-        image = self.pictures.transform.for_test(read_image(file, self.options.channels))
+        image = self.pictures.transform.for_test(read_picture(file, self.options.channels))
         made, shown = self.placed(to_tensor(image)[None]), [image]
         with torch.no_grad(), self.autocast():
             for name in names:

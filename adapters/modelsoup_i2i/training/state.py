@@ -34,6 +34,8 @@ from modelsoup.torch_bridge import freeze, load_into, save_from
 from ..networks.devices import chosen_device
 from ..networks.layers import at_any_size
 from ..pictures.cache import Pictures
+from ..pictures.draws import Paired
+from ..pictures.picture import files_of
 from .description import Description
 from .players import AVERAGED, NonfiniteGradientError, Updates, backward
 from .pool import ImagePool
@@ -138,6 +140,7 @@ class State:
                 self.images, options.transform(), cache_bytes=options.cache_mb << 20,
                 threads=max(options.threads, 1), on_bad_image=options.on_bad_image,
                 channels=options.channels,
+                aligned=[d.sets for d in self.trainer.draws(options) if isinstance(d, Paired)],
             )  # fmt: skip
         return self._pictures
 
@@ -449,7 +452,7 @@ class State:
     def content(self) -> dict[str, str]:
         """Digests of what is read: names do not tell whether images or the start were changed."""
         start = () if self.start is None else open_checkpoint(self.start).files
-        images = {f"images of {name}": files for name, files in self.images.items()}
+        images = {f"images of {name}": files_of(own) for name, own in self.images.items()}
         return {what: digest_files(files) for what, files in {**images, "start": start}.items()}
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from modelsoup import (
     Job,
     MismatchError,
-    ParameterError,
     SoupError,
     how_to_install,
     open_checkpoint,
@@ -24,7 +23,8 @@ from modelsoup import (
 
 from ..measuring.metric_names import METRICS
 from ..networks.described import Shape
-from ..pictures.images import ImageError, NonfiniteImageError, left_out, list_images, read_image
+from ..pictures.images import ImageError, NonfiniteImageError, left_out
+from ..pictures.picture import Picture, files_of, read_picture
 from .description import Description
 from .lineages import trained_at
 from .players import AVERAGED
@@ -63,7 +63,7 @@ class ImageTrainer(Description):
 
     def files(self, o: Any) -> list[Path]:
         """The images that are used, whose content is part of a result's key."""
-        return [file for files in self.images(o).values() for file in files]
+        return files_of(picture for own in self.images(o).values() for picture in own)
 
     def train(self, job: Job) -> None:
         """Train to the end, or go on from what a crash left in the work folder."""
@@ -129,7 +129,7 @@ class ImageTrainer(Description):
 
     def tested_on(self, options: Any) -> list[Path]:
         """The test images, by which somebody else may choose among networks."""
-        return [file for domain in "XY" for file in self._files(options, domain, "test")]
+        return files_of(picture for own in options.images("test").values() for picture in own)
 
     def metric_names(self) -> tuple[str, ...]:
         """The names that `quality` knows."""
@@ -155,15 +155,13 @@ class ImageTrainer(Description):
             ParameterError: an unknown metric, or one that needs a truth where there is none.
             SoupError: an extractor's weights are not there.
         """
-        from ..measuring.evaluation import paired
         from ..measuring.metrics import evaluate
 
         how = self.translators(options)[network]
         seen = self._pictures(options, how.source, part)
         own = dict(islice(seen, first, first + len(images)))
         real = dict(self._pictures(options, how.target, part))
-        folders = self._folders(options, part)
-        truth = paired(list(own), *(folders[domain] for domain in (how.source, how.target)))
+        truth = options.truth(list(own), how.source, how.target, part)
         if truth is not None and not real.keys() >= set(truth):  # one of them is damaged
             truth = None
         results = evaluate(
@@ -226,30 +224,17 @@ class ImageTrainer(Description):
         other = [f"{n}: {value}" for n, value in told.items() if own.get(n) != value]
         return f" (the start has {', '.join(other)})" if other else ""
 
-    def _pictures(self, options: Any, domain: str, part: str) -> Iterator[tuple[Path, np.ndarray]]:
-        """The files of a part that can be read, each with its picture at the size of training."""
+    def _pictures(self, options: Any, name: str, part: str) -> Iterator[tuple[Picture, np.ndarray]]:
+        """The pictures of a part of a set that can be read, and each at the size of training."""
         transform = options.transform()
-        for file in self._files(options, domain, part):
+        for file in options.images(part)[name]:
             try:
-                picture = read_image(file, options.channels)
+                picture = read_picture(file, options.channels)
             except ImageError:
                 if options.on_bad_image == "error":
                     raise
                 continue
             yield file, transform.for_test(picture)
-
-    def _files(self, options: Any, domain: str, part: str) -> Sequence[Path]:
-        if part == "train":
-            return self.images(options)[domain]
-        tests = options.tests()
-        if tests is None or (options.test_a is None and not all(map(Path.is_dir, tests))):
-            return ()
-        return list_images(tests["XY".index(domain)])
-
-    def _folders(self, options: Any, part: str) -> dict[str, Path]:
-        tests = options.tests()
-        found = options.folders() if part == "train" or tests is None else tests
-        return dict(zip("XY", found, strict=True))
 
     # The end of a training.
 
@@ -274,15 +259,9 @@ class ImageTrainer(Description):
 
     def _sets(self, job: Job) -> Sets:
         """The test images, all of which can be measured with the metrics that are asked for."""
-        from ..measuring.evaluation import find_sets
-
         options = job.options
-        folders = options.tests()
-        if folders is None:
-            raise ParameterError("there are no test images to evaluate on")
-        sets, bad = find_sets(folders, transform=options.transform()).must_allow(
-            options.evaluate, skip=options.on_bad_image == "skip"
-        )
+        sets: Sets = options.test_sets(options.transform())
+        sets, bad = sets.must_allow(options.evaluate, skip=options.on_bad_image == "skip")
         rest = [said for folder in sets.folders if (said := left_out(folder)) is not None]
         for fault in (*bad, *rest):
             job.log(f"left out of the test images: {fault}")

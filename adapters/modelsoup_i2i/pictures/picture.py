@@ -1,0 +1,59 @@
+"""One picture of a training, which a file is, or a part of a file; without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from .images import ImageError, read_image
+
+Side = Literal["left", "right"]
+SIDES: tuple[Side, Side] = ("left", "right")
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """The left or the right half of a file: one of two pictures side by side."""
+
+    file: Path
+    side: Side
+
+    def __str__(self) -> str:
+        return f"{self.file} (its {self.side} half)"
+
+    def read(self, channels: int) -> np.ndarray:
+        """The picture, as `read_image` gives one."""
+        both = read_image(self.file, channels)
+        middle, odd = divmod(both.shape[1], 2)
+        if odd or not middle:
+            raise ImageError(
+                f"{self.file} is {both.shape[1]} wide, where two pictures side by side have an "
+                f"even width"
+            )
+        half: np.ndarray = both[:, :middle] if self.side == "left" else both[:, middle:]
+        return half
+
+
+Picture: TypeAlias = Path | Half
+Images = Mapping[str, Sequence[Picture]]
+"""Sets of pictures, by what errors call them."""
+
+
+def read_picture(picture: Picture, channels: int = 3) -> np.ndarray:
+    """uint8, height × width × channels.
+
+    Raises:
+        ImageError: the file is missing or damaged, as `read_image` says it.
+    """
+    if isinstance(picture, Path):
+        return read_image(picture, channels)
+    return picture.read(channels)
+
+
+def files_of(pictures: Iterable[Picture]) -> list[Path]:
+    """The files that pictures are or lie in, each once, in their order."""
+    return list(dict.fromkeys(p if isinstance(p, Path) else p.file for p in pictures))
