@@ -1,5 +1,6 @@
 """pix2pix: the official networks, the paper's step, pairs that are learnt, and what is refused."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from i2i_domains import make_domains
 from modelsoup_i2i.measuring.evaluation import evaluate_model
 from modelsoup_i2i.networks import patches, unets
@@ -26,6 +28,7 @@ from modelsoup_i2i.use.translate import export_onnx, translate, translate_arrays
 from torch.nn import functional
 
 import modelsoup
+from modelsoup.cli import main
 
 torch.set_num_threads(1)  # tiny networks have nothing for a second one
 HERE = Path(__file__).parent
@@ -334,14 +337,17 @@ train(Path({folder!r}), Path({data!r}), **{options!r})
 """
 
 
-def train(folder: Path, data: Path, **given) -> list[str]:
+def train(
+    folder: Path, data: Path, figures: dict[str, float] | None = None, **given
+) -> list[str]:  # fmt: skip
     """Train in a folder; `out.safetensors` is the result. The lines of the log."""
     lines: list[str] = []
+    told = {} if figures is None else figures
     (folder / "work").mkdir(parents=True, exist_ok=True)
     Pix2Pix().train(
         modelsoup.Job(
             None, folder / "out.safetensors", folder / "work", (), 5, options(data, **given),
-            lambda *_: None, lines.append,
+            lambda _, new: told.update(new), lines.append,
         )
     )  # fmt: skip
     return lines
@@ -515,6 +521,35 @@ def test_what_a_checkpoint_decides_is_found_in_it(model: Path, pairs: Path):
     ):
         Pix2Pix().must_start(options(pairs, norm="instance"), model)
     Pix2Pix().must_start(options(pairs), model)
+
+
+def test_a_training_is_evaluated_in_its_direction(pairs: Path, tmp_path: Path):
+    """As `soup i2i evaluate` does, which is told where the model's inputs are."""
+    figures: dict[str, float] = {}
+    given = {"direction": "BtoA", "evaluate": ["psnr"]}
+    train(tmp_path, pairs, figures, **given)
+    own = options(pairs, **given)
+    model, transform = tmp_path / "out.safetensors", own.transform()
+    there, back = (
+        evaluate_model(model, pairs, direction=way, metrics=["psnr"], transform=transform)[0].value
+        for way in ("y2x", "x2y")
+    )
+    assert figures["psnr"] == pytest.approx(there)
+    assert there != back
+
+
+def test_the_plan_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the nodes' processes, as of this one
+    text = (ROOT / "docs" / "i2i_training.md").read_text("utf-8")
+    _, plan = re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)[:2]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "plan.yaml").write_text(plan, "utf-8")
+    made = tmp_path / "soup.safetensors"
+    arguments = ["run", str(tmp_path / "plan.yaml"), "-o", str(made)]
+    done = CliRunner().invoke(main, [*arguments, "--store", str(tmp_path / "store")])
+    assert done.exit_code == 0, done.output
+    assert Pix2Pix().options_of(made)["width"] == 16
+    assert Pix2Pix().options_of(made)["crop_size"] == 32  # its lineage tells
 
 
 # Official checkpoints.
