@@ -188,6 +188,38 @@ def test_dropout_is_where_the_paper_has_it(downs: int):
         assert len(found) == count and all(name.endswith("model.7") for name in found)
 
 
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_a_translation_is_the_papers_u_net(norm: str):
+    """Written out for three halvings: each layer of the decoder sees its mirror in the encoder."""
+    network = unet(2, 3, 1, norm).build().double()
+    image = torch.rand(2, 1, 16, 24, dtype=torch.float64, requires_grad=True)
+    own = {f"{n}.": m for n, m in network.named_modules()}
+    down_1, down_2, down_3, up_3, up_2, up_1 = (
+        (own[f"model.model.{place}."], own.get(f"model.model.{normed}."))
+        for place, normed in (
+            ("0", "-"), ("1.model.1", "1.model.2"), ("1.model.3.model.1", "-"),
+            ("1.model.3.model.3", "1.model.3.model.4"), ("1.model.5", "1.model.6"), ("3", "-"),
+        )
+    )  # fmt: skip
+
+    def layer(pair, values: torch.Tensor) -> torch.Tensor:
+        made = pair[0](values)
+        return made if pair[1] is None else pair[1](made)
+
+    def leaky(values: torch.Tensor) -> torch.Tensor:
+        return torch.where(values > 0, values, 0.2 * values)
+
+    first = layer(down_1, image)
+    second = layer(down_2, leaky(first))
+    third = layer(up_3, layer(down_3, leaky(second)).clamp(min=0))
+    fourth = layer(up_2, torch.cat([second, third], 1).clamp(min=0))
+    wanted = layer(up_1, torch.cat([first, fourth], 1).clamp(min=0)).tanh()
+    made = network(image)
+    assert torch.allclose(made, wanted, atol=1e-12)
+    gradients = [torch.autograd.grad((m**3).sum(), image)[0] for m in (made, wanted)]
+    assert torch.allclose(*gradients, rtol=1e-9, atol=1e-15)
+
+
 def test_initial_weights_are_the_official_ones():
     torch.manual_seed(0)
     for name, tensor in unet(32, 6).build().state_dict().items():

@@ -79,9 +79,9 @@ def generator_in(checkpoint: str | Path, direction: str = "x2y") -> tuple[str, N
         known.append(f"{' or '.join(map(repr, translators))} of {called}")
         if not present & translators.keys():
             continue
-        name = _leading(translators, direction)
-        own = {n: shape for n, shape in shapes.items() if n.startswith(f"{name}.")}
         try:
+            name = _leading(translators, direction)
+            own = {n: shape for n, shape in shapes.items() if n.startswith(f"{name}.")}
             if not own:
                 raise MismatchError(
                     f"there is no tensor of the generator {name!r} (names that begin with "
@@ -127,4 +127,6 @@ def load_generator(checkpoint: str | Path, direction: str = "x2y") -> nn.Module:
 def _leading(translators: Mapping[str, Translator], direction: str) -> str:
     """The one of a direction, or the only one there is, which has been trained for its own."""
     ways = {(how.source, how.target): name for name, how in translators.items()}
+    if len(ways) > 1 and DIRECTIONS[direction] not in ways:
+        raise MismatchError(f"none of {', '.join(translators)} translates {direction}")
     return next(iter(translators)) if len(ways) == 1 else ways[DIRECTIONS[direction]]
