@@ -50,7 +50,15 @@ if TYPE_CHECKING:
     from .runner import Event, RunReport, run
     from .store import Store
     from .torch_convert import ConvertReport, convert
-    from .trainer import Job, Trainer, build_options, get_trainer, options_as_json, register_trainer
+    from .trainer import (
+        Job,
+        Trainer,
+        build_options,
+        get_trainer,
+        options_as_json,
+        register_trainer,
+        trainer_names,
+    )
     from .tree import FineTune, Load, Merge, Train, Training, Tree, binary_tree
     from .tree_yaml import parse_tree, read_tree
     from .verification import VerifyReport, verify
@@ -84,6 +92,7 @@ _HOMES = {
     "torch_convert": ("ConvertReport", "convert"),
     "trainer": (
         "Job", "Trainer", "build_options", "get_trainer", "options_as_json", "register_trainer",
+        "trainer_names",
     ),
     "tree": ("FineTune", "Load", "Merge", "Train", "Training", "Tree", "binary_tree"),
     "tree_yaml": ("parse_tree", "read_tree"),
@@ -174,6 +183,7 @@ __all__ = [
     "register_trainer",
     "run",
     "summarize",
+    "trainer_names",
     "training_command",
     "verify",
 ]

@@ -18,7 +18,7 @@ from rich.tree import Tree as RichTree
 from .cli_shared import say
 from .errors import count, counted, printable, sized
 from .picture import made_by, what
-from .plan import NodePlan, Plan
+from .plan import NodePlan, Plan, training_of
 from .runner import HEARTBEAT, Event
 from .show import Text, console
 from .store import Entry, Pin

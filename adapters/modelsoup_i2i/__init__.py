@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .networks.patch import PatchDiscriminator
     from .networks.resnet import ResnetGenerator
+    from .networks.unet import UnetGenerator
     from .pictures.images import ImageError, list_images, read_image, save_png, to_image, to_tensor
     from .trainers.cyclegan import CycleGAN, CycleGANOptions
+    from .trainers.pix2pix import Pix2Pix, Pix2PixOptions
     from .training.session import Session
     from .use.official import import_folder
 
 _HOMES = {
     "trainers.cyclegan": ("CycleGAN", "CycleGANOptions"),
+    "trainers.pix2pix": ("Pix2Pix", "Pix2PixOptions"),
     "pictures.images": (
         "ImageError",
         "list_images",
@@ -28,6 +31,7 @@ _HOMES = {
     ),
     "networks.patch": ("PatchDiscriminator",),
     "networks.resnet": ("ResnetGenerator",),
+    "networks.unet": ("UnetGenerator",),
     "use.generators": ("load_generator",),
     "use.official": ("import_folder",),
     "training.session": ("Session",),
@@ -39,8 +43,11 @@ __all__ = [
     "CycleGANOptions",
     "ImageError",
     "PatchDiscriminator",
+    "Pix2Pix",
+    "Pix2PixOptions",
     "ResnetGenerator",
     "Session",
+    "UnetGenerator",
     "import_folder",
     "list_images",
     "load_generator",

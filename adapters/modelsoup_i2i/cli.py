@@ -31,7 +31,7 @@ _MINUTE = 60.0  # seconds after which progress is told again, where there is no 
 _PATH = GivenPath(path_type=Path)
 _DIRECTION = click.option(
     "--direction", type=click.Choice(["x2y", "y2x"]), default="x2y", show_default=True,
-    help="From the first domain to the second, or back.",
+    help="From the first domain to the second, or back; a model of one generator has one.",
 )  # fmt: skip
 _FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
 
@@ -146,7 +146,7 @@ def translate(
 @click.argument("model", type=_PATH)
 @click.argument("output", metavar="OUT.onnx", type=_PATH)
 @_DIRECTION
-@click.option("--size", type=int, help="Fix height and width.  [default: any multiples of 4]")
+@click.option("--size", type=int, help="Fix height and width.  [default: any that it takes]")
 @_FORCE
 def export(model: Path, output: Path, direction: str, size: int | None, force: bool) -> None:
     """Write a generator as ONNX."""
@@ -165,7 +165,7 @@ def export(model: Path, output: Path, direction: str, size: int | None, force: b
 @_DIRECTION
 @_FORCE
 def import_(folder: Path, output: Path, epoch: str, direction: str, force: bool) -> None:
-    """Read an official CycleGAN checkpoint: its folder, or the file of one generator."""
+    """Read an official CycleGAN or pix2pix checkpoint: its folder, or the file of a generator."""
     with _needed("i2i"):
         from .use.official import import_folder
     found = import_folder(folder, output, force=force, epoch=epoch, direction=direction)

@@ -809,7 +809,7 @@ def test_the_plan_of_the_docs_is_a_plan(tmp_path: Path):
 
     make_domains(tmp_path / "apple2orange", count_a=40, count_b=4)
     page = (HERE.parent.parent / "docs" / "i2i_training.md").read_text("utf-8")
-    (block,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    block, *_ = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
     tree, _ = modelsoup.parse_tree(block, folder=tmp_path)
     checked = modelsoup.check(tree)
     assert checked.problems == () and len(checked.steps) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,7 +12,9 @@ from modelsoup import MismatchError
 
 SPREAD = 0.02  # the standard deviation of all initial weights
 MULTIPLE = 4  # a generator that halves an image twice wants sides of such
+LEAST = 8  # where it pads by reflection in its middle, that needs two pixels
 
+Norm = Literal["instance", "batch"]
 Shape = tuple[int, ...]
 
 
@@ -59,14 +62,28 @@ class InstanceNorm(nn.InstanceNorm2d):
         return result
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that initialises its weight as the official code does: N(1, 0.02)."""
+
+    def reset_parameters(self) -> None:
+        """What `torch_bridge.load_into` calls for tensors that a start lacks."""
+        self.reset_running_stats()
+        nn.init.normal_(self.weight, 1.0, SPREAD)
+        nn.init.zeros_(self.bias)
+
+
+def norm(kind: Norm, channels: int) -> nn.Module:
+    """A normalisation, before which a convolution has a bias only if it is `instance`."""
+    return InstanceNorm(channels) if kind == "instance" else BatchNorm(channels)
+
+
 def padded(images: torch.Tensor, multiple: int = MULTIPLE) -> torch.Tensor:
     """Images continued by reflection at the right and at the bottom, to multiples of some number.
 
-    A side shorter than twice that becomes twice that: where a network halves its images, padding
-    by reflection in its middle needs two pixels.
+    A side shorter than `LEAST` becomes that long first.
     """
     height, width = images.shape[-2:]
-    high, wide = (max(side, 2 * multiple) for side in (height, width))
+    high, wide = (max(side, LEAST) for side in (height, width))
     below, right = high + -high % multiple - height, wide + -wide % multiple - width
     if not below and not right:
         return images

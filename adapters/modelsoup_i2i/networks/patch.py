@@ -1,4 +1,4 @@
-"""The discriminator that judges patches, with the official names (Isola et al. 2017, 6.1.2)."""
+"""Discriminators that judge patches, with the official names (Isola et al. 2017, 6.1.2)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from torch import nn
 from modelsoup import MismatchError
 
 from .described import Network
-from .layers import Convolution, InstanceNorm, must_match
-from .patches import widths
-
-MADE_BY = f"{__name__}:PatchDiscriminator"
+from .layers import Convolution, Norm, must_match, norm
+from .patches import MADE_BY, PIXELS_BY, widths
 
 
 class PatchDiscriminator(nn.Module):
@@ -22,13 +20,16 @@ class PatchDiscriminator(nn.Module):
     Images of 256² give 30², of 128² 14², of 64² 6².
     """
 
-    def __init__(self, width: int = 64, layers: int = 3, channels: int = 3) -> None:
+    def __init__(
+        self, width: int = 64, layers: int = 3, channels: int = 3, norm: Norm = "instance"
+    ) -> None:
         """Build it.
 
         Args:
             width: channels after the first layer, `ndf`.
             layers: of stride 2; 3 see patches of 70 × 70.
             channels: of the images.
+            norm: between the first layer and the last.
         """
         super().__init__()
         wide = widths(width, layers)
@@ -38,9 +39,9 @@ class PatchDiscriminator(nn.Module):
         for index in range(1, len(wide)):
             stride = 2 if index < layers else 1
             made += [
-                Convolution(wide[index - 1], wide[index], 4, stride=stride, padding=1),
-                InstanceNorm(wide[index]), nn.LeakyReLU(0.2),
-            ]  # fmt: skip
+                *_normal(norm, wide[index - 1], wide[index], 4, stride=stride, padding=1),
+                nn.LeakyReLU(0.2),
+            ]
         made.append(Convolution(wide[-1], 1, 4, padding=1))
         self.model = nn.Sequential(*made)
 
@@ -50,22 +51,69 @@ class PatchDiscriminator(nn.Module):
         return result
 
 
-def patch_in(tensors: Mapping[str, Sequence[int]], prefix: str = "D_A.") -> dict[str, int]:
-    """What a discriminator was built with: width, layers and channels, from names and shapes.
+class PixelDiscriminator(nn.Module):
+    """Judges each pixel by itself: N × channels × H × W in [−1, 1] to N × 1 × H × W."""
+
+    def __init__(self, width: int = 64, channels: int = 3, norm: Norm = "instance") -> None:
+        """Build it; the arguments are those of `PatchDiscriminator`."""
+        super().__init__()
+        self.net = nn.Sequential(
+            Convolution(channels, width, 1),
+            nn.LeakyReLU(0.2),
+            *_normal(norm, width, 2 * width, 1),
+            nn.LeakyReLU(0.2),
+            Convolution(2 * width, 1, 1, bias=norm == "instance"),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The verdicts; no sigmoid."""
+        result: torch.Tensor = self.net(images)
+        return result
+
+
+def _normal(kind: Norm, ins: int, outs: int, kernel: int, **how: int) -> list[nn.Module]:
+    """A convolution and what normalises it; batch norm has a bias of its own."""
+    return [Convolution(ins, outs, kernel, bias=kind == "instance", **how), norm(kind, outs)]
+
+
+def discriminator_in(tensors: Mapping[str, Sequence[int]], prefix: str) -> Network:
+    """A checkpoint's discriminator, of patches or of pixels, from names and shapes.
+
+    Args:
+        tensors: name → shape, of a whole checkpoint or one network.
+        prefix: what the discriminator's names begin with; may be empty.
 
     Raises:
         MismatchError: there is no such discriminator, or it is of another kind.
     """
     own = {n.removeprefix(prefix): tuple(s) for n, s in tensors.items() if n.startswith(prefix)}
     said = f"the discriminator {prefix.rstrip('.')!r}" if prefix else "the discriminator"
-    if any(name.startswith("net.") for name in own):
-        raise MismatchError(f"{said} is a pixel discriminator, where a PatchGAN is expected")
-    first = own.get("model.0.weight")
+    of_pixels = "net.0.weight" in own
+    first = own.get("net.0.weight" if of_pixels else "model.0.weight")
     if first is None or len(first) != 4:
         raise MismatchError(f"{said} has no model.0.weight of four dimensions, its first layer")
-    if "model.3.weight" in own:
+    kind = "batch" if any(name.endswith(".running_mean") for name in own) else "instance"
+    sizes = {"width": first[0], "channels": first[1], "norm": kind}
+    if of_pixels:
+        made = Network(PIXELS_BY, sizes)
+    else:
+        convolutions = [n for n, s in own.items() if n.endswith(".weight") and len(s) == 4]
+        made = Network(MADE_BY, {**sizes, "layers": max(len(convolutions) - 2, 1)})
+    must_match(own, made.shapes(), said)
+    return made
+
+
+def patch_in(tensors: Mapping[str, Sequence[int]], prefix: str = "D_A.") -> dict[str, int]:
+    """What CycleGAN's discriminator was built with: width, layers and channels.
+
+    Raises:
+        MismatchError: there is no such discriminator, or it is of another kind: of pixels, or with
+            batch normalisation.
+    """
+    said = f"the discriminator {prefix.rstrip('.')!r}" if prefix else "the discriminator"
+    if any(name.startswith(f"{prefix}net.") for name in tensors):
+        raise MismatchError(f"{said} is a pixel discriminator, where a PatchGAN is expected")
+    if f"{prefix}model.3.weight" in tensors:
         raise MismatchError(f"{said} has batch normalisation, where instance norm is expected")
-    weights = [name for name in own if name.endswith(".weight")]
-    sizes = {"width": first[0], "layers": max(len(weights) - 2, 1), "channels": first[1]}
-    must_match(own, Network(MADE_BY, sizes).shapes(), said)
-    return sizes
+    made = discriminator_in(tensors, prefix)
+    return {name: made.sizes[name] for name in ("width", "layers", "channels")}

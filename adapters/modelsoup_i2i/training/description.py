@@ -18,9 +18,11 @@ class Description:
 
     Attributes:
         name: what plans call it.
-        options: its options: a dataclass that inherits `training.options.Options`.
+        options: its options: a dataclass that inherits `training.options.Options`, and in which
+            each has a default.
         version: changes when results do.
-        multiple: of which heights and widths must be that a translator sees.
+        multiple: of which heights and widths must be that a translator sees, where its network has
+            no `multiple` of its own.
         called: how else plans, and with them lineages, may call it: `module:Class`.
     """
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from modelsoup import counted, listed
 
@@ -170,8 +171,7 @@ class Session(State):
 
         options, own = self.options, sets.first(self.options.evaluate_n)
         inputs, real = (own.read(files, options.channels) for files in (own.inputs, own.real))
-        with self.at_rest():
-            fake = [self._translated(self.deployed[0], picture=picture)[-1] for picture in inputs]
+        fake = [self._translated(self.deployed[0], picture=picture)[-1] for picture in inputs]
         device = str(self.device)
         results = evaluate(
             fake, real, inputs=inputs,
@@ -184,15 +184,6 @@ class Session(State):
             made, there = (features(each, through, device=device) for each in (fake, real))
             figures |= collapse({"": made}, {"": there}, deviation=_deviation(fake)).figures()
         return figures
-
-    @contextmanager
-    def at_rest(self) -> Iterator[None]:
-        """Networks as they are used; they train on as they did."""
-        self._module.eval()
-        try:
-            yield
-        finally:
-            self._module.train()
 
     def told(self) -> dict[str, Any]:
         """What a record should hold of the training, as plain data: with what, on what, where."""
@@ -222,8 +213,7 @@ class Session(State):
         found = []
         for name, how in self.trainer.translators(self.options).items():
             files = self.pictures.first(how.source, _LOOKED_AT)
-            with self.at_rest():
-                both = [self._translated(name, picture=self._picture(file)) for file in files]
+            both = [self._translated(name, picture=self._picture(file)) for file in files]
             seen, made = (_difference(own) for own in zip(*both, strict=True))
             if made < _CONSTANT < seen:
                 found.append(name)
@@ -242,8 +232,7 @@ class Session(State):
         for name, how in translators.items():
             back = [how.back] if how.back else []
             files = self.pictures.first(how.source, _SHOWN)
-            with self.at_rest():
-                rows += [self._translated(name, *back, picture=self._picture(f)) for f in files]
+            rows += [self._translated(name, *back, picture=self._picture(f)) for f in files]
             labels += [how.label] * len(files)
         titles = ("image", "translated", "and back")[: len(rows[0])]
         folder = self.shown / "samples"
@@ -367,7 +356,8 @@ class Session(State):
         with torch.no_grad(), self.autocast():
             for name in names:
                 network = self._module[name + AVERAGED if name + AVERAGED in self._module else name]
-                made = at_any_size(network, made, getattr(network, "multiple", 1))
+                with _in_use(network):
+                    made = at_any_size(network, made, getattr(network, "multiple", 1))
                 shown.append(to_image(made[0].float()))
         return shown
 
@@ -379,6 +369,17 @@ class Session(State):
 def _deviation(pictures: Sequence[np.ndarray]) -> float:
     """Levels of 256: over all pixels of all pictures."""
     return float(np.concatenate([picture.ravel() for picture in pictures]).std())
+
+
+@contextmanager
+def _in_use(network: nn.Module) -> Iterator[None]:
+    """As it is after the training: no dropout, and statistics that are used and not moved."""
+    was = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was)
 
 
 def _difference(pictures: Sequence[np.ndarray]) -> float:

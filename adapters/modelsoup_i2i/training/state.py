@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -219,12 +220,29 @@ class State(Stage):
             Batch({name: self.placed(values) for name, values in drawn.items()}) for drawn in group
         ]
         seen: list[dict[str, torch.Tensor]] = [{} for _ in batches]
-        for turn in self.trainer.turns(self.options, self.steps):
-            self._take(turn, batches, seen)
+        with self._noise():
+            for turn in self.trainer.turns(self.options, self.steps):
+                self._take(turn, batches, seen)
         self.steps += 1
         names = list(seen[0])
         means = torch.stack([torch.stack([s[name] for s in seen]).mean() for name in names])
         return dict(zip(names, means.tolist(), strict=True))
+
+    @contextmanager
+    def _noise(self) -> Iterator[None]:
+        """What networks and losses draw themselves, as dropout does, is drawn again if resumed.
+
+        Torch's generators are seeded by the seed, the step and the process; the caller's come back.
+        """
+        gpus = [] if self.device.type == "cpu" else [self.device.index]
+        place = np.random.SeedSequence((self.seed, self.steps, self.place.rank))
+        with torch.random.fork_rng(devices=gpus):
+            # torch.manual_seed would seed every GPU, also those that are not forked here.
+            for generator in (
+                torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)
+            ):  # fmt: skip
+                generator.manual_seed(int(place.generate_state(1, np.uint64)[0] >> 1))
+            yield
 
     def _take(
         self, turn: Turn, batches: Sequence[Batch], seen: Sequence[dict[str, torch.Tensor]]

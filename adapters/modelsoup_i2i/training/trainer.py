@@ -237,7 +237,8 @@ class ImageTrainer(Description):
             told = self.options_in(shapes)
         except MismatchError:
             return ""
-        other = [f"{n}: {value}" for n, value in told.items() if getattr(o, n) != value]
+        own = self.options_in({name: shape for name, (_, shape) in self.tensors(o).items()})
+        other = [f"{n}: {value}" for n, value in told.items() if own.get(n) != value]
         return f" (the start has {', '.join(other)})" if other else ""
 
     def _pictures(self, options: Any, name: str, part: str) -> Iterator[tuple[Picture, np.ndarray]]:

@@ -19,6 +19,9 @@ class Batch:
     def __init__(self, drawn: Mapping[str, torch.Tensor]) -> None:
         self.__dict__.update(drawn)
 
+    def __setattr__(self, name: str, values: torch.Tensor) -> None:
+        self.__dict__[name] = values
+
     def __getattr__(self, name: str) -> torch.Tensor:
         raise AttributeError(f"nothing was drawn as {name!r} (there are {', '.join(vars(self))})")
 

@@ -1,58 +1,132 @@
-"""The generators of a checkpoint, as they are used."""
+"""The generators of a checkpoint, as they are used.
+
+Which trainer a checkpoint belongs to is found from its names: that of a trainer here, or of any
+package's, among whose translators one is.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from torch import nn
 
-from modelsoup import CheckpointError, MismatchError, ParameterError, open_checkpoint
+from modelsoup import (
+    CheckpointError,
+    MismatchError,
+    ParameterError,
+    TrainerError,
+    get_trainer,
+    open_checkpoint,
+    trainer_names,
+)
 
-from ..networks.resnet import ResnetGenerator, resnet_in
+from ..networks.described import Network
+from .translator import Translator
 
-GENERATORS = ("G_A", "G_B")
-DISCRIMINATORS = ("D_A", "D_B")
-NETWORKS = (*GENERATORS, *DISCRIMINATORS)
-DIRECTIONS = {"x2y": "G_A", "y2x": "G_B"}
+DIRECTIONS = {"x2y": ("X", "Y"), "y2x": ("Y", "X")}
 
 
-def generator_in(checkpoint: str | Path, direction: str = "x2y") -> dict[str, int]:
-    """What one generator of a checkpoint was built with: width, blocks and channels.
+@runtime_checkable
+class Translating(Protocol):
+    """What is asked of a trainer; each of its options has a default."""
+
+    options: Any
+
+    def networks(self, o: Any) -> dict[str, Network]:
+        """All networks by name."""
+
+    def translators(self, o: Any) -> dict[str, Translator]:
+        """Those that translate, the most wanted one first."""
+
+    def options_in(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """The options that names and shapes in a checkpoint decide, or a MismatchError."""
+
+
+def must_lead(direction: str) -> None:
+    """Check the word for a direction.
+
+    Raises:
+        ParameterError: it is another one.
+    """
+    if direction not in DIRECTIONS:
+        raise ParameterError(f"the direction is {direction!r}, but must be x2y or y2x")
+
+
+def generator_in(checkpoint: str | Path, direction: str = "x2y") -> tuple[str, Network]:
+    """One generator of a checkpoint: its name, and what it was built with.
 
     Raises:
         as `load_generator`.
     """
-    if direction not in DIRECTIONS:
-        raise ParameterError(f"the direction is {direction!r}, but must be x2y or y2x")
+    must_lead(direction)
     shapes = {name: info.shape for name, info in open_checkpoint(checkpoint).tensors.items()}
-    try:
-        return resnet_in(shapes, f"{DIRECTIONS[direction]}.")
-    except MismatchError as error:
-        raise MismatchError(f"{checkpoint}: {error}") from None
+    present = {name.partition(".")[0] for name in shapes}
+    known: list[str] = []
+    fault: MismatchError | None = None
+    for called in trainer_names():
+        try:
+            trainer = get_trainer(called)
+        except TrainerError as error:  # it may be the one that is looked for
+            known.append(str(error))
+            continue
+        if not isinstance(trainer, Translating):
+            continue
+        translators = trainer.translators(trainer.options())
+        known.append(f"{' or '.join(map(repr, translators))} of {called}")
+        if not present & translators.keys():
+            continue
+        try:
+            name = _leading(translators, direction)
+            own = {n: shape for n, shape in shapes.items() if n.startswith(f"{name}.")}
+            if not own:
+                raise MismatchError(
+                    f"there is no tensor of the generator {name!r} (names that begin with "
+                    f"'{name}.')"
+                )
+            options = trainer.options(**trainer.options_in(own))
+        except MismatchError as error:
+            fault = fault or MismatchError(f"{checkpoint}: {error}")
+            continue
+        return name, trainer.networks(options)[name]
+    raise fault or MismatchError(
+        f"{checkpoint} holds no generator that a trainer here knows: {'; '.join(known)}"
+    )
 
 
-def load_generator(checkpoint: str | Path, direction: str = "x2y") -> ResnetGenerator:
+def load_generator(checkpoint: str | Path, direction: str = "x2y") -> nn.Module:
     """One generator of a checkpoint, in eval mode, in float32 on the CPU.
 
     Args:
-        checkpoint: a safetensors file with `G_A.*` (X to Y) or `G_B.*` (Y to X).
-        direction: `x2y` or `y2x`.
+        checkpoint: a safetensors file with generators of a trainer: `G_A.*` (X to Y) and `G_B.*`
+            (Y to X) of CycleGAN, `G.*` of pix2pix, …
+        direction: `x2y` or `y2x`; where there is one generator, both are it.
 
     Raises:
         ParameterError: another direction.
         CheckpointError: the file is missing or damaged.
         MismatchError: it holds no such generator, or one of another kind.
     """
-    sizes = generator_in(checkpoint, direction)
-    network, opened = ResnetGenerator(**sizes), open_checkpoint(checkpoint)
-    prefix = f"{DIRECTIONS[direction]}."
+    name, told = generator_in(checkpoint, direction)
+    network, opened = told.build(), open_checkpoint(checkpoint)
     state = {}
-    for name in network.state_dict():
-        values = np.asarray(opened[prefix + name], np.float32)
+    for key, value in network.state_dict().items():
+        dtype = np.float32 if value.is_floating_point() else np.int64
+        values = np.asarray(opened[f"{name}.{key}"], dtype)
         if not np.isfinite(values).all():
-            raise CheckpointError(f"{checkpoint}: {prefix + name} holds NaN or infinity")
-        state[name] = torch.from_numpy(values)
+            raise CheckpointError(f"{checkpoint}: {name}.{key} holds NaN or infinity")
+        state[key] = torch.from_numpy(values)
     network.load_state_dict(state)
     network.eval()
     return network
+
+
+def _leading(translators: Mapping[str, Translator], direction: str) -> str:
+    """The one of a direction, or the only one there is, which has been trained for its own."""
+    ways = {(how.source, how.target): name for name, how in translators.items()}
+    if len(ways) > 1 and DIRECTIONS[direction] not in ways:
+        raise MismatchError(f"none of {', '.join(translators)} translates {direction}")
+    return next(iter(translators)) if len(ways) == 1 else ways[DIRECTIONS[direction]]

@@ -1,9 +1,10 @@
-"""Checkpoints of the official CycleGAN code, made into one safetensors file.
+"""Checkpoints of the official CycleGAN and pix2pix code, made into one safetensors file.
 
 A folder holds a file for each network: `latest_net_G_A.pth` and so on, `20_net_G_A.pth` of an
-epoch, `iter_5000_net_G_A.pth`; a model for one direction is `latest_net_G.pth`, or downloaded, with
-the task for a name, a single file. They hold weights alone. Pretrained ones have no discriminators:
-a training that starts from them initialises those.
+epoch, `iter_5000_net_G_A.pth`; CycleGAN's model for one direction is `latest_net_G.pth`, or
+downloaded, with the task for a name, a single file; so is pix2pix's generator, which its tensors'
+names tell from that, with `latest_net_D.pth` beside it. They hold weights alone. Pretrained ones
+have no discriminators: a training that starts from them initialises those.
 """
 
 from __future__ import annotations
@@ -21,20 +22,23 @@ from modelsoup import (
     CheckpointError,
     MismatchError,
     OutputError,
-    ParameterError,
     check_output,
     convert,
     open_checkpoint,
     placed,
 )
 
-from ..networks.patch import patch_in
+from ..networks.patch import discriminator_in, patch_in
 from ..networks.resnet import resnet_in
-from .generators import DIRECTIONS, DISCRIMINATORS, GENERATORS, NETWORKS
+from ..networks.unet import is_unet, unet_in
+from .generators import must_lead
 
+GENERATORS = ("G_A", "G_B")
+DISCRIMINATORS = ("D_A", "D_B")
+ALONE = {"x2y": "G_A", "y2x": "G_B"}  # what a generator of one direction is
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
-_FILE = re.compile(r"(?P<when>latest|\d+|iter_\d+)_net_(?P<network>G|G_A|G_B|D_A|D_B)\.pth")
-_STALE = ("running_mean", "running_var", "num_batches_tracked")
+_FILE = re.compile(r"(?P<when>latest|\d+|iter_\d+)_net_(?P<network>G|D|G_A|G_B|D_A|D_B)\.pth")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def import_folder(
@@ -48,7 +52,7 @@ def import_folder(
         output: a path that ends in `.safetensors`.
         force: replace an existing output.
         epoch: which files of the folder: `latest`, an epoch, or `iter_N`.
-        direction: what the generator of a one-sided model is: `x2y` or `y2x`.
+        direction: what the generator of a one-sided CycleGAN is: `x2y` or `y2x`.
 
     Returns:
         how many parameters each network has that was found.
@@ -56,46 +60,51 @@ def import_folder(
     Raises:
         CheckpointError: a file is missing or damaged, or asks for code to be run.
         MismatchError: a network is of another kind than CycleGAN's default, such as one with
-            dropout or batch normalisation, or the networks do not fit together.
+            dropout or batch normalisation, or than pix2pix's, or the networks do not fit together.
         ParameterError: another direction.
         OutputError: the output is no `.safetensors` file, exists, or cannot be written.
     """
     source, output = Path(source), Path(output)
-    if direction not in DIRECTIONS:
-        raise ParameterError(f"the direction is {direction!r}, but must be x2y or y2x")
+    must_lead(direction)
     if output.suffix != ".safetensors":
         raise OutputError(f"the output {output} must end in .safetensors")
     check_output(output, force=force)
-    files = dict(_found(source, epoch, direction))
-    tensors: dict[str, np.ndarray] = {}
-    counts: dict[str, int] = {}
-    shapes: list[tuple[str, Any]] = []
+    read: dict[str, dict[str, np.ndarray]] = {}
+    files = _found(source, epoch)
     with tempfile.TemporaryDirectory(prefix="modelsoup-import-") as work:
-        for network in NETWORKS:
-            if network not in files:
-                continue
-            own = _read(files[network], Path(work) / f"{network}.safetensors")
-            plain = {name: values.shape for name, values in own.items()}
-            try:
-                if network in GENERATORS:
-                    shapes.append((network, resnet_in(plain, "")))
-                else:
-                    shapes.append((network, patch_in(plain, "")))
-            except MismatchError as error:
-                raise MismatchError(f"{files[network]}: {error}") from None
-            tensors |= {f"{network}.{name}": values for name, values in own.items()}
-            counts[network] = sum(values.size for values in own.values())
-    _must_agree(shapes)
+        for network, file in files.items():
+            read[network] = _read(file, Path(work) / f"{network}.safetensors")
+    told: dict[str, Any] = {}
+    of_pairs = is_unet(read.get("G", {}))
+    for network, own in read.items():
+        plain = {name: values.shape for name, values in own.items()}
+        try:
+            if network == "D" and not of_pairs:
+                raise MismatchError(
+                    "the discriminator of pairs belongs to pix2pix, whose generator here is a "
+                    "U-Net, in G's file"
+                )
+            kind = (unet_in, discriminator_in) if of_pairs else (resnet_in, patch_in)
+            told[network] = kind[network.startswith("D")](plain, "")
+        except MismatchError as error:
+            raise MismatchError(f"{files[network]}: {error}") from None
+    _must_agree(told)
+    if "G" in read and not of_pairs:
+        read[ALONE[direction]] = read.pop("G")
+    order = ("G", "D") if of_pairs else (*GENERATORS, *DISCRIMINATORS)
+    tensors = {f"{network}.{name}": values for network in order if network in read
+               for name, values in read[network].items()}  # fmt: skip
     with placed(output, force=force) as partial:
         partial.write_bytes(save(tensors, {"format": "pt"}))
-    return counts
+    return {network: sum(values.size for name, values in read[network].items()
+                         if name.rpartition(".")[2] not in _STATISTICS)
+            for network in order if network in read}  # fmt: skip
 
 
-def _found(source: Path, epoch: str, direction: str) -> list[tuple[str, Path]]:
-    """Network and file, for each file of a source."""
-    alone = DIRECTIONS[direction]
+def _found(source: Path, epoch: str) -> dict[str, Path]:
+    """The file of each network of a source, by the name that it has there."""
     if source.is_file():
-        return [(alone, source)]
+        return {"G": source}
     if not source.is_dir():
         raise CheckpointError(f"{source} does not exist")
     every = [(match, path) for path in sorted(source.iterdir())
@@ -104,19 +113,19 @@ def _found(source: Path, epoch: str, direction: str) -> list[tuple[str, Path]]:
         raise CheckpointError(
             f"{source} has no file of the official layout, such as latest_net_G_A.pth"
         )
-    files = [(m["network"], path) for m, path in every if m["when"] == epoch]
+    files = {m["network"]: path for m, path in every if m["when"] == epoch}
     if not files:
         times = sorted({match["when"] for match, _ in every})
         raise CheckpointError(f"{source} has no networks of {epoch!r} (it has {', '.join(times)})")
-    names = [network for network, _ in files]
-    if "G" in names and len(names) > 1:
+    others = [path.name for network, path in files.items() if len(network) > 1]
+    if "G" in files and others:
         raise CheckpointError(
-            f"{source} has both {epoch}_net_G.pth, a model for one direction, and "
-            f"{files[names.index('G') - 1][1].name}: name the one file that is meant"
+            f"{source} has both {epoch}_net_G.pth, a model for one direction, and {others[-1]}: "
+            f"name the one file that is meant"
         )
-    if not {"G", *GENERATORS} & set(names):
-        raise CheckpointError(f"{source} has no generator of {epoch!r} ({epoch}_net_G_A.pth)")
-    return [(alone if network == "G" else network, path) for network, path in files]
+    if not {"G", *GENERATORS} & set(files):
+        raise CheckpointError(f"{source} has no generator of {epoch!r} (such as {epoch}_net_G.pth)")
+    return files
 
 
 def _read(path: Path, work: Path) -> dict[str, np.ndarray]:
@@ -130,9 +139,14 @@ def _read(path: Path, work: Path) -> dict[str, np.ndarray]:
             plain = plain.partition(".")[2]
         if plain in tensors:
             raise CheckpointError(f"{path} has {plain} twice, with and without a wrapper's prefix")
-        tensors[plain] = np.array(opened[name], np.float32)
+        counted = plain.endswith(".num_batches_tracked")
+        tensors[plain] = np.array(opened[name], np.int64 if counted else np.float32)
     for name in _stale(tensors):
         del tensors[name]
+    for name in [name for name in tensors if name.endswith(".running_mean")]:
+        # Batch norms of versions before 0.4.1 did not count.
+        count = f"{name.rpartition('.')[0]}.num_batches_tracked"
+        tensors.setdefault(count, np.zeros((), np.int64))
     return tensors
 
 
@@ -140,14 +154,20 @@ def _stale(tensors: Mapping[str, np.ndarray]) -> list[str]:
     """Statistics that old versions saved for InstanceNorm, which has none: no weight is beside."""
     return [
         name for name in tensors
-        if name.rpartition(".")[2] in _STALE
+        if name.rpartition(".")[2] in _STATISTICS
         and f"{name.rpartition('.')[0]}.weight" not in tensors
     ]  # fmt: skip
 
 
-def _must_agree(shapes: list[tuple[str, Any]]) -> None:
+def _must_agree(told: Mapping[str, Any]) -> None:
     for kind in (GENERATORS, DISCRIMINATORS):
-        own = [(network, shape) for network, shape in shapes if network in kind]
-        if any(sizes != own[0][1] for _, sizes in own):
-            said = " and ".join(f"{network} {sizes}" for network, sizes in own)
+        own = {network: sizes for network, sizes in told.items() if network in kind}
+        if any(sizes != next(iter(own.values())) for sizes in own.values()):
+            said = " and ".join(f"{network} {sizes}" for network, sizes in own.items())
             raise MismatchError(f"the networks do not belong to one model: {said}")
+    if "D" in told:
+        sizes, judge = told["G"], told["D"].sizes
+        if (2 * sizes["channels"], sizes["norm"]) != (judge["channels"], judge["norm"]):
+            raise MismatchError(
+                f"the networks do not belong to one model: G {sizes} and D {dict(judge)}"
+            )

@@ -42,6 +42,8 @@ from .places import translations
 Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
 
+_SMALLEST, _LARGEST = 16, 8192  # sides of what an exported generator takes
+
 # Warns, for each operation of torchvision's, that it is not there; no network here has one.
 _TORCHVISION_ASIDE = "torch.onnx._internal.exporter._registration"
 
@@ -60,16 +62,16 @@ def translate(
 ) -> list[Path]:
     """Translate a picture, or all of a folder and its sub-folders, to PNG files.
 
-    Any size: the sides are padded to multiples of four by reflection and cut back. Names are kept,
-    their suffix becomes `.png`; pictures are grey, RGB or RGB with opacity as the model's are. Only
-    one batch is in memory. Pictures are put in place when all are made, so that a failure leaves no
-    part of them.
+    Any size: the sides are padded by reflection to multiples of what the generator wants, such as
+    four, and cut back. Names are kept, their suffix becomes `.png`; pictures are grey, RGB or RGB
+    with opacity as the model's are. Only one batch is in memory. Pictures are put in place when
+    all are made, so that a failure leaves no part of them.
 
     Args:
-        model: a checkpoint with `G_A.*` or `G_B.*`.
+        model: a checkpoint with generators of a trainer: `G_A.*`, `G_B.*`, `G.*`.
         source: a picture, or a folder.
         output: for a picture a `.png` file, or a folder that exists; for a folder a folder.
-        direction: `x2y` or `y2x`.
+        direction: `x2y` or `y2x`; a model of one generator has one way, whichever is named.
         batch: how many neighbours of one size are translated at a time.
         device: where, as torch names it; `auto` is a GPU where there is one.
         force: replace pictures that exist.
@@ -154,17 +156,15 @@ def export_onnx(
     """Write one generator as ONNX: input `image`, output `translation`, N × C × H × W in [−1, 1].
 
     C is the generator's, usually 3. N is free unless `batch` is given, H and W unless `size` is; H
-    and W must be multiples of four. The file's metadata name the checkpoint, its XXH3-128, and the
-    direction.
+    and W must be multiples of what the generator wants, such as four. The file's metadata name the
+    checkpoint, its XXH3-128, and the direction.
 
     Raises:
-        ParameterError: the size is no multiple of four, or below 16.
+        ParameterError: the size is no such multiple, or below 16.
         OutputError: the output exists, does not end in `.onnx`, or cannot be written.
         SoupError: onnx or onnxscript is not installed.
     """
     output = Path(output)
-    if size is not None and (size < 16 or size % 4):
-        raise ParameterError(f"size is {size}, where a multiple of 4 from 16 on is expected")
     if batch is not None and batch < 1:
         raise ParameterError(f"batch is {batch}, where at least 1 is expected")
     if output.suffix != ".onnx":
@@ -176,14 +176,22 @@ def export_onnx(
     except ImportError as error:
         raise SoupError(f"exporting needs {how_to_install('onnx')} ({error})") from error
     generator = load_generator(str(model), direction)
+    multiple = int(generator.multiple)
+    least = max(_SMALLEST, multiple)
+    if size is not None and (size < least or size % multiple):
+        raise ParameterError(
+            f"size is {size}, where a multiple of {multiple} from {least} on is expected"
+        )
     # Of batch 2 where it is free: the exporter would take a size of 1 for a constant.
-    example = torch.zeros(batch or 2, generator.channels, size or 64, size or 64)
+    side = size or max(64, 2 * multiple)
+    example = torch.zeros(batch or 2, generator.channels, side, side)
     free: dict[int, Any] = {}
     if batch is None:
         free[0] = torch.export.Dim("batch")
     if size is None:
-        free[2] = 4 * torch.export.Dim("rows", min=4, max=2048)
-        free[3] = 4 * torch.export.Dim("columns", min=4, max=2048)
+        limits = {"min": max(_SMALLEST // multiple, 1), "max": _LARGEST // multiple}
+        free[2] = multiple * torch.export.Dim("rows", **limits)
+        free[3] = multiple * torch.export.Dim("columns", **limits)
     with placed(output, force=force) as partial:
         with warnings.catch_warnings(), _without(_TORCHVISION_ASIDE):
             # torch 2.13's exporter uses a name that its own pytree module calls old.
@@ -209,7 +217,7 @@ def channels_of(model: str | os.PathLike[str], direction: str = "x2y") -> int:
     Raises:
         MismatchError: there is no such generator, or none of pictures.
     """
-    channels = generator_in(str(model), direction)["channels"]
+    channels = int(generator_in(str(model), direction)[1].sizes["channels"])
     if channels not in CHANNELS:
         raise MismatchError(
             f"{model} translates images of {channels} channels, where pictures have 1, 3 or 4"
@@ -253,4 +261,5 @@ def _translated(
 ) -> list[np.ndarray]:
     with torch.inference_mode():
         images = torch.stack([to_tensor(picture) for picture in pictures]).to(device)
-        return [to_image(image) for image in at_any_size(generator, images)]
+        made = at_any_size(generator, images, generator.multiple)
+        return [to_image(image) for image in made]
