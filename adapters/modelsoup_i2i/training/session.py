@@ -187,7 +187,9 @@ class Session(State):
 
     def told(self) -> dict[str, Any]:
         """What a record should hold of the training, as plain data: with what, on what, where."""
+        stays = self.shown is not None and self.shown != self.work
         return {
+            **({"shown": str(self.shown.absolute())} if stays and self.shown is not None else {}),
             "images": {
                 name: {"count": len(files), "xxh3_128": self.content[f"images of {name}"]}
                 for name, files in self.pictures.sets.items()
