@@ -226,7 +226,8 @@ def build_options(trainer: Trainer, given: Mapping[str, Any], folder: Path | Non
     Args:
         trainer: whose.
         given: what a plan says.
-        folder: what options that are a `Path` are relative to; None leaves them as they are.
+        folder: what options that are a `Path`, or a mapping of such, are relative to; None leaves
+            them as they are.
 
     Raises:
         TrainerError: an unknown option, a missing one, or a value of the wrong type; the message
@@ -245,9 +246,14 @@ def build_options(trainer: Trainer, given: Mapping[str, Any], folder: Path | Non
         options = _adapter(trainer.options).validate_python(dict(given))
         if folder is None:
             return options
-        paths = {
+        paths: dict[str, Any] = {
             name: folder / value for name in fields
             if isinstance(value := getattr(options, name), Path)
+        }  # fmt: skip
+        paths |= {
+            name: {key: folder / path for key, path in value.items()} for name in fields
+            if isinstance(value := getattr(options, name), dict)
+            and value and all(isinstance(path, Path) for path in value.values())
         }  # fmt: skip
         return dataclasses.replace(options, **paths)
     except ValidationError as error:

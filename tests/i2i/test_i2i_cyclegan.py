@@ -655,7 +655,7 @@ DO_NOT = {
     "sheet_every": 7, "tensorboard": True, "samples": "shown", "threads": 3, "cache_mb": 1,
     "evaluate": ["psnr"], "evaluate_every": 3, "evaluate_n": 3, "log_every": 3,
 }  # fmt: skip
-BY_CONTENT = {"data", "data_a", "data_b", "test_a", "test_b"}
+BY_CONTENT = {"data", "data_a", "data_b", "test_a", "test_b", "init_from"}
 
 
 def test_every_option_is_known_to_decide_the_key_or_not_to():

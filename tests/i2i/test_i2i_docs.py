@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
-    "i2i.md": {"i2i"}, "i2i_training.md": {"i2i"}, "i2i_use.md": {"i2i", "onnx"},
+    "i2i.md": {"i2i"}, "i2i_training.md": {"i2i"}, "i2i_trainers.md": {"i2i"},
+    "i2i_use.md": {"i2i", "onnx"},
     "i2i_metrics.md": {"i2i", "offline", "pretrained"}, "openvino.md": {"openvino"},
     "torch.md": {"torch"},
 }  # fmt: skip
@@ -26,3 +27,10 @@ def test_a_page_says_how_to_install_what_it_needs_from_a_clone(page: str):
     # The first that is named is what the whole page needs, and stands before its first command.
     assert len(told[0]) == 1
     assert text.index("pip install -e") < text.find("```") % (len(text) + 1)
+
+
+def test_the_trainer_of_the_docs_is_the_one_that_is_tested():
+    page = (ROOT / "docs" / "i2i_trainers.md").read_text("utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert block == (ROOT / "tests" / "i2i" / "own_trainer.py").read_text("utf-8")
+    assert len(block.splitlines()) <= 60

@@ -1,6 +1,7 @@
 """Networks: the official names and counts, sizes, initial values, and what does not fit."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from modelsoup_i2i.networks import patch, resnet
-from modelsoup_i2i.networks.described import Network, parameters
+from modelsoup_i2i.networks.described import Network, _read, parameters
 from modelsoup_i2i.networks.layers import at_any_size
 from modelsoup_i2i.networks.patch import PatchDiscriminator, patch_in
 from modelsoup_i2i.networks.patches import verdicts
@@ -223,3 +224,59 @@ def test_a_checkpoint_without_that_generator_is_named(tmp_path: Path):
     save_file({"weight": np.zeros(3, np.float32)}, path)
     with pytest.raises(modelsoup.MismatchError, match=r"model.safetensors.*'G_B'"):
         load_generator(path, "y2x")
+
+
+OWN = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Own(nn.Module):
+    def __init__(self, width=4, layer="plain"):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, width))
+        self.register_buffer("count", torch.zeros(width))
+        self.register_buffer("scratch", torch.zeros(3), persistent=False)
+        self.blocks = nn.ModuleList([nn.Linear(width, 2 * width, bias=False), nn.GELU()])
+        self.blocks.append(nn.Embedding(5, width))
+        self.named = nn.ModuleDict({"norm": nn.BatchNorm2d(width), "flat": nn.Flatten()})
+        self.tail = nn.Sequential(nn.ConvTranspose2d(width, 2, (3, 1), bias=False), nn.Dropout(0.1))
+        if layer == "recurrent":
+            self.recurrent = nn.GRU(width, width)
+        if layer == "normed":
+            self.normed = nn.utils.spectral_norm(nn.Linear(width, width))
+
+    def forward(self, images):
+        return F.relu(images) * self.scale
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "own_network.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lambda **sizes: Network("own_network:Own", sizes)
+    sys.modules.pop("own_network", None)
+    _read.cache_clear()
+
+
+def test_a_network_of_ones_own_is_described_as_torch_has_it(own):
+    told = own(width=6)
+    built = told.build().state_dict()
+    assert list(built) == list(told.tensors())
+    dtypes = {torch.float32: "F32", torch.int64: "I64"}
+    assert told.tensors() == {n: (dtypes[t.dtype], tuple(t.shape)) for n, t in built.items()}
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"), [("recurrent", "torch.nn.GRU"), ("normed", "torch.nn.utils.spectral_norm")]
+)
+def test_a_layer_that_is_not_known_is_told_and_never_left_out(own, layer: str, said: str):
+    with pytest.raises(modelsoup.ParameterError, match=f"^{said} is not known to networks/descr"):
+        own(layer=layer).tensors()
+    assert any(layer in name for name in own(layer=layer).build().state_dict())
+
+
+def test_a_file_of_networks_that_is_not_there_is_told():
+    with pytest.raises(ModuleNotFoundError, match=r"modelsoup_i2i\.networks\.nowhere"):
+        Network("modelsoup_i2i.networks.nowhere:X").tensors()

@@ -408,3 +408,80 @@ def test_how_long_it_will_take_is_said_once(data: Path):
     own.run(silent, lines.append)
     (line,) = [line for line in lines if line.startswith("about ")]
     assert re.fullmatch(r"about \d+ s for the 70 steps to come", line)
+
+
+@pytest.fixture(scope="module")
+def other(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of another training."""
+    path = tmp_path_factory.mktemp("other") / "other.safetensors"
+    session(data, init=7).save(path)
+    return path
+
+
+def test_networks_begin_with_those_of_another_checkpoint(data: Path, other: Path):
+    there = {name: torch.from_numpy(values) for name, values in read(other).items()}
+    scratch = flat(session(data))
+    for place in (other, Path(f"{other}:G"), Path(f"{other}:G_ema")):
+        own = flat(session(data, init_from={"G": place}))
+        of = "G_ema" if str(place).endswith("ema") else "G"
+        for name, value in own.items():
+            network, _, rest = name.partition(".")
+            wanted = scratch[name] if network == "D" else there[f"{of}.{rest}"]
+            assert torch.equal(value, wanted), name
+    lines: list[str] = []
+    session(data, init_from={"G": other}).run(silent, lines.append)
+    assert lines[0] == "G begins with other.safetensors"
+    assert lines[1] == "initialised 6 of 22 tensors (init 0)"
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    opened = modelsoup.open_checkpoint(path)
+    return {name: opened[name] for name in opened}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"E": "{other}"}, r"init_from has 'E', which is no network .*\(there are G, D\)"),
+        ({"G": "{other}:Q"}, r"has no network 'Q' for G .*\(it has D, G, G_ema\)"),
+        ({"D": "{other}:G"}, r"lacks G\.model\.0\.weight \[4, 3, 4, 4\]"),
+        ({"G": "{wide}"}, r"G\.model\.1\.weight has the shape \[8, .*, but in G it is \[4, "),
+        ({"G": "nowhere.safetensors"}, "nowhere.safetensors"),
+    ],
+)
+def test_what_a_network_cannot_begin_with_is_told(
+    given: dict, said: str, data: Path, other: Path, tmp_path: Path
+):
+    wide = tmp_path / "wide.safetensors"
+    session(data, width=8).save(wide)
+    places = {n: Path(p.format(other=other, wide=wide)) for n, p in given.items()}
+    with pytest.raises(modelsoup.SoupError, match=said):
+        session(data, init_from=places)
+
+
+def test_a_frozen_network_begins_with_the_start_alone(data: Path, other: Path):
+    options = ToyOptions(data=data, init_from={"G": other}, **SIZES)
+    frozen = ["G.model.1.weight"]
+    with pytest.raises(modelsoup.ParameterError, match=r"G\.model\.1\.weight is frozen"):
+        Toy().session(options, other, seed=1, frozen=frozen)
+
+
+def test_a_key_depends_on_what_networks_begin_with(data: Path, other: Path, tmp_path: Path):
+    """On the file's content and on which network it is, not on where it lies."""
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(other.read_bytes())
+
+    def told(**given: Path):
+        options = ToyOptions(data=data, init_from=given, **SIZES)
+        return Toy().identity(options), [
+            f.name for f in Toy().files(options) if f.suffix[1:] != "png"
+        ]
+
+    assert told() == (told()[0], [])
+    assert told(G=other)[0] == told(G=moved)[0] != told()[0]
+    assert told(G=other)[1] == ["other.safetensors"]
+    assert told(G=other)[0] != told(G=Path(f"{other}:G_ema"))[0]
+    # In a plan it is relative to the plan, as all paths are.
+    given = {"data": str(data), "init_from": {"G": "moved.safetensors:G"}}
+    made = modelsoup.build_options(Toy(), given, tmp_path)
+    assert made.init_from == {"G": tmp_path / "moved.safetensors:G"}

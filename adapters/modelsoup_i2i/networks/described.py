@@ -21,6 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from modelsoup import ParameterError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -260,6 +262,27 @@ class _Named(ModuleType):
         return Nothing
 
 
+class _Unknown(ModuleType):
+    """What may hold parameters, and is not known here: it may be named, and not be made."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name[0].isupper() or self.__name__.endswith("utils"):
+            return _unknown(f"{self.__name__}.{name}")
+        return Nothing
+
+
+def _unknown(name: str) -> type[Module]:
+    def refuse(self: Module, *_arguments: Any, **_named: Any) -> None:
+        raise ParameterError(
+            f"{name} is not known to networks/described.py, which tells names and shapes without "
+            f"torch: write it with layers that are (torch.nn.Parameter is), or add it there"
+        )
+
+    return type(name, (Module,), {"__init__": refuse})
+
+
 def _made(*shape: Any, **_named: Any) -> Tensor:
     sizes = shape[0] if shape and isinstance(shape[0], tuple | list) else shape
     return Tensor(*sizes)
@@ -269,19 +292,20 @@ def _no_parameters(name: str) -> type[Module]:
     return type(name, (Module,), {})
 
 
-_NN = _Named("torch.nn")
+_NN = _Unknown("torch.nn")
 _NN.__dict__.update(
     {
         "Module": Module, "Parameter": Parameter, "Sequential": _Several, "ModuleList": _Several,
         "ModuleDict": _Several, "Conv2d": _Convolution, "ConvTranspose2d": _Transposed,
         "Linear": _Linear, "Embedding": _Embedding, "BatchNorm2d": _Norm,
-        "InstanceNorm2d": _InstanceNorm,
+        "InstanceNorm2d": _InstanceNorm, "utils": _Unknown("torch.nn.utils"),
     }
     | {
         name: _no_parameters(name)
         for name in ("AvgPool2d", "Dropout", "Flatten", "Identity", "LeakyReLU", "MaxPool2d",
                      "ReLU", "ReflectionPad2d", "ReplicationPad2d", "Sigmoid", "Tanh", "Upsample",
-                     "ZeroPad2d", "PixelShuffle", "AdaptiveAvgPool2d")
+                     "ZeroPad2d", "PixelShuffle", "AdaptiveAvgPool2d", "GELU", "SiLU", "ELU",
+                     "Softplus", "Softmax", "ConstantPad2d", "Unflatten")
     }
 )  # fmt: skip
 TORCH = _Named("torch")

@@ -490,6 +490,8 @@ class Steps(Options):
         epochs: epochs, as long as the largest set of images, at this rate.
         decay_epochs: further ones, in which it falls to nearly 0 in a line.
         init: the seed of what the start lacks: one for all leaves, or they do not average.
+        init_from: networks that begin with those of another checkpoint, whatever the start has:
+            `G: file`, or `E: file:D`, which gives E the weights of the file's D.
     """
 
     batch: Count = 1
@@ -498,6 +500,8 @@ class Steps(Options):
     epochs: Number = 50
     decay_epochs: Number = 0
     init: Number = 0
+    # Files decide by their content, wherever they lie.
+    init_from: Annotated[dict[str, Path], FREE] = field(default_factory=dict)
 
     def must_fit(self) -> None:
         """See `Options`."""

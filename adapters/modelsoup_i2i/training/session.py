@@ -300,9 +300,13 @@ class Session(State):
         if resumed:
             yield f"goes on after step {self.steps} of {self.total_steps}"
             return
-        total = len(self._module.state_dict())
+        averages = tuple(f"{name}." for name in self._averages)
+        total = sum(not name.startswith(averages) for name in self._module.state_dict())
+        for name, place in options.init_from.items():
+            yield f"{name} begins with {place.name}"
         if self.start is None:
-            yield f"initialised all of {counted(total, 'tensor')} (init {options.init})"
+            these = "all" if len(self.missing) == total else len(self.missing)
+            yield f"initialised {these} of {counted(total, 'tensor')} (init {options.init})"
         elif self.missing:
             whole = [
                 name for name in self._module

@@ -28,13 +28,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelsoup import TrainerError, digest_files, open_checkpoint
+from modelsoup import ParameterError, TrainerError, digest_files, open_checkpoint
 from modelsoup.torch_bridge import freeze, load_into, save_from
 
 from ..networks.devices import chosen_device
 from ..pictures.cache import Pictures
 from ..pictures.draws import Paired
 from ..pictures.picture import files_of
+from .begun import files_begun_with, must_have_network, values_for
 from .classes import by_class, classes_told
 from .description import Description
 from .players import AVERAGED, NonfiniteGradientError, Updates, backward
@@ -108,10 +109,14 @@ class State(Stage):
         averages = {name: copy.deepcopy(built[of]) for name, (of, _) in self._averages.items()}
         self._module = nn.ModuleDict({**built, **averages})
         self.missing = load_into(self._module, start, seed=options.init)
+        self._begin_with(options.init_from)
         for name, (of, _) in self._averages.items():
             own = self._module[name].requires_grad_(False)
-            if all(f"{name}.{n}" in self.missing for n in own.state_dict()):
+            lacking = all(f"{name}.{n}" in self.missing for n in own.state_dict())
+            if lacking or of in options.init_from:
                 own.load_state_dict(self._module[of].state_dict())
+        begun = tuple(f"{name}." for name in (*options.init_from, *self._averages))
+        self.missing = tuple(name for name in self.missing if not name.startswith(begun))
         freeze(self._module, self.frozen)
         for network in self._module.values():
             prepare(network, **how_trained(options, self.device))
@@ -122,6 +127,21 @@ class State(Stage):
         self.losses, self.recent = Losses(), Losses()
         self.best: dict[str, float] = {}
         self._updates: dict[str, Updates] = {}
+
+    def _begin_with(self, given: Mapping[str, Path]) -> None:
+        """Give networks the weights of others; frozen ones are the start's."""
+        must_have_network(given, list(self.trainer.networks(self.options)))
+        for network, place in given.items():
+            own = self._module[network].state_dict()
+            kept = [n for n in self.frozen if n.startswith(f"{network}.")]
+            if kept:
+                raise ParameterError(
+                    f"init_from has {network!r}, of which {kept[0]} is frozen and stays the start's"
+                )
+            shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+            for name, values in values_for(network, place, shapes).items():
+                dtype = np.float32 if own[name].is_floating_point() else None
+                own[name].copy_(torch.from_numpy(np.array(values, dtype)))
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -448,7 +468,12 @@ class State(Stage):
         """Digests of what is read: names do not tell whether images or the start were changed."""
         start = () if self.start is None else open_checkpoint(self.start).files
         images = {f"images of {name}": files_of(own) for name, own in self.images.items()}
-        return {what: digest_files(files) for what, files in {**images, "start": start}.items()}
+        begun = {
+            f"init_from of {name}": files_begun_with({name: place})
+            for name, place in self.options.init_from.items()
+        }
+        every = {**images, "start": start, **begun}
+        return {what: digest_files(files) for what, files in every.items()}
 
 
 def how_trained(options: Any, device: torch.device) -> dict[str, Any]:

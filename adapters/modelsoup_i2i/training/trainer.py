@@ -25,6 +25,7 @@ from ..measuring.metric_names import METRICS
 from ..networks.described import Shape
 from ..pictures.images import ImageError, NonfiniteImageError, left_out
 from ..pictures.picture import Picture, files_of, read_picture
+from .begun import files_begun_with, source_of
 from .classes import by_class, must_have_classes
 from .description import Description
 from .lineages import trained_at
@@ -65,6 +66,7 @@ class ImageTrainer(Description):
             **o.decisive(),
             "images": [len(own) for own in images.values()],
             **by_class(self.classes(o), images),
+            **{f"{n} from": source_of(p, n)[1] for n, p in o.init_from.items()},
         }
 
     def files(self, o: Any) -> list[Path]:
@@ -74,7 +76,7 @@ class ImageTrainer(Description):
         """
         chosen = self.tested_on(o) if o.best is not None else []
         used = files_of(picture for own in self.images(o).values() for picture in own)
-        return list(dict.fromkeys([*used, *chosen]))
+        return list(dict.fromkeys([*used, *chosen, *files_begun_with(o.init_from)]))
 
     def train(self, job: Job) -> None:
         """Train to the end, or go on from what a crash left in the work folder."""
