@@ -53,11 +53,21 @@ def test_a_trainer_is_found_by_module_and_class_or_once_it_is_registered() -> No
     assert {"mine", "command"} <= set(trainer_names())
 
 
+def test_a_trainer_of_ours_that_an_old_installation_lacks_says_what_brings_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Entry points are written when a package is installed: a pull does not bring new ones."""
+    monkeypatch.setattr("modelsoup.trainer._entry_points", dict)
+    for name in ("pix2pix", "cyclegan"):
+        said = rf"'{name}' \(pip install -e '\.\[i2i\]' in a clone of modelsoup brings it\)"
+        with pytest.raises(TrainerError, match=said):
+            get_trainer(name)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
         ("comand", "no trainer is called 'comand'; did you mean 'command'"),
-        ("balagan", r"\(pip install -e '\.\[i2i\]' in a clone of modelsoup brings it\)"),
         ("zzz", "there are .*command.*, or module:Class"),
         ("no_such_module:Class", "could not be imported: No module named 'no_such_module'"),
         ("trainers:NoClass", "could not be imported: trainers has no 'NoClass'"),
