@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from cyclegan_reference import Original
 from modelsoup_i2i.pictures.images import save_png
-from modelsoup_i2i.trainers.cyclegan import CycleGANOptions
+from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_i2i.training.session import Session
 
 TIME_TARGET, MEMORY_TARGET = 0.85, 0.8
@@ -86,7 +86,7 @@ def session(size: int, folder: str, *, channels_last: bool) -> Session:
         data=Path(folder), load_size=size * 286 // 256, crop_size=size, device="cpu", sheet_every=0,
         epochs=2, channels_last=channels_last,
     )  # fmt: skip
-    return Session(options, None, seed=0)
+    return CycleGAN().session(options, None, seed=0)
 
 
 def pair(size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,9 +146,9 @@ def loading(size: int, folder: str, arguments: argparse.Namespace) -> float:
     steps = own.batches()
     for _ in range(4):
         asked = time.perf_counter()
-        ((a, b),) = next(steps)
+        (drawn,) = next(steps)
         waited += time.perf_counter() - asked
-        own.step(a, b)
+        own.optimise([drawn])
     steps.close()
     return waited / (time.perf_counter() - begun)
 

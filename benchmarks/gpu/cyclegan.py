@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cyclegan_reference import Original
 from modelsoup_i2i.pictures.images import save_png
-from modelsoup_i2i.trainers.cyclegan import CycleGANOptions
+from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_i2i.training.session import Session
 
 Step = Callable[[torch.Tensor, torch.Tensor], object]
@@ -86,7 +86,7 @@ def session(size: int, folder: str, more: dict[str, object]) -> Session:
     options = CycleGANOptions(
         data=Path(folder), load_size=size, crop_size=size, device="cuda", sheet_every=0, **more
     )
-    return Session(options, None, seed=0)
+    return CycleGAN().session(options, None, seed=0)
 
 
 if __name__ == "__main__":
