@@ -18,6 +18,7 @@ from modelsoup_i2i.training import estimates
 from modelsoup_i2i.training.curves import Curve
 from modelsoup_i2i.training.players import Player, Updates, optimiser
 from modelsoup_i2i.training.state import State
+from modelsoup_i2i.use.generators import load_generator
 from own_trainer import Toy, ToyOptions
 
 import modelsoup
@@ -113,6 +114,18 @@ def test_averages_are_told_saved_and_gone_on_from(data: Path, tmp_path: Path):
         torch.equal(fresh[name.replace("G.", "G_ema.")], fresh[name])
         for name in fresh if name.startswith("G.")
     )  # fmt: skip
+
+
+def test_averaged_weights_are_those_that_are_used(data: Path, tmp_path: Path):
+    modelsoup.register_trainer(Toy())
+    own = session(data, load_size=36, crop_size=32)
+    own.run(silent, silent)
+    own.save(tmp_path / "out.safetensors")
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        made = load_generator(tmp_path / "out.safetensors")(image)
+        averaged, last = (own.networks[name].eval()(image) for name in ("G_ema", "G"))
+    assert torch.allclose(made, averaged, atol=1e-6) and not torch.allclose(made, last, atol=1e-4)
 
 
 def test_what_is_drawn_depends_on_neither_workers_nor_what_came_before(data: Path):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Shape = tuple[int, ...]
+AVERAGED = "_ema"  # what follows a network's name in that of its average over steps
 _ROOM = __name__.rpartition(".")[0]
 
 

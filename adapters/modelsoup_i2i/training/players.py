@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-AVERAGED = "_ema"  # what follows a network's name in that of its average
-
 
 @dataclass(frozen=True)
 class Player:

@@ -17,6 +17,7 @@ from modelsoup import counted, listed
 
 from ..measuring.evaluation import Sets
 from ..measuring.metric_names import is_better
+from ..networks.described import AVERAGED
 from ..networks.layers import at_any_size
 from ..pictures.draws import Sampler, batches
 from ..pictures.images import (
@@ -30,7 +31,6 @@ from ..pictures.sheets import grid, save
 from . import estimates
 from .classes import by_class
 from .curves import Curve
-from .players import AVERAGED
 from .state import DivergedError, State, how_trained
 from .watch import Losses, Report, Watch
 

@@ -31,6 +31,7 @@ from torch import nn
 from modelsoup import ParameterError, TrainerError, digest_files, open_checkpoint
 from modelsoup.torch_bridge import freeze, load_into, save_from
 
+from ..networks.described import AVERAGED
 from ..networks.devices import chosen_device
 from ..pictures.cache import Pictures
 from ..pictures.draws import Paired
@@ -38,7 +39,7 @@ from ..pictures.picture import files_of
 from .begun import files_begun_with, must_have_network, values_for
 from .classes import by_class, classes_told
 from .description import Description
-from .players import AVERAGED, NonfiniteGradientError, Updates, backward
+from .players import NonfiniteGradientError, Updates, backward
 from .pool import ImagePool
 from .processes import ALONE, Place
 from .stage import Stage, prepare

@@ -22,14 +22,13 @@ from modelsoup import (
 )
 
 from ..measuring.metric_names import METRICS
-from ..networks.described import Shape
+from ..networks.described import AVERAGED, Shape
 from ..pictures.images import ImageError, NonfiniteImageError, left_out
 from ..pictures.picture import Picture, files_of, read_picture
 from .begun import files_begun_with, source_of
 from .classes import by_class, must_have_classes
 from .description import Description
 from .lineages import trained_at
-from .players import AVERAGED
 
 if TYPE_CHECKING:
     import numpy as np

@@ -24,7 +24,7 @@ from modelsoup import (
     trainer_names,
 )
 
-from ..networks.described import Network
+from ..networks.described import AVERAGED, Network
 from .translator import Translator
 
 DIRECTIONS = {"x2y": ("X", "Y"), "y2x": ("Y", "X")}
@@ -100,6 +100,8 @@ def generator_in(checkpoint: str | Path, direction: str = "x2y") -> tuple[str, N
 def load_generator(checkpoint: str | Path, direction: str = "x2y") -> nn.Module:
     """One generator of a checkpoint, in eval mode, in float32 on the CPU.
 
+    Where there is an average of its weights over steps, those are taken.
+
     Args:
         checkpoint: a safetensors file with generators of a trainer: `G_A.*` (X to Y) and `G_B.*`
             (Y to X) of CycleGAN, `G.*` of pix2pix, …
@@ -112,6 +114,8 @@ def load_generator(checkpoint: str | Path, direction: str = "x2y") -> nn.Module:
     """
     name, told = generator_in(checkpoint, direction)
     network, opened = told.build(), open_checkpoint(checkpoint)
+    if any(key.startswith(f"{name}{AVERAGED}.") for key in opened.tensors):
+        name += AVERAGED
     state = {}
     for key, value in network.state_dict().items():
         dtype = np.float32 if value.is_floating_point() else np.int64
