@@ -347,3 +347,24 @@ def test_a_local_ray_says_at_once_what_it_will_never_have(folder: Path) -> None:
     (folder / "tree.yaml").write_text(TWO.replace('Told"', 'Told", resources: {gpus: 99}'))
     stderr = soup(folder, "run", "tree.yaml", "--executor", "ray", code=1).stderr
     assert "root: the Ray that was started here has no gpus: 99" in stderr
+
+
+@pytest.mark.parametrize(
+    ("wait", "cancel", "waits"),
+    [(True, False, True), (True, True, False), (False, False, False), (False, True, False)],
+)
+def test_what_is_cancelled_is_not_waited_for(wait: bool, cancel: bool, waits: bool) -> None:
+    """As one asks Dask's own executor, which has no word for it."""
+    from modelsoup.executors import DaskExecutor
+
+    class Client:
+        asked: list[bool] = []  # noqa: RUF012
+
+        def get_executor(self, **_: object) -> Client:
+            return self
+
+        def shutdown(self, wait: bool) -> None:
+            self.asked.append(wait)
+
+    DaskExecutor(Client()).shutdown(wait, cancel_futures=cancel)
+    assert Client.asked == [waits]

@@ -208,7 +208,7 @@ FAULTS = [
     ),
     (HEAD + "tree: {of: [a, b], merge: {beta: 2}}\n", "the plan:3:28: beta is 2, but must be"),
     (HEAD + "tree: {of: [a, b], finetune: {}}\n", "the plan:.*there is no 'trainer' and no 'comm"),
-    (HEAD + "tree: {of: [a, b], finetune: {trainer: deepi2i}}\n", r"\(pip install -e '\.\[i2i\]'"),
+    (HEAD + "tree: {of: [a, b], finetune: {trainer: pix2pics}}\n", "did you mean 'pix2pix'"),
     (HEAD + "tree: {of: [a, b], finetune: {trainer: commnd}}\n", "did you mean 'command'"),
     (
         HEAD + 'tree: {of: [a, b], finetune: {trainer: "trainers:Add", adds: 1}}\n',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -498,3 +499,50 @@ def test_a_key_depends_on_what_networks_begin_with(data: Path, other: Path, tmp_
     given = {"data": str(data), "init_from": {"G": "moved.safetensors:G"}}
     made = modelsoup.build_options(Toy(), given, tmp_path)
     assert made.init_from == {"G": tmp_path / "moved.safetensors:G"}
+
+
+THREADS = """
+import os, sys
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+import modelsoup
+from own_trainer import Toy, ToyOptions
+
+given = {"data": sys.argv[1], "load_size": 18, "crop_size": 16, "epochs": 1, "sheet_every": 0}
+job = modelsoup.Job(None, Path("out.safetensors"), Path.cwd(), (), 1,
+                    modelsoup.build_options(Toy(), given | {"device": "cpu"}),
+                    lambda *_: None, lambda _: None, lambda told: noted.update(told))
+noted = {}
+import torch
+torch.set_num_threads(2)
+Toy().train(job)
+print(noted["device"], torch.get_num_threads())
+"""
+
+
+def test_a_small_training_takes_one_thread_and_gives_the_others_back(data: Path, tmp_path: Path):
+    here = Path(__file__).parent
+    made = subprocess.run(
+        [sys.executable, "-c", THREADS, str(data), str(here)], cwd=tmp_path, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert made.stdout.splitlines()[-1] == "cpu, 1 threads 2"
+    large = Toy().session(ToyOptions(data=data, width=64, **(SIZES | LARGE)), None, seed=1)
+    assert large.effort > 1e8 > session(data).effort
+
+
+LARGE = {"load_size": 130, "crop_size": 128}
+
+
+def test_threads_wait_without_taking_the_time_of_others(data: Path):
+    """What a user has set stays."""
+    script = (
+        "import os; from modelsoup_i2i.training.trainer import _needed; _needed(); "
+        "print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    for given, wanted in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+            env={**{k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}, **given},
+        )  # fmt: skip
+        assert done.stdout.strip() == wanted

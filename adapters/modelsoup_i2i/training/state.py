@@ -187,6 +187,13 @@ class State(Stage):
         plain = self.options.accumulate == 1 and self.place.world == 1
         return plain and self.device.type == "cpu"
 
+    @property
+    def effort(self) -> float:
+        """Multiplications of a pass through all networks, roughly: images are halved twice."""
+        pixels = how_trained(self.options, self.device)["pixels"]
+        made: float = sum(p.numel() for p in self._module.parameters()) * pixels / 16
+        return made
+
     def replace(self, name: str, module: nn.Module) -> None:
         """Put another module in a network's place, such as a quantised one.
 

@@ -7,8 +7,11 @@ torch; only losses compute. The rest, from keys to several processes, is here an
 
 from __future__ import annotations
 
+import os
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +91,8 @@ class ImageTrainer(Description):
         }  # fmt: skip
         if options.processes == 1:
             session = self.session(options, job.start, **of_all)
-            figures = self._trained(session, job, sets)
+            with _threads_for(session):
+                figures = self._trained(session, job, sets)
         else:
             _needed()
             from .processes import together
@@ -310,7 +314,27 @@ class ImageTrainer(Description):
             job.report(1.0, {result.name: result.value for result in results})
 
 
+_SMALL = 1e8  # multiplications of a pass: for fewer, a second thread costs more than it brings
+
+
+@contextmanager
+def _threads_for(session: Session) -> Iterator[None]:
+    """As many threads as the size of a step is worth, on a CPU."""
+    import torch
+
+    before = torch.get_num_threads()
+    if session.device.type == "cpu" and session.effort < _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _needed() -> None:
+    if "torch" not in sys.modules:
+        # Read when it is loaded: threads that wait busily take the time of whatever else runs.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import PIL
         import torch
