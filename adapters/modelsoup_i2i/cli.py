@@ -195,7 +195,7 @@ def import_(folder: Path, output: Path, epoch: str, direction: str, force: bool)
 )  # fmt: skip
 @click.option("--inception-weights", type=_PATH, metavar="PATH", help="For fid-… and kid.")
 @click.option("--lpips-backbone", type=_PATH, metavar="PATH", help="For lpips_….")
-@click.option("--device", default="cpu", show_default=True, help="Where all is computed.")
+@click.option("--device", default="auto", show_default=True, help="Where: a GPU if there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def evaluate(
     model: Path | None,
