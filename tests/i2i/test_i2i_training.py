@@ -270,6 +270,12 @@ def test_a_figure_that_comes_later_is_a_column_more(tmp_path: Path):
     assert [",".join(line.split(",")[:1] + line.split(",")[2:]) for line in lines] == [
         "step,a,b", "1,0.5,", "2,0.25,3", "3,,1e-09"
     ]  # fmt: skip
+    # Seconds go on from the last row that is kept.
+    rows = "step,seconds,a\n1,2.0,0\n2,50.0,0\n3,90.0,0\n"
+    (tmp_path / "y.csv").write_text(rows)
+    Curve(tmp_path / "y.csv", 2).add(4, {"a": 1})
+    *_, last = (tmp_path / "y.csv").read_text().splitlines()
+    assert last.startswith("4,5") and len((tmp_path / "y.csv").read_text().splitlines()) == 4
     # A last row that a crash cut short is not one.
     with (tmp_path / "sub" / "x.csv").open("a") as file:
         file.write("4,0.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -199,7 +200,10 @@ def test_bench_lets_two_models_take_turns(made):
         assert min(speed["latency"], speed["one_thread"], speed["throughput"]) > 0
         assert speed["fastest"] <= speed["latency"]
         assert 0 < told["memory_mib"][name]["loaded"] <= told["memory_mib"][name]["peak"]
-    assert "medians of 1 round, " in soup("bench", xml, "--rounds", 1, "--size", 16).output
+    page = soup("bench", xml, "--rounds", 1, "--size", 16).output
+    assert "medians of 1 round, " in page
+    (row,) = [line for line in page.splitlines() if line.startswith("|") and "int8.xml" in line]
+    assert re.search(r"(?:\| [\d.]+ ){5}\| (\d+) of \1 \|$", row)
     again = soup("bench", xml, "--against", made.out / ".." / made.out.name / xml.name)
     assert again.exit_code == 1 and f"{xml} is given twice: name another" in again.output
     assert "at least 1" in soup("bench", xml, "--rounds", 0).output
