@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
 import re
 import subprocess
 import sys
@@ -538,17 +537,3 @@ def test_a_small_training_takes_one_thread_and_gives_the_others_back(data: Path,
 
 
 LARGE = {"load_size": 130, "crop_size": 128}
-
-
-def test_threads_wait_without_taking_the_time_of_others(data: Path):
-    """What a user has set stays."""
-    script = (
-        "import os; from modelsoup_i2i.training.trainer import _needed; _needed(); "
-        "print(os.environ['OMP_WAIT_POLICY'])"
-    )
-    for given, wanted in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
-        done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True,
-            env={**{k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}, **given},
-        )  # fmt: skip
-        assert done.stdout.strip() == wanted

@@ -7,8 +7,6 @@ torch; only losses compute. The rest, from keys to several processes, is here an
 
 from __future__ import annotations
 
-import os
-import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -332,9 +330,6 @@ def _threads_for(session: Session) -> Iterator[None]:
 
 
 def _needed() -> None:
-    if "torch" not in sys.modules:
-        # Read when it is loaded: threads that wait busily take the time of whatever else runs.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import PIL
         import torch
