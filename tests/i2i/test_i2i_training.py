@@ -275,6 +275,11 @@ def test_a_figure_that_comes_later_is_a_column_more(tmp_path: Path):
     Curve(tmp_path / "y.csv", 2).add(4, {"a": 1})
     *_, last = (tmp_path / "y.csv").read_text().splitlines()
     assert last.startswith("4,5") and len((tmp_path / "y.csv").read_text().splitlines()) == 4
+    # What is not such a table is written anew.
+    for text in ("", "st", "name,step\nx,1\n", "step,seconds\n1"):
+        (tmp_path / "z.csv").write_text(text)
+        Curve(tmp_path / "z.csv", 9).add(10, {"a": 1})
+        assert table(tmp_path / "z.csv") == [{"step": "10", "a": "1"}], text
     # A last row that a crash cut short is not one.
     with (tmp_path / "sub" / "x.csv").open("a") as file:
         file.write("4,0.")
@@ -316,12 +321,51 @@ def test_the_best_one_is_the_result_and_the_last_one_stays_beside_it(paired: Pat
         ({"keep": {"best": "psn"}, "evaluate": ["psnr"], "evaluate_every": 1}, "mean 'psnr'"),
         ({"keep": {"best": "psnr"}, "evaluate": ["psnr"]}, "evaluate_every is 0"),
         ({"keep": {"worst": "psnr"}}, "'keep"),
+        ({"keep": {}}, r"keep is \{\}, but must be last, or \{best: METRIC\}"),
+        ({"evaluate_n": 1}, "'evaluate_n' .* must be at least 2"),
         ({"log_every": 0}, "'log_every' .* must be at least 1"),
     ],
 )
 def test_what_is_kept_must_be_evaluated(options: dict, said: str, paired: Path):
     with pytest.raises(modelsoup.TrainerError, match=said):
         modelsoup.build_options(Toy(), {"data": str(paired), **options})
+
+
+def test_a_test_picture_that_is_gone_costs_no_training_but_where_it_chooses(tmp_path: Path):
+    data = make_domains(tmp_path / "domains", 4, 4)
+    picture = data / "testA" / "1.png"
+    whole = picture.read_bytes()
+
+    def spoil(folder: Path, **options) -> Told:
+        told, work = Told(), folder / "work"
+        work.mkdir(parents=True)
+        made = ToyOptions(data=data, evaluate=["psnr"], evaluate_every=1, **SIZES, **options)
+
+        def log(line: str) -> None:
+            told.lines.append(line)
+            if line.startswith("step 2: psnr"):
+                picture.write_bytes(b"nothing")
+
+        job = modelsoup.Job(None, folder / "out.safetensors", work, (), 1, made, told.report, log)
+        try:
+            Toy().train(job)
+        finally:
+            picture.write_bytes(whole)
+        return told
+
+    told = spoil(tmp_path / "told")
+    assert any(line.startswith("not evaluated at step 3: ") and "1.png" in line
+               for line in told.lines)  # fmt: skip
+    assert told.metrics["steps"] == 8
+    with pytest.raises(modelsoup.SoupError, match=r"1\.png"):
+        spoil(tmp_path / "chosen", keep={"best": "psnr"})
+
+
+def test_what_was_found_last_is_known_when_a_training_goes_on(data: Path):
+    own, later = session(data), session(data)
+    own.sound, own.best = 7, {"step": 3.0, "value": 0.5}
+    later.load_state_dict(own.state_dict())
+    assert (later.sound, later.best) == (7, {"step": 3.0, "value": 0.5})
 
 
 def test_what_chooses_the_result_is_part_of_its_key(paired: Path):
@@ -340,21 +384,15 @@ def test_a_collapse_is_told_when_it_happens(tmp_path: Path):
     data = make_domains(tmp_path / "domains", 6, 6, size=32)
     options = {"load_size": 24, "crop_size": 24, "evaluate": ["kd-st-alex"], "evaluate_every": 1}
 
-    class Grey(Toy):
-        def turns(self, o, step):
-            return []  # nothing moves
-
     told, work = Told(), tmp_path / "work"
     work.mkdir()
     made = ToyOptions(data=data, **(SIZES | options | {"epochs": 1}))
-    session = Grey().session(made, None, seed=1, work=work)
-    layer = session.networks["G_ema"].model[-2]
-    for value in (0.0, 1.0):
-        with torch.no_grad():
-            layer.weight.mul_(value)
-        session.sets = find_sets((data / "testA", data / "testB"), transform=made.transform())
-        session.begin()
-        figures = session.evaluate(session.sets)
+    session = Toy().session(made, None, seed=1, work=work)
+    session.sets = find_sets((data / "testA", data / "testB"), transform=made.transform())
+    session.begin()
+    with torch.no_grad():
+        session.networks["G_ema"].model[-2].weight.zero_()
+    figures = session.evaluate(session.sets)
     assert figures["collapse"] == 3 and figures["diversity"] < 0.01  # dead, here
     figures = session._evaluated(told.report, told.lines.append, session._watch())
     assert told.metrics["collapse"] == 3
@@ -419,6 +457,21 @@ def test_large_trainings_say_what_they_need_and_small_ones_say_nothing(data: Pat
     lines += large._needs()
     assert re.fullmatch(r"about 0\.\d GB of memory are needed, [\d.]+ GB are free", lines[0])
     assert list(session(data)._needs()) == []
+
+
+def test_a_loss_that_asks_for_values_is_trained_without_an_estimate(data: Path, tmp_path: Path):
+    class Asks(Toy):
+        def copy(self, s, b):
+            loss = super().copy(s, b)["copy"]
+            return {"copy": loss * (2 if loss.item() > 1 else 1)}
+
+    options = ToyOptions(data=data, **(SIZES | LARGE | {"epochs": 1, "warm_up": 2}))
+    small = session(data, **(LARGE | {"epochs": 1}))
+    own = Asks().session(options, None, seed=1)
+    own._pictures = small.pictures
+    (line,) = own._needs()
+    assert line == "how much memory is needed is not known: a loss asks for the values of tensors"
+    assert own.optimise(next(own.batches()))["copy"] > 0
 
 
 def test_how_long_it_will_take_is_said_once(data: Path):

@@ -27,8 +27,10 @@ class Curve:
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
                 there = csv.DictReader(file)
-                self._columns = list(there.fieldnames or self._columns)
-                self._rows = [row for row in there if _step(row) <= after]
+                columns = list(there.fieldnames or ())
+                if columns[:2] == self._columns:  # else it is somebody else's, or was cut short
+                    self._columns = columns
+                    self._rows = [row for row in there if _step(row) <= after]
         before = float(self._rows[-1]["seconds"]) if self._rows else 0.0
         self._begun = time.monotonic() - before
         self._stale = path.exists()

@@ -53,8 +53,8 @@ class Memory:
 def memory(
     trainer: Description, options: Any, weights: Mapping[str, float],
     drawn: Mapping[str, torch.Tensor], *, device: torch.device, early: bool, last: int,
-) -> Memory:  # fmt: skip
-    """What a training will need.
+) -> Memory | None:  # fmt: skip
+    """What a training will need; None where a loss cannot be made without values.
 
     Args:
         trainer: tells what there is.
@@ -65,7 +65,12 @@ def memory(
         early: optimisers are applied within the backward pass.
         last: the number of the last step, whose turns may be others than the first one's.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second
+    # Their import takes a second.
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        FakeTensorMode,
+    )
 
     players = trainer.players(options)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -82,8 +87,11 @@ def memory(
                 if len(turn.losses) > 1:
                     several |= {*turn.players}
                 for loss in turn.losses:
-                    with torch.autocast("cpu", torch.bfloat16, options.precision == "bf16"):
-                        passing = max(passing, _kept(loss, stage, batch))
+                    try:
+                        with torch.autocast("cpu", torch.bfloat16, options.precision == "bf16"):
+                            passing = max(passing, _kept(loss, stage, batch))
+                    except (DataDependentOutputException, DynamicOutputShapeException):
+                        return None
     lasting = sum(
         _lasting(player, networks, early=early, summed=name in several)
         for name, player in players.items()

@@ -593,18 +593,20 @@ class Telling(Options):
     log_every: Annotated[Count, FREE] = 100
     evaluate: Annotated[list[str], FREE] = field(default_factory=list)
     evaluate_every: Annotated[Number, FREE] = 0
-    evaluate_n: Annotated[Count, FREE] = 100
+    evaluate_n: Annotated[int, Ge(2), FREE] = 100
     keep: Literal["last"] | dict[Literal["best"], str] = "last"
 
     @property
     def best(self) -> str | None:
         """The metric by which the result is chosen, if it is."""
-        return None if isinstance(self.keep, str) else self.keep["best"]
+        return None if isinstance(self.keep, str) else self.keep.get("best")
 
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
         must_be_known(self.evaluate)
+        if not self.keep:
+            raise ValueError("keep is {}, but must be last, or {best: METRIC}")
         if self.evaluate_every and not self.evaluate:
             raise ValueError("evaluate_every needs metrics: evaluate, a list of their names")
         if self.best is not None and (self.best not in self.evaluate or not self.evaluate_every):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelsoup import counted, listed
+from modelsoup import SoupError, counted, listed
 
 from ..measuring.evaluation import Sets
 from ..measuring.metric_names import is_better
@@ -48,11 +48,9 @@ class Session(State):
 
     Attributes:
         sets: the test images that evaluations look at while it trains; None for no evaluation.
-        sound: the step of the last evaluation that found no collapse; 0 where there was none.
     """
 
     sets: Sets | None = None
-    sound = 0
     _curves: list[Curve] | None = None
 
     def batches(self) -> Generator[list[dict[str, torch.Tensor]], None, None]:
@@ -187,9 +185,9 @@ class Session(State):
 
     def told(self) -> dict[str, Any]:
         """What a record should hold of the training, as plain data: with what, on what, where."""
-        stays = self.shown is not None and self.shown != self.work
+        shown = None if self.shown == self.work else self.shown
         return {
-            **({"shown": str(self.shown.absolute())} if stays and self.shown is not None else {}),
+            **({} if shown is None else {"shown": str(shown.absolute())}),
             "images": {
                 name: {"count": len(files), "xxh3_128": self.content[f"images of {name}"]}
                 for name, files in self.pictures.sets.items()
@@ -258,6 +256,11 @@ class Session(State):
             figures = self.evaluate(self.sets)
         except NonfiniteImageError:
             log(f"not evaluated at step {self.steps}: a translation holds NaN or infinity")
+            return {}
+        except SoupError as error:  # a test picture is gone, say
+            if self.options.best is not None:
+                raise  # the result would be another one
+            log(f"not evaluated at step {self.steps}: {error}")
             return {}
         watch.add(self.steps, figures)
         report(self.steps / self.total_steps, figures)
@@ -347,7 +350,10 @@ class Session(State):
             self.trainer, options, self.weights, sampler.batch_at(0, 0, sampler.order(0)),
             device=self.device, early=self.early, last=self.total_steps - 1,
         )  # fmt: skip
-        yield estimates.must_suffice(needed, estimates.free(self.device), str(self.device))
+        if needed is None:
+            yield "how much memory is needed is not known: a loss asks for the values of tensors"
+        else:
+            yield estimates.must_suffice(needed, estimates.free(self.device), str(self.device))
 
     def left_out(self) -> list[str]:
         """What lies among the training images and is not used: damaged, or of a kind not read."""

@@ -65,6 +65,7 @@ class State(Stage):
         losses: their means over the epoch.
         recent: their means since they were last written down.
         best: the step and the value of the best evaluation, where one is kept.
+        sound: the step of the last evaluation that found no collapse; 0 where there was none.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class State(Stage):
         self.steps = 0
         self.losses, self.recent = Losses(), Losses()
         self.best: dict[str, float] = {}
+        self.sound = 0
         self._updates: dict[str, Updates] = {}
 
     def _begin_with(self, given: Mapping[str, Path]) -> None:
@@ -392,6 +394,7 @@ class State(Stage):
             "losses": self.losses.state_dict(),
             "recent": self.recent.state_dict(),
             "best": dict(self.best),
+            "sound": self.sound,
             "pools": self.place.gathered(
                 {name: pool.state_dict() for name, pool in self.pools.items()}
             ),
@@ -408,6 +411,7 @@ class State(Stage):
         self.losses.load_state_dict(state["losses"])
         self.recent.load_state_dict(state["recent"])
         self.best = dict(state["best"])
+        self.sound = state["sound"]
         self.steps = state["steps"]
 
     def keep(self) -> None:
