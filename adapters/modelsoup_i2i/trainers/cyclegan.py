@@ -18,8 +18,9 @@ from ..networks.described import Network
 from ..networks.patches import places, verdicts
 from ..pictures.draws import Unpaired
 from ..pictures.picture import Images, files_of
-from ..training.options import Count, Number, UnpairedOptions, Weight
+from ..training.options import UnpairedOptions
 from ..training.players import Player
+from ..training.ranges import Count, Number, Weight
 from ..training.trainer import ImageTrainer
 from ..training.turns import Batch, Turn
 from ..use.translator import Translator

@@ -13,8 +13,9 @@ from ..networks import patches, unets
 from ..networks.described import Network
 from ..pictures.draws import Paired
 from ..pictures.picture import Images
-from ..training.options import Count, PairedOptions, Weight
+from ..training.options import PairedOptions
 from ..training.players import Player
+from ..training.ranges import Count, Weight
 from ..training.trainer import ImageTrainer
 from ..training.turns import Batch, Turn
 from ..use.translator import Translator
@@ -63,8 +64,7 @@ class Pix2PixOptions(PairedOptions):
 class Pix2Pix(ImageTrainer):
     """Trains two networks on pairs of images."""
 
-    name = "pix2pix"
-    options = Pix2PixOptions
+    name, options = "pix2pix", Pix2PixOptions
 
     def networks(self, o: Pix2PixOptions) -> dict[str, Network]:
         """See `Description`, as all that follows."""

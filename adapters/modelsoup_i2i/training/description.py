@@ -18,7 +18,7 @@ class Description:
 
     Attributes:
         name: what plans call it.
-        options: its options: a dataclass that inherits `training.options.Options`, and in which
+        options: its options: a dataclass that inherits `training.ranges.Options`, and in which
             each has a default.
         version: changes when results do.
         multiple: of which heights and widths must be that a translator sees, where its network has
