@@ -71,7 +71,7 @@ def deliver(
 
     out = out.absolute()
     must_be_ours(out)
-    example = padded(outcome.held_out.images[0], trainer.multiple)
+    example = padded(outcome.held_out.images[0], outcome.multiple)
     log("converts and compares")
     models = {
         INT8: export.converted(outcome.best, example),
@@ -89,7 +89,7 @@ def deliver(
         for name, model in models.items():
             export.write(model, folder / name, {**origin, "precision": name.partition(".")[0]})
         export.write(models[FP32], folder / FP16, {**origin, "precision": "fp16"}, half=True)
-        outputs = _measured_outputs(models, outcome, trainer.multiple)
+        outputs = _measured_outputs(models, outcome)
         told = {
             "origin": origin,
             "options": dict(options),
@@ -132,14 +132,12 @@ def _origin(outcome: Outcome, trainer: Deployable, start: Path, plain: Path) -> 
         "trainer": trainer.name,
         "network": outcome.network,
         "qat_epochs": str(outcome.kept.epoch),
-        "multiple": str(trainer.multiple),
+        "multiple": str(outcome.multiple),
         "images": f"{_CHANNELS[channels]}, 1 x {channels} x height x width, float32 in [-1, 1]",
     }
 
 
-def _measured_outputs(
-    models: Mapping[str, Any], outcome: Outcome, multiple: int
-) -> dict[str, float | None]:
+def _measured_outputs(models: Mapping[str, Any], outcome: Outcome) -> dict[str, float | None]:
     """INT8 against float32, both by OpenVINO, as they will be used."""
     from modelsoup_i2i.networks.layers import padded
 
@@ -149,7 +147,7 @@ def _measured_outputs(
     for image in outcome.held_out.images:
         if tuple(image.shape) != size:  # an image of another size would compile both anew
             continue
-        whole = padded(image, multiple).numpy()
+        whole = padded(image, outcome.multiple).numpy()
         for name, call in compiled.items():
             made = call(whole)[0][..., : size[2], : size[3]]
             pairs[name].append(np.array(made))

@@ -4,7 +4,8 @@ Any trainer of a plan can, with four things beside `train`; nothing here knows o
 `session` gives a training that has not begun: its networks by name, which of them are used
 afterwards (`deployed`), and `run`, the trainer's own loop with its own losses, in which a network
 may be replaced. `inputs` gives the images that a network sees in use; `options_of` what a
-checkpoint says of the options; `multiple`, of which heights and widths must be.
+checkpoint says of the options; `multiple`, of which heights and widths must be, where a network
+has no `multiple` of its own.
 """
 
 from __future__ import annotations

@@ -82,6 +82,7 @@ class Outcome:
     Attributes:
         network: the name of the quantised network.
         reference: the float network that it was made from.
+        multiple: of which the sides of its images must be.
         best: the kept quantised network, in eval mode on the CPU.
         quantised: its checkpoint in the work folder.
         checkpoint: the float checkpoint in the tree's names: of epoch 0 the start's values, else
@@ -96,6 +97,7 @@ class Outcome:
 
     network: str
     reference: nn.Module
+    multiple: int
     best: nn.Module
     quantised: Path
     checkpoint: Path
@@ -146,6 +148,7 @@ def quantisation_aware(
     name = chosen_network(session, network)
     own = session.networks[name].eval()
     reference = deepcopy(own)
+    multiple: int = getattr(own, "multiple", trainer.multiple)
     told = {
         "format": 2, "start": _digest(start), "network": name, "seed": seed, "epochs": epochs,
         "frozen": sorted(frozen), "held_out": held_out, "how": asdict(how),
@@ -155,7 +158,7 @@ def quantisation_aware(
     held = _held_out(trainer, options, name, held_out, how.subset_size)
     if held.part != "test":
         log(f"there are no test images: {len(held.images)} training images are held out to compare")
-    expected = outputs(reference, held.images, trainer.multiple)
+    expected = outputs(reference, held.images, multiple)
     see(name, held, [as_pixels(image) for image in expected])
     begun = work / BEGUN
     if begun.exists():
@@ -165,9 +168,7 @@ def quantisation_aware(
         height, width = held.images[0].shape[-2:]
         log(f"calibrates {name} on up to {how.subset_size} images (of {height} × {width}, say)")
         ours = [tensor[len(name) + 1 :] for tensor in frozen if tensor.startswith(f"{name}.")]
-        calibration = (
-            padded(image, trainer.multiple) for image in trainer.inputs(options, name, "train")
-        )
+        calibration = (padded(image, multiple) for image in trainer.inputs(options, name, "train"))
         made = quantised(own, calibration, how, frozen=ours, say=log)
         save_quantised(made, begun, {ORIGIN: json.dumps(origin)})
     # From the file in a run that goes on and in one that does not: both do the same from here on.
@@ -175,7 +176,7 @@ def quantisation_aware(
     twin = load_quantised(own, begun, say=log).eval()
     bench = _Bench(
         work, session, name, start, tuple(frozen), reference, twin, held.images, expected,
-        trainer.multiple, lineage,
+        multiple, lineage,
     )  # fmt: skip
     if not bench.candidates():
         bench.add(0, reference)
@@ -196,7 +197,7 @@ def quantisation_aware(
     path = work / f"quantised-{best.epoch}.safetensors"
     report(1.0, {"psnr": best.psnr, "kept_epoch": float(best.epoch)})
     return Outcome(
-        name, reference, load_quantised(reference, path, say=log).eval(), path,
+        name, reference, multiple, load_quantised(reference, path, say=log).eval(), path,
         work / f"float-{best.epoch}.safetensors", best, bench.candidates(), held, expected,
         bench.pictures(), figures,
     )  # fmt: skip

@@ -497,3 +497,37 @@ def test_a_model_that_cannot_be_put_in_place_is_told_and_leaves_nothing(made, tm
         export.write(model, tmp_path / "model.xml", {})
     assert {path.name for path in tmp_path.iterdir()} <= {"model.xml", "model.bin"}
     assert (tmp_path / "model.xml" / "notes").read_text() == "kept"
+
+
+def test_a_network_of_another_trainer_is_quantised_at_sides_that_it_wants(data, tmp_path):
+    """A U-Net that halves three times sees pictures of 20 × 20, continued to 24 × 24."""
+    from modelsoup_i2i.trainers.pix2pix import Pix2Pix, Pix2PixOptions
+
+    sizes = {"load_size": 20, "crop_size": 20, "sheet_every": 0}
+    shape = {"width": 8, "downs": 3, "d_width": 8, "patch": 1}
+    pairs = tmp_path / "pairs"
+    for part in ("train", "test"):
+        for kind in "AB":
+            (pairs / f"{part}{kind}").mkdir(parents=True)
+            for n, file in enumerate(sorted((data / "trainA").iterdir())):
+                shutil.copy(file, pairs / f"{part}{kind}" / f"{n}.png")
+    session = Pix2Pix().session(Pix2PixOptions(data=pairs, **sizes, **shape), None, seed=0)
+    session.save(tmp_path / "start.safetensors")
+    out = tmp_path / "out"
+    words = ["--data", pairs, "-o", out, "--epochs", 1, "--rounds", 0, "--json"]
+    words += [word for name, value in sizes.items() for word in ("--set", f"{name}={value}")]
+    made = CliRunner().invoke(
+        main, ["openvino", "quantize", str(tmp_path / "start.safetensors"), "--trainer", "pix2pix",
+               *map(str, words)],
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    told = json.loads((out / "report.json").read_text())
+    assert told["origin"]["network"] == "G" and told["origin"]["multiple"] == "8"
+    assert len(told["candidates"]) == 2 and told["candidates"][0]["psnr"] > 20
+    done = CliRunner().invoke(
+        main, ["openvino", "run", str(out / "int8.xml"), str(pairs / "testA" / "0.png"),
+               str(tmp_path / "made.png")],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    picture, given = read_image(tmp_path / "made.png"), read_image(pairs / "testA" / "0.png")
+    assert picture.shape == given.shape

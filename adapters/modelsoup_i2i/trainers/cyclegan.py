@@ -111,7 +111,6 @@ class CycleGAN(ImageTrainer):
     name = "cyclegan"
     options = CycleGANOptions
     version = "2"
-    multiple = 4  # a generator halves an image twice
     called = ("modelsoup_i2i:CycleGAN", "modelsoup_i2i.cyclegan:CycleGAN")
 
     def networks(self, o: CycleGANOptions) -> dict[str, Network]:

@@ -21,15 +21,12 @@ class Description:
         options: its options: a dataclass that inherits `training.ranges.Options`, and in which
             each has a default.
         version: changes when results do.
-        multiple: of which heights and widths must be that a translator sees, where its network has
-            no `multiple` of its own.
         called: how else plans, and with them lineages, may call it: `module:Class`.
     """
 
     name: str
     options: type
     version = "1"
-    multiple = 1
     called: tuple[str, ...] = ()
 
     def networks(self, o: Any) -> dict[str, Network]:

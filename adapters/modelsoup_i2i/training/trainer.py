@@ -41,7 +41,13 @@ if TYPE_CHECKING:
 
 
 class ImageTrainer(Description):
-    """A trainer of a plan, by what its class says of it."""
+    """A trainer of a plan, by what its class says of it.
+
+    Attributes:
+        multiple: 1: a network whose images need sides that are multiples says so by its own.
+    """
+
+    multiple = 1
 
     # What the core asks.
 
