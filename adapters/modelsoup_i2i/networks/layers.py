@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -101,6 +101,20 @@ def at_any_size(
     whole = padded(images, multiple)
     result: torch.Tensor = network(whole)
     return result if whole is images else result[..., :height, :width]
+
+
+def part_of(
+    tensors: Mapping[str, Sequence[int]], prefix: str, kind: str
+) -> tuple[dict[str, Shape], str]:
+    """The shapes of one network in a checkpoint, by its own names, and what errors call it.
+
+    Args:
+        tensors: name → shape, of a whole checkpoint or one network.
+        prefix: what the network's names begin with; may be empty.
+        kind: what it is: `generator`, say.
+    """
+    own = {n.removeprefix(prefix): tuple(s) for n, s in tensors.items() if n.startswith(prefix)}
+    return own, f"the {kind} {prefix.rstrip('.')!r}" if prefix else f"the {kind}"
 
 
 def must_match(own: Mapping[str, Shape], expected: Mapping[str, Shape], said: str) -> None:

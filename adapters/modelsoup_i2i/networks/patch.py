@@ -10,7 +10,7 @@ from torch import nn
 from modelsoup import MismatchError
 
 from .described import Network
-from .layers import Convolution, Norm, must_match, norm
+from .layers import Convolution, Norm, must_match, norm, part_of
 from .patches import MADE_BY, PIXELS_BY, widths
 
 
@@ -86,8 +86,7 @@ def discriminator_in(tensors: Mapping[str, Sequence[int]], prefix: str) -> Netwo
     Raises:
         MismatchError: there is no such discriminator, or it is of another kind.
     """
-    own = {n.removeprefix(prefix): tuple(s) for n, s in tensors.items() if n.startswith(prefix)}
-    said = f"the discriminator {prefix.rstrip('.')!r}" if prefix else "the discriminator"
+    own, said = part_of(tensors, prefix, "discriminator")
     of_pixels = "net.0.weight" in own
     first = own.get("net.0.weight" if of_pixels else "model.0.weight")
     if first is None or len(first) != 4:
@@ -110,10 +109,10 @@ def patch_in(tensors: Mapping[str, Sequence[int]], prefix: str = "D_A.") -> dict
         MismatchError: there is no such discriminator, or it is of another kind: of pixels, or with
             batch normalisation.
     """
-    said = f"the discriminator {prefix.rstrip('.')!r}" if prefix else "the discriminator"
-    if any(name.startswith(f"{prefix}net.") for name in tensors):
+    own, said = part_of(tensors, prefix, "discriminator")
+    if any(name.startswith("net.") for name in own):
         raise MismatchError(f"{said} is a pixel discriminator, where a PatchGAN is expected")
-    if f"{prefix}model.3.weight" in tensors:
+    if "model.3.weight" in own:
         raise MismatchError(f"{said} has batch normalisation, where instance norm is expected")
     made = discriminator_in(tensors, prefix)
     return {name: made.sizes[name] for name in ("width", "layers", "channels")}

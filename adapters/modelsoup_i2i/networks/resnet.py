@@ -23,6 +23,7 @@ from .layers import (
     InstanceNorm,
     TransposedConvolution,
     must_match,
+    part_of,
 )
 from .winograd import lay_out, residual_block
 
@@ -186,8 +187,7 @@ def resnet_in(tensors: Mapping[str, Sequence[int]], prefix: str = "G_A.") -> dic
         MismatchError: there is no such generator, or it is of another kind: with dropout, batch
             normalisation or anti-aliasing, or with other layers.
     """
-    own = {n.removeprefix(prefix): tuple(s) for n, s in tensors.items() if n.startswith(prefix)}
-    said = f"the generator {prefix.rstrip('.')!r}" if prefix else "the generator"
+    own, said = part_of(tensors, prefix, "generator")
     if not own:
         raise MismatchError(f"there is no tensor of {said} (names that begin with {prefix!r})")
     _must_be_plain(own, said)

@@ -16,7 +16,7 @@ from torch import nn
 from modelsoup import MismatchError
 
 from .described import Network
-from .layers import Convolution, Norm, TransposedConvolution, must_match, norm
+from .layers import Convolution, Norm, TransposedConvolution, must_match, norm, part_of
 from .patches import widths
 from .unets import LEAST_DOWNS, MADE_BY
 
@@ -111,8 +111,7 @@ def unet_in(tensors: Mapping[str, Sequence[int]], prefix: str = "G.") -> dict[st
     Raises:
         MismatchError: there is no such generator, or it is of another kind.
     """
-    own = {n.removeprefix(prefix): tuple(s) for n, s in tensors.items() if n.startswith(prefix)}
-    said = f"the generator {prefix.rstrip('.')!r}" if prefix else "the generator"
+    own, said = part_of(tensors, prefix, "generator")
     if not own:
         raise MismatchError(f"there is no tensor of {said} (names that begin with {prefix!r})")
     first, downs = own.get("model.model.0.weight"), 1
