@@ -289,6 +289,10 @@ def _made(*shape: Any, **_named: Any) -> Tensor:
     return Tensor(*sizes)
 
 
+def _listed(values: Any, **_named: Any) -> Tensor:
+    return Tensor(*([len(values)] if isinstance(values, list | tuple) else []))
+
+
 def _no_parameters(name: str) -> type[Module]:
     return type(name, (Module,), {})
 
@@ -311,5 +315,12 @@ _NN.__dict__.update(
 )  # fmt: skip
 TORCH = _Named("torch")
 TORCH.__dict__.update(
-    nn=_NN, Tensor=Tensor, zeros=_made, ones=_made, empty=_made, randn=_made, rand=_made
+    nn=_NN,
+    Tensor=Tensor,
+    zeros=_made,
+    ones=_made,
+    empty=_made,
+    randn=_made,
+    rand=_made,
+    tensor=_listed,
 )

@@ -1,0 +1,376 @@
+"""BigGAN's generator and discriminator, and the encoder and adaptor that DeepI2I adds to them.
+
+Brock, Donahue and Simonyan, ICLR 2019; Wang, Yu and van de Weijer, NeurIPS 2020. Tensors have the
+names of the official code; `strength` of the adaptor is ours. Pictures are N × channels × side ×
+side in [−1, 1]; features are told by the side of their maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from . import biggans
+from .spectral import Convolution, Embedding, Linear
+
+Features = Mapping[int, torch.Tensor]
+MOMENTUM, VARIANCE = 0.1, 1e-5  # of batch norms: what a batch moves; what is added
+
+
+class Norm(nn.Module):
+    """Batch normalisation whose statistics have BigGAN's names."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("stored_mean", torch.zeros(channels))
+        self.register_buffer("stored_var", torch.ones(channels))
+
+    def normal(self, images: torch.Tensor) -> torch.Tensor:
+        """Each channel with mean 0 and variance 1: over the batch, in use by the statistics."""
+        made: torch.Tensor = F.batch_norm(
+            images, self.stored_mean, self.stored_var, None, None, self.training, MOMENTUM, VARIANCE
+        )
+        return made
+
+
+class PlainNorm(Norm):
+    """One with a gain and a bias for each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.gain = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def reset_parameters(self) -> None:
+        """What `torch_bridge.load_into` calls for tensors that a start lacks."""
+        nn.init.ones_(self.gain)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Of the same shape."""
+        return self.normal(images) * self.gain[:, None, None] + self.bias[:, None, None]
+
+
+class ConditionalNorm(Norm):
+    """One whose gain and bias are made of a condition: 1 + L_g(y), L_b(y)."""
+
+    def __init__(self, channels: int, condition: int) -> None:
+        super().__init__(channels)
+        self.gain = Linear(condition, channels, bias=False)
+        self.bias = Linear(condition, channels, bias=False)
+
+    def forward(self, images: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Of the same shape."""
+        gain, bias = 1 + self.gain(condition), self.bias(condition)
+        return torch.addcmul(bias[:, :, None, None], self.normal(images), gain[:, :, None, None])
+
+
+class Rows(nn.Embedding):
+    """A vector for each class, orthogonal at first."""
+
+    def reset_parameters(self) -> None:
+        """What `torch_bridge.load_into` calls for tensors that a start lacks."""
+        nn.init.orthogonal_(self.weight)
+
+
+class Attention(nn.Module):
+    """Self-attention over places, as BigGAN has it: γ · o(g βᵀ) + x."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.theta = Convolution(channels, channels // 8, 1, bias=False)
+        self.phi = Convolution(channels, channels // 8, 1, bias=False)
+        self.g = Convolution(channels, channels // 2, 1, bias=False)
+        self.o = Convolution(channels // 2, channels, 1, bias=False)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def reset_parameters(self) -> None:
+        """What `torch_bridge.load_into` calls for tensors that a start lacks."""
+        nn.init.zeros_(self.gamma)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Of the same shape."""
+        height, width = images.shape[-2:]
+        asked = self.theta(images).flatten(2)
+        keys, values = (F.max_pool2d(of(images), 2).flatten(2) for of in (self.phi, self.g))
+        shares = torch.softmax(asked.transpose(1, 2) @ keys, dim=2)
+        found = (values @ shares.transpose(1, 2)).unflatten(2, (height, width))
+        return torch.addcmul(images, self.gamma, self.o(found))
+
+
+class Up(nn.Module):
+    """A block of the generator, which doubles the side."""
+
+    def __init__(self, ins: int, outs: int, condition: int) -> None:
+        super().__init__()
+        self.conv1 = Convolution(ins, outs)
+        self.conv2 = Convolution(outs, outs)
+        self.conv_sc = Convolution(ins, outs, 1)
+        self.bn1 = ConditionalNorm(ins, condition)
+        self.bn2 = ConditionalNorm(outs, condition)
+
+    def forward(self, images: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """N × ins × H × W to N × outs × 2H × 2W."""
+        made = F.interpolate(F.relu(self.bn1(images, condition)), scale_factor=2.0)
+        made = self.conv2(F.relu(self.bn2(self.conv1(made), condition)))
+        # A convolution of one pixel commutes with the doubling, which then has a quarter to do.
+        return made + F.interpolate(self.conv_sc(images), scale_factor=2.0)
+
+
+class Down(nn.Module):
+    """A block of the discriminator, the encoder and the adaptor.
+
+    Args:
+        ins: channels of what it sees.
+        outs: of what it makes.
+        halves: the side.
+        first: it sees pictures: nothing is activated before.
+    """
+
+    def __init__(self, ins: int, outs: int, *, halves: bool, first: bool = False) -> None:
+        super().__init__()
+        self.halves, self.first = halves, first
+        self.conv1 = Convolution(ins, outs)
+        self.conv2 = Convolution(outs, outs)
+        self.conv_sc = Convolution(ins, outs, 1) if halves or ins != outs else None
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """N × ins × H × W to N × outs × H × W, or half of both."""
+        made = self.conv2(F.relu(self.conv1(images if self.first else F.relu(images))))
+        if self.conv_sc is None:
+            return images + (F.avg_pool2d(made, 2) if self.halves else made)
+        # The mean over four pixels commutes with a convolution of one, and with a sum.
+        if self.halves:
+            return F.avg_pool2d(made, 2) + self.conv_sc(F.avg_pool2d(images, 2))
+        return made + self.conv_sc(images)
+
+
+class Generator(nn.Module):
+    """Makes pictures of classes out of noise, and of features that are added on the way.
+
+    Args:
+        arch: see `biggans`.
+        ch: the width that all others are multiples of.
+        classes: rows of the embedding.
+        chunk: numbers of noise for the first layer, and for each block.
+        shared: the width of the embedding.
+        attention: the side of the maps that it follows; 0 is none.
+        channels: of the pictures.
+        least: the side of the maps that it begins with.
+
+    Attributes:
+        size: pixels of a side.
+        noise: how many numbers `z` has.
+    """
+
+    multiple = 1
+
+    def __init__(
+        self, arch: biggans.Arch, ch: int, classes: int, chunk: int = 20, shared: int = 128,
+        attention: int = 64, channels: int = 3, least: int = biggans.DEEPEST,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        made = {r: wide * ch for r, wide in biggans.made(arch).items() if r >= least}
+        self.size, self.channels, self.least, self.chunk = max(made), channels, least, chunk
+        self.noise = chunk * len(made)
+        self.shared = Rows(classes, shared)
+        # Where it begins later, with the width that its first block expects.
+        first = made[least]
+        self.linear = Linear(chunk, first * least * least)
+        blocks = []
+        for r in sorted(made)[1:]:
+            follows = [Attention(made[r])] if r == attention else []
+            blocks.append(nn.ModuleList([Up(made[r // 2], made[r], shared + chunk), *follows]))
+        self.blocks = nn.ModuleList(blocks)
+        self.output_layer = nn.Sequential(
+            PlainNorm(made[self.size]), nn.ReLU(), Convolution(made[self.size], channels)
+        )
+
+    def embedded(self, classes: torch.Tensor) -> torch.Tensor:
+        """Rows of classes, int64 N to float N × shared; of what is embedded, that itself."""
+        return classes if classes.is_floating_point() else self.shared(classes)
+
+    def conditions(self, z: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What the first layer sees, and each block's condition."""
+        first, *others = z.split(self.chunk, 1)
+        embedded = self.embedded(classes)
+        return (first, *(torch.cat([embedded, own], 1) for own in others))
+
+    def forward(
+        self, z: torch.Tensor, classes: torch.Tensor, features: Features | None = None
+    ) -> torch.Tensor:
+        """Pictures, N × channels × size × size in [−1, 1].
+
+        Args:
+            z: N × noise, from N(0, 1).
+            classes: int64 N; or float N × shared, mixtures of rows of `shared`.
+            features: by the side of their maps: what is added to the maps of that side.
+        """
+        return self.walk(z, classes, features)[max(self.sides)]
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Of its maps, in order; the last is that of pictures."""
+        return tuple(self.least * 2**n for n in range(len(self.blocks) + 1))
+
+    def walk(
+        self, z: torch.Tensor, classes: torch.Tensor, features: Features | None = None
+    ) -> dict[int, torch.Tensor]:
+        """The maps of each side, after what was added; the pictures in the place of the last."""
+        added = features or {}
+        first, *conditions = self.conditions(z, classes)
+        maps = self.linear(first).unflatten(1, (-1, self.least, self.least))
+        found = {}
+        for place, side in enumerate(self.sides):
+            if place:
+                for layer in self.blocks[place - 1]:
+                    own = (conditions[place - 1],) if isinstance(layer, Up) else ()
+                    maps = layer(maps, *own)
+            if side in added:
+                maps = maps + added[side]
+            found[side] = maps
+        found[side] = torch.tanh(self.output_layer(maps))
+        return found
+
+
+class Pyramid(nn.Module):
+    """The blocks that discriminator and encoder share."""
+
+    multiple = 1
+
+    def __init__(
+        self, arch: biggans.Arch, ch: int, attention: int = 64, channels: int = 3,
+        least: int = biggans.DEEPEST,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.size, self.channels = biggans.side(arch), channels
+        self.sides: list[int] = []
+        blocks: list[nn.Module] = []
+        width, before = channels, self.size
+        for side, wide in biggans.seen(arch):
+            if side < least:
+                break
+            block = Down(width, wide * ch, halves=side < before, first=not blocks)
+            width, before = wide * ch, side
+            follows = [Attention(width)] if side == attention else []
+            blocks.append(nn.ModuleList([block, *follows]))
+            self.sides.append(side)
+        self.width = width
+        self.blocks = nn.ModuleList(blocks)
+
+    def walk(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
+        """The maps of each side: after the last block that makes such."""
+        found, maps = {}, images
+        for side, block in zip(self.sides, self.blocks, strict=True):
+            for layer in block:
+                maps = layer(maps)
+            found[side] = maps
+        return found
+
+
+class Discriminator(Pyramid):
+    """Judges pictures of classes by projection (Miyato and Koyama, ICLR 2018)."""
+
+    def __init__(
+        self, arch: biggans.Arch, ch: int, classes: int, attention: int = 64, channels: int = 3
+    ) -> None:
+        super().__init__(arch, ch, attention, channels)
+        self.linear = Linear(self.width, 1)
+        self.embed = Embedding(classes, self.width)
+
+    def judged(
+        self, images: torch.Tensor, classes: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """Verdicts, N × 1, and the maps of each side, of one pass."""
+        found = self.walk(images)
+        whole = F.relu(found[self.sides[-1]]).sum((2, 3))
+        verdicts = self.linear(whole) + (self.embed(classes) * whole).sum(1, keepdim=True)
+        return verdicts, found
+
+    def forward(self, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Verdicts, N × 1."""
+        return self.judged(images, classes)[0]
+
+
+class Encoder(Pyramid):
+    """A discriminator's blocks, whose maps are what of a picture is kept.
+
+    The deepest map is rectified, as the official code's is.
+    """
+
+    def forward(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Maps by their side, from the deepest to a quarter of the picture's."""
+        found = self.walk(images)
+        last = self.sides[-1]
+        found[last] = F.relu(found[last])
+        return {side: found[side] for side in sorted(found) if 4 * side <= self.size}
+
+
+class Adaptor(nn.Module):
+    """Turns an encoder's maps into such as the generator has: a block for each side.
+
+    Args:
+        arch: see `biggans`.
+        ch: of both networks.
+        only: the sides that it has blocks for; all where none are named.
+        least: the side of the encoder's deepest maps.
+        identity: no blocks: maps are repeated until they are as wide as the generator's.
+        strength: by which what it makes is multiplied, by side; in the state as `strength`.
+    """
+
+    def __init__(
+        self, arch: biggans.Arch, ch: int, only: tuple[int, ...] = (), least: int = biggans.DEEPEST,
+        identity: bool = False, strength: Mapping[int, float] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        between = {
+            side: (ins * ch, outs * ch)
+            for side, (ins, outs) in biggans.widths_between(arch, least).items()
+            if not only or side in only
+        }
+        # Official code counts from the largest maps.
+        self.sides = tuple(sorted(between, reverse=True))
+        self.widths = between
+        self.blocks = nn.ModuleList(
+            [] if identity
+            else [nn.ModuleList([Down(*between[side], halves=False)]) for side in self.sides]
+        )  # fmt: skip
+        self.given = tuple(float((strength or {}).get(side, 0.1)) for side in self.sides)
+        self.register_buffer("strength", torch.tensor(self.given))
+
+    def prepare_for(self, **_how: object) -> None:
+        """A training goes by the strengths that it was given, whatever its start had."""
+        self.strength.copy_(torch.tensor(self.given))
+
+    def forward(self, features: Features) -> dict[int, torch.Tensor]:
+        """What is added to the generator's maps, by side."""
+        made = {}
+        for place, side in enumerate(self.sides):
+            own = features[side]
+            if len(self.blocks):
+                (block,) = self.blocks[place]
+                own = block(own)
+            else:
+                wide = self.widths[side][1]
+                own = own.repeat(1, -(-wide // own.shape[1]), 1, 1)[:, :wide]
+            made[side] = own * self.strength[place]
+        return made
+
+
+class Translation(nn.Module):
+    """An encoder, an adaptor and a generator: a picture becomes one of a class."""
+
+    multiple = 1
+
+    def __init__(self, E: nn.Module, A: nn.Module, G: nn.Module) -> None:  # noqa: N803
+        super().__init__()
+        self.E, self.A, self.G = E, A, G
+        self.size, self.channels = G.size, G.channels
+
+    def forward(self, images: torch.Tensor, z: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Pictures of classes, for N × channels × size × size in [−1, 1]; see `Generator`."""
+        made: torch.Tensor = self.G(z, classes, self.A(self.E(images)))
+        return made
