@@ -128,6 +128,11 @@ class Tensor:
             raise AttributeError(name)
         return Nothing
 
+    def _computed(self, *_others: Any) -> Any:
+        return Nothing
+
+    __add__ = __sub__ = __mul__ = __truediv__ = __rmul__ = __getitem__ = _computed
+
 
 class Parameter(Tensor):
     """A tensor that is trained."""
