@@ -8,6 +8,7 @@ side in [−1, 1]; features are told by the side of their maps.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -281,18 +282,12 @@ class Discriminator(Pyramid):
         self.linear = Linear(self.width, 1)
         self.embed = Embedding(classes, self.width)
 
-    def judged(
-        self, images: torch.Tensor, classes: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        """Verdicts, N × 1, and the maps of each side, of one pass."""
+    def forward(self, images: torch.Tensor, classes: torch.Tensor, *, taps: bool = False) -> Any:
+        """Verdicts, N × 1; with `taps` also the maps of each side, of the same pass."""
         found = self.walk(images)
         whole = F.relu(found[self.sides[-1]]).sum((2, 3))
         verdicts = self.linear(whole) + (self.embed(classes) * whole).sum(1, keepdim=True)
-        return verdicts, found
-
-    def forward(self, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """Verdicts, N × 1."""
-        return self.judged(images, classes)[0]
+        return (verdicts, found) if taps else verdicts
 
 
 class Encoder(Pyramid):

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from modelsoup import ParameterError
 
+from .shapes import Shape
+
 if TYPE_CHECKING:
     from torch import nn
 
-Shape = tuple[int, ...]
 AVERAGED = "_ema"  # what follows a network's name in that of its average over steps
 _ROOM = __name__.rpartition(".")[0]
 
@@ -61,6 +62,28 @@ class Network:
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in self.sizes.items())
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A module that is made of a trainer's networks, and has no tensors but theirs.
+
+    Attributes:
+        made_by: `module:Class`, a `torch.nn.Module`.
+        parts: the networks that it is called with, each by its name as the keyword.
+        sizes: what else it is called with.
+    """
+
+    made_by: str
+    parts: tuple[str, ...]
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, networks: Mapping[str, nn.Module]) -> nn.Module:
+        """The module, of those that there are."""
+        module, _, name = self.made_by.partition(":")
+        parts = {part: networks[part] for part in self.parts}
+        made: nn.Module = getattr(importlib.import_module(module), name)(**parts, **self.sizes)
+        return made
 
 
 def parameters(tensors: Mapping[str, tuple[str, Shape]]) -> int:

@@ -10,8 +10,9 @@ from torch import nn
 from modelsoup import MismatchError
 
 from .described import Network
-from .layers import Convolution, Norm, must_match, norm, part_of
+from .layers import Convolution, Norm, norm
 from .patches import MADE_BY, PIXELS_BY, widths
+from .shapes import must_match, part_of
 
 
 class PatchDiscriminator(nn.Module):

@@ -17,14 +17,8 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from modelsoup import MismatchError
 
 from .described import Network
-from .layers import (
-    MULTIPLE,
-    Convolution,
-    InstanceNorm,
-    TransposedConvolution,
-    must_match,
-    part_of,
-)
+from .layers import MULTIPLE, Convolution, InstanceNorm, TransposedConvolution
+from .shapes import must_match, part_of
 from .winograd import lay_out, residual_block
 
 MADE_BY = f"{__name__}:ResnetGenerator"

@@ -16,8 +16,9 @@ from torch import nn
 from modelsoup import MismatchError
 
 from .described import Network
-from .layers import Convolution, Norm, TransposedConvolution, must_match, norm, part_of
+from .layers import Convolution, Norm, TransposedConvolution, norm
 from .patches import widths
+from .shapes import must_match, part_of
 from .unets import LEAST_DOWNS, MADE_BY
 
 _DEEP = 4  # from this halving on, channels stay as many: there is the dropout

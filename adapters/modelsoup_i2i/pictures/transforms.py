@@ -11,7 +11,9 @@ from modelsoup import ParameterError
 
 from .images import ImageError, resized
 
-Mode = Literal["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
+Mode = Literal[
+    "resize_and_crop", "crop", "centre_crop", "scale_width", "scale_width_and_crop", "none"
+]
 SIDES = 4  # `none` rounds sides to multiples of it
 
 
@@ -21,7 +23,8 @@ class Transform:
 
     Attributes:
         mode: `resize_and_crop`: to the load size, whatever the ratio of sides, then a random crop;
-            `crop`: only that; `scale_width`: to the load size's width, the ratio kept;
+            `crop`: only that; `centre_crop`: the largest part of its middle that has the crop's
+            ratio of sides, resized to it; `scale_width`: to the load size's width, the ratio kept;
             `scale_width_and_crop`; `none`: sides rounded to multiples of four.
         load: height and width.
         crop: height and width.
@@ -61,6 +64,8 @@ class Transform:
             ImageError: it is smaller than the crop.
         """
         height, width = image.shape[:2]
+        if self.mode == "centre_crop":
+            return resized(_middle(image, self.crop), self.crop)
         if self.mode == "resize_and_crop":
             wanted = self.load
         elif self.mode in ("scale_width", "scale_width_and_crop"):
@@ -93,10 +98,21 @@ class Transform:
         height, width = image.shape[:2]
         if self.mode == "resize_and_crop":
             return resized(image, self.crop)
+        if self.mode == "centre_crop":
+            return self.prepare(image, "")
         if self.mode.startswith("scale_width"):
             wide = self.crop[1] if self.crops else self.load[1]
             return resized(image, (max(round(wide * height / width), 1), wide))
         return resized(image, (_rounded(height), _rounded(width)))
+
+
+def _middle(image: np.ndarray, ratio: tuple[int, int]) -> np.ndarray:
+    """The largest part of its middle with such a ratio of height and width."""
+    height, width = image.shape[:2]
+    high = min(height, max(round(width * ratio[0] / ratio[1]), 1))
+    wide = min(width, max(round(height * ratio[1] / ratio[0]), 1))
+    top, left = (height - high) // 2, (width - wide) // 2
+    return image[top : top + high, left : left + wide]
 
 
 def _rounded(side: int) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
 
 from modelsoup import Checkpoint, MismatchError, ParameterError, nearest, open_checkpoint
 
@@ -34,11 +37,21 @@ def must_have_network(given: Mapping[str, Path], networks: Sequence[str]) -> Non
             )
 
 
-def values_for(network: str, place: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def values_for(
+    network: str, place: Path, wanted: Mapping[str, tuple[int, ...]], *,
+    rows: Collection[str] = (), seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """The tensors of one network, by its own names, as float32 or what they are stored as.
 
     What the other has beside them is not asked for, as a discriminator's head is not for an
-    encoder.
+    encoder. Where vectors of spectral norm are of other classes, they are left out.
+
+    Args:
+        network: its name.
+        place: `file`, or `file:other`.
+        wanted: names and shapes.
+        rows: those that have a row for each class, and are re-made if their number is another one.
+        seed: of what is drawn for them.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -57,10 +70,53 @@ def values_for(network: str, place: Path, wanted: Mapping[str, tuple[int, ...]])
         info = opened.tensors.get(f"{other}.{name}")
         if info is None:
             raise MismatchError(f"init_from: {path} lacks {other}.{name} {list(shape)}")
+        if name in rows and info.shape[0] != shape[0] and tuple(info.shape[1:]) == tuple(shape[1:]):
+            found[name] = remade(opened[f"{other}.{name}"], shape[0], seed)
+            continue
         if tuple(info.shape) != tuple(shape):
+            if name.endswith(".u0") and f"{name[:-2]}weight" in rows:
+                continue
             raise MismatchError(
                 f"init_from: {path}: {other}.{name} has the shape {list(info.shape)}, but in "
                 f"{network} it is {list(shape)}"
             )
         found[name] = opened[f"{other}.{name}"]
     return found
+
+
+def with_rows(start: Path, rows: Mapping[str, int], into: Path, *, seed: int) -> Path:
+    """A start whose rows are those of other classes: a copy where any number differs.
+
+    Args:
+        start: a checkpoint.
+        rows: names of tensors with a row for each class → how many there must be.
+        into: where the copy is made.
+        seed: of what is drawn.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    opened = open_checkpoint(start)
+    other = [n for n, count in rows.items() if n in opened.tensors
+             and opened.tensors[n].shape[0] != count]  # fmt: skip
+    if not other:
+        return start
+    vectors = {f"{name.rpartition('.')[0]}.u0" for name in other}
+    tensors = {}
+    for name in opened.tensors:
+        if name in vectors:
+            continue  # of so many classes: found anew when it is loaded
+        values = np.asarray(opened[name])
+        if values.dtype.kind not in "iub":
+            values = values.astype(np.float32)
+        tensors[name] = remade(values, rows[name], seed) if name in other else values
+    save_file(tensors, into, {"format": "pt"})
+    return into
+
+
+def remade(values: Any, count: int, seed: int) -> np.ndarray:
+    """Rows for other classes: about the mean of those that there are, as far apart as they."""
+    own = np.asarray(values, np.float32)
+    drawn = np.random.default_rng(seed).standard_normal((count, own.shape[1]), np.float32)
+    made: np.ndarray = own.mean(0) + drawn * own.std(0)
+    return made

@@ -26,7 +26,7 @@ from ..pictures.folders import (
 from ..pictures.images import left_out, list_images
 from ..pictures.picture import Images, Picture
 from ..pictures.transforms import Mode, Transform
-from .ranges import FREE, Number, Options
+from .ranges import FREE, Count, Number, Options
 
 if TYPE_CHECKING:
     from ..measuring.evaluation import Sets
@@ -39,9 +39,6 @@ class Pixels(Options):
     """How pictures become what a network sees.
 
     Attributes:
-        mode: how pictures come to size: see `modelsoup_i2i.pictures.transforms.Transform`.
-        load_size: side, or height and width, to which they are resized.
-        crop_size: side, or height and width, of what is cropped out of them at random.
         flip: mirror half of them.
         channels: of the images: 3, or 1 for grey, or 4 for colour and opacity.
         on_bad_image: `error`, or `skip` to leave damaged ones out, of training and of tests.
@@ -49,14 +46,30 @@ class Pixels(Options):
         cache_mb: MiB of decoded images that are kept in memory.
     """
 
-    mode: Mode = "resize_and_crop"
-    load_size: Side = 286
-    crop_size: Side = 256
     flip: bool = True
     channels: Literal[1, 3, 4] = 3
     on_bad_image: Literal["error", "skip"] = "error"
     threads: Annotated[Number, FREE] = 2
     cache_mb: Annotated[Number, FREE] = 2048
+
+    def transform(self) -> Transform:
+        """How pictures come to size."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Cropped(Pixels):
+    """Pictures are resized and cropped, by CycleGAN's words.
+
+    Attributes:
+        mode: how pictures come to size: see `modelsoup_i2i.pictures.transforms.Transform`.
+        load_size: side, or height and width, to which they are resized.
+        crop_size: side, or height and width, of what is cropped out of them at random.
+    """
+
+    mode: Mode = "resize_and_crop"
+    load_size: Side = 286
+    crop_size: Side = 256
 
     def must_fit(self) -> None:
         """See `Options`."""
@@ -336,18 +349,39 @@ class LabelledImages(Data):
     Attributes:
         data: a folder in which each folder is a class; or a file `.h5`, with `imgs` and `labels`.
         test: likewise, of test images.
-        classes: which of the classes are used; all where none are named.
+        classes: which of the classes are used; all where none are named. In place of data, how many
+            there are, for what a checkpoint will hold.
         per_class: how many pictures of each are used: a subset is drawn.
         subset_seed: of the subset, in which smaller ones of the same seed lie.
     """
 
-    data: Annotated[Path, FREE]
+    data: Annotated[Path | None, FREE] = None
     test: Annotated[Path | None, FREE] = None
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] | Count = ()
     per_class: Annotated[int, Ge(2)] | None = None
     subset_seed: int = 0
 
     tests_are = "test, a folder of classes or an HDF5 file"
+
+    @property
+    def class_count(self) -> int:
+        """How many classes there are; 0 where nothing says so."""
+        if isinstance(self.classes, int):
+            return self.classes
+        return len(self.classes) or (0 if self.data is None else len(self.class_names()))
+
+    @property
+    def _named(self) -> tuple[str, ...]:
+        return () if isinstance(self.classes, int) else self.classes
+
+    def _root(self) -> Path:
+        if self.data is None:
+            raise ParameterError("data is missing: a folder of classes or an HDF5 file")
+        if isinstance(self.classes, int):
+            raise ParameterError(
+                f"classes is {self.classes}, but beside data it names those that are used"
+            )
+        return self.data
 
     def class_set(self, part: str = "train") -> ClassSet | None:
         """The classes and pictures of a part; None of tests that are not named.
@@ -356,9 +390,8 @@ class LabelledImages(Data):
             ParameterError: they are not there, a class has one image, or is not one of training.
         """
         if part == "train":
-            return find_classes(
-                self.data, only=self.classes, per_class=self.per_class, seed=self.subset_seed
-            )
+            root, only = self._root(), self._named
+            return find_classes(root, only=only, per_class=self.per_class, seed=self.subset_seed)
         if self.test is None:
             return None
         return find_classes(self.test, only=self.class_names())
@@ -370,15 +403,15 @@ class LabelledImages(Data):
 
     def class_names(self) -> tuple[str, ...]:
         """See `Data`."""
-        return class_names(self.data, self.classes)
+        return class_names(self._root(), self._named)
 
     def folders(self) -> tuple[Path, ...]:
         """The folder, if it is one."""
-        return (self.data,) if self.data.is_dir() else ()
+        return (self.data,) if self.data is not None and self.data.is_dir() else ()
 
     def left_out(self) -> list[str]:
         """See `Data`; and pictures that are of no class."""
-        beside = in_no_class(self.data)
+        beside = in_no_class(self._root())
         said = [
             f"{len(beside)} of {self.data}, in no class's folder, such as {file.name}"
             for file in beside[:1]

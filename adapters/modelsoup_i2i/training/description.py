@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..networks.described import Network
+from ..networks.described import AVERAGED, Joined, Network
 from ..pictures.draws import Draw
 from ..pictures.picture import Images
 from ..use.translator import Translator
@@ -33,6 +33,34 @@ class Description:
         """All networks, in the checkpoint's order: its names are `network.tensor`."""
         raise NotImplementedError
 
+    def joined(self, o: Any) -> dict[str, Joined]:
+        """Modules that are made of several networks, for losses and for use."""
+        return {}
+
+    def averages(self, o: Any) -> dict[str, tuple[str, float]]:
+        """Networks that follow others: name → whom, and the share of the old that a step keeps."""
+        return {
+            f"{name}{AVERAGED}": (name, player.ema)
+            for player in self.players(o).values() if player.ema is not None
+            for name in player.networks
+        }  # fmt: skip
+
+    def begin_as(self, o: Any) -> dict[str, str]:
+        """Networks that begin with another's weights where a start lacks them: name → whose."""
+        return {}
+
+    def fixed(self, o: Any) -> Sequence[str]:
+        """Patterns over names of tensors that stay as they begin, beside what a plan freezes."""
+        return ()
+
+    def rows(self, o: Any) -> Mapping[str, int]:
+        """Tensors with a row for each class, and how many; a start's are re-made for so many."""
+        return {}
+
+    def inner(self, o: Any) -> Sequence[str]:
+        """Networks that serve the training alone: a state has them, and a checkpoint has not."""
+        return ()
+
     def players(self, o: Any) -> dict[str, Player]:
         """Who is updated, by which optimiser."""
         raise NotImplementedError
@@ -46,7 +74,7 @@ class Description:
         raise NotImplementedError
 
     def translators(self, o: Any) -> dict[str, Translator]:
-        """The networks that are used after the training, the most wanted one first."""
+        """The networks, or those joined, that are used afterwards; the most wanted one first."""
         raise NotImplementedError
 
     def options_in(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:

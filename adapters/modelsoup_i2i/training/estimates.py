@@ -79,6 +79,8 @@ def memory(
         for name, network in networks.items():
             prepare(network.train(), **how_trained(options, device))
             stage.put(name, network)
+        for name, one in trainer.joined(options).items():
+            stage.put(name, one.build(networks))
         passing = 0
         several: set[str] = set()
         for step in (0, last):

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-Gan = Literal["lsgan", "vanilla", "hinge", "wgan-gp"]
+Gan = Literal["lsgan", "vanilla", "softplus", "hinge", "wgan-gp"]
 
 
 def deceive(verdicts: torch.Tensor, kind: Gan = "lsgan") -> torch.Tensor:
@@ -20,13 +20,13 @@ def deceive(verdicts: torch.Tensor, kind: Gan = "lsgan") -> torch.Tensor:
 
     Args:
         verdicts: D(ŷ), no sigmoid.
-        kind: `lsgan`: mean (D(ŷ) − 1)² (Mao et al. 2017); `vanilla`: −log σ(D(ŷ)), the non-
-            saturating one (Goodfellow et al. 2014); `hinge` and `wgan-gp`: −D(ŷ).
+        kind: `lsgan`: mean (D(ŷ) − 1)² (Mao et al. 2017); `vanilla` and `softplus`: −log σ(D(ŷ)),
+            the non-saturating one (Goodfellow et al. 2014); `hinge` and `wgan-gp`: −D(ŷ).
     """
     own = wide(verdicts)
     if kind == "lsgan":
         return (own - 1).square().mean()
-    if kind == "vanilla":
+    if kind in ("vanilla", "softplus"):
         return F.softplus(-own).mean()
     return -own.mean()
 
@@ -38,14 +38,16 @@ def judge(of_real: torch.Tensor, of_fake: torch.Tensor, kind: Gan = "lsgan") -> 
         of_real: D(y).
         of_fake: D(ŷ).
         kind: `lsgan`: half of mean (D(y) − 1)² + D(ŷ)²; `vanilla`: half of −log σ(D(y)) − log σ(
-            −D(ŷ)); the halves are Isola et al.'s (2017, section 3.3). `hinge`: max(0, 1 − D(y)) +
+            −D(ŷ)); the halves are Isola et al.'s (2017, section 3.3), and `softplus` is without
+            them. `hinge`: max(0, 1 − D(y)) +
             max(0, 1 + D(ŷ)) (Lim and Ye 2017); `wgan-gp`: D(ŷ) − D(y), beside `gradient_penalty`.
     """
     real, fake = wide(of_real), wide(of_fake)
     if kind == "lsgan":
         return 0.5 * (deceive(of_real) + fake.square().mean())
-    if kind == "vanilla":
-        return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+    if kind in ("vanilla", "softplus"):
+        whole = F.softplus(-real).mean() + F.softplus(fake).mean()
+        return 0.5 * whole if kind == "vanilla" else whole
     if kind == "hinge":
         return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
     return fake.mean() - real.mean()
@@ -68,6 +70,20 @@ def gradient_penalty(
     (slope,) = torch.autograd.grad(wide(judged(mixed)).sum(), mixed, create_graph=True)
     # As the official code: a norm of 0 has no gradient.
     return ((slope.flatten(1) + 1e-16).norm(dim=1) - 1).square().mean()
+
+
+def slope_penalty(
+    judged: Callable[[torch.Tensor], torch.Tensor], real: torch.Tensor
+) -> torch.Tensor:
+    """R1: the mean of ½ ‖∇D(y)‖² over real images (Mescheder et al. 2018, eq. 9, γ = 1).
+
+    Args:
+        judged: D.
+        real: N × C × H × W.
+    """
+    own = real.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(wide(judged(own)).sum(), own, create_graph=True)
+    return 0.5 * slope.square().flatten(1).sum(1).mean()
 
 
 def distance(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

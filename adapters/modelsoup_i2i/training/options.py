@@ -12,7 +12,7 @@ from modelsoup import ParameterError, nearest
 
 from ..measuring.metric_names import must_be_known
 from ..pictures.augmentation import must_be_policy
-from .data import Data, LabelledImages, PairedImages, Pixels, TwoDomains
+from .data import Cropped, Data, LabelledImages, PairedImages, Pixels, TwoDomains
 from .ranges import FREE, Count, Number, Options, Rate
 
 
@@ -26,6 +26,7 @@ class Steps(Options):
         lr: the learning rate.
         epochs: epochs, as long as the largest set of images, at this rate.
         decay_epochs: further ones, in which it falls to nearly 0 in a line.
+        steps: how many steps are made, at this rate, in place of epochs.
         init: the seed of what the start lacks: one for all leaves, or they do not average.
         init_from: networks that begin with those of another checkpoint, whatever the start has:
             `G: file`, or `E: file:D`, which gives E the weights of the file's D.
@@ -36,6 +37,7 @@ class Steps(Options):
     lr: Rate = 2e-4
     epochs: Number = 50
     decay_epochs: Number = 0
+    steps: Count | None = None
     init: Number = 0
     # Files decide by their content, wherever they lie.
     init_from: Annotated[dict[str, Path], FREE] = field(default_factory=dict)
@@ -45,12 +47,23 @@ class Steps(Options):
         super().must_fit()
         if self.epochs + self.decay_epochs < 1:
             raise ValueError("epochs and decay_epochs are both 0: there is nothing to train")
+        if self.steps is not None and self.decay_epochs:
+            raise ValueError("steps are made at one rate: decay_epochs need epochs")
+
+    def decisive(self) -> dict[str, Any]:
+        """See `Options`; `steps` where they are given, in place of epochs."""
+        told = super().decisive()
+        for name in ("steps",) if self.steps is None else ("epochs", "decay_epochs"):
+            del told[name]
+        return told
 
     def pace(self, epoch: int) -> float:
         """The share of its learning rate that a player has in an epoch, counted from 0.
 
         After the last one it stays.
         """
+        if self.steps is not None:
+            return 1.0
         beyond = min(max(0, epoch + 1 - self.epochs), self.decay_epochs)
         return 1 - beyond / (self.decay_epochs + 1)
 
@@ -176,25 +189,31 @@ class Shared(Telling, Machine, Steps, Pixels, Data):
         if self.samples is not None:
             self.must_be_apart("samples", self.samples)
         if not self.transform().crops and self.batch > 1:
-            raise ValueError(f"mode {self.mode} leaves images of many sizes, so batch must be 1")
+            mode = getattr(self, "mode", None)
+            raise ValueError(f"mode {mode} leaves images of many sizes, so batch must be 1")
 
 
 @dataclass(frozen=True)
-class UnpairedOptions(Shared, TwoDomains):
+class UnpairedOptions(Shared, Cropped, TwoDomains):
     """Those of a trainer of two domains."""
 
 
 @dataclass(frozen=True)
-class PairedOptions(Shared, PairedImages):
+class PairedOptions(Shared, Cropped, PairedImages):
     """Those of a trainer of pairs."""
 
 
 @dataclass(frozen=True)
-class LabelledOptions(Shared, LabelledImages):
-    """Those of a trainer of classes."""
+class ClassOptions(Shared, LabelledImages):
+    """Those of a trainer of classes, beside how its pictures come to size."""
 
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
         if self.evaluate:
             raise ValueError("evaluate measures translators of two domains, none of classes")
+
+
+@dataclass(frozen=True)
+class LabelledOptions(ClassOptions, Cropped):
+    """The same, with pictures that are resized and cropped."""

@@ -29,7 +29,8 @@ class Options:
         for name, limits in _annotations(type(self)).items():
             value = getattr(self, name)
             for limit in limits:
-                wanted = None if value is None else _violated(limit, value)
+                number = isinstance(value, int | float)
+                wanted = _violated(limit, value) if number else None
                 if wanted:
                     raise ValueError(f"{name} is {value}, but must be {wanted}")
         try:

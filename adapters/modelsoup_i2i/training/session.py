@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from modelsoup import SoupError, counted, listed
 
 from ..measuring.evaluation import Sets
 from ..measuring.metric_names import is_better
-from ..networks.described import AVERAGED
-from ..networks.layers import at_any_size
 from ..pictures.draws import Sampler, batches
 from ..pictures.images import (
     NonfiniteImageError,
     resized,
-    to_image,
-    to_tensor,
 )
 from ..pictures.picture import Picture, read_picture
 from ..pictures.sheets import grid, save
+from ..use.pages import by_class as page_by_class
+from ..use.translator import Translator
 from . import estimates
 from .classes import by_class
 from .curves import Curve
@@ -37,6 +33,7 @@ from .watch import Losses, Report, Watch
 BEST = "best.safetensors"
 COLLAPSED = 2  # of the verdicts' numbers
 _SHOWN = 4  # images of each domain on a sheet
+_SHOWN_CLASSES = 10  # at most
 _LOOKED_AT = 8  # images of each domain, whether what is made of them differs
 _CONSTANT = 1.5  # levels of 256
 
@@ -127,6 +124,9 @@ class Session(State):
                 watch.tell(report, self.losses.means)
                 if (expected := watch.expected()) is not None:
                     log(expected)
+            if self.steps % self.steps_per_epoch and self.losses.means():
+                log(self._line(self.steps // self.steps_per_epoch, watch))
+                figures |= self.losses.means()
         except DivergedError:
             figures = {**self.losses.means(), "diverged": 1.0, "diverged_at": float(self.steps)}
             log(
@@ -169,7 +169,7 @@ class Session(State):
 
         options, own = self.options, sets.first(self.options.evaluate_n)
         inputs, real = (own.read(files, options.channels) for files in (own.inputs, own.real))
-        fake = [self._translated(self.deployed[0], picture=picture)[-1] for picture in inputs]
+        fake = [self._translated(self.deployed[0], picture)[-1] for picture in inputs]
         device = str(self.device)
         results = evaluate(
             fake, real, inputs=inputs,
@@ -212,8 +212,10 @@ class Session(State):
         """
         found = []
         for name, how in self.trainer.translators(self.options).items():
+            if how.source is None:
+                continue
             files = self.pictures.first(how.source, _LOOKED_AT)
-            both = [self._translated(name, picture=self._picture(file)) for file in files]
+            both = [self._translated(name, self._picture(file)) for file in files]
             seen, made = (_difference(own) for own in zip(*both, strict=True))
             if made < _CONSTANT < seen:
                 found.append(name)
@@ -227,17 +229,25 @@ class Session(State):
         """
         if self.shown is None or self.place.rank:
             return
-        rows, labels = [], []
-        translators = self.trainer.translators(self.options)
-        for name, how in translators.items():
-            back = [how.back] if how.back else []
-            files = self.pictures.first(how.source, _SHOWN)
-            rows += [self._translated(name, *back, picture=self._picture(f)) for f in files]
-            labels += [how.label] * len(files)
-        titles = ("image", "translated", "and back")[: len(rows[0])]
+        rows, labels, titles = [], [], ["image", "translated", "and back"]
+        for name, how in self.trainer.translators(self.options).items():
+            files = self.pictures.first(how.source, _SHOWN) if how.source else ()
+            if how.classes:
+                sources = [(str(n), self._picture(f)) for n, f in enumerate(files)]
+                page = page_by_class(self.in_use(name), sources or None, self._shown_classes(how))
+                own, titles = page.rows, page.titles
+            else:
+                own = [self._translated(name, self._picture(file)) for file in files]
+            rows += own
+            labels += [how.label] * len(own)
+        titles = titles[: len(rows[0])]
         folder = self.shown / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         save(grid(rows, titles, labels), folder / f"step-{self.steps:07d}.png")
+
+    def _shown_classes(self, how: Translator) -> list[int]:
+        """Some of the classes, as far apart as they lie."""
+        return list(range(0, how.classes, -(-how.classes // _SHOWN_CLASSES)))
 
     def _add(self, losses: Mapping[str, float], pace: float, watch: Watch) -> None:
         self.losses.add(losses)
@@ -295,8 +305,11 @@ class Session(State):
     def _line(self, epoch: int, watch: Watch) -> str:
         """The line of the log at the end of an epoch, counted from 0."""
         losses = " ".join(f"{name} {value:.4f}" for name, value in self.losses.means().items())
-        epochs = self.total_steps // self.steps_per_epoch
-        return f"epoch {epoch + 1} of {epochs}: {losses}; {watch.speed_told()}"
+        if self.options.steps is None:
+            place = f"epoch {epoch + 1} of {self.total_steps // self.steps_per_epoch}"
+        else:
+            place = f"step {self.steps} of {self.total_steps}"
+        return f"{place}: {losses}; {watch.speed_told()}"
 
     def _opening(self, resumed: bool) -> Iterator[str]:
         options = self.options
@@ -362,15 +375,14 @@ class Session(State):
     def _due(self, every: int) -> bool:
         return self.steps % every == 0 or self.steps == self.total_steps
 
-    def _translated(self, *names: str, picture: np.ndarray) -> list[np.ndarray]:
-        """A picture, and what the networks make of it one after the other."""
-        made, shown = self.placed(to_tensor(picture)[None]), [picture]
-        with torch.no_grad(), self.autocast():
-            for name in names:
-                network = self._module[name + AVERAGED if name + AVERAGED in self._module else name]
-                with _in_use(network):
-                    made = at_any_size(network, made, getattr(network, "multiple", 1))
-                shown.append(to_image(made[0].float()))
+    def _translated(self, name: str, picture: np.ndarray) -> list[np.ndarray]:
+        """A picture, what a network makes of it, and what the one that leads back makes of that."""
+        shown = [picture]
+        back = self.in_use(name).how.back
+        for step in (name, back) if back else (name,):
+            model = self.in_use(step)
+            given = model.how.given([""])  # nothing but the picture differs
+            shown += model.made([shown[-1]], given, context=self.autocast())
         return shown
 
     def _picture(self, file: Picture) -> np.ndarray:
@@ -381,17 +393,6 @@ class Session(State):
 def _deviation(pictures: Sequence[np.ndarray]) -> float:
     """Levels of 256: over all pixels of all pictures."""
     return float(np.concatenate([picture.ravel() for picture in pictures]).std())
-
-
-@contextmanager
-def _in_use(network: nn.Module) -> Iterator[None]:
-    """As it is after the training: no dropout, and statistics that are used and not moved."""
-    was = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(was)
 
 
 def _difference(pictures: Sequence[np.ndarray]) -> float:

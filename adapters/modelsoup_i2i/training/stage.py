@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from ..networks.layers import at_any_size
 from .pool import ImagePool
 
-Call = Callable[[torch.Tensor], torch.Tensor]
+Call = Callable[..., Any]
 
 
 class Stage:
@@ -28,22 +29,39 @@ class Stage:
     weights: Mapping[str, float]
     pools: Mapping[str, ImagePool]
     _calls: dict[str, Call]
+    _trained: dict[str, list[nn.Parameter]]
 
     def __init__(
         self, options: Any, weights: Mapping[str, float], pools: Mapping[str, ImagePool]
     ) -> None:
         self.options, self.weights, self.pools = options, weights, pools
-        self._calls = {}
+        self._calls, self._trained = {}, {}
 
     def __getitem__(self, name: str) -> Call:
-        """A network, to be called with images of any size."""
+        """A network, or one joined of several, to be called with images of any size."""
         return self._calls[name]
 
     def put(self, name: str, network: nn.Module, *, compiled: bool = False) -> None:
         """Have a network called by its name."""
+        self._trained[name] = [p for p in network.parameters() if p.requires_grad]
         own: Call = torch.compile(network) if compiled else network
         multiple: int = getattr(network, "multiple", 1)
         self._calls[name] = own if multiple == 1 else partial(at_any_size, own, multiple=multiple)
+
+    @contextmanager
+    def fixed(self, *names: str) -> Iterator[None]:
+        """Within it, gradients go through these networks and not to their weights.
+
+        What a loss keeps of them is less, and no gradient is computed that nobody asks for.
+        """
+        own = [p for name in names for p in self._trained[name]]
+        for parameter in own:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in own:
+                parameter.requires_grad_()
 
     def both(
         self, name: str, first: torch.Tensor, second: torch.Tensor

@@ -20,8 +20,10 @@ import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,8 @@ from ..networks.devices import chosen_device
 from ..pictures.cache import Pictures
 from ..pictures.draws import Paired
 from ..pictures.picture import files_of
-from .begun import files_begun_with, must_have_network, values_for
+from ..use.models import Model
+from .begun import files_begun_with, must_have_network, values_for, with_rows
 from .classes import by_class, classes_told
 from .description import Description
 from .players import NonfiniteGradientError, Updates, backward
@@ -47,6 +50,7 @@ from .turns import Batch, Loss, Turn
 from .watch import Losses
 
 STATE = "state.pt"
+REMADE = "start.safetensors"
 FORMAT = 4
 
 
@@ -97,29 +101,36 @@ class State(Stage):
             for n, (name, size) in enumerate(trainer.pools(options).items())
         }
         super().__init__(options, trainer.weights(options, self.images), pools)
-        self.trainer, self.start, self.seed = trainer, start, seed
+        self.trainer, self.seed = trainer, seed
+        self.start, self._given = self._fitted(start, work), start
         self.frozen, self.work, self.place = tuple(frozen), work, place
         self.shown = options.shown(work) or shown or work
         self.device = chosen_device(options.device, place.rank)
         self.players = trainer.players(options)
         built = {name: network.build() for name, network in trainer.networks(options).items()}
-        self._averages = {
-            name + AVERAGED: (name, player.ema)
-            for player in self.players.values() if player.ema is not None
-            for name in player.networks
-        }  # fmt: skip
-        averages = {name: copy.deepcopy(built[of]) for name, (of, _) in self._averages.items()}
-        self._module = nn.ModuleDict({**built, **averages})
-        self.missing = load_into(self._module, start, seed=options.init)
-        self._begin_with(options.init_from)
+        self._averages = trainer.averages(options)
         for name, (of, _) in self._averages.items():
-            own = self._module[name].requires_grad_(False)
-            lacking = all(f"{name}.{n}" in self.missing for n in own.state_dict())
-            if lacking or of in options.init_from:
-                own.load_state_dict(self._module[of].state_dict())
-        begun = tuple(f"{name}." for name in (*options.init_from, *self._averages))
+            built.setdefault(name, copy.deepcopy(built[of]))
+        self._module = nn.ModuleDict(built)
+        self._inner = tuple(trainer.inner(options))
+        self._joined = {name: one.build(built) for name, one in trainer.joined(options).items()}
+        self.missing = load_into(self._module, self.start, seed=options.init)
+        self._begin_with(options.init_from)
+        begun_as = [
+            name for name, of in trainer.begin_as(options).items()
+            if name not in options.init_from and self._lacks(name) and not self._lacks(of)
+        ]  # fmt: skip
+        for name in begun_as:
+            self._follow(name, trainer.begin_as(options)[name])
+        for name, (of, _) in self._averages.items():
+            self._module[name].requires_grad_(False)
+            if self._lacks(name) or of in options.init_from:
+                self._follow(name, of)
+        begun = tuple(f"{n}." for n in (*options.init_from, *begun_as, *self._averages))
         self.missing = tuple(name for name in self.missing if not name.startswith(begun))
-        freeze(self._module, self.frozen)
+        fixed = [n for n in self._module.state_dict()
+                 if any(fnmatchcase(n, pattern) for pattern in trainer.fixed(options))]  # fmt: skip
+        freeze(self._module, [*self.frozen, *fixed])
         for network in self._module.values():
             prepare(network, **how_trained(options, self.device))
         self.classes = tuple(trainer.classes(options))
@@ -130,6 +141,38 @@ class State(Stage):
         self.best: dict[str, float] = {}
         self.sound = 0
         self._updates: dict[str, Updates] = {}
+
+    def _fitted(self, start: Path | None, work: Path | None) -> Path | None:
+        """A start, with rows for the classes that there are now, where the trainer wants such."""
+        rows = self.trainer.rows(self.options)
+        if start is None or not rows:
+            return start
+        if work is None:
+            self._folder = TemporaryDirectory()
+            work = Path(self._folder.name)
+        return with_rows(start, rows, work / REMADE, seed=self.options.init)
+
+    def _lacks(self, network: str) -> bool:
+        """Whether the start had nothing of a network, and neither had `init_from`."""
+        names = self._module[network].state_dict()
+        lacking = all(f"{network}.{name}" in self.missing for name in names)
+        return lacking and network not in self.options.init_from
+
+    def _must_have_begun(self, network: str) -> None:
+        """Raise a TrainerError for a network that nobody trains and nothing was loaded into."""
+        if network not in self._averages and self._lacks(network):
+            whose = self.trainer.begin_as(self.options).get(network)
+            other = f", or of {whose}" if whose else ""
+            raise TrainerError(
+                f"{network} is not trained here, so it must begin with weights: of a start or of "
+                f"init_from{other}"
+            )
+
+    def _follow(self, network: str, of: str) -> None:
+        """Give a network what another one has under the same names."""
+        given = self._module[of].state_dict()
+        own = self._module[network].state_dict()
+        self._module[network].load_state_dict({n: given.get(n, value) for n, value in own.items()})
 
     def _begin_with(self, given: Mapping[str, Path]) -> None:
         """Give networks the weights of others; frozen ones are the start's."""
@@ -142,14 +185,30 @@ class State(Stage):
                     f"init_from has {network!r}, of which {kept[0]} is frozen and stays the start's"
                 )
             shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
-            for name, values in values_for(network, place, shapes).items():
+            remade = {n.partition(".")[2] for n in self.trainer.rows(self.options)
+                      if n.startswith(f"{network}.")}  # fmt: skip
+            found = values_for(network, place, shapes, rows=remade, seed=self.options.init)
+            for name, values in found.items():
                 dtype = np.float32 if own[name].is_floating_point() else None
                 own[name].copy_(torch.from_numpy(np.array(values, dtype)))
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """All networks by name, averages too."""
-        return dict(self._module.items())
+        """All networks by name, averages and those that are joined of others too."""
+        return {**dict(self._module.items()), **self._joined}
+
+    def in_use(self, name: str) -> Model:
+        """A translator, with the averages of its weights where there are such."""
+        own = {n: self._module.get_submodule(n + AVERAGED if n + AVERAGED in self._averages else n)
+               for n in self.trainer.networks(self.options)}  # fmt: skip
+        joined = self.trainer.joined(self.options).get(name)
+        if joined is None:
+            module = own[name]
+        elif any(part + AVERAGED in self._averages for part in joined.parts):
+            module = joined.build(own)
+        else:
+            module = self._joined[name]
+        return Model(name, self.trainer.translators(self.options)[name], module, self.classes)
 
     @property
     def updates(self) -> dict[str, Updates]:
@@ -181,7 +240,7 @@ class State(Stage):
     def total_steps(self) -> int:
         """Steps of the whole training."""
         epochs: int = self.options.epochs + self.options.decay_epochs
-        return self.steps_per_epoch * epochs
+        return self.options.steps or self.steps_per_epoch * epochs
 
     @property
     def early(self) -> bool:
@@ -202,15 +261,18 @@ class State(Stage):
         Raises:
             TrainerError: there is no such network, or steps were made.
         """
-        if name not in self._module:
+        if name not in self.networks:
             raise TrainerError(
-                f"no network is called {name!r} (there are {', '.join(self._module)})"
+                f"no network is called {name!r} (there are {', '.join(self.networks)})"
             )
         if self._updates:
             raise TrainerError(f"{name} can be replaced before the first step only")
         # What traces or wraps it wants one plain pass.
         prepare(module, plain=True)
-        self._module[name] = module
+        if name in self._joined:
+            self._joined[name] = module
+        else:
+            self._module[name] = module
 
     # The step.
 
@@ -329,14 +391,14 @@ class State(Stage):
         moved = {name for player in players for name in self.players[player].networks}
         with torch.no_grad():
             for name, (of, ema) in self._averages.items():
-                if of not in moved or ema is None:
+                if of not in moved:
                     continue
-                averages = self._module[name].state_dict()
-                for key, value in self._module[of].state_dict().items():
-                    if value.is_floating_point() and key in self._parameters[of]:
-                        averages[key].lerp_(value, 1 - ema)
+                values = self._module[of].state_dict()
+                for key, average in self._module[name].state_dict().items():
+                    if average.is_floating_point() and key in self._parameters[of]:
+                        average.lerp_(values[key], 1 - ema)
                     else:  # statistics are the network's own, as counts are
-                        averages[key].copy_(value)
+                        average.copy_(values[key])
 
     @cached_property
     def _parameters(self) -> dict[str, set[str]]:
@@ -366,9 +428,18 @@ class State(Stage):
         options = self.options
         layout = torch.channels_last if options.channels_last else torch.contiguous_format
         self._module.to(self.device, memory_format=layout).train()
+        # What nobody moves is as in use: it has no gradients, and its statistics stay.
+        moved = {name for player in self.players.values() for name in player.networks}
         for name, network in self._module.items():
             if hasattr(network, "lay_out"):
                 network.lay_out()
+            if name not in moved:
+                self._must_have_begun(name)
+                network.requires_grad_(False)
+            if not any(parameter.requires_grad for parameter in network.parameters()):
+                network.eval()
+            self.put(name, network, compiled=options.compile)
+        for name, network in self._joined.items():
             self.put(name, network, compiled=options.compile)
         early = self.early
         several = {
@@ -459,8 +530,9 @@ class State(Stage):
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, one safetensors file with all networks."""
+        kept = {name: own for name, own in self._module.items() if name not in self._inner}
         save_from(
-            self._module,
+            nn.ModuleDict(kept),
             path,
             like=self.start,
             frozen=self.frozen,
@@ -478,7 +550,7 @@ class State(Stage):
     @cached_property
     def content(self) -> dict[str, str]:
         """Digests of what is read: names do not tell whether images or the start were changed."""
-        start = () if self.start is None else open_checkpoint(self.start).files
+        start = () if self._given is None else open_checkpoint(self._given).files
         images = {f"images of {name}": files_of(own) for name, own in self.images.items()}
         begun = {
             f"init_from of {name}": files_begun_with({name: place})

@@ -12,18 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelsoup import (
     Job,
     MismatchError,
+    ParameterError,
     SoupError,
     how_to_install,
     open_checkpoint,
 )
 
 from ..measuring.metric_names import METRICS
-from ..networks.described import AVERAGED, Shape
+from ..networks.shapes import Shape
 from ..pictures.images import ImageError, NonfiniteImageError, left_out
 from ..pictures.picture import Picture, files_of, read_picture
 from .begun import files_begun_with, source_of
@@ -40,6 +41,13 @@ if TYPE_CHECKING:
     from .session import Session
 
 
+class PlainTranslator(NamedTuple):
+    """The domains of a translator that is called with images alone."""
+
+    source: str
+    target: str
+
+
 class ImageTrainer(Description):
     """A trainer of a plan, by what its class says of it.
 
@@ -54,11 +62,9 @@ class ImageTrainer(Description):
     def tensors(self, o: Any) -> dict[str, tuple[str, Shape]]:
         """What is written."""
         own = self.networks(o)
-        averaged = [
-            name for player in self.players(o).values() if player.ema is not None
-            for name in player.networks
-        ]  # fmt: skip
-        own |= {f"{name}{AVERAGED}": own[name] for name in averaged}
+        own |= {name: own.get(name, own[of]) for name, (of, _) in self.averages(o).items()}
+        for name in self.inner(o):
+            del own[name]
         return {
             f"{name}.{tensor}": told
             for name, network in own.items()
@@ -144,12 +150,13 @@ class ImageTrainer(Description):
             float32, 1 × channels × height × width in [−1, 1].
 
         Raises:
-            ParameterError: the training folders are missing or do not fit.
+            ParameterError: the training folders are missing or do not fit; or the network is one
+                that is called with more than images.
             ImageError: a picture is damaged, and is not to be left out.
         """
         from ..pictures.images import to_tensor
 
-        for _, picture in self._pictures(options, self.translators(options)[network].source, part):
+        for _, picture in self._pictures(options, self._plain(options, network).source, part):
             yield to_tensor(picture)[None]
 
     def tested_on(self, options: Any) -> list[Path]:
@@ -182,7 +189,7 @@ class ImageTrainer(Description):
         """
         from ..measuring.metrics import evaluate
 
-        how = self.translators(options)[network]
+        how = self._plain(options, network)
         seen = self._pictures(options, how.source, part)
         own = dict(islice(seen, first, first + len(images)))
         real = dict(self._pictures(options, how.target, part))
@@ -218,7 +225,9 @@ class ImageTrainer(Description):
             MismatchError: a tensor of another shape, or of a network with more blocks or layers;
                 the message names the tensor and both shapes. Or classes that are not the data's.
         """
-        must_have_classes(start, self.classes(o))
+        remade = self.rows(o)
+        if not remade:
+            must_have_classes(start, self.classes(o))
         shapes = {name: info.shape for name, info in open_checkpoint(start).tensors.items()}
         networks = self.networks(o)
         expected = {name: shape for name, (_, shape) in self.tensors(o).items()}
@@ -227,6 +236,8 @@ class ImageTrainer(Description):
         for name in sorted(shapes, key=lambda name: order.get(name, len(order))):
             if name in expected and tuple(shapes[name]) == expected[name]:
                 continue
+            if name in remade and tuple(shapes[name])[1:] == expected[name][1:]:
+                continue  # other classes
             network, has = name.partition(".")[0], list(shapes[name])
             if not any(known.startswith(f"{network}.") for known in expected):
                 raise MismatchError(
@@ -249,6 +260,16 @@ class ImageTrainer(Description):
         own = self.options_in({name: shape for name, (_, shape) in self.tensors(o).items()})
         other = [f"{n}: {value}" for n, value in told.items() if own.get(n) != value]
         return f" (the start has {', '.join(other)})" if other else ""
+
+    def _plain(self, options: Any, network: str) -> PlainTranslator:
+        """A translator that is called with images and nothing else."""
+        how = self.translators(options)[network]
+        if how.source is None or how.takes:
+            more = " and ".join(name for draw in how.takes for name in draw.names)
+            raise ParameterError(
+                f"{network} of {self.name} is called with {more}, not with images alone"
+            )
+        return PlainTranslator(how.source, how.target)
 
     def _pictures(self, options: Any, name: str, part: str) -> Iterator[tuple[Picture, np.ndarray]]:
         """The pictures of a part of a set that can be read, and each at the size of training."""

@@ -2,21 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+
+from ..pictures.draws import Classes, Draw, Noise
 
 
 @dataclass(frozen=True)
 class Translator:
-    """A network that makes a picture of one domain out of one of another.
+    """A network that makes a picture of one domain out of one of another, or out of noise.
+
+    It is called with pictures, where it has a source, and with what it takes, in that order.
 
     Attributes:
-        source: the domain of what it sees, as the trainer's data call it.
+        source: the domain of what it sees, as the trainer's data call it; None: it sees none.
         target: the domain of what it makes.
         label: for sheets.
         back: the network that leads back, if there is one.
+        takes: what else it is called with: noise, and a class.
     """
 
-    source: str
+    source: str | None
     target: str
     label: str
     back: str | None = None
+    takes: tuple[Draw, ...] = ()
+
+    @property
+    def classes(self) -> int:
+        """How many classes it makes pictures of; 0 where it is not told one."""
+        return sum(draw.count for draw in self.takes if isinstance(draw, Classes))
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether it makes several pictures of one."""
+        return any(isinstance(draw, Noise) for draw in self.takes)
+
+    def given(
+        self, names: Sequence[str], label: int = 0, *, seed: int = 0, sample: int = 0
+    ) -> list[np.ndarray]:
+        """What it is called with beside pictures: the noise of each one's name, and a class.
+
+        Args:
+            names: of the pictures, one for each.
+            label: the class's index.
+            seed: of the noise, which depends on this, the name and the sample alone.
+            sample: which of several for one picture.
+
+        Returns:
+            for each of `takes`, an array of as many as there are names.
+        """
+        found = []
+        for draw in self.takes:
+            if isinstance(draw, Noise):
+                items = [
+                    np.random.default_rng(
+                        (seed, sample, crc32(draw.name.encode()), crc32(name.encode()))
+                    ).standard_normal(draw.shape, np.float32)
+                    for name in names
+                ]
+                found.append(np.stack(items))
+            else:
+                found.append(np.full(len(names), label, np.int64))
+        return found

@@ -1,0 +1,41 @@
+"""Names and shapes in a checkpoint beside those that a network has; without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from modelsoup import MismatchError
+
+Shape = tuple[int, ...]
+
+
+def part_of(
+    tensors: Mapping[str, Sequence[int]], prefix: str, kind: str
+) -> tuple[dict[str, Shape], str]:
+    """The shapes of one network in a checkpoint, by its own names, and what errors call it.
+
+    Args:
+        tensors: name → shape, of a whole checkpoint or one network.
+        prefix: what the network's names begin with; may be empty.
+        kind: what it is: `generator`, say.
+    """
+    own = {n.removeprefix(prefix): tuple(s) for n, s in tensors.items() if n.startswith(prefix)}
+    return own, f"the {kind} {prefix.rstrip('.')!r}" if prefix else f"the {kind}"
+
+
+def must_match(own: Mapping[str, Shape], expected: Mapping[str, Shape], said: str) -> None:
+    """Check names and shapes of a network against what they must be.
+
+    Raises:
+        MismatchError: a name is missing, unknown or of another shape; the message names it.
+    """
+    for name, shape in expected.items():
+        if name not in own:
+            raise MismatchError(f"{said} lacks {name} {list(shape)}")
+        if own[name] != shape:
+            raise MismatchError(
+                f"{said}: {name} has the shape {list(own[name])}, where {list(shape)} is expected"
+            )
+    for name, shape in own.items():
+        if name not in expected:
+            raise MismatchError(f"{said} has {name} {list(shape)}, which such a network lacks")
