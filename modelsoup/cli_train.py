@@ -80,15 +80,17 @@ def trainers(name: str | None, settings: Sequence[str], tensors: bool, as_json: 
         return
     from .inspection import summarize
     from .plan import trainer_of
+    from .trainer import trainer_buffers
 
     _, options = trainer_of(_training(name, settings, ({}, {}), None))
     checkpoint = trainer_options.written(trainer, options)
+    buffers = trainer_buffers(trainer, options)
     if as_json:
-        print_json({"trainer": name, **trainer_options.contents(checkpoint)})
+        print_json({"trainer": name, **trainer_options.contents(checkpoint, buffers)})
         return
     from .show import show_written
 
-    show_written(summarize(checkpoint))
+    show_written(summarize(checkpoint, buffers))
 
 
 def training_command(function: Callable[..., OfShortForm]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,23 +47,31 @@ def notes_on(checkpoint: Checkpoint) -> list[str]:
     return [*checkpoint.notes, *(told if empty else [])]
 
 
-def summarize(checkpoint: Checkpoint) -> Node:
-    """The tree of a checkpoint's names; numbered siblings that are alike are one node."""
+def summarize(checkpoint: Checkpoint, buffers: Collection[str] = ()) -> Node:
+    """The tree of a checkpoint's names; numbered siblings that are alike are one node.
+
+    Args:
+        checkpoint: whose.
+        buffers: the names of what is known to be no parameter.
+    """
     entries = [(name.split(".", _DEEPEST), info) for name, info in checkpoint.tensors.items()]
-    return _branch(checkpoint.name, entries)
+    return _branch(checkpoint.name, entries, buffers)
 
 
-def _branch(name: str, entries: Sequence[tuple[list[str], TensorInfo]]) -> Node:
+def _branch(
+    name: str, entries: Sequence[tuple[list[str], TensorInfo]], buffers: Collection[str]
+) -> Node:
     below: dict[str, list[tuple[list[str], TensorInfo]]] = {}
     leaves: list[Node] = []
     for parts, info in entries:
         if len(parts) > 1:
             below.setdefault(parts[0], []).append((parts[1:], info))
         else:
+            parameters = 0 if info.name in buffers else info.elements
             leaves.append(
-                Node(parts[0], 1, info.elements, info.nbytes, {info.dtype: 1}, info.shape, ())
+                Node(parts[0], 1, parameters, info.nbytes, {info.dtype: 1}, info.shape, ())
             )
-    branches = [_branch(part, inner) for part, inner in below.items()]
+    branches = [_branch(part, inner, buffers) for part, inner in below.items()]
     children = sorted([*branches, *leaves], key=lambda node: natural_key(node.name))
     return _sum(name, tuple(_collapsed(children)))
 

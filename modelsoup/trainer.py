@@ -74,7 +74,7 @@ _MARK = "MODELSOUP_NODE"  # in a command's environment: for which work folder it
 _GRACE = 2.0  # seconds between asking a command to end and ending it
 _AGAIN = 0.2  # seconds between two looks whether what an earlier run left behind has ended
 EXTRAS = {
-    "cyclegan": "i2i", "pix2pix": "i2i",
+    "cyclegan": "i2i", "pix2pix": "i2i", "gan": "i2i", "deepi2i": "i2i",
     "openvino-qat": "openvino",
 }  # fmt: skip
 """Trainers of ours, and the extra that brings each."""
@@ -409,6 +409,15 @@ def trainer_tensors(
                 f"{nearest(dtype, DTYPES)} (expected a safetensors dtype such as F32)"
             )
     return signature
+
+
+def trainer_buffers(trainer: Trainer, options: Any) -> frozenset[str]:
+    """The names of what a trainer writes and does not train, as far as it tells them."""
+    buffers = getattr(trainer, "buffers", None)
+    if buffers is None:
+        return frozenset()
+    with telling(trainer, "buffers"):
+        return frozenset(map(str, buffers(options)))
 
 
 def trainer_notices(trainer: Trainer, options: Any) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import NoneType, UnionType
@@ -170,15 +170,20 @@ def written(trainer: Trainer, options: Any) -> Checkpoint:
     return virtual(trainer.name, tensors)
 
 
-def contents(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Tensors, and the sums of each network, the first part of their names, as plain data."""
+def contents(checkpoint: Checkpoint, buffers: Collection[str] = ()) -> dict[str, Any]:
+    """Tensors, and the sums of each network, the first part of their names, as plain data.
+
+    Args:
+        checkpoint: what is written.
+        buffers: the names of what is not trained, and so no parameter.
+    """
     networks: dict[str, dict[str, int]] = {}
     for info in checkpoint.tensors.values():
         own = networks.setdefault(info.name.partition(".")[0], {"tensors": 0, "parameters": 0})
         own["tensors"] += 1
-        own["parameters"] += info.elements
+        own["parameters"] += 0 if info.name in buffers else info.elements
     return {
-        "parameters": sum(info.elements for info in checkpoint.tensors.values()),
+        "parameters": sum(own["parameters"] for own in networks.values()),
         "nbytes": checkpoint.nbytes,
         "networks": networks,
         "tensors": [

@@ -50,6 +50,11 @@ class Network:
         made = getattr(_read(module), name)(**self.sizes)
         return dict(made.told())
 
+    def buffers(self) -> set[str]:
+        """The names of those that are no parameters."""
+        module, _, name = self.made_by.partition(":")
+        return set(getattr(_read(module), name)(**self.sizes).kept())
+
     def shapes(self) -> dict[str, Shape]:
         """Name → shape, likewise."""
         return {name: shape for name, (_, shape) in self.tensors().items()}
@@ -199,6 +204,12 @@ class Module:
             yield f"{prefix}{name}", (tensor.dtype, tensor.shape)
         for name, module in self._modules.items():
             yield from module.told(f"{prefix}{name}.")
+
+    def kept(self, prefix: str = "") -> Iterator[str]:
+        """Names of buffers."""
+        yield from (f"{prefix}{name}" for name in self._buffers)
+        for name, module in self._modules.items():
+            yield from module.kept(f"{prefix}{name}.")
 
     def apply(self, _of: Any) -> Any:
         """Nothing to initialise."""

@@ -24,6 +24,7 @@ from modelsoup import (
 )
 
 from ..measuring.metric_names import METRICS
+from ..networks.described import Network
 from ..networks.shapes import Shape
 from ..pictures.images import ImageError, NonfiniteImageError, left_out
 from ..pictures.picture import Picture, files_of, read_picture
@@ -61,15 +62,16 @@ class ImageTrainer(Description):
 
     def tensors(self, o: Any) -> dict[str, tuple[str, Shape]]:
         """What is written."""
-        own = self.networks(o)
-        own |= {name: own.get(name, own[of]) for name, (of, _) in self.averages(o).items()}
-        for name in self.inner(o):
-            del own[name]
         return {
             f"{name}.{tensor}": told
-            for name, network in own.items()
+            for name, network in self._written(o).items()
             for tensor, told in network.tensors().items()
         }
+
+    def buffers(self, o: Any) -> set[str]:
+        """What of it is no parameter, such as statistics of norms."""
+        return {f"{name}.{tensor}" for name, network in self._written(o).items()
+                for tensor in network.buffers()}  # fmt: skip
 
     def identity(self, o: Any) -> dict[str, Any]:
         """What decides the result, beside the images' content."""
@@ -282,6 +284,12 @@ class ImageTrainer(Description):
                     raise
                 continue
             yield file, transform.for_test(picture)
+
+    def _written(self, o: Any) -> dict[str, Network]:
+        """The networks of a checkpoint, averages too."""
+        own = self.networks(o)
+        own |= {name: own.get(name, own[of]) for name, (of, _) in self.averages(o).items()}
+        return {name: network for name, network in own.items() if name not in self.inner(o)}
 
     # The end of a training.
 
