@@ -87,7 +87,7 @@ def test_samples_beside_the_output_never_lie_among_the_pictures() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("cyclgan", *FOLDERS), "no trainer is called 'cyclgan'; did you mean 'cyclegan'?"),
+        (("cyclgn", *FOLDERS), "no trainer is called 'cyclgn'; did you mean 'cyclegan'?"),
         (("command", *FOLDERS),
          "the trainer 'command' has no option data_a, which is what A sets (soup train takes any "
          "trainer, and soup trainers command lists its options)"),

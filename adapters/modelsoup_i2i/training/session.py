@@ -169,7 +169,7 @@ class Session(State):
 
         options, own = self.options, sets.first(self.options.evaluate_n)
         inputs, real = (own.read(files, options.channels) for files in (own.inputs, own.real))
-        fake = [self._translated(self.deployed[0], picture)[-1] for picture in inputs]
+        fake = [self._translated(self.deployed[0], picture=picture)[-1] for picture in inputs]
         device = str(self.device)
         results = evaluate(
             fake, real, inputs=inputs,
@@ -215,7 +215,7 @@ class Session(State):
             if how.source is None:
                 continue
             files = self.pictures.first(how.source, _LOOKED_AT)
-            both = [self._translated(name, self._picture(file)) for file in files]
+            both = [self._translated(name, picture=self._picture(file)) for file in files]
             seen, made = (_difference(own) for own in zip(*both, strict=True))
             if made < _CONSTANT < seen:
                 found.append(name)
@@ -237,7 +237,8 @@ class Session(State):
                 page = page_by_class(self.in_use(name), sources or None, self._shown_classes(how))
                 own, titles = page.rows, page.titles
             else:
-                own = [self._translated(name, self._picture(file)) for file in files]
+                names = [name, how.back] if how.back else [name]
+                own = [self._translated(*names, picture=self._picture(file)) for file in files]
             rows += own
             labels += [how.label] * len(own)
         titles = titles[: len(rows[0])]
@@ -375,13 +376,11 @@ class Session(State):
     def _due(self, every: int) -> bool:
         return self.steps % every == 0 or self.steps == self.total_steps
 
-    def _translated(self, name: str, picture: np.ndarray) -> list[np.ndarray]:
-        """A picture, what a network makes of it, and what the one that leads back makes of that."""
+    def _translated(self, *names: str, picture: np.ndarray) -> list[np.ndarray]:
+        """A picture, and what networks make of it one after the other; of one class and noise."""
         shown = [picture]
-        back = self.in_use(name).how.back
-        for step in (name, back) if back else (name,):
-            model = self.in_use(step)
-            given = model.how.given([""])  # nothing but the picture differs
+        for model in map(self.in_use, names):
+            given = model.how.given([""])
             shown += model.made([shown[-1]], given, context=self.autocast())
         return shown
 
