@@ -41,3 +41,16 @@ def make_domains(root: Path, count_a: int = 6, count_b: int = 4, size: int = 20)
                 seed = n if part == "train" else 1000 + n
                 save_png(drawing(kind, seed, size), folder / f"{n}.png")
     return root
+
+
+def make_classes(root: Path, counts: dict[str, int], size: int = 36) -> Path:
+    """A folder for each class, with so many pictures: a square of a shade of its own, somewhere."""
+    for place, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for n in range(count):
+            rng = np.random.default_rng((place, n))
+            image = np.full((size, size, 3), 20, np.uint8)
+            y, x = rng.integers(2, size // 2, 2)
+            image[y : y + size // 3, x : x + size // 3, place % 3] = 120 + rng.integers(120)
+            save_png(image, root / name / f"{n}.png")
+    return root

@@ -7,7 +7,7 @@ side in [−1, 1]; features are told by the side of their maps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -26,14 +26,16 @@ class Norm(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.momentum = MOMENTUM
         self.register_buffer("stored_mean", torch.zeros(channels))
         self.register_buffer("stored_var", torch.ones(channels))
 
     def normal(self, images: torch.Tensor) -> torch.Tensor:
         """Each channel with mean 0 and variance 1: over the batch, in use by the statistics."""
         made: torch.Tensor = F.batch_norm(
-            images, self.stored_mean, self.stored_var, None, None, self.training, MOMENTUM, VARIANCE
-        )
+            images, self.stored_mean, self.stored_var, None, None, self.training, self.momentum,
+            VARIANCE,
+        )  # fmt: skip
         return made
 
 
@@ -201,16 +203,19 @@ class Generator(nn.Module):
         return (first, *(torch.cat([embedded, own], 1) for own in others))
 
     def forward(
-        self, z: torch.Tensor, classes: torch.Tensor, features: Features | None = None
-    ) -> torch.Tensor:
+        self, z: torch.Tensor, classes: torch.Tensor, features: Features | None = None, *,
+        taps: bool = False,
+    ) -> Any:  # fmt: skip
         """Pictures, N × channels × size × size in [−1, 1].
 
         Args:
             z: N × noise, from N(0, 1).
             classes: int64 N; or float N × shared, mixtures of rows of `shared`.
             features: by the side of their maps: what is added to the maps of that side.
+            taps: return the maps of each side, after what was added, in place of pictures alone.
         """
-        return self.walk(z, classes, features)[max(self.sides)]
+        found = self.walk(z, classes, features)
+        return found if taps else found[self.size]
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -227,14 +232,68 @@ class Generator(nn.Module):
         found = {}
         for place, side in enumerate(self.sides):
             if place:
-                for layer in self.blocks[place - 1]:
-                    own = (conditions[place - 1],) if isinstance(layer, Up) else ()
-                    maps = layer(maps, *own)
+                maps = through(self.blocks[place - 1], maps, conditions[place - 1])
             if side in added:
                 maps = maps + added[side]
             found[side] = maps
         found[side] = torch.tanh(self.output_layer(maps))
         return found
+
+
+def through(
+    block: Iterable[nn.Module], maps: torch.Tensor, condition: torch.Tensor
+) -> torch.Tensor:
+    """A block, and the attention that follows it, if one does."""
+    for layer in block:
+        maps = layer(maps, condition) if isinstance(layer, Up) else layer(maps)
+    return maps
+
+
+class OwnBlocks(nn.Module):
+    """The last blocks of a generator and its last layers: what another one has for itself.
+
+    Args:
+        kept: how many of the first blocks are not among them.
+        others: see `Generator`.
+    """
+
+    def __init__(self, kept: int, **others: Any) -> None:
+        super().__init__()
+        whole = Generator(**others)
+        self.blocks = nn.ModuleDict(
+            {str(n): block for n, block in enumerate(whole.blocks) if n >= kept}
+        )
+        self.output_layer = whole.output_layer
+
+
+class Auxiliary(nn.Module):
+    """A generator that has its first layers in common with another one, and sees no features.
+
+    The batches that go through it are not those of use, so they leave the statistics of what is
+    common as they are.
+    """
+
+    def __init__(self, G: Generator, X: OwnBlocks) -> None:  # noqa: N803
+        super().__init__()
+        self.G, self.X = G, X
+        kept = len(G.blocks) - len(X.blocks)
+        self.blocks = [*list(G.blocks)[:kept], *X.blocks.values()]
+        self._common = [own for block in self.blocks[:kept] for own in block.modules()
+                        if isinstance(own, Norm)]  # fmt: skip
+
+    def forward(self, z: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """See `Generator`."""
+        first, *conditions = self.G.conditions(z, classes)
+        maps = self.G.linear(first).unflatten(1, (-1, self.G.least, self.G.least))
+        for norm in self._common:
+            norm.momentum = 0.0
+        try:
+            for block, condition in zip(self.blocks, conditions, strict=True):
+                maps = through(block, maps, condition)
+        finally:
+            for norm in self._common:
+                norm.momentum = MOMENTUM
+        return torch.tanh(self.X.output_layer(maps))
 
 
 class Pyramid(nn.Module):
@@ -340,8 +399,8 @@ class Adaptor(nn.Module):
         """A training goes by the strengths that it was given, whatever its start had."""
         self.strength.copy_(torch.tensor(self.given))
 
-    def forward(self, features: Features) -> dict[int, torch.Tensor]:
-        """What is added to the generator's maps, by side."""
+    def forward(self, features: Features, *, plain: bool = False) -> dict[int, torch.Tensor]:
+        """What is added to the generator's maps, by side; `plain` is before its strength."""
         made = {}
         for place, side in enumerate(self.sides):
             own = features[side]
@@ -351,7 +410,7 @@ class Adaptor(nn.Module):
             else:
                 wide = self.widths[side][1]
                 own = own.repeat(1, -(-wide // own.shape[1]), 1, 1)[:, :wide]
-            made[side] = own * self.strength[place]
+            made[side] = own if plain else own * self.strength[place]
         return made
 
 

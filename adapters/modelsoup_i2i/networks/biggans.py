@@ -15,6 +15,7 @@ _FILE = "modelsoup_i2i.networks.biggan"
 GENERATOR, DISCRIMINATOR = f"{_FILE}:Generator", f"{_FILE}:Discriminator"
 ENCODER, ADAPTOR = f"{_FILE}:Encoder", f"{_FILE}:Adaptor"
 TRANSLATION = f"{_FILE}:Translation"
+OWN_BLOCKS, AUXILIARY = f"{_FILE}:OwnBlocks", f"{_FILE}:Auxiliary"
 
 # Multiples of `ch`: what each block of the generator sees, and the last one makes; what each of the
 # discriminator's makes; and how many of those halve. An `s` is ours, for pictures of few pixels.

@@ -17,6 +17,7 @@ from .picture import Images, Picture, labels_of, read_picture
 from .transforms import Transform
 
 LOOKED_AT = 5000
+WITHOUT = 1000  # draws that are an epoch, where no pictures are among them
 """As many pictures are decoded when they are opened; of more, each when it is first drawn."""
 _SKIP = "on_bad_image: skip leaves it out"
 
@@ -97,8 +98,8 @@ class Pictures:
 
     @property
     def length(self) -> int:
-        """Pictures in an epoch: those of the largest set."""
-        return max(map(len, self.sets.values()))
+        """Pictures in an epoch: those of the largest set; or what is drawn without any."""
+        return max(map(len, self.sets.values()), default=WITHOUT)
 
     def __getitem__(self, picture: Picture) -> np.ndarray:
         """A prepared picture, from memory or decoded again.

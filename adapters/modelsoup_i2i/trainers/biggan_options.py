@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Lt
 
 from ..networks import biggans
-from ..networks.described import Network
+from ..networks.described import AVERAGED, Network
 from ..pictures.draws import Classes, Noise
 from ..pictures.transforms import Transform
 from ..training.options import ClassOptions
@@ -35,6 +35,8 @@ class BigGanOptions(ClassOptions):
         d_lr: the discriminator's.
         beta2: Adam's second decay; the first is 0.
         ema: the share of the old average of weights that a step keeps; None for no average.
+        average: the checkpoint has averages `beside` the last weights, as `G_ema`; or `instead` of
+            them, as what begins with it expects.
     """
 
     size: Literal[32, 64, 128, 256, "32s", "64s"] = 128
@@ -50,12 +52,11 @@ class BigGanOptions(ClassOptions):
     d_lr: Rate = 4e-4
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
     ema: Annotated[float, Ge(0), Lt(1)] | None = None
+    average: Literal["beside", "instead"] = "beside"
 
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
-        if self.ch % 8:
-            raise ValueError(f"ch is {self.ch}, but must be a multiple of 8")
         if self.rows is not None and self.rows < self.class_count:
             raise ValueError(f"rows is {self.rows}, fewer than the {self.class_count} classes")
 
@@ -100,10 +101,17 @@ class BigGanOptions(ClassOptions):
         return Classes(name, self.class_count or self.count)
 
     def player(self, *networks: str, averaged: bool = False) -> Player:
-        """By Adam: the generator at its own rate, all others at the discriminator's."""
-        rate = self.lr if networks == ("G",) else self.d_lr
+        """By Adam: generators at their own rate, all others at the discriminator's."""
+        rate = self.lr if networks[0] in ("G", "X") else self.d_lr
         settings = {"betas": (0.0, self.beta2), "eps": 1e-6}
         return Player(networks, rate, settings=settings, ema=self.ema if averaged else None)
+
+    def written(self, own: Mapping[str, str]) -> dict[str, str]:
+        """Which network is written under which name, of those that would be under their own."""
+        if self.average == "beside":
+            return dict(own)
+        names = [name for name in own if not name.endswith(AVERAGED)]
+        return {n: f"{n}{AVERAGED}" if f"{n}{AVERAGED}" in own else n for n in names}
 
     def remade(self, averaged: Sequence[str] = ()) -> dict[str, int]:
         """Tensors with a row for each class, where those of a start are to be re-made."""

@@ -143,6 +143,10 @@ class DeepI2I(ImageTrainer):
         """The encoder begins as the pretrained discriminator."""
         return {} if o.scratch else {"E": "D"}
 
+    def written(self, o: DeepI2IOptions) -> dict[str, str]:
+        """Averages beside the last weights, or instead."""
+        return o.written(super().written(o))
+
     def rows(self, o: DeepI2IOptions) -> dict[str, int]:
         """The embeddings'."""
         return o.remade([] if o.ema is None else ["G_ema"])

@@ -77,6 +77,10 @@ class Gan(ImageTrainer):
         """The discriminator's first blocks."""
         return [f"D.blocks.{n}.*" for n in range(o.freeze_d)]
 
+    def written(self, o: GanOptions) -> dict[str, str]:
+        """Averages beside the last weights, or instead."""
+        return o.written(super().written(o))
+
     def rows(self, o: GanOptions) -> dict[str, int]:
         """The embeddings'."""
         return o.remade([] if o.ema is None else ["G_ema"])

@@ -411,7 +411,7 @@ class LabelledImages(Data):
 
     def left_out(self) -> list[str]:
         """See `Data`; and pictures that are of no class."""
-        beside = in_no_class(self._root())
+        beside = [] if self.data is None else in_no_class(self.data)
         said = [
             f"{len(beside)} of {self.data}, in no class's folder, such as {file.name}"
             for file in beside[:1]

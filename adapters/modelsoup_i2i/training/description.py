@@ -57,9 +57,9 @@ class Description:
         """Tensors with a row for each class, and how many; a start's are re-made for so many."""
         return {}
 
-    def inner(self, o: Any) -> Sequence[str]:
-        """Networks that serve the training alone: a state has them, and a checkpoint has not."""
-        return ()
+    def written(self, o: Any) -> dict[str, str]:
+        """Which network's weights a checkpoint has under which name; a state has them all."""
+        return {name: name for name in {**self.networks(o), **self.averages(o)}}
 
     def players(self, o: Any) -> dict[str, Player]:
         """Who is updated, by which optimiser."""

@@ -53,6 +53,16 @@ def judge(of_real: torch.Tensor, of_fake: torch.Tensor, kind: Gan = "lsgan") -> 
     return fake.mean() - real.mean()
 
 
+def unmask(of_fake: torch.Tensor, kind: Gan = "hinge") -> torch.Tensor:
+    """The part of `judge` that made images have: its half where `judge` has halves."""
+    fake = wide(of_fake)
+    if kind == "lsgan":
+        return 0.5 * fake.square().mean()
+    if kind in ("vanilla", "softplus"):
+        return F.softplus(fake).mean() * (0.5 if kind == "vanilla" else 1)
+    return F.relu(1 + fake).mean() if kind == "hinge" else fake.mean()
+
+
 def gradient_penalty(
     judged: Callable[[torch.Tensor], torch.Tensor], real: torch.Tensor, fake: torch.Tensor,
     share: torch.Tensor,

@@ -69,6 +69,7 @@ class Updates:
         self.early = early
         self._summed = early and summed
         self._complete = True
+        self._waiting: dict[int, nn.Parameter] = {}
         own = list(self.parameters.values())
         groups = [[parameter] for parameter in own] if early else [own] if own else []
         make = optimiser(player.optimiser)
@@ -100,12 +101,17 @@ class Updates:
     def apply(self) -> None:
         """Update, and forget the gradients; with `early` that has been done.
 
+        But for parameters that the turn's last loss does not depend on: they have waited.
+
         Raises:
             NonfiniteGradientError: a gradient is NaN or infinite; nothing was updated.
         """
         import torch
 
         if self.early:
+            self._complete = True
+            for parameter in list(self._waiting.values()):
+                self._update(parameter)
             return
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         if gradients and not torch.stack([g.sum() for g in gradients]).isfinite().all():
@@ -117,6 +123,7 @@ class Updates:
 
     def forget(self) -> None:
         """Free the gradients, or make them 0."""
+        self._waiting.clear()
         for parameter in self.parameters.values():
             self._forget(parameter)
 
@@ -151,7 +158,9 @@ class Updates:
 
     def _update(self, parameter: nn.Parameter) -> None:
         if not self._complete:
+            self._waiting[id(parameter)] = parameter
             return
+        self._waiting.pop(id(parameter), None)
         # A sum is finite only if all of its terms are, and reads them once.
         if not parameter.grad.sum().isfinite():
             self.forget()

@@ -107,7 +107,8 @@ class Session(State):
                     log(f"left out: {fault}")
                 self._add(losses, pace, watch)
                 if self.steps % self.steps_per_epoch == 0:
-                    log(self._line(epoch, watch))
+                    if self._is_told(epoch):
+                        log(self._line(epoch, watch))
                     figures |= self.losses.means()
                     self.losses.next_epoch()
                     if after_epoch is not None:
@@ -212,7 +213,7 @@ class Session(State):
         """
         found = []
         for name, how in self.trainer.translators(self.options).items():
-            if how.source is None:
+            if how.source not in self.pictures.sets:
                 continue
             files = self.pictures.first(how.source, _LOOKED_AT)
             both = [self._translated(name, picture=self._picture(file)) for file in files]
@@ -231,6 +232,8 @@ class Session(State):
             return
         rows, labels, titles = [], [], ["image", "translated", "and back"]
         for name, how in self.trainer.translators(self.options).items():
+            if how.source is not None and how.source not in self.pictures.sets:
+                continue
             files = self.pictures.first(how.source, _SHOWN) if how.source else ()
             if how.classes:
                 sources = [(str(n), self._picture(f)) for n, f in enumerate(files)]
@@ -241,6 +244,8 @@ class Session(State):
                 own = [self._translated(*names, picture=self._picture(file)) for file in files]
             rows += own
             labels += [how.label] * len(own)
+        if not rows:
+            return
         titles = titles[: len(rows[0])]
         folder = self.shown / "samples"
         folder.mkdir(parents=True, exist_ok=True)
@@ -303,6 +308,11 @@ class Session(State):
         events = self.shown / "tensorboard" if wanted and self.shown is not None else None
         return Watch(self.steps, self.total_steps, events)
 
+    def _is_told(self, epoch: int) -> bool:
+        """Whether the log has a line at an epoch's end: of short ones among many steps, some."""
+        every = -(-self.options.log_every // self.steps_per_epoch)
+        return self.options.steps is None or (epoch + 1) % every == 0
+
     def _line(self, epoch: int, watch: Watch) -> str:
         """The line of the log at the end of an epoch, counted from 0."""
         losses = " ".join(f"{name} {value:.4f}" for name, value in self.losses.means().items())
@@ -321,6 +331,8 @@ class Session(State):
         total = sum(not name.startswith(averages) for name in self._module.state_dict())
         for name, place in options.init_from.items():
             yield f"{name} begins with {place.name}"
+        for name, of in self.begun_as.items():
+            yield f"{name} begins as {of}"
         if self.start is None:
             these = "all" if len(self.missing) == total else len(self.missing)
             yield f"initialised {these} of {counted(total, 'tensor')} (init {options.init})"
@@ -337,9 +349,9 @@ class Session(State):
         if self.frozen:
             yield f"frozen: {counted(len(self.frozen), 'tensor')}"
         yield from (f"left out: {fault}" for fault in self.left_out())
-        first, *others = self.pictures.sets.items()
-        said = [f"{counted(len(first[1]), 'image')} of {first[0]}"]
-        said += [f"{len(files)} of {name}" for name, files in others]
+        said = [f"{counted(len(files), 'image')} of {name}" if not n else f"{len(files)} of {name}"
+                for n, (name, files) in enumerate(self.pictures.sets.items())]  # fmt: skip
+        said = said or ["no images"]
         yield (
             f"{' and '.join(said)}, {counted(self.steps_per_epoch, 'step')} an epoch, on "
             f"{self.device}"

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -40,7 +42,7 @@ from ..pictures.draws import Paired
 from ..pictures.picture import files_of
 from ..use.models import Model
 from .begun import files_begun_with, must_have_network, values_for, with_rows
-from .classes import by_class, classes_told
+from .classes import by_class, classes_in, classes_told
 from .description import Description
 from .players import NonfiniteGradientError, Updates, backward
 from .pool import ImagePool
@@ -65,6 +67,7 @@ class State(Stage):
         trainer: whose.
         deployed: the networks that are used after the training.
         missing: names that the start lacked, and that were initialised.
+        begun_as: networks that the start lacked, and that began with another one's weights.
         steps: how many were made.
         losses: their means over the epoch.
         recent: their means since they were last written down.
@@ -112,28 +115,28 @@ class State(Stage):
         for name, (of, _) in self._averages.items():
             built.setdefault(name, copy.deepcopy(built[of]))
         self._module = nn.ModuleDict(built)
-        self._inner = tuple(trainer.inner(options))
         self._joined = {name: one.build(built) for name, one in trainer.joined(options).items()}
         self.missing = load_into(self._module, self.start, seed=options.init)
         self._begin_with(options.init_from)
-        begun_as = [
-            name for name, of in trainer.begin_as(options).items()
-            if name not in options.init_from and self._lacks(name) and not self._lacks(of)
-        ]  # fmt: skip
-        for name in begun_as:
-            self._follow(name, trainer.begin_as(options)[name])
+        self.begun_as = {
+            name: of for name, of in trainer.begin_as(options).items()
+            if self._lacks(name) and not self._lacks(of)
+        }  # fmt: skip
+        for name, of in self.begun_as.items():
+            self._follow(name, of)
         for name, (of, _) in self._averages.items():
             self._module[name].requires_grad_(False)
             if self._lacks(name) or of in options.init_from:
                 self._follow(name, of)
-        begun = tuple(f"{n}." for n in (*options.init_from, *begun_as, *self._averages))
+        begun = tuple(f"{n}." for n in (*options.init_from, *self.begun_as, *self._averages))
         self.missing = tuple(name for name in self.missing if not name.startswith(begun))
         fixed = [n for n in self._module.state_dict()
                  if any(fnmatchcase(n, pattern) for pattern in trainer.fixed(options))]  # fmt: skip
         freeze(self._module, [*self.frozen, *fixed])
         for network in self._module.values():
             prepare(network, **how_trained(options, self.device))
-        self.classes = tuple(trainer.classes(options))
+        known = None if start is None else classes_in(start)
+        self.classes = tuple(trainer.classes(options)) or known or ()
         self.deployed = tuple(trainer.translators(options))
         self._pictures: Pictures | None = None
         self.steps = 0
@@ -148,8 +151,8 @@ class State(Stage):
         if start is None or not rows:
             return start
         if work is None:
-            self._folder = TemporaryDirectory()
-            work = Path(self._folder.name)
+            work = Path(mkdtemp())
+            weakref.finalize(self, shutil.rmtree, work, ignore_errors=True)
         return with_rows(start, rows, work / REMADE, seed=self.options.init)
 
     def _lacks(self, network: str) -> bool:
@@ -160,7 +163,8 @@ class State(Stage):
 
     def _must_have_begun(self, network: str) -> None:
         """Raise a TrainerError for a network that nobody trains and nothing was loaded into."""
-        if network not in self._averages and self._lacks(network):
+        own = any(True for _ in self._module[network].parameters())
+        if own and network not in self._averages and self._lacks(network):
             whose = self.trainer.begin_as(self.options).get(network)
             other = f", or of {whose}" if whose else ""
             raise TrainerError(
@@ -374,6 +378,10 @@ class State(Stage):
 
     def _apply(self, updates: Updates, losses: Sequence[torch.Tensor]) -> None:
         if updates.early:
+            try:
+                updates.apply()
+            except NonfiniteGradientError:
+                raise DivergedError from None
             return
         # All processes decide alike: one that stopped alone would leave the others waiting.
         worst = torch.stack(list(losses)).sum()
@@ -395,9 +403,9 @@ class State(Stage):
                     continue
                 values = self._module[of].state_dict()
                 for key, average in self._module[name].state_dict().items():
-                    if average.is_floating_point() and key in self._parameters[of]:
+                    if ema and average.is_floating_point() and key in self._parameters[of]:
                         average.lerp_(values[key], 1 - ema)
-                    else:  # statistics are the network's own, as counts are
+                    else:  # a plain copy; and statistics and counts are the network's own
                         average.copy_(values[key])
 
     @cached_property
@@ -530,9 +538,9 @@ class State(Stage):
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, one safetensors file with all networks."""
-        kept = {name: own for name, own in self._module.items() if name not in self._inner}
+        written = self.trainer.written(self.options)
         save_from(
-            nn.ModuleDict(kept),
+            nn.ModuleDict({name: self._module[of] for name, of in written.items()}),
             path,
             like=self.start,
             frozen=self.frozen,

@@ -240,6 +240,8 @@ class ImageTrainer(Description):
                 continue
             if name in remade and tuple(shapes[name])[1:] == expected[name][1:]:
                 continue  # other classes
+            if name.endswith(".u0") and f"{name[:-2]}weight" in remade:
+                continue
             network, has = name.partition(".")[0], list(shapes[name])
             if not any(known.startswith(f"{network}.") for known in expected):
                 raise MismatchError(
@@ -289,7 +291,7 @@ class ImageTrainer(Description):
         """The networks of a checkpoint, averages too."""
         own = self.networks(o)
         own |= {name: own.get(name, own[of]) for name, (of, _) in self.averages(o).items()}
-        return {name: network for name, network in own.items() if name not in self.inner(o)}
+        return {name: own[of] for name, of in self.written(o).items()}
 
     # The end of a training.
 

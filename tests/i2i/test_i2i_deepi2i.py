@@ -1,0 +1,478 @@
+"""GANs of classes, DeepI2I on them, and TransferI2I: who moves when, on what, and what is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("PIL")
+
+import torch
+from click.testing import CliRunner
+from i2i_domains import make_classes
+from modelsoup_i2i.networks import biggans
+from modelsoup_i2i.networks.biggan import Auxiliary, OwnBlocks
+from modelsoup_i2i.networks.described import Network
+from modelsoup_i2i.training.losses import deceive, judge
+from modelsoup_i2i.training.state import State
+from modelsoup_i2i.training.turns import Batch
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+
+from modelsoup import MismatchError, ParameterError, TrainerError, get_trainer, open_checkpoint
+from modelsoup.cli import main
+
+torch.set_num_threads(1)
+SIZES = {
+    "size": "32s", "ch": 8, "chunk": 4, "shared": 8, "attention": 0, "batch": 2, "steps": 2,
+    "sheet_every": 0, "lr": 1e-3, "d_lr": 1e-3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_classes(tmp_path_factory.mktemp("classes"), {"a": 4, "b": 4, "c": 4})
+
+
+def session(
+    trainer: str, data: Path | None, start: Path | None = None, work: Path | None = None,
+    seed: int = 1, **options: object,
+) -> State:  # fmt: skip
+    made = get_trainer(trainer)
+    given = made.options(data=data, **(SIZES | options))
+    return made.session(given, start, seed=seed, work=work)
+
+
+@pytest.fixture(scope="module")
+def gan(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    own, output = session("gan", data), tmp_path_factory.mktemp("gan") / "gan.safetensors"
+    own.run(silent, silent)
+    own.save(output)
+    return output
+
+
+def silent(*_: object) -> None:
+    pass
+
+
+def flat(own: State) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key}": value.clone()
+        for name, network in own._module.items() for key, value in network.state_dict().items()
+    }  # fmt: skip
+
+
+def moved(own: State, losses: dict[str, float] | None = None) -> set[str]:
+    """The networks of which a step changed a parameter."""
+    before = flat(own)
+    made = own.optimise(next(own.batches()))
+    if losses is not None:
+        losses.update(made)
+    parameters = {f"{n}.{p}" for n, net in own._module.items() for p, _ in net.named_parameters()}
+    return {name.partition(".")[0] for name, value in flat(own).items()
+            if name in parameters and not torch.equal(value, before[name])}  # fmt: skip
+
+
+# The GAN.
+
+
+def test_a_gan_moves_both_and_each_nth_step_the_generator(data: Path):
+    own = session("gan", data, n_critic=2)
+    assert [moved(own) for _ in range(2)] == [{"D"}, {"D", "G"}]
+
+
+@pytest.mark.parametrize("kind", ["hinge", "softplus"])
+def test_a_gans_losses_are_those_of_its_verdicts(data: Path, kind: str):
+    own = session("gan", data, gan=kind)
+    own.begin()
+    trainer, (group,) = own.trainer, next(own.batches())
+    batch = Batch(group)
+    for network in own._module.values():
+        network.eval()  # so that no pass changes the next one
+    made = own["G"](batch.z_d, batch.c_d)
+    expected = judge(own["D"](batch.y, batch.c_y), own["D"](made, batch.c_d), kind)
+    torch.testing.assert_close(trainer.judge(own, batch)["judge"], expected)
+    made = own["G"](batch.z_g, batch.c_g)
+    torch.testing.assert_close(
+        trainer.make(own, batch)["gan"], deceive(own["D"](made, batch.c_g), kind)
+    )
+    real = {"hinge": lambda v: torch.relu(1 - v), "softplus": lambda v: torch.log1p(torch.exp(-v))}
+    fake = {"hinge": lambda v: torch.relu(1 + v), "softplus": lambda v: torch.log1p(torch.exp(v))}
+    verdicts = torch.tensor([[0.5], [-2.0]])
+    torch.testing.assert_close(
+        judge(verdicts, -verdicts, kind), (real[kind](verdicts) + fake[kind](-verdicts)).mean()
+    )
+
+
+def test_r1_is_half_the_squared_slope_and_is_taken_lazily_at_so_many_times_its_weight(data: Path):
+    own = session("gan", data, lambda_r1=2.0, r1_every=3, steps=4)
+    told: list[dict[str, float]] = [{} for _ in range(4)]
+    for losses in told:
+        moved(own, losses)
+    assert ["r1" in losses for losses in told] == [True, False, False, True]
+    assert own.weights["r1"] == 6.0
+    own.begin()
+    batch = Batch(next(own.batches())[0]) if own.steps < 4 else None
+    assert batch is None
+    images = torch.randn(2, 3, 32, 32)
+    from modelsoup_i2i.training.losses import slope_penalty
+
+    line = torch.randn(3 * 32 * 32)
+    value = slope_penalty(lambda x: (x.flatten(1) @ line)[:, None], images)
+    torch.testing.assert_close(value, 0.5 * line.square().sum())
+
+
+def test_the_first_blocks_of_a_discriminator_can_stay(data: Path):
+    own = session("gan", data, freeze_d=2)
+    before = flat(own)
+    moved(own)
+    after = flat(own)
+    first = [name for name in after if name.startswith(("D.blocks.0.", "D.blocks.1."))]
+    assert first
+    assert all(torch.equal(after[name], before[name]) for name in first)
+    assert not torch.equal(after["D.blocks.2.0.conv1.weight"], before["D.blocks.2.0.conv1.weight"])
+    with pytest.raises(ValueError, match="freeze_d is 5, but D has 4 blocks"):
+        session("gan", data, freeze_d=5)
+
+
+def test_an_encoder_beside_a_gan_is_what_its_discriminator_is(data: Path, tmp_path: Path):
+    own = session("gan", data, encoder=True)
+    moved(own)
+    own.save(tmp_path / "out.safetensors")
+    saved = open_checkpoint(tmp_path / "out.safetensors")
+    names = [name for name in saved if name.startswith("E.")]
+    assert len(names) == len(Network(biggans.ENCODER, {"arch": "32s", "ch": 8}).shapes())
+    weights = [name for name in names if not name.endswith(("u0", "sv0"))]
+    assert all(np.array_equal(saved[name], saved[f"D{name[1:]}"]) for name in weights)
+
+
+def test_an_average_can_be_written_instead_of_the_last_weights(data: Path, tmp_path: Path):
+    own = session("gan", data, ema=0.5, average="instead")
+    moved(own)
+    own.save(tmp_path / "out.safetensors")
+    saved = open_checkpoint(tmp_path / "out.safetensors")
+    assert {name.partition(".")[0] for name in saved} == {"G", "D"}
+    name, now = "linear.weight", flat(own)
+    assert np.array_equal(saved[f"G.{name}"], now[f"G_ema.{name}"].numpy())
+    assert not np.array_equal(saved[f"G.{name}"], now[f"G.{name}"].numpy())
+    options = own.trainer.options(data=data, **SIZES, ema=0.5, average="instead")
+    told = own.trainer.tensors(options)
+    assert {n: tuple(i.shape) for n, i in saved.tensors.items()} == {
+        n: shape for n, (_, shape) in told.items()
+    }  # fmt: skip
+
+
+# DeepI2I.
+
+
+def test_adaptor_and_discriminator_move_first_and_the_encoder_never(data: Path, gan: Path):
+    own = session("deepi2i", data, gan, phase1=1, steps=3)
+    assert own.begun_as == {"E": "D"}
+    encoder = {name: value for name, value in flat(own).items() if name.startswith("E.")}
+    assert [moved(own) for _ in range(2)] == [{"A", "D"}, {"A", "D", "G"}]
+    assert all(torch.equal(value, flat(own)[name]) for name, value in encoder.items())
+    saved = load_file(gan)
+    assert all(np.array_equal(v, saved[f"D{n[1:]}"]) for n, v in encoder.items())
+    assert any(not torch.equal(v, flat(own)[f"D{n[1:]}"]) for n, v in encoder.items())
+
+
+def test_from_scratch_all_four_move_at_once_and_the_adaptor_is_added_whole(data: Path):
+    own = session("deepi2i", data, scratch=True)
+    assert own._module["A"].sides == (8, 4)
+    torch.testing.assert_close(own._module["A"].strength, torch.tensor([0.1, 1.0]))
+    assert moved(own) == {"E", "A", "G", "D"}
+
+
+def test_a_frozen_encoder_needs_weights_to_begin_with(data: Path):
+    own = session("deepi2i", data)
+    with pytest.raises(TrainerError, match="E is not trained here, so it must begin with weights"):
+        own.begin()
+
+
+def test_the_reconstruction_compares_each_picture_with_its_own_translation(data: Path, gan: Path):
+    own = session("deepi2i", data, gan, alpha=0.1, alpha_first=0.01)
+    own.begin()
+    for network in own._module.values():
+        network.eval()
+    batch = Batch(next(own.batches())[0])
+    own.trainer.judge(own, batch)
+    made = own.in_use("T").module(batch.x, batch.z_g, batch.c_g)
+    of_made, of_real = (
+        own._module["D"].walk(images) for images in (made, batch.x)
+    )  # labels do not matter
+    expected = sum(
+        alpha * (of_made[side] - of_real[side]).abs().mean()
+        for side, alpha in {8: 0.01, 4: 0.1}.items()
+    )
+    torch.testing.assert_close(own.trainer.translate(own, batch)["rec"], expected)
+    official = session("deepi2i", data, gan, rec_pairs="official", rec="mse")
+    official.begin()
+    for name, network in official._module.items():
+        network.load_state_dict(own._module[name].state_dict())
+        network.eval()
+    expected = sum(
+        alpha * (of_made[side][0] - of_made[side][1]).square().mean()
+        for side, alpha in {8: 0.01, 4: 0.1}.items()
+    )
+    torch.testing.assert_close(official.trainer.translate(official, batch)["rec"], expected)
+
+
+def test_no_gradient_of_the_translators_step_reaches_the_discriminator(data: Path, gan: Path):
+    own = session("deepi2i", data, gan)
+    own.begin()
+    batch = Batch(next(own.batches())[0])
+    own.trainer.judge(own, batch)
+    sum(own.trainer.translate(own, batch).values()).backward()
+    assert all(parameter.grad is None for parameter in own._module["D"].parameters())
+    assert all(parameter.requires_grad for parameter in own._module["D"].parameters())
+
+
+@pytest.mark.parametrize(
+    ("adaptor", "sides"), [("all", [8, 4]), ((8,), [8]), ((4,), [4]), ("identity", [])]
+)
+def test_an_adaptor_of_some_sides_is_told_by_its_checkpoint(
+    data: Path, gan: Path, tmp_path: Path, adaptor: object, sides: list[int]
+):
+    own = session("deepi2i", data, gan, adaptor=adaptor, phase1=0)
+    assert moved(own) == {"D", "G", *(["A"] if sides else [])}
+    own.save(tmp_path / "out.safetensors")
+    found = own.trainer.options_of(tmp_path / "out.safetensors")
+    expected = {"size": "32s", "ch": 8, "chunk": 4, "shared": 8, "rows": 3}
+    assert {name: found[name] for name in expected} == expected
+    assert found.get("adaptor", "all") == adaptor
+    assert own._module["A"].sides == tuple(sides or (8, 4))
+
+
+@pytest.mark.parametrize("mode", ["taps", "bottleneck"])
+def test_fewer_halvings_are_trained_and_told(data: Path, tmp_path: Path, mode: str):
+    own = session("deepi2i", data, scratch=True, n_down=2, n_down_mode=mode)
+    assert moved(own) == {"E", "A", "G", "D"}
+    assert own._module["A"].sides == (8,)
+    assert own._module["G"].least == (8 if mode == "bottleneck" else 4)
+    own.save(tmp_path / "out.safetensors")
+    found = own.trainer.options_of(tmp_path / "out.safetensors")
+    assert (found["n_down"], found.get("n_down_mode", "taps")) == (2, mode)
+
+
+def test_ssim_alone_is_a_loss_too(data: Path, gan: Path):
+    losses: dict[str, float] = {}
+    own = session("deepi2i", data, gan, lambda_ssim=1.0, lambda_gan=0.0, lambda_rec=0.0)
+    moved(own, losses)
+    assert 0 < losses["ssim"] < 2
+    assert losses["translator"] == pytest.approx(losses["ssim"])
+    assert "rec" not in losses
+
+
+@pytest.mark.parametrize(
+    ("trainer", "options", "at"),
+    [
+        ("gan", {"ema": 0.9, "lambda_r1": 1.0, "r1_every": 2}, 1),
+        ("deepi2i", {"phase1": 2, "ema": 0.9}, 1), ("deepi2i", {"phase1": 1, "accumulate": 2}, 2),
+        ("transferi2i", {}, 1), ("self-init", {"classes": 3}, 1),
+    ],
+)  # fmt: skip
+def test_a_run_that_goes_on_in_any_phase_ends_with_the_same_bits(
+    data: Path, gan: Path, tmp_path: Path, trainer: str, options: dict[str, object], at: int
+):
+    given = {"steps": 4, "checkpoint_every": at, **options}
+    of_all = (trainer, None if trainer == "self-init" else data, None if trainer == "gan" else gan)
+    whole = session(*of_all, **given)
+    whole.run(silent, silent)
+    early = session(*of_all, tmp_path, **given)
+    steps = early.batches()
+    for _ in range(at):
+        early.optimise(next(steps))
+    early.keep()
+    later = session(*of_all, tmp_path, **given)
+    later.run(silent, silent)
+    assert later.steps == whole.steps == 4
+    assert all(torch.equal(value, flat(whole)[name]) for name, value in flat(later).items())
+
+
+# Self-initialisation.
+
+
+def test_an_adaptor_learns_to_give_what_the_generator_had_and_nothing_else_changes(gan: Path):
+    own = session("self-init", None, gan, classes=3, steps=60, batch=8)
+    before = flat(own)
+    steps = own.batches()
+    losses = [own.optimise(next(steps))["align"] for _ in range(60)]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert {n.partition(".")[0] for n, v in flat(own).items() if not torch.equal(v, before[n])} == {
+        "A"
+    }  # fmt: skip
+
+
+def test_an_adaptor_is_compared_before_its_strength(gan: Path):
+    one, other = (session("self-init", None, gan, classes=3, strength=s) for s in (0.1, 1.0))
+    assert one.optimise(next(one.batches())) == other.optimise(next(other.batches()))
+
+
+def test_classes_are_handed_on_where_no_data_name_them(gan: Path, tmp_path: Path):
+    own = session("self-init", None, gan, classes=3)
+    own.save(tmp_path / "out.safetensors")
+    told = open_checkpoint(tmp_path / "out.safetensors").metadata["modelsoup.classes"]
+    assert told == '{"a": 0, "b": 1, "c": 2}'
+
+
+# TransferI2I.
+
+
+@pytest.mark.parametrize(
+    ("kept", "own"),
+    list(enumerate([69_789_892, 24_049_348, 6_260_164, 1_641_796, 355_587, 2_787])),
+)
+def test_an_auxiliary_owns_as_much_as_published(kept: int, own: int):
+    sizes = {"arch": "128", "ch": 96, "classes": 0}
+    network = Network(biggans.OWN_BLOCKS, {"kept": kept, **sizes})
+    buffers = network.buffers()
+    shapes = {n: s for n, s in network.shapes().items() if n not in buffers}
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == own
+
+
+def test_the_first_blocks_are_the_same_objects_and_the_others_are_not(data: Path, gan: Path):
+    own = session("transferi2i", data, gan, common=2)
+    auxiliary, generator = own._joined["auxiliary"], own._module["G"]
+    assert isinstance(auxiliary, Auxiliary)
+    assert isinstance(own._module["X"], OwnBlocks)
+    same = [one is other for one, other in zip(auxiliary.blocks, generator.blocks, strict=True)]
+    assert same == [True, True, False]
+    assert own.begun_as == {"E": "D", "X": "G"}
+    z, c = torch.randn(2, generator.noise), torch.tensor([0, 2])
+    generator.eval(), own._module["X"].eval()
+    torch.testing.assert_close(auxiliary(z, c), generator(z, c))
+
+
+def test_an_auxiliarys_pass_leaves_the_statistics_of_what_is_common(data: Path, gan: Path):
+    own = session("transferi2i", data, gan, common=2)
+    own.begin()
+    common = own._module["G"].blocks[0][0].bn1
+    apart = own._module["X"].blocks["2"][0].bn1
+    before = common.stored_mean.clone(), apart.stored_mean.clone()
+    own["auxiliary"](torch.randn(4, own._module["G"].noise), torch.tensor([0, 1, 2, 0]))
+    assert torch.equal(common.stored_mean, before[0])
+    assert not torch.equal(apart.stored_mean, before[1])
+
+
+def test_all_that_translates_moves_also_what_one_of_two_losses_reaches(data: Path, gan: Path):
+    """The adaptor is in the first loss of the turn alone, the auxiliary's blocks in the last."""
+    for accumulate in (1, 2):
+        own = session("transferi2i", data, gan, common=2, accumulate=accumulate)
+        assert moved(own) == {"A", "G", "X", "D"}
+
+
+def test_without_weight_there_is_no_auxiliary(data: Path, gan: Path, tmp_path: Path):
+    plain = session("deepi2i", data, gan, alpha=1.0, alpha_first=1.0, phase1=0)
+    none = session("transferi2i", data, gan, lambda_aux=0.0)
+    for own in (plain, none):
+        own.run(silent, silent)
+    assert flat(plain).keys() == flat(none).keys()
+    assert all(torch.equal(value, flat(none)[name]) for name, value in flat(plain).items())
+
+
+def test_the_auxiliary_is_in_no_checkpoint(data: Path, gan: Path, tmp_path: Path):
+    own = session("transferi2i", data, gan)
+    own.save(tmp_path / "out.safetensors")
+    saved = open_checkpoint(tmp_path / "out.safetensors")
+    assert {name.partition(".")[0] for name in saved} == {"E", "A", "G", "D"}
+    assert own.trainer.tensors(own.options).keys() == saved.tensors.keys()
+
+
+# Classes.
+
+
+def test_other_classes_than_a_starts_are_refused_or_their_rows_drawn_anew(
+    gan: Path, tmp_path: Path
+):
+    data = make_classes(tmp_path / "data", {"p": 3, "q": 3})
+    with pytest.raises(MismatchError, match="trained on other classes"):
+        session("gan", data, gan)
+    own = session("gan", data, gan, class_rows="resize")
+    assert own.classes == ("p", "q")
+    there = load_file(gan)
+    rows = own._module["G"].shared.weight
+    assert tuple(rows.shape) == (2, 8)
+    mean, spread = there["G.shared.weight"].mean(0), there["G.shared.weight"].std(0)
+    assert (np.abs(rows.detach().numpy() - mean) < 5 * spread + 1e-6).all()
+    assert tuple(own._module["D"].embed.u0.shape) == (1, 2)
+    kept = own._module["D"].blocks[0][0].conv1.weight.detach().numpy()
+    assert np.array_equal(kept, there["D.blocks.0.0.conv1.weight"])
+    assert moved(own) == {"G", "D"}
+    own.save(tmp_path / "out.safetensors")
+    assert '{"p": 0, "q": 1}' in open_checkpoint(tmp_path / "out.safetensors").metadata.values()
+    # The same by `init_from`.
+    given = {"G": gan, "D": gan}
+    with pytest.raises(MismatchError, match=r"G.shared.weight has the shape \[3, 8\]"):
+        session("gan", data, init_from=given)
+    other = session("gan", data, init_from=given, class_rows="resize")
+    assert torch.equal(other._module["G"].shared.weight, session(
+        "gan", data, gan, class_rows="resize")._module["G"].shared.weight)  # fmt: skip
+
+
+def test_a_start_of_more_rows_can_be_kept(data: Path, tmp_path: Path):
+    start = tmp_path / "start.safetensors"
+    trainer = get_trainer("gan")
+    networks = trainer.networks(trainer.options(classes=7, **SIZES))
+    save_file({f"{name}.{key}": value for name, network in networks.items()
+               for key, value in network.build().state_dict().items()}, start)  # fmt: skip
+    with pytest.raises(MismatchError, match=r"G.shared.weight.*\[7, 8\]"):
+        session("gan", data, start)
+    kept = session("gan", data, start, rows=7)
+    assert tuple(kept._module["G"].shared.weight.shape) == (7, 8)
+    assert max(int(batch["c_g"].max()) for (batch,) in kept.batches()) <= 2
+    with pytest.raises(ValueError, match="rows is 2, fewer than the 3 classes"):
+        session("gan", data, rows=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"ch": 4}, "ch is 4, but must be at least 8"),
+        ({"adaptor": (16,)}, "adaptor has 16, but there are maps of 4, 8"),
+        ({"n_down": 4}, "n_down is 4, but must be 2 to 3 for 32 pixels"),
+        ({"size": 32}, "no features of 4 × 4: 32s have"),
+        ({"rec_pairs": "official", "batch": 1}, "compares the first two of a batch, which is 1"),
+        ({"decay_epochs": 1}, "steps are made at one rate"),
+    ],
+)
+def test_options_that_fit_no_network_are_told(data: Path, options: dict[str, object], said: str):
+    with pytest.raises((ValueError, ParameterError), match=said):
+        session("deepi2i", data, **options)
+
+
+def test_a_translator_of_one_kind_is_not_begun_with_another(data: Path, gan: Path):
+    with pytest.raises(MismatchError, match="ch 16"):
+        session("deepi2i", data, gan, ch=16)
+
+
+def test_a_whole_pipeline_is_one_plan_that_is_not_made_twice(data: Path, tmp_path: Path):
+    options = ", ".join(f"{name}: {value}" for name, value in SIZES.items())
+    tree = tmp_path / "tree.yaml"
+    tree.write_text(
+        f"""soup: 1
+models:
+  gan: {{train: {{trainer: gan, data: {data}, {options}, encoder: true}}}}
+  other: {{train: {{trainer: gan, data: {data}, {options}, encoder: true}}}}
+  parts: {{of: [gan, other], merge: {{layers: {{"E.*": first, rest: second}}}}}}
+  fits: {{of: [parts], finetune: {{trainer: self-init, classes: 3, {options}}}}}
+tree: {{of: [fits], finetune: {{trainer: transferi2i, data: {data}, {options}}}}}
+""",
+        "utf-8",
+    )
+
+    def soup(*arguments: object) -> str:
+        made = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert made.exit_code == 0, made.output
+        return made.output
+
+    assert "5 steps to do" in soup("plan", tree)
+    output = tmp_path / "out.safetensors"
+    assert "5 nodes computed" in soup("run", tree, "-o", output)
+    assert "0 nodes computed" in soup("run", tree, "-o", output, "--force")
+    saved, classes = open_checkpoint(output), {"a": 0, "b": 1, "c": 2}
+    assert {name.partition(".")[0] for name in saved} == {"E", "A", "G", "D"}
+    assert json.loads(saved.metadata["modelsoup.classes"]) == classes
