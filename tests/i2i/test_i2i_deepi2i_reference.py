@@ -1,0 +1,200 @@
+"""The plain DeepI2I in `benchmarks/` is the published one, and ours computes what it does."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from modelsoup_i2i.networks import biggans
+from modelsoup_i2i.networks.described import Network
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"arch": "64s", "ch": 8, "classes": 4, "chunk": 6, "shared": 10, "attention": 32}
+
+
+def load_reference():
+    path = ROOT / "benchmarks" / "deepi2i_reference.py"
+    spec = importlib.util.spec_from_file_location("deepi2i_reference", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["deepi2i_reference"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+reference = load_reference()
+
+
+def original(**more):
+    torch.manual_seed(0)
+    made = reference.Original(**{**SMALL, **more})
+    for network in made.networks().values():
+        for name, value in network.named_parameters():
+            if name.endswith("gamma"):  # attention is 0 at first: nothing of it would be seen
+                torch.nn.init.constant_(value, 0.7)
+    return made
+
+
+def described(arch, ch, classes, chunk, shared, attention) -> dict[str, Network]:
+    own, known = {"arch": arch, "ch": ch, "attention": attention}, {"classes": classes}
+    return {
+        "G": Network(biggans.GENERATOR, own | known | {"chunk": chunk, "shared": shared}),
+        "D": Network(biggans.DISCRIMINATOR, own | known),
+        "E": Network(biggans.ENCODER, own), "A": Network(biggans.ADAPTOR, {"arch": arch, "ch": ch}),
+    }  # fmt: skip
+
+
+def ours_with(weights) -> dict[str, torch.nn.Module]:
+    """Our networks with the tensors of the plain ones."""
+    made = {name: network.build() for name, network in described(**SMALL).items()}
+    for name, network in made.items():
+        lacking = network.load_state_dict(weights.networks()[name].state_dict(), strict=False)
+        assert not lacking.unexpected_keys
+        assert lacking.missing_keys == (["strength"] if name == "A" else [])
+    made["E"].train(weights.E.training)
+    return made
+
+
+def counted(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        (("128", 96, 1000, 20, 128, 64), (70_433_988, 87_982_370, 87_982_370, 87_368_065)),
+        (("128", 96, 256, 20, 128, 64), (70_338_756, 86_839_586, 86_839_586, 86_225_281)),
+        (("64", 64, 9, 20, 128, 32), (31_739_268, 19_557_058, 19_557_058, 33_964_545)),
+        (("64s", 32, 9, 16, 64, 32), (3_434_948, 2_399_842, 2_399_842, 2_855_425)),
+        (("32s", 12, 10, 16, 64, 0), (351_859, 172_597, 172_597, 273_409)),
+    ],
+)  # fmt: skip
+def test_the_official_layout_has_as_many_parameters_as_the_report_counts(sizes, expected):
+    """Those of E and A with the layers that nothing calls: without, ours are counted elsewhere."""
+    with torch.device("meta"):
+        made = reference.Original(*sizes, dead=True, device="meta").networks()
+    assert tuple(counted(made[name]) for name in "GDEA") == expected
+
+
+@pytest.mark.parametrize(
+    "sizes", [("128", 96, 1000, 20, 128, 64), ("64", 8, 4, 20, 128, 64), ("32s", 12, 10, 16, 64, 0)]
+)
+def test_the_plain_networks_have_the_names_and_shapes_of_ours(sizes):
+    with torch.device("meta"):
+        made = reference.Original(*sizes, device="meta").networks()
+    for name, network in described(*sizes).items():
+        shapes = network.shapes()
+        shapes.pop("strength", None)  # of the adaptor, ours alone
+        plain = {tensor: tuple(v.shape) for tensor, v in made[name].state_dict().items()}
+        assert plain == shapes
+
+
+def test_a_translation_its_gradients_and_what_a_pass_moves_are_the_published_ones():
+    theirs = original()
+    own = ours_with(theirs)
+    x, z, c = torch.randn(3, 3, 64, 64), torch.randn(3, 30), torch.tensor([1, 3, 1])
+    fake = theirs.translate(x, z, c)
+    made = own["G"](z, c, own["A"](own["E"](x)))
+    torch.testing.assert_close(made, fake, atol=1e-5, rtol=1e-4)
+    toward = torch.randn_like(fake)
+    (fake * toward).sum().backward()
+    (made * toward).sum().backward()
+    for name in "GA":
+        plain = dict(theirs.networks()[name].named_parameters())
+        for tensor, value in own[name].named_parameters():
+            assert value.grad is not None and value.grad.abs().max() > 0
+            torch.testing.assert_close(value.grad, plain[tensor].grad, atol=2e-4, rtol=2e-3)
+    moved_alike(theirs, own)
+
+
+def test_verdicts_and_what_is_compared_of_pictures_are_the_published_ones():
+    theirs = original()
+    own = ours_with(theirs)
+    x, c = torch.randn(3, 3, 64, 64), torch.tensor([0, 2, 2])
+    verdicts, maps = theirs.D(x, c)
+    judged, found = own["D"].judged(x, c)
+    torch.testing.assert_close(judged, verdicts, atol=1e-5, rtol=1e-4)
+    assert set(maps) == {4, 8, 16}
+    for side, feature in maps.items():
+        torch.testing.assert_close(found[side], feature, atol=1e-5, rtol=1e-4)
+    assert maps[4].min() < 0  # before the activation that the verdict has
+    moved_alike(theirs, own)
+
+
+def moved_alike(theirs, own) -> None:
+    """Buffers, of singular vectors and of batch norms, went the same way; the encoder's stayed."""
+    for name, network in own.items():
+        plain = theirs.networks()[name].state_dict()
+        for tensor, value in network.named_buffers():
+            if tensor != "strength":
+                torch.testing.assert_close(value, plain[tensor], atol=1e-5, rtol=1e-4)
+    for tensor, value in original().E.state_dict().items():
+        assert torch.equal(value, theirs.E.state_dict()[tensor])
+
+
+def passes(count: int = 1) -> list[tuple[torch.Tensor, ...]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        tuple(
+            torch.randn(2, 3, 64, 64, generator=generator) if n % 2 == 0
+            else torch.randint(4, (2,), generator=generator)
+            for n in range(4)
+        )
+        for _ in range(count)
+    ]  # fmt: skip
+
+
+def parameters(made) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        name: {tensor: v.detach().clone() for tensor, v in network.named_parameters()}
+        for name, network in made.networks().items()
+    }
+
+
+def changed(before, after) -> set[str]:
+    return {
+        name for name in before
+        if any(not torch.equal(v, after[name][tensor]) for tensor, v in before[name].items())
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "first", "second"),
+    [({"phase": 1}, {"A", "D"}, {"A", "D", "G"}), ({"scratch": True}, set("GDEA"), set("GDEA"))],
+)
+def test_in_the_first_phase_only_adaptor_and_discriminator_are_trained(more, first, second):
+    made, moved = original(**more), []
+    for _ in range(2):
+        before = parameters(made)
+        made.step(*passes(2))
+        moved.append(changed(before, parameters(made)))
+    assert moved == [first, second]
+
+
+def test_each_translation_is_compared_with_its_own_source_and_judged_as_its_class():
+    """As one pass of a discriminator whose estimates stand still tells it."""
+    made = original()
+    made.D.eval()
+    ((x, c_x, y, c_y),) = passes()
+    torch.manual_seed(5)
+    losses = made.step((x, c_x, y, c_y))
+    again = original()
+    again.D.eval()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        z, c = again.draw(2)
+        of_fake, of_real = again.D(again.translate(x, z, c), c)[0], again.D(y, c_y)[0]
+    torch.testing.assert_close(losses["D_real"], (1 - of_real).clamp(min=0).mean())
+    torch.testing.assert_close(losses["D_fake"], (1 + of_fake).clamp(min=0).mean())
+    again.D.load_state_dict(made.D.state_dict())  # which has taken its step
+    with torch.no_grad():
+        z, c = again.draw(2)
+        verdicts, own = again.D(again.translate(x, z, c), c)
+        _, source = again.D(x, c_x)
+    torch.testing.assert_close(losses["G_adv"], -verdicts.mean())
+    share = {16: 0.01, 8: 0.1, 4: 0.1}
+    apart = sum(w * (own[side] - source[side]).abs().mean() for side, w in share.items())
+    torch.testing.assert_close(losses["rec"], apart)
