@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import sys
 from pathlib import Path
@@ -198,3 +199,66 @@ def test_each_translation_is_compared_with_its_own_source_and_judged_as_its_clas
     share = {16: 0.01, 8: 0.1, 4: 0.1}
     apart = sum(w * (own[side] - source[side]).abs().mean() for side, w in share.items())
     torch.testing.assert_close(losses["rec"], apart)
+
+
+# The papers' tables.
+
+PAPERS = ROOT / "examples" / "deepi2i" / "papers"
+METRICS = ("RC", "FC", "mKIDx100", "mFID")
+
+
+def table(name: str) -> list[dict[str, str]]:
+    with (PAPERS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def measured(name: str, key: str, value: str) -> dict[str, tuple[float, ...]]:
+    """Of the rows of one method: by set, whose first word tells it, the four metrics."""
+    return {
+        row.get("dataset", row[key]).split()[0].rstrip("s"): tuple(float(row[m]) for m in METRICS)
+        for row in table(name) if row[key].endswith(value)
+    }  # fmt: skip
+
+
+def test_three_papers_have_one_measurement_of_training_from_scratch():
+    first = measured("deepi2i_table1", "method", "(scratch)")
+    later = measured("transferi2i_table3", "method", "(scratch)")
+    assert first == measured("report_table1", "run", "(Ori. Loss)")
+    assert {name: first[name] == own for name, own in later.items()} == {
+        "Animal": False, "Bird": True, "Food": True,
+    }  # fmt: skip
+    assert (first["Animal"], later["Animal"]) == (
+        (49.2, 52.4, 5.78, 80.7), (3.47, 1.54, 41.37, 356.1),
+    )  # fmt: skip
+
+
+def test_what_is_in_two_tables_of_a_paper_is_the_same_in_both():
+    ours = {row["method"]: row for row in table("transferi2i_table3") if "Animal" in row["dataset"]}
+    shared = {row["shared_resblocks"]: row for row in table("transferi2i_table2")}
+    begun = table("transferi2i_table1")
+    assert float(ours["TransferI2I"]["mKIDx100"]) == float(shared["4"]["mKIDx100"]) == 9.25
+    assert float(ours["DeepI2I"]["mKIDx100"]) == float(begun[0]["mKIDx100"]) == 11.48
+    (whole,) = (row for row in table("deepi2i_figure3") if row["variant"] == "DeepI2I")
+    assert measured("deepi2i_table1", "method", "DeepI2I")["Animal"] == tuple(
+        float(whole[metric]) for metric in METRICS
+    )
+
+
+def test_every_table_is_as_long_as_printed():
+    rows = {file.stem: len(table(file.stem)) for file in sorted(PAPERS.glob("*.csv"))}
+    assert rows == {
+        "deepi2i_figure3": 6, "deepi2i_table1": 15,
+        "report_parameters": 4, "report_table1": 4,
+        "transferi2i_100_a_class": 3, "transferi2i_table1": 4, "transferi2i_table2": 4,
+        "transferi2i_table3": 24, "transferi2i_table4": 36,
+    }  # fmt: skip
+
+
+def test_the_report_counted_networks_of_a_thousand_classes_for_sets_of_fewer():
+    with torch.device("meta"):
+        made = reference.Original(dead=True, device="meta").networks()
+        live = reference.Original(device="meta").networks()
+    for row in table("report_parameters"):
+        assert row["n_classes_that_gives_it"] == "1000"
+        assert counted(made[row["network"]]) == int(row["params_reported"])
+        assert counted(live[row["network"]]) == int(row["live_params"])
