@@ -7,10 +7,14 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from modelsoup_i2i.networks import biggans
 from modelsoup_i2i.networks.described import Network
+from modelsoup_i2i.pictures.images import save_png
+from modelsoup_i2i.trainers.deepi2i import DeepI2I, DeepI2IOptions
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"arch": "64s", "ch": 8, "classes": 4, "chunk": 6, "shared": 10, "attention": 32}
@@ -116,7 +120,7 @@ def test_verdicts_and_what_is_compared_of_pictures_are_the_published_ones():
     own = ours_with(theirs)
     x, c = torch.randn(3, 3, 64, 64), torch.tensor([0, 2, 2])
     verdicts, maps = theirs.D(x, c)
-    judged, found = own["D"].judged(x, c)
+    judged, found = own["D"](x, c, taps=True)
     torch.testing.assert_close(judged, verdicts, atol=1e-5, rtol=1e-4)
     assert set(maps) == {4, 8, 16}
     for side, feature in maps.items():
@@ -199,6 +203,91 @@ def test_each_translation_is_compared_with_its_own_source_and_judged_as_its_clas
     share = {16: 0.01, 8: 0.1, 4: 0.1}
     apart = sum(w * (own[side] - source[side]).abs().mean() for side, w in share.items())
     torch.testing.assert_close(losses["rec"], apart)
+
+
+# Ours, trained.
+
+
+RATE = 1e-5
+
+
+class Given(reference.Original):
+    """Noise and classes that are given, in place of what it would draw."""
+
+    def draw(self, count: int):
+        return self.given.pop(0)
+
+
+@pytest.mark.parametrize("phase", [0, 2])
+@pytest.mark.parametrize("rec", ["l1", "mse"])
+def test_our_steps_are_the_published_ones(tmp_path: Path, phase: int, rec: str):
+    """At small rates: ours sees sources apart from translations, and D's estimates move twice."""
+    for label in range(4):
+        (tmp_path / "set" / f"{label}").mkdir(parents=True)
+        for n in range(2):
+            save_png(np.zeros((64, 64, 3), np.uint8), tmp_path / "set" / f"{label}" / f"{n}.png")
+    torch.manual_seed(0)
+    theirs = Given(**SMALL, phase=phase, rec=rec, lr_g=RATE, lr_d=RATE)
+    with torch.no_grad():
+        for network in theirs.networks().values():
+            for value in network.parameters():  # no longer orthogonal, which any vector suits
+                value.add_(0.02 * torch.randn_like(value))
+    for _ in range(100):
+        theirs.D(torch.zeros(1, 3, 64, 64), torch.zeros(1, dtype=torch.int64))
+    start = tmp_path / "start.safetensors"
+    save_file(
+        {
+            f"{name}.{tensor}": value
+            for name, network in theirs.networks().items()
+            for tensor, value in network.state_dict().items()
+        },
+        start,
+    )
+    sizes = {name: value for name, value in SMALL.items() if name not in ("arch", "classes")}
+    options = DeepI2IOptions(
+        data=tmp_path / "set", size="64s", **sizes, batch=2, phase1=phase, rec=rec, lr=RATE,
+        d_lr=RATE, device="cpu", sheet_every=0,
+    )  # fmt: skip
+    session = DeepI2I().session(options, start, seed=0)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(4):
+        ((x, c_x, y, c_y),) = passes()
+        drawn = [
+            (torch.randn(2, 30, generator=generator), torch.randint(4, (2,), generator=generator))
+            for _ in range(2)
+        ]
+        theirs.given = list(drawn)
+        expected = theirs.step((x, c_x, y, c_y))
+        told = session.step(x, c_x, y, c_y, *(values for pair in drawn for values in pair))
+        assert told["judge"] == pytest.approx(
+            float((expected["D_real"] + expected["D_fake"]).detach()), rel=1e-3, abs=1e-3
+        )
+        assert told["gan"] == pytest.approx(float(expected["G_adv"].detach()), rel=1e-3, abs=1e-3)
+        assert told["rec"] == pytest.approx(float(expected["rec"].detach()), rel=1e-3)
+    began = load_file(start)
+    for name in "GDA":
+        own = dict(session.networks[name].named_parameters())
+        plain = dict(theirs.networks()[name].named_parameters())
+        ways = [
+            torch.cat([(of[n] - began[f"{name}.{n}"]).flatten() for n in plain]).detach()
+            for of in (own, plain)
+        ]
+        assert ways[1].abs().max() > RATE  # of two steps, or four, each of which is about the rate
+        torch.testing.assert_close(ways[0].norm(), ways[1].norm(), rtol=1e-2, atol=0)
+        assert torch.cosine_similarity(*ways, dim=0) > 0.99
+    for tensor, value in session.networks["E"].state_dict().items():
+        assert torch.equal(value, began[f"E.{tensor}"])
+
+
+def test_a_width_need_not_be_a_multiple_of_eight():
+    options = DeepI2IOptions(
+        size="32s", ch=12, classes=10, chunk=16, shared=64, attention=0, device="cpu"
+    )
+    found = {
+        name: sum(p.numel() for p in network.build().parameters())
+        for name, network in DeepI2I().networks(options).items()
+    }
+    assert found == {"E": 171_540, "A": 272_352, "G": 351_859, "D": 172_597}
 
 
 # The papers' tables.

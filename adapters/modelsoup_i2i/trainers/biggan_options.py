@@ -54,8 +54,6 @@ class BigGanOptions(ClassOptions):
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
-        if self.ch % 8:
-            raise ValueError(f"ch is {self.ch}, but must be a multiple of 8")
         if self.rows is not None and self.rows < self.class_count:
             raise ValueError(f"rows is {self.rows}, fewer than the {self.class_count} classes")
 

@@ -220,6 +220,7 @@ class ClassOptions(Shared, LabelledImages):
             del told["test_per_class"]
         return told
 
+
 @dataclass(frozen=True)
 class LabelledOptions(ClassOptions, Cropped):
     """The same, with pictures that are resized and cropped."""
