@@ -42,34 +42,41 @@ def i2i() -> None:
 
 
 @i2i.command(no_args_is_help=True)
-@click.argument("name", metavar="emoji|day-night|animals")
+@click.argument("name", metavar="emoji|day-night|animals|fashion")
 @click.argument("output", metavar="OUT", type=_PATH)
 @click.option(
     "--from", "files", multiple=True, type=_PATH, metavar="FILE",
     help="A package file that you have; with it, nothing is fetched.",
 )  # fmt: skip
-@click.option("--size", default=64, show_default=True, help="The pictures' height and width.")
+@click.option(
+    "--size", type=int, help="The pictures' height and width.  [default: 64, of fashion 32]"
+)
 @click.option("--count", type=int, help="Pictures of a domain.  [default: all]")
 @click.option("--seed", default=0, show_default=True, help="Which pictures, and which for tests.")
+@click.option(
+    "--pretrain", default=0, show_default=True, metavar="N",
+    help="Of fashion: so many of the first training pictures go to a file of their own.",
+)  # fmt: skip
 @_FORCE
 def data(
     name: str,
     output: Path,
     files: tuple[Path, ...],
-    size: int,
+    size: int | None,
     count: int | None,
     seed: int,
+    pretrain: int,
     force: bool,
 ) -> None:
-    """Make a ready set of two domains from the packages that ship it.
+    """Make a ready set of two domains, or of classes, from the packages that ship it.
 
     They are fetched from the npm registry or Debian; it is said what and from where.
     """
     with _needed("i2i"):
         from .pictures.sources import prepare
     counts = prepare(
-        name, output, files=files, size=size, count=count, seed=seed, force=force,
-        say=_say,
+        name, output, files=files, size=size, count=count, seed=seed, pretrain=pretrain,
+        force=force, say=_say,
     )  # fmt: skip
     click.echo(printable(f"{output}: ") + ", ".join(f"{n} {part}" for part, n in counts.items()))
 

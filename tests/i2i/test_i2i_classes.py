@@ -12,7 +12,7 @@ from modelsoup_i2i.networks.described import Network
 from modelsoup_i2i.networks.resnet import resnet_in
 from modelsoup_i2i.pictures.cache import Pictures
 from modelsoup_i2i.pictures.draws import Labelled, Sampler, batches
-from modelsoup_i2i.pictures.folders import find_classes
+from modelsoup_i2i.pictures.folders import Division, find_classes
 from modelsoup_i2i.pictures.images import ImageError, save_png
 from modelsoup_i2i.pictures.picture import labels_of, read_picture
 from modelsoup_i2i.pictures.transforms import Transform
@@ -66,12 +66,12 @@ def test_a_folder_is_a_class_in_natural_order_with_all_below_it(tmp_path: Path):
 
 def test_some_classes_and_some_of_each_can_be_used(tmp_path: Path):
     root = make_classes(tmp_path)
-    some = find_classes(root, only=("class 10", "Class 1"), per_class=2, seed=4)
+    some = find_classes(root, only=("class 10", "Class 1"), division=Division(per_class=2, seed=4))
     assert some.names == ("Class 1", "class 10") and some.counts() == {"Class 1": 2, "class 10": 2}
     assert labels_of(some.pictures).tolist() == [0, 0, 1, 1]
-    more = find_classes(root, only=("Class 1",), per_class=4, seed=4)
+    more = find_classes(root, only=("Class 1",), division=Division(per_class=4, seed=4))
     assert set(some.pictures[:2]) < set(more.pictures)
-    other = find_classes(root, only=("Class 1",), per_class=4, seed=5)
+    other = find_classes(root, only=("Class 1",), division=Division(per_class=4, seed=5))
     assert set(other.pictures) != set(more.pictures)
 
 
@@ -87,7 +87,12 @@ def test_wrong_folders_of_classes_are_named(tmp_path: Path):
     refused("none has no folders, of which each would be a class")
     root = make_classes(tmp_path / "set")
     refused("has no class 'class 3'; did you mean 'class 2'", only=("class 3",))
-    refused("per_class is 3, but the class 'class 10' of .*set has 2 images", per_class=3)
+    three = Division(per_class=3)
+    refused("per_class is 3, but the class 'class 10' of .*set has 2 images", division=three)
+    refused("has no class 'class 3'; did you mean 'class 2'", exclude=("class 3",))
+    refused("exclude leaves no class of .*set: it has Class 1, class 2", exclude=IN_ORDER)
+    held = Division(test_share=0.1)
+    refused("'class 10' of .* has 2 images, and training takes all of them: none is", division=held)
     (root / "class 10" / "0.png").unlink()
     refused("the class 'class 10' of .*set has one image, where two or more must be")
     (root / "empty").mkdir()
@@ -154,6 +159,127 @@ def test_a_class_with_fewer_than_two_good_pictures_is_an_error(tmp_path: Path):
     said = r"of the 2 images of the class of .*class 10/0\.png, 1 can be used"
     with pytest.raises(modelsoup.TrainerError, match=said):
         opened(LabelledOptions(data=root), on_bad_image="skip")
+
+
+def split(root: Path, **more) -> tuple[list[object], list[object]]:
+    options = LabelledOptions(data=root, **more)
+    train, test = (list(options.images(part)["data"]) for part in ("train", "test"))
+    return train, test
+
+
+def of_class(pictures: list[object], label: int) -> list[object]:
+    return [picture for picture in pictures if picture.label == label]
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Classes of 3 to 30 pictures; that of 30 is what most are."""
+    return make_classes(tmp_path / "many", {"a": 30, "b": 11, "c": 3})
+
+
+def test_what_is_held_out_is_never_trained_on_and_each_class_has_some(many: Path):
+    train, test = split(many, test_share=0.1)
+    assert not set(train) & set(test)
+    assert set(train) | set(test) == set(find_classes(many).pictures)
+    assert [len(of_class(test, label)) for label in range(3)] == [3, 1, 1]
+    assert [len(of_class(train, label)) for label in range(3)] == [27, 10, 2]
+    assert split(many, test_share=0.1, subset_seed=0) == (train, test)
+    assert set(split(many, test_share=0.1, subset_seed=1)[1]) != set(test)
+
+
+def test_fewer_tests_are_a_prefix_of_more_and_what_is_trained_on_stays(many: Path):
+    two = {"per_class": 3, "classes": ("a", "b")}
+    few, more = (split(many, test_per_class=n, **two) for n in (2, 8))
+    assert few[0] == more[0] and not set(more[0]) & set(more[1])
+    for label, count in ((0, 8), (1, 8)):
+        own = of_class(more[1], label)
+        assert len(own) == count and own[:2] == of_class(few[1], label)
+        assert own != sorted(own, key=str)  # drawn, not the last of the folder
+    with pytest.raises(modelsoup.ParameterError, match=r"'c' of .*many has 3 images, and tr"):
+        split(many, per_class=3, test_per_class=2)
+
+
+def test_a_class_with_fewer_tests_than_are_asked_for_gives_what_it_has(many: Path):
+    train, test = split(many, test_per_class=10)
+    assert [len(of_class(test, label)) for label in range(3)] == [10, 9, 1]
+    assert [len(of_class(train, label)) for label in range(3)] == [20, 2, 2]
+
+
+def test_tests_stay_whatever_is_trained_on_and_less_lies_within_more(many: Path):
+    more = {"test_share": 0.2, "classes": ("a", "b")}
+    whole, test = split(many, **more)
+    nested = [split(many, train_fraction=f, **more) for f in (0.1, 0.5)]
+    nested += [split(many, per_class=5, **more)]
+    assert all(own == test for _, own in nested)
+    # Of 24 and 9 that are left, rounded up, and two at least.
+    assert [[len(of_class(own, n)) for n in range(2)] for own, _ in nested] == [
+        [3, 2], [12, 5], [5, 5],
+    ]  # fmt: skip
+    assert set(nested[0][0]) < set(nested[2][0]) < set(nested[1][0]) | set(nested[2][0])
+    assert all(set(own) < set(whole) for own, _ in nested)
+    assert split(many, train_fraction=1.0, **more)[0] == whole
+
+
+def test_a_share_of_what_binary_fractions_lack_is_not_one_more(tmp_path: Path):
+    """0.1 · 710 is 71, the tenth of a class of paper DeepI2I's; in binary it is a little more."""
+    assert len(Division(fraction=0.1).of(710, "it")["train"]) == 71
+    parts = Division(test_share=0.1).of(15, "it")
+    assert [len(parts[part]) for part in ("train", "test")] == [13, 2]  # half is rounded up
+
+
+def test_a_class_can_be_left_out_of_training_and_tests(many: Path):
+    options = LabelledOptions(data=many, test=many, exclude=("b",))
+    assert options.class_names() == ("a", "c")
+    for part in ("train", "test"):
+        found = options.images(part)["data"]
+        assert {picture.file.parent.name for picture in found} <= {"a", "c", "deeper"}
+        assert np.bincount(labels_of(found)).tolist() == [30, 3]
+
+
+def test_of_named_tests_some_of_each_class_can_be_used(many: Path, tmp_path: Path):
+    test = make_classes(tmp_path / "test", {"a": 9, "b": 4, "c": 1})  # one is enough to test on
+    whole = LabelledOptions(data=many, test=test).images("test")["data"]
+    assert np.bincount(labels_of(whole)).tolist() == [9, 4, 1]
+    few, more = (
+        list(LabelledOptions(data=many, test=test, test_per_class=n).images("test")["data"])
+        for n in (2, 6)
+    )
+    assert [len(of_class(more, label)) for label in range(3)] == [6, 4, 1]
+    for label in range(3):
+        assert of_class(few, label) == of_class(more, label)[:2]
+    assert len(LabelledOptions(data=many, test=test, test_per_class=2).images()["data"]) == 44
+
+
+def test_what_says_one_thing_twice_is_refused(tmp_path: Path):
+    for said, more in (
+        ("per_class and train_fraction both say", {"per_class": 2, "train_fraction": 0.5}),
+        ("test_share and test_per_class both say", {"test_share": 0.5, "test_per_class": 2}),
+        ("test_share holds out some of data, but test", {"test_share": 0.5, "test": tmp_path}),
+        ("'a' is among both classes and exclude", {"classes": ("a", "b"), "exclude": ("a",)}),
+        ("test_share is 1.0, but must be less than 1", {"test_share": 1.0}),
+        ("train_fraction is 0.0, but must be positive", {"train_fraction": 0.0}),
+        ("test_per_class is 0, but must be at least 1", {"test_per_class": 0}),
+    ):
+        with pytest.raises(ValueError, match=said):
+            LabelledOptions(data=tmp_path, **more)
+
+
+def test_what_is_held_out_decides_the_result_and_what_is_only_measured_does_not(many: Path):
+    def key(**more) -> dict[str, object]:
+        return Toy().identity(ToyOptions(data=many, **more))
+
+    assert key(test_share=0.1) != key() != key(test_per_class=1) != key(test_per_class=2)
+    assert key(test=many, test_per_class=2) == key(test=many) == key(test=many, test_per_class=3)
+
+
+def test_sets_to_measure_on_are_the_tests_with_their_classes(many: Path):
+    options = LabelledOptions(data=many, test_per_class=1, load_size=9, crop_size=8)
+    sets = options.test_sets(options.transform())
+    assert sets.inputs == sets.real == options.images("test")["data"] and sets.truth is None
+    assert labels_of(sets.real).tolist() == [0, 1, 2] and sets.folders == (many,)
+    assert [picture.shape for picture in sets.read(sets.inputs)] == [(8, 8, 3)] * 3
+    with pytest.raises(modelsoup.ParameterError, match="no test images: they are test, a folder"):
+        LabelledOptions(data=many).test_sets(options.transform())
 
 
 # HDF5.
@@ -346,10 +472,17 @@ def test_a_checkpoint_says_which_class_has_which_index(tmp_path: Path):
     told = json.loads(modelsoup.open_checkpoint(output).metadata[CLASSES])
     assert told == {"Class 1": 0, "class 2": 1, "class 10": 2}
     assert "images by class, 3: Class 1 6, class 2 3, class 10 2" in said
+    assert not any("test images" in line for line in said)
     assert any("left out: 1 of" in line and "stray.png" in line for line in said)
     with_start = tmp_path / "second.safetensors"
     trained(root, with_start, output, epochs=1)
     assert classes_in(with_start) == IN_ORDER
+
+
+def test_how_many_tests_of_each_class_there_are_is_told(tmp_path: Path):
+    root = make_classes(tmp_path / "set", {"a": 6, "b": 4})
+    said = trained(root, tmp_path / "toy.safetensors", test_per_class=3, epochs=1)
+    assert "images by class, 2: a 3, b 2" in said and "test images by class, 2: a 3, b 2" in said
 
 
 def test_what_is_merged_knows_its_classes(tmp_path: Path):

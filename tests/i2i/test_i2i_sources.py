@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import io
 import json
 import os
 import resource
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from modelsoup_i2i.cli import i2i
 from modelsoup_i2i.pictures import packages, sources
+from modelsoup_i2i.pictures.hdf5 import find_rows
 from modelsoup_i2i.pictures.images import list_images, read_image
 from PIL import Image
 
@@ -129,6 +132,109 @@ def test_tiles_by_day_and_night_are_registered_and_tests_are_unseen(
             assert np.array_equal(read_image(day), 255 - dark)
             places.setdefault(part, []).append(tuple(map(int, day.stem.split("-"))))
     assert not any(sources._overlaps(place, places["test"], 32) for place in places["train"])
+
+
+CLOTHES_MADE = {"train": 40, "t10k": 20}
+
+
+def shot(part: str, at: int) -> np.ndarray:
+    """A grey picture whose values say which it is: none of them 0, as a border is."""
+    return np.full((28, 28), 1 + at + (100 if part == "t10k" else 0), np.uint8)
+
+
+@pytest.fixture
+def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small stand-in of the package: two or four pictures of each class, in turn."""
+    content = {}
+    for part, count in CLOTHES_MADE.items():
+        labels = np.arange(count, dtype=np.uint8) % 10
+        images = np.stack([shot(part, at) for at in range(count)])
+        for kind, magic, values in (("images-idx3", 2051, images), ("labels-idx1", 2049, labels)):
+            header = b"".join(n.to_bytes(4, "big") for n in (magic, *values.shape))
+            name = f"./usr/share/datasets/fashion-mnist/{part}-{kind}-ubyte.gz"
+            content[name] = gzip.compress(header + values.tobytes())
+    file = tmp_path / sources.FASHION.file
+    file.write_bytes(deb(content))
+    pinned = replace(sources.FASHION, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+    source = replace(sources.SOURCES["fashion"], packages=(pinned,), most=40)
+    monkeypatch.setitem(sources.SOURCES, "fashion", source)
+    return file
+
+
+@pytest.mark.needs("hdf5")
+def test_clothes_lie_in_a_black_square_in_the_order_of_their_data_set(
+    fashion: Path, tmp_path: Path
+):
+    counts = sources.prepare("fashion", tmp_path / "out", files=[fashion])
+    assert counts == {"train": 40, "test": 20}
+    for part, of_file in (("train", "train"), ("test", "t10k")):
+        names, rows = find_rows(tmp_path / "out" / f"{part}.h5")
+        assert names == sources.CLOTHES and names[9] == "ankle-boot"
+        assert [row.label for row in rows] == [n % 10 for n in range(CLOTHES_MADE[of_file])]
+        for at, row in enumerate(rows):
+            picture = row.read(3)  # three channels alike, whatever the file has
+            assert picture.shape == (32, 32, 3)
+            assert (picture[2:30, 2:30] == shot(of_file, at)[..., None]).all()
+            assert picture.astype(int).sum() == 3 * shot(of_file, at).astype(int).sum()
+    assert "Zalando SE" in (tmp_path / "out" / "LICENCES.md").read_text()
+    record = json.loads((tmp_path / "out" / "set.json").read_text())
+    assert record == {"set": "fashion", "size": 32, "pretrain": 0, "packages": record["packages"]}
+
+
+@pytest.mark.needs("hdf5")
+def test_what_is_pretrained_on_is_never_trained_on(fashion: Path, tmp_path: Path):
+    counts = sources.prepare("fashion", tmp_path / "out", files=[fashion], pretrain=15)
+    assert counts == {"pretrain": 15, "train": 25, "test": 20}
+    seen = {
+        part: [int(row.read(1).max()) for row in find_rows(tmp_path / "out" / f"{part}.h5")[1]]
+        for part in ("pretrain", "train")
+    }
+    assert seen == {"pretrain": list(range(1, 16)), "train": list(range(16, 41))}
+
+
+@pytest.mark.needs("hdf5")
+def test_a_set_of_classes_has_the_same_bytes_each_time(fashion: Path, tmp_path: Path):
+    """Results are named by the content of their files."""
+    for name in ("a", "b"):
+        sources.prepare("fashion", tmp_path / name, files=[fashion], size=28)
+    for part in ("train.h5", "test.h5"):
+        assert (tmp_path / "a" / part).read_bytes() == (tmp_path / "b" / part).read_bytes()
+
+
+@pytest.mark.needs("hdf5")
+def test_a_set_of_classes_is_written_whole_or_not_at_all(fashion: Path, tmp_path: Path):
+    before = sorted(tmp_path.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"train\.h5 cannot be written: File too large"):
+            sources.prepare("fashion", tmp_path / "out", files=[fashion])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_a_set_has_not_is_told_before_anything_is_fetched(tmp_path: Path):
+    said: list[str] = []
+    for name, settings, refusal in (
+        ("fashion", {"count": 9}, "count is 9, but fashion takes only size, pretrain"),
+        ("fashion", {"seed": 3}, "seed is 3, but fashion takes only"),
+        ("fashion", {"size": 27}, "size is 27, where 28 to 512 is expected"),
+        ("fashion", {"pretrain": -1}, "pretrain is -1, where 1 to 59999, or 0 for none"),
+        ("fashion", {"pretrain": 60_000}, "pretrain is 60000, where 1 to 59999"),
+        ("emoji", {"pretrain": 9}, "pretrain is 9, but emoji takes only size, count, seed"),
+    ):
+        with pytest.raises(ParameterError, match=refusal):
+            sources.prepare(name, tmp_path / "out", say=said.append, **settings)
+    assert said == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_set_of_classes_without_h5py_says_how_to_get_it(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    said: list[str] = []
+    with pytest.raises(SoupError, match=r"needs h5py: .*\[hdf5\]"):
+        sources.prepare("fashion", tmp_path / "out", say=said.append)
+    assert said == []  # and nothing was fetched for it
 
 
 def test_an_existing_folder_is_refused_and_only_a_set_is_replaced(

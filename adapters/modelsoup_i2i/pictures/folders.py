@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modelsoup import ParameterError, listed, nearest
+from modelsoup import ParameterError, counted, listed, nearest
 
 from .hdf5 import SUFFIXES as HDF5
 from .hdf5 import Row, find_rows
@@ -145,9 +145,67 @@ class ClassSet:
         return dict(zip(self.names, found, strict=True))
 
 
+@dataclass(frozen=True)
+class Division:
+    """Which pictures of a class are trained on, and which are held out to test on.
+
+    Both are drawn, with one seed, and apart: tests from one end of one order, training from the
+    other. So neither changes with how much the other takes, and fewer are among more.
+
+    Attributes:
+        per_class: how many of each class are trained on; None takes all that are not held out.
+        fraction: in its place, that share of those, rounded up.
+        test_per_class: how many of each class are held out, or what `per_class` leaves, if that is
+            less.
+        test_share: in its place, that share of each, rounded, but one at least.
+        least: how many of a class must be left to train on.
+        seed: of the order.
+    """
+
+    per_class: int | None = None
+    fraction: float | None = None
+    test_per_class: int | None = None
+    test_share: float | None = None
+    least: int = 2
+    seed: int = 0
+
+    def of(self, count: int, called: str) -> dict[str, Sequence[int]]:
+        """The places among the pictures of a class of each part, `train` and `test`.
+
+        What is trained on keeps its order; tests are in the order in which they were drawn.
+
+        Raises:
+            ParameterError: there are too few; `called` is what the message calls the class.
+        """
+        if self.per_class is not None and self.per_class > count:
+            raise ParameterError(
+                f"per_class is {self.per_class}, but {called} has {counted(count, 'image')}"
+            )
+        if self.test_share is not None:
+            wanted = max(1, _rounded(count * self.test_share))
+        else:
+            wanted = self.test_per_class or 0
+        held = min(wanted, count - (self.least if self.per_class is None else self.per_class))
+        if wanted and held < 1:
+            raise ParameterError(
+                f"{called} has {counted(count, 'image')}, and training takes all of them: none is "
+                f"left to test on"
+            )
+        kept = count - held
+        if self.per_class is not None:
+            trained = self.per_class
+        elif self.fraction is not None:  # 0.1 · 710 must be 71, and is more in binary fractions
+            trained = max(self.least, math.ceil(kept * self.fraction - 1e-9))
+        else:
+            trained = kept
+        order = _drawn(count, self.seed)
+        return {"train": sorted(order[:trained]), "test": order[kept:][::-1]}
+
+
 def find_classes(
-    data: Path, *, only: Sequence[str] = (), per_class: int | None = None, seed: int = 0
-) -> ClassSet:
+    data: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = (),
+    division: Division | None = None, part: str = "train",
+) -> ClassSet:  # fmt: skip
     """The pictures of a folder with a folder for each class, or of an HDF5 file.
 
     Classes of folders are in natural order, and whatever lies below one is of it.
@@ -155,14 +213,16 @@ def find_classes(
     Args:
         data: the folder or file.
         only: the classes that are wanted; all where there are none.
-        per_class: how many of each are drawn; None takes all.
-        seed: of that subset, in which smaller ones of the same seed lie.
+        exclude: of those, the classes that are not.
+        division: which pictures of each are taken for which part; None trains on all.
+        part: which part of them is wanted, `train` or `test`.
 
     Raises:
-        ParameterError: there are no classes, one has fewer than two pictures or fewer than are
-            wanted of it, or one that is wanted is not there.
+        ParameterError: there are no classes, one has too few pictures, or one that is named is not
+            there.
         ImageError: a folder is missing.
     """
+    division = division or Division()
     if data.suffix.lower() in HDF5:
         names, rows = find_rows(data)
         of_class: dict[str, list[Path | Row]] = {name: [] for name in names}
@@ -170,35 +230,31 @@ def find_classes(
             of_class[names[row.label]].append(row)
     else:
         of_class = {folder.name: [*list_images(folder)] for folder in _class_folders(data)}
-    kept = _kept(data, list(of_class), only)
+    kept = _kept(data, list(of_class), only, exclude)
     pictures: list[Member | Row] = []
     for label, name in enumerate(kept):
-        own = of_class[name]
-        if len(own) < 2:
+        own, called = of_class[name], f"the class {name!r} of {data}"
+        if len(own) < max(1, division.least):
             has = "one image" if own else "no images"
-            raise ParameterError(
-                f"the class {name!r} of {data} has {has}, where two or more must be"
-            )
-        if per_class is not None and per_class > len(own):
-            raise ParameterError(
-                f"per_class is {per_class}, but the class {name!r} of {data} has {len(own)} images"
-            )
-        places = (
-            range(len(own)) if per_class is None else sorted(_drawn(len(own), seed)[:per_class])
-        )
+            more = "two or more" if division.least > 1 else "one or more"
+            raise ParameterError(f"{called} has {has}, where {more} must be")
+        places = division.of(len(own), called)[part]
         pictures += [_labelled(own[place], label) for place in places]
     return ClassSet(tuple(kept), tuple(pictures))
 
 
-def class_names(data: Path, only: Sequence[str] = ()) -> tuple[str, ...]:
+def class_names(
+    data: Path, only: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> tuple[str, ...]:
     """The names that `find_classes` gives, of a folder without a look at its pictures.
 
     Raises:
-        ParameterError: there are no classes, or one that is wanted is not there.
+        ParameterError: there are no classes, or one that is named is not there.
     """
     if data.suffix.lower() in HDF5:
-        return tuple(_kept(data, find_rows(data)[0], only))
-    return tuple(_kept(data, [folder.name for folder in _class_folders(data)], only))
+        return tuple(_kept(data, find_rows(data)[0], only, exclude))
+    folders = [folder.name for folder in _class_folders(data)]
+    return tuple(_kept(data, folders, only, exclude))
 
 
 def in_no_class(data: Path) -> list[Path]:
@@ -223,11 +279,16 @@ def _class_folders(root: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: natural(folder.name))
 
 
-def _kept(data: Path, names: Sequence[str], only: Sequence[str]) -> list[str]:
-    for name in only:
+def _kept(
+    data: Path, names: Sequence[str], only: Sequence[str], exclude: Sequence[str]
+) -> list[str]:
+    for name in (*only, *exclude):
         if name not in names:
             raise ParameterError(f"{data} has no class {name!r}{nearest(name, names)}")
-    return [name for name in names if name in only or not only]
+    kept = [name for name in names if (name in only or not only) and name not in exclude]
+    if not kept:
+        raise ParameterError(f"exclude leaves no class of {data}: it has {listed(list(names))}")
+    return kept
 
 
 def _labelled(picture: Path | Row, label: int) -> Member | Row:
@@ -260,8 +321,12 @@ def subset_size(rich: int, imbalance: float) -> int:
     """
     if not 0 <= imbalance < 100:
         raise ParameterError(f"the imbalance is {imbalance} %, but must be in [0, 100)")
-    # 995 · 0.1 must be 99.5: percent first, and what binary fractions lack is forgiven.
-    return math.floor(rich * (100 - imbalance) / 100 + 0.5 + 1e-9)
+    return _rounded(rich * (100 - imbalance) / 100)  # 995 · 0.1 must be 99.5: percent first
+
+
+def _rounded(value: float) -> int:
+    """To the nearest whole number, half up; what binary fractions lack is forgiven."""
+    return math.floor(value + 0.5 + 1e-9)
 
 
 def choose(files: Sequence[Path], count: int, seed: int) -> tuple[Path, ...]:

@@ -6,12 +6,13 @@ import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from modelsoup import ParameterError, SoupError, how_to_install, listed
+from modelsoup import OutputError, ParameterError, SoupError, how_to_install, listed
 
 from .images import CHANNELS, MAX_PIXELS, ImageError, with_channels
 
@@ -49,6 +50,64 @@ class Row:
         except ParameterError as error:
             raise ImageError(f"{self}: {error}") from error
         return with_channels(picture.transpose(1, 2, 0) if first else picture, channels)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures of classes in memory, to be written to one file.
+
+    Attributes:
+        images: uint8, N × channels × height × width.
+        labels: N indices of classes.
+        classes: their names.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def divided(self, count: int) -> tuple[Labelled, Labelled]:
+        """The first so many, and the others."""
+        first, others = slice(count), slice(count, None)
+        return (
+            Labelled(self.images[first], self.labels[first], self.classes),
+            Labelled(self.images[others], self.labels[others], self.classes),
+        )
+
+
+def must_write() -> None:
+    """Check that HDF5 files can be written.
+
+    Raises:
+        SoupError: h5py is not installed.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise SoupError(f"this needs h5py: {how_to_install('hdf5')} ({error})") from error
+    del h5py
+
+
+def write_rows(file: Path, pictures: Labelled) -> None:
+    """Write pictures as `find_rows` reads them: not packed, so that one is read without others.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    import h5py
+
+    made = BytesIO()  # where a disk is full, h5py neither says so plainly nor lets go of the file
+    with h5py.File(made, "w") as stored:
+        stored["imgs"] = pictures.images
+        stored["labels"] = pictures.labels.astype(np.int64)
+        stored["classes"] = list(pictures.classes)
+    try:
+        file.write_bytes(made.getbuffer())
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {error.strerror}") from error
 
 
 def find_rows(file: Path) -> tuple[tuple[str, ...], tuple[Row, ...]]:

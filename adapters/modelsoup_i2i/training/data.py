@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le, Lt
 
 from modelsoup import ParameterError
 
 from ..pictures.folders import (
     ClassSet,
+    Division,
     Domains,
     class_names,
     find_classes,
@@ -351,17 +352,44 @@ class LabelledImages(Data):
         test: likewise, of test images.
         classes: which of the classes are used; all where none are named. In place of data, how many
             there are, for what a checkpoint will hold.
-        per_class: how many pictures of each are used: a subset is drawn.
-        subset_seed: of the subset, in which smaller ones of the same seed lie.
+        exclude: classes that are not, neither as sources nor as targets.
+        per_class: how many pictures of each are trained on: a subset is drawn.
+        train_fraction: in its place, the share of each class that is, rounded up.
+        test_share: without `test`, the share of each class of `data` that is held out to test on,
+            one picture at least.
+        test_per_class: in its place, how many pictures of each class are, or what is left by
+            `per_class`, if that is fewer; with `test`, how many of each are used.
+        subset_seed: of what is drawn: smaller subsets lie in larger ones, and tests stay whatever
+            is trained on.
     """
 
     data: Annotated[Path | None, FREE] = None
     test: Annotated[Path | None, FREE] = None
     classes: tuple[str, ...] | Count = ()
+    exclude: tuple[str, ...] = ()
     per_class: Annotated[int, Ge(2)] | None = None
+    train_fraction: Annotated[float, Gt(0), Le(1)] | None = None
+    test_share: Annotated[float, Gt(0), Lt(1)] | None = None
+    test_per_class: Count | None = None
     subset_seed: int = 0
 
-    tests_are = "test, a folder of classes or an HDF5 file"
+    tests_are = (
+        "test, a folder of classes or an HDF5 file, or test_share or test_per_class, which hold "
+        "some of data out"
+    )
+
+    def must_fit(self) -> None:
+        """See `Options`."""
+        super().must_fit()
+        if self.per_class is not None and self.train_fraction is not None:
+            raise ValueError("per_class and train_fraction both say how many are trained on")
+        if self.test_share is not None and self.test_per_class is not None:
+            raise ValueError("test_share and test_per_class both say how many are held out")
+        if self.test_share is not None and self.test is not None:
+            raise ValueError("test_share holds out some of data, but test names other test images")
+        both = [name for name in self.exclude if name in self._named]
+        if both:
+            raise ValueError(f"the class {both[0]!r} is among both classes and exclude")
 
     @property
     def class_count(self) -> int:
@@ -384,17 +412,30 @@ class LabelledImages(Data):
         return self.data
 
     def class_set(self, part: str = "train") -> ClassSet | None:
-        """The classes and pictures of a part; None of tests that are not named.
+        """The classes and pictures of a part; None of tests that there are none of.
 
         Raises:
-            ParameterError: they are not there, a class has one image, or is not one of training.
+            ParameterError: they are not there, a class has too few, or is not one of training.
         """
-        if part == "train":
-            root, only = self._root(), self._named
-            return find_classes(root, only=only, per_class=self.per_class, seed=self.subset_seed)
-        if self.test is None:
+        if part == "test" and not self.has_tests():
             return None
-        return find_classes(self.test, only=self.class_names())
+        if part == "test" and self.test is not None:
+            whole = self.test_per_class is None
+            division = Division(
+                test_per_class=self.test_per_class, least=1 if whole else 0, seed=self.subset_seed
+            )
+            return find_classes(
+                self.test, only=self.class_names(), division=division,
+                part="train" if whole else "test",
+            )  # fmt: skip
+        division = Division(
+            self.per_class, self.train_fraction,
+            None if self.test is not None else self.test_per_class, self.test_share,
+            seed=self.subset_seed,
+        )  # fmt: skip
+        return find_classes(
+            self._root(), only=self._named, exclude=self.exclude, division=division, part=part
+        )
 
     def images(self, part: str = "train") -> Images:
         """All of them as one set."""
@@ -403,7 +444,7 @@ class LabelledImages(Data):
 
     def class_names(self) -> tuple[str, ...]:
         """See `Data`."""
-        return class_names(self._root(), self._named)
+        return class_names(self._root(), self._named, self.exclude)
 
     def folders(self) -> tuple[Path, ...]:
         """The folder, if it is one."""
@@ -424,7 +465,19 @@ class LabelledImages(Data):
 
     def has_tests(self) -> bool:
         """See `Data`."""
-        return self.test is not None
+        given = (self.test, self.test_share, self.test_per_class)
+        return any(own is not None for own in given)
+
+    def test_sets(self, transform: Transform) -> Sets:
+        """See `Data`: those of all classes, whose labels say which is which."""
+        from ..measuring.evaluation import Sets
+
+        found = self.class_set("test")
+        if found is None:
+            raise ParameterError(f"there are no test images: they are {self.tests_are}")
+        place = self.test or self._root()
+        folders = (place,) if place.is_dir() else ()
+        return Sets(found.pictures, found.pictures, None, folders, transform)
 
 
 def _sides(size: Side) -> tuple[int, int]:

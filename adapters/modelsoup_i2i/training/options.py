@@ -213,6 +213,13 @@ class ClassOptions(Shared, LabelledImages):
         if self.evaluate:
             raise ValueError("evaluate measures translators of two domains, none of classes")
 
+    def decisive(self) -> dict[str, Any]:
+        """See `Options`; how much of `test` is used decides nothing, but for which one is best."""
+        told = super().decisive()
+        if self.test is not None and self.best is None:
+            del told["test_per_class"]
+        return told
+
 
 @dataclass(frozen=True)
 class LabelledOptions(ClassOptions, Cropped):

@@ -356,9 +356,11 @@ class Session(State):
             f"{' and '.join(said)}, {counted(self.steps_per_epoch, 'step')} an epoch, on "
             f"{self.device}"
         )
-        for counts in by_class(self.classes, self.pictures.sets).get("classes", {}).values():
-            of_each = listed([f"{name} {count}" for name, count in counts.items()])
-            yield f"images by class, {len(counts)}: {of_each}"
+        tests = options.images("test") if self.classes and options.has_tests() else {}
+        for part, sets in (("images", self.pictures.sets), ("test images", tests)):
+            for counts in by_class(self.classes, sets).get("classes", {}).values():
+                of_each = listed([f"{name} {count}" for name, count in counts.items()])
+                yield f"{part} by class, {len(counts)}: {of_each}"
         yield from self.trainer.opening(options, self.pictures.sets)
 
     def _needs(self) -> Iterator[str]:

@@ -1,0 +1,236 @@
+"""A training step of `modelsoup_i2i`'s DeepI2I beside the published one: time and memory.
+
+    python benchmarks/i2i.py
+    python benchmarks/i2i.py --device cuda
+
+The published step is `deepi2i_reference.py`. Networks, batch and phase are the same on both sides:
+on a CPU the small ones of 32 pixels with 12 channels and batch 32, on a GPU those of the paper, 128
+pixels with 96 channels and batch 4; each of transferring's second phase, unless told. Ours draws
+its pictures and noise within the time that is told, the published step has its pictures already.
+
+Times are medians of steps made in turn, one of each kind a round; on a GPU of --steps steps between
+two synchronisations. Memory is that of a process of its own that makes four steps: on a CPU the
+highest resident set, less what it had before its networks were made; on a GPU what torch allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from deepi2i_reference import Original
+from modelsoup_i2i.pictures.images import save_png
+from modelsoup_i2i.trainers.deepi2i import DeepI2I, DeepI2IOptions
+from safetensors.torch import save_file
+
+SIZES: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "size": "32s", "ch": 12, "classes": 10, "chunk": 16, "shared": 64, "attention": 0,
+        "batch": 32,
+    },
+    "cuda": {
+        "size": 128, "ch": 96, "classes": 149, "chunk": 20, "shared": 128, "attention": 64,
+        "batch": 4,
+    },
+}  # fmt: skip
+ORIGINAL, OURS, FAST = "published", "ours", "ours, bf16"
+KINDS = {
+    "cpu": {OURS: {}}, "cuda": {OURS: {}, FAST: {"precision": "bf16", "channels_last": True}},
+}  # fmt: skip
+# At most so much of the published step's time and memory; at least so many times its images.
+TARGETS = {"cpu": {OURS: (0.85, 0.8)}, "cuda": {OURS: (1 / 1.5, None), FAST: (1 / 3, None)}}
+START = "start.safetensors"  # G and D of a GAN, with which a transfer begins
+WARM_UP = 3  # steps that allocate, and choose kernels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--device", choices=SIZES, default="cpu")
+    parser.add_argument("--size", help="32s, 64s, 64 or 128")
+    parser.add_argument("--ch", type=int)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--classes", type=int)
+    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="passes of a step")
+    parser.add_argument("--first-phase", action="store_true", help="only A and D are trained")
+    parser.add_argument("--scratch", action="store_true", help="all four networks are trained")
+    parser.add_argument("--compile", action="store_true", help="ours, on a GPU")
+    parser.add_argument("--repeat", type=int, default=9, metavar="N", help="rounds")
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="of a round on a GPU")
+    parser.add_argument("--threads", type=int, default=2, metavar="N")
+    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)  # a kind, and the folder
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda needs an NVIDIA GPU (CUDA), and torch finds none here")
+    if arguments.memory:
+        kind, folder = arguments.memory
+        print(peak(kind, arguments, Path(folder)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pictures(folder / "classes", sizes(arguments))
+        made = original(arguments, "cpu").networks()
+        save_file(
+            {f"{n}.{tensor}": v for n in "GD" for tensor, v in made[n].state_dict().items()},
+            folder / START,
+        )
+        del made
+        table(arguments, folder)
+
+
+def sizes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those of the device, but for what is told."""
+    told = {n: getattr(arguments, n) for n in ("size", "ch", "batch", "classes")}
+    own = SIZES[arguments.device] | {n: value for n, value in told.items() if value is not None}
+    size = str(own["size"])
+    return {**own, "size": int(size) if size.isdigit() else size}
+
+
+def table(arguments: argparse.Namespace, folder: Path) -> None:
+    """A row for each kind of step; the exit code says whether a target is missed."""
+    device, own = arguments.device, sizes(arguments)
+    kinds = [ORIGINAL, *KINDS[device]]
+    where = (
+        f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} threads, load before "
+        f"{os.getloadavg()[0]:.2f}"
+        if device == "cpu" else torch.cuda.get_device_name()
+    )  # fmt: skip
+    told = ", ".join(f"{name} {value}" for name, value in own.items())
+    print(f"{where}, torch {torch.__version__}; {told}, {arguments.accumulate} passes a step\n")
+    memory = {kind: apart(kind, folder) for kind in kinds}
+    taken = seconds(kinds, arguments, folder)
+    print("| step | ms | ratio | images a second | MB | ratio | targets |")
+    print("|---|--:|--:|--:|--:|--:|---|")
+    missed = False
+    for kind in kinds:
+        time_share, memory_share = (own[kind] / own[ORIGINAL] for own in (taken, memory))
+        most = TARGETS[device].get(kind, (None, None))
+        verdicts = [
+            f"{name} {target:.2f}: {'met' if share <= target else 'missed'}"
+            for name, share, target in zip(
+                ("time", "memory"), (time_share, memory_share), most, strict=True
+            )
+            if target is not None
+        ]
+        missed |= any(verdict.endswith("missed") for verdict in verdicts)
+        speed = own["batch"] * arguments.accumulate / taken[kind]
+        print(
+            f"| {kind} | {1000 * taken[kind]:.1f} | {time_share:.2f} | {speed:.1f} "
+            f"| {memory[kind]:.0f} | {memory_share:.2f} | {', '.join(verdicts)} |"
+        )
+    sys.exit(missed)
+
+
+def pictures(root: Path, own: dict[str, Any]) -> None:
+    """Two of noise a class: what is in them does not matter to time or memory."""
+    side = int(str(own["size"]).rstrip("s"))
+    for label in range(own["classes"]):
+        (root / f"{label}").mkdir(parents=True)
+        for n in range(2):
+            noise = np.random.default_rng((label, n)).integers(0, 256, (side, side, 3))
+            save_png(noise.astype(np.uint8), root / f"{label}" / f"{n}.png")
+
+
+def original(arguments: argparse.Namespace, device: str) -> Original:
+    """The published one, of the size that is asked for."""
+    own = sizes(arguments)
+    names = ("ch", "classes", "chunk", "shared", "attention")
+    return Original(
+        str(own["size"]), *(own[name] for name in names), device=device,
+        phase=1 << 30 if arguments.first_phase else 0, scratch=arguments.scratch,
+    )  # fmt: skip
+
+
+def stepper(kind: str, arguments: argparse.Namespace, folder: Path) -> Callable[[], object]:
+    """What makes one step."""
+    own, device = sizes(arguments), arguments.device
+    if kind == ORIGINAL:
+        theirs = original(arguments, device)
+        side, batch = int(str(own["size"]).rstrip("s")), own["batch"]
+        generator = torch.Generator().manual_seed(0)
+        passes = [
+            tuple(
+                values.to(device)
+                for _ in range(2)
+                for values in (
+                    torch.rand(batch, 3, side, side, generator=generator) * 2 - 1,
+                    torch.randint(own["classes"], (batch,), generator=generator),
+                )
+            )
+            for _ in range(arguments.accumulate)
+        ]
+        return lambda: theirs.step(*passes)
+    more = KINDS[device][kind] | ({"compile": True} if arguments.compile else {})
+    options = DeepI2IOptions(
+        **{name: value for name, value in own.items() if name != "classes"},
+        data=folder / "classes", accumulate=arguments.accumulate, device=device, sheet_every=0,
+        threads=0, steps=1 << 30, scratch=arguments.scratch,
+        phase1=1 << 30 if arguments.first_phase else 0, **more,
+    )  # fmt: skip
+    start = None if arguments.scratch else folder / START
+    session = DeepI2I().session(options, start, seed=0)
+    drawn = session.batches()
+    return lambda: session.optimise(next(drawn))
+
+
+def seconds(kinds: list[str], arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Median seconds of a step of each kind."""
+    on_gpu = arguments.device == "cuda"
+    steps = {kind: stepper(kind, arguments, folder) for kind in kinds}
+    taken: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for step in steps.values():
+        for _ in range(WARM_UP):
+            step()
+    for _ in range(arguments.repeat):
+        for kind, step in steps.items():
+            count = arguments.steps if on_gpu else 1
+            if on_gpu:
+                torch.cuda.synchronize()
+            begun = time.perf_counter()
+            for _ in range(count):
+                step()
+            if on_gpu:
+                torch.cuda.synchronize()
+            taken[kind].append((time.perf_counter() - begun) / count)
+    return {kind: statistics.median(times) for kind, times in taken.items()}
+
+
+def apart(kind: str, folder: Path) -> float:
+    """`peak` in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory", kind, str(folder)]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def peak(kind: str, arguments: argparse.Namespace, folder: Path) -> float:
+    """MB at the highest in four steps, above what an idle torch has."""
+    torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 16, 16)).sum().backward()  # oneDNN's own
+    before = status("VmRSS")
+    step = stepper(kind, arguments, folder)
+    for _ in range(4):
+        step()
+    if arguments.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    return status("VmHWM") - before
+
+
+def status(name: str) -> float:
+    """A line of the process's status in MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise SystemExit(f"/proc/self/status has no {name}: this part needs Linux")
+
+
+if __name__ == "__main__":
+    main()
