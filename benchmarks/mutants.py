@@ -106,6 +106,8 @@ TESTS = {
         "networks/patch": "networks official pix2pix",
         "networks/patches": "networks pix2pix",
         "networks/resnet": "networks official step",
+        "networks/stylegan": "stylegan",
+        "networks/stylegans": "stylegan",
         "networks/unet": "pix2pix",
         "networks/unets": "pix2pix",
         "networks/biggan": "biggan",
