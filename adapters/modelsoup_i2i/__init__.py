@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .trainers.pix2pix import Pix2Pix, Pix2PixOptions
     from .training.session import Session
     from .use.official import import_folder
+    from .use.pretrained import import_biggan, import_deepi2i, import_stylegan
 
 _HOMES = {
     "trainers.cyclegan": ("CycleGAN", "CycleGANOptions"),
@@ -34,6 +35,7 @@ _HOMES = {
     "networks.unet": ("UnetGenerator",),
     "use.generators": ("load_generator",),
     "use.official": ("import_folder",),
+    "use.pretrained": ("import_biggan", "import_deepi2i", "import_stylegan"),
     "training.session": ("Session",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -48,7 +50,10 @@ __all__ = [
     "ResnetGenerator",
     "Session",
     "UnetGenerator",
+    "import_biggan",
+    "import_deepi2i",
     "import_folder",
+    "import_stylegan",
     "list_images",
     "load_generator",
     "read_image",

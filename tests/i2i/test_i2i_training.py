@@ -16,7 +16,7 @@ from i2i_domains import make_domains
 from modelsoup_i2i.measuring.evaluation import find_sets
 from modelsoup_i2i.training import estimates
 from modelsoup_i2i.training.curves import Curve
-from modelsoup_i2i.training.players import Player, Updates, optimiser
+from modelsoup_i2i.training.players import Player, Updates, backward, optimiser
 from modelsoup_i2i.training.state import State
 from modelsoup_i2i.use.generators import load_generator
 from own_trainer import Toy, ToyOptions
@@ -169,6 +169,20 @@ def test_an_optimiser_that_torch_lacks_is_told_with_the_nearest():
         modelsoup.TrainerError, match=r"torch's Adam takes no such settings: .*beta"
     ):
         Updates(Player(("G",), 1e-3, settings={"betas": (2, 1)}), parameters, early=False)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_some_tensors_of_a_player_may_learn_more_slowly(early: bool):
+    names = ("G.style.1.bias", "G.to_rgb.bias", "G.style.3.bias")
+    parameters = {name: torch.nn.Parameter(torch.zeros(2)) for name in names}
+    player = Player(("G",), 0.5, "SGD", shares={"G.style.": 0.01})
+    updates = Updates(player, parameters, early=early)
+    updates.set_pace(0.5)
+    backward(sum(own.sum() for own in parameters.values()), [updates])
+    updates.apply()
+    slow, fast = torch.full((2,), -0.0025), torch.full((2,), -0.25)
+    for name, moved in zip(names, (slow, fast, slow), strict=True):
+        torch.testing.assert_close(parameters[name].detach(), moved)
 
 
 def table(path: Path) -> list[dict[str, str]]:

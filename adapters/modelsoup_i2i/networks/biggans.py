@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from modelsoup import MismatchError, ParameterError
 
 from .described import Network
@@ -182,6 +184,14 @@ def adaptor_in(
         )
     must_match(own, Network(ADAPTOR, sizes).shapes(), said)
     return sizes
+
+
+def remade(values: Any, count: int, seed: int) -> np.ndarray:
+    """Rows for other classes: about the mean of those that there are, as far apart as they."""
+    own = np.asarray(values, np.float32)
+    drawn = np.random.default_rng(seed).standard_normal((count, own.shape[1]), np.float32)
+    made: np.ndarray = own.mean(0) + drawn * own.std(0)
+    return made
 
 
 def _unknown(said: str, widths: Sequence[int]) -> MismatchError:

@@ -12,6 +12,8 @@ from safetensors.numpy import save_file
 
 from modelsoup import Checkpoint, MismatchError, ParameterError, nearest, open_checkpoint
 
+from ..networks.biggans import remade
+
 _OF = re.compile(r"(?P<path>.+):(?P<network>\w+)")
 
 
@@ -112,11 +114,3 @@ def with_rows(start: Path, rows: Mapping[str, int], into: Path, *, seed: int) ->
         tensors[name] = remade(values, rows[name], seed) if name in other else values
     save_file(tensors, into, {"format": "pt"})
     return into
-
-
-def remade(values: Any, count: int, seed: int) -> np.ndarray:
-    """Rows for other classes: about the mean of those that there are, as far apart as they."""
-    own = np.asarray(values, np.float32)
-    drawn = np.random.default_rng(seed).standard_normal((count, own.shape[1]), np.float32)
-    made: np.ndarray = own.mean(0) + drawn * own.std(0)
-    return made

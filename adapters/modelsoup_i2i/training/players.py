@@ -34,6 +34,7 @@ class Player:
         optimiser: its name in `torch.optim`.
         settings: what else that takes, by its own names.
         ema: the share of the old average that each step keeps, in [0, 1); None for no average.
+        shares: of the rate, for tensors whose names in the checkpoint begin so; 1 for the others.
     """
 
     networks: tuple[str, ...]
@@ -41,6 +42,12 @@ class Player:
     optimiser: str = "Adam"
     settings: Mapping[str, Any] = field(default_factory=dict)
     ema: float | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    def share(self, name: str) -> float:
+        """Of the rate, for a tensor."""
+        own = (share for begins, share in self.shares.items() if name.startswith(begins))
+        return next(own, 1.0)
 
 
 class NonfiniteGradientError(ArithmeticError):
@@ -71,19 +78,28 @@ class Updates:
         self._complete = True
         self._waiting: dict[int, nn.Parameter] = {}
         own = list(self.parameters.values())
-        groups = [[parameter] for parameter in own] if early else [own] if own else []
+        by_share: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            by_share.setdefault(player.share(name), []).append(parameter)
+        groups: list[dict[str, Any]] = [
+            {"params": several, "share": share} for share, several in by_share.items()
+        ]
+        together = [groups] if groups else []
+        if early:
+            together = [[{**group, "params": [parameter]}] for group in groups
+                        for parameter in group["params"]]  # fmt: skip
         make = optimiser(player.optimiser)
         settings = dict(player.settings)
         if "fused" in _arguments(make):
             settings.setdefault("fused", True)
         try:
-            self._optimizers = [make(group, lr=0.0, **settings) for group in groups]
+            self._optimizers = [make(groups, lr=0.0, **settings) for groups in together]
         except (TypeError, ValueError) as error:
             raise TrainerError(f"torch's {player.optimiser} takes no such settings: {error}") from (
                 error
             )
-        self._of = {id(p): one for one, group in zip(self._optimizers, groups, strict=True)
-                    for p in group}  # fmt: skip
+        self._of = {id(p): one for one in self._optimizers for group in one.param_groups
+                    for p in group["params"]}  # fmt: skip
         averages = player.optimiser in ("Adam", "AdamW")
         for parameter in own:
             if self._summed:
@@ -131,7 +147,7 @@ class Updates:
         """The learning rate from now on, as a share of the player's."""
         for one in self._optimizers:
             for group in one.param_groups:
-                group["lr"] = self.player.rate * pace
+                group["lr"] = self.player.rate * pace * group["share"]
 
     def state_dict(self) -> dict[str, Any]:
         """What the optimiser keeps, such as Adam's averages and counts, by parameter."""

@@ -38,6 +38,7 @@ DISCRIMINATORS = ("D_A", "D_B")
 ALONE = {"x2y": "G_A", "y2x": "G_B"}  # what a generator of one direction is
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 _FILE = re.compile(r"(?P<when>latest|\d+|iter_\d+)_net_(?P<network>G|D|G_A|G_B|D_A|D_B)\.pth")
+Tensors = dict[str, np.ndarray]
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -66,14 +67,12 @@ def import_folder(
     """
     source, output = Path(source), Path(output)
     must_lead(direction)
-    if output.suffix != ".safetensors":
-        raise OutputError(f"the output {output} must end in .safetensors")
-    check_output(output, force=force)
-    read: dict[str, dict[str, np.ndarray]] = {}
+    must_be_free(output, force=force)
+    read: dict[str, Tensors] = {}
     files = _found(source, epoch)
     with tempfile.TemporaryDirectory(prefix="modelsoup-import-") as work:
         for network, file in files.items():
-            read[network] = _read(file, Path(work) / f"{network}.safetensors")
+            read[network] = _plain(tensors_of(file, Path(work) / f"{network}.safetensors"))
     told: dict[str, Any] = {}
     of_pairs = is_unet(read.get("G", {}))
     for network, own in read.items():
@@ -92,13 +91,33 @@ def import_folder(
     if "G" in read and not of_pairs:
         read[ALONE[direction]] = read.pop("G")
     order = ("G", "D") if of_pairs else (*GENERATORS, *DISCRIMINATORS)
-    tensors = {f"{network}.{name}": values for network in order if network in read
-               for name, values in read[network].items()}  # fmt: skip
-    with placed(output, force=force) as partial:
-        partial.write_bytes(save(tensors, {"format": "pt"}))
+    write({network: read[network] for network in order if network in read}, output, force=force)
     return {network: sum(values.size for name, values in read[network].items()
                          if name.rpartition(".")[2] not in _STATISTICS)
             for network in order if network in read}  # fmt: skip
+
+
+def must_be_free(output: Path, *, force: bool) -> None:
+    """Check that a file can be written where an import is to be.
+
+    Raises:
+        OutputError: it has another suffix, or something is there and `force` is not given.
+    """
+    if output.suffix != ".safetensors":
+        raise OutputError(f"the output {output} must end in .safetensors")
+    check_output(output, force=force)
+
+
+def write(networks: Mapping[str, Tensors], output: Path, *, force: bool) -> None:
+    """Write networks to one safetensors file, all or nothing.
+
+    Raises:
+        OutputError: it cannot be written, or something is there and `force` is not given.
+    """
+    tensors = {f"{network}.{name}": values for network, own in networks.items()
+               for name, values in own.items()}  # fmt: skip
+    with placed(output, force=force) as partial:
+        partial.write_bytes(save(tensors, {"format": "pt"}))
 
 
 def _found(source: Path, epoch: str) -> dict[str, Path]:
@@ -110,8 +129,11 @@ def _found(source: Path, epoch: str) -> dict[str, Path]:
     every = [(match, path) for path in sorted(source.iterdir())
              if (match := _FILE.fullmatch(path.name))]  # fmt: skip
     if not every:
+        kind = "deepi2i" if any(source.glob("E1*.pth")) else "biggan"
+        known = any(source.glob("G*.pth"))
+        other = f"; `soup i2i import {kind}` reads G.pth" if known else ""
         raise CheckpointError(
-            f"{source} has no file of the official layout, such as latest_net_G_A.pth"
+            f"{source} has no file of the official layout, such as latest_net_G_A.pth{other}"
         )
     files = {m["network"]: path for m, path in every if m["when"] == epoch}
     if not files:
@@ -128,11 +150,21 @@ def _found(source: Path, epoch: str) -> dict[str, Path]:
     return files
 
 
-def _read(path: Path, work: Path) -> dict[str, np.ndarray]:
-    """A network's tensors under their plain names, read by torch's weights-only loader."""
-    convert(path, work, force=True)
+def tensors_of(path: Path, work: Path, key: str | None = None) -> Tensors:
+    """A network's tensors under their plain names, read by torch's weights-only loader.
+
+    Args:
+        path: what `torch.save` wrote.
+        work: a file for the tensors, which is replaced.
+        key: where they are, in a file with several networks.
+
+    Raises:
+        CheckpointError: it is missing or damaged, asks for code to be run, or has a name twice.
+        ParameterError: it has nothing under the key.
+    """
+    convert(path, work, key=key, force=True)
     opened = open_checkpoint(work)
-    tensors: dict[str, np.ndarray] = {}
+    tensors: Tensors = {}
     for name in opened.tensors:
         plain = name
         while plain.startswith(WRAPPERS):
@@ -141,6 +173,11 @@ def _read(path: Path, work: Path) -> dict[str, np.ndarray]:
             raise CheckpointError(f"{path} has {plain} twice, with and without a wrapper's prefix")
         counted = plain.endswith(".num_batches_tracked")
         tensors[plain] = np.array(opened[name], np.int64 if counted else np.float32)
+    return tensors
+
+
+def _plain(tensors: Tensors) -> Tensors:
+    """The statistics that norms have now, whichever version wrote them."""
     for name in _stale(tensors):
         del tensors[name]
     for name in [name for name in tensors if name.endswith(".running_mean")]:
