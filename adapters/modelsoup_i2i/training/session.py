@@ -227,10 +227,11 @@ class Session(State):
         Raises:
             NonfiniteImageError: a translation holds NaN or infinity; there is no page.
         """
-        if self.shown is None or self.place.rank:
+        translators = self.trainer.translators(self.options)
+        if self.shown is None or self.place.rank or not translators:
             return
         rows, labels, titles = [], [], ["image", "translated", "and back"]
-        for name, how in self.trainer.translators(self.options).items():
+        for name, how in translators.items():
             files = self.pictures.first(how.source, _SHOWN) if how.source else ()
             if how.classes:
                 sources = [(str(n), self._picture(f)) for n, f in enumerate(files)]
