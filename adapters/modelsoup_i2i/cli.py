@@ -26,7 +26,7 @@ from modelsoup import (
     training_command,
 )
 
-from .measuring.metric_names import extractor_of, must_be_known
+from .measuring.metric_names import extractor_of, must_be_known, own_names
 
 _MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
 _PATH = GivenPath(path_type=Path)
@@ -312,6 +312,10 @@ def _tell(found: Mapping[str, int]) -> None:
 )  # fmt: skip
 @click.option("--inception-weights", type=_PATH, metavar="PATH", help="For fid-… and kid.")
 @click.option("--lpips-backbone", type=_PATH, metavar="PATH", help="For lpips_….")
+@click.option(
+    "--extractor", type=_PATH, metavar="FILE",
+    help="A classifier (soup train classifier), for fd-NAME and kd-NAME, NAME the file's.",
+)  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="Where: a GPU if there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def evaluate(
@@ -327,6 +331,7 @@ def evaluate(
     size: int | None,
     inception_weights: Path | None,
     lpips_backbone: Path | None,
+    extractor: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -334,12 +339,18 @@ def evaluate(
     if (model is None) == (images is None):
         raise ParameterError("give either a model with --data, or --images with --against")
     names = None if metrics is None else [n for name in metrics.split(",") if (n := name.strip())]
-    _must_apply(model is not None, names)
+    _must_apply(model is not None, names, extractor)
     with _needed("i2i"):
         from .measuring.evaluation import evaluate_folders, evaluate_model, find_sets, sets_in
+        from .measuring.kept import Kept, features_folder
         from .pictures.images import left_out
         from .pictures.transforms import Transform
     folders: Sequence[Path]
+    given: dict[str, Any] = {
+        "metrics": names, "device": device, "inception_weights": inception_weights,
+        "lpips_backbone": lpips_backbone, "extractor": extractor,
+        "kept": Kept(features_folder(), _say),
+    }  # fmt: skip
     if model is not None:
         transform = None if size is None else Transform(load=(size, size), crop=(size, size))
         if test_a is not None and test_b is not None and root is None:
@@ -352,18 +363,12 @@ def evaluate(
                 "a model is measured on a set: name its folder with --data, or its two folders of "
                 "test pictures with --test-a and --test-b"
             )
-        results = evaluate_model(
-            model, sets, direction=direction, metrics=names, device=device,
-            inception_weights=inception_weights, lpips_backbone=lpips_backbone,
-        )  # fmt: skip
+        results = evaluate_model(model, sets, direction=direction, **given)
         folders = sets.folders
     else:
         if images is None or against is None:
             raise ParameterError("--images are compared with a folder: name it with --against")
-        results = evaluate_folders(
-            images, against, metrics=names, device=device, inception_weights=inception_weights,
-            lpips_backbone=lpips_backbone,
-        )  # fmt: skip
+        results = evaluate_folders(images, against, **given)
         folders = [images, against]
     for folder in folders:
         if (rest := left_out(folder)) is not None:
@@ -381,12 +386,38 @@ def evaluate(
         )
 
 
-def _must_apply(of_model: bool, metrics: Sequence[str] | None) -> None:
+@i2i.command(no_args_is_help=True)
+@click.argument("before", type=_PATH)
+@click.argument("after", type=_PATH)
+@click.option("--samples", default=256, show_default=True, help="Pictures that G makes.")
+@click.option("--seed", default=0, show_default=True, help="Of their noise and classes.")
+@click.option("--device", default="auto", show_default=True, help="Where: a GPU if there is one.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+def fluctuation(
+    before: Path, after: Path, samples: int, seed: int, device: str, as_json: bool
+) -> None:
+    """How far a generator's weights moved where it matters to what it makes, block by block.
+
+    BEFORE has G and D of a GAN, AFTER the G that it became.
+    """
+    with _needed("i2i"):
+        from .measuring.fluctuation import between
+    found = between(before, after, samples=samples, seed=seed, device=device)
+    if as_json:
+        print_json({name: dataclasses.asdict(own) for name, own in found.items()})
+        return
+    wide = max(map(len, found))
+    for name, own in found.items():
+        click.echo(f"{printable(name):<{wide}} {own.sum:>12.4g}   {own.mean:.4g} a weight")
+
+
+def _must_apply(of_model: bool, metrics: Sequence[str] | None, extractor: Path | None) -> None:
     """Raise a ParameterError for an option of `evaluate` that would be ignored.
 
     Args:
         of_model: a model is measured, and not a folder of translations.
         metrics: the names that are asked for; None for those that need no weights.
+        extractor: the file of a classifier.
     """
     if metrics is not None and not metrics:
         raise ParameterError("--metrics names none: leave it out for those that need no weights")
@@ -395,7 +426,8 @@ def _must_apply(of_model: bool, metrics: Sequence[str] | None) -> None:
         option.name for option in context.command.params
         if option.name and context.get_parameter_source(option.name) != ParameterSource.DEFAULT
     }  # fmt: skip
-    must_be_known(metrics or ())
+    must_be_known(metrics or (), extractor)
+    own = own_names(extractor)
     through = {extractor_of(name) or "" for name in metrics or ()}
     for names, applies, why in (
         (["against"], not of_model, "is what --images are compared with; a model has its set"),
@@ -411,6 +443,10 @@ def _must_apply(of_model: bool, metrics: Sequence[str] | None) -> None:
         (
             ["lpips_backbone"], "lpips-alex" in through,
             "is for lpips_…, and --metrics names none of them",
+        ),
+        (
+            ["extractor"], metrics is None or bool({*own} & {*metrics}),
+            f"is for {' and '.join(own)}, and --metrics names none of them",
         ),
     ):  # fmt: skip
         for name in names:

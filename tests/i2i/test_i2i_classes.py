@@ -16,12 +16,12 @@ from modelsoup_i2i.pictures.folders import Division, find_classes
 from modelsoup_i2i.pictures.images import ImageError, save_png
 from modelsoup_i2i.pictures.picture import labels_of, read_picture
 from modelsoup_i2i.pictures.transforms import Transform
-from modelsoup_i2i.training.classes import CLASSES, classes_in
 from modelsoup_i2i.training.losses import distance
 from modelsoup_i2i.training.options import LabelledOptions
 from modelsoup_i2i.training.players import Player
 from modelsoup_i2i.training.trainer import ImageTrainer
 from modelsoup_i2i.training.turns import Turn
+from modelsoup_i2i.use.classes import CLASSES, classes_in
 from modelsoup_i2i.use.translator import Translator
 
 import modelsoup

@@ -419,6 +419,16 @@ def test_rates_are_those_of_the_linear_schedule(data: Path):
     assert constant.pace(60) == 1 and own.options.pace(300) == own.options.pace(199)
 
 
+def test_rates_may_fall_as_half_a_cosine(data: Path):
+    line = session(data, lr=1.0, epochs=100, decay_epochs=100).options
+    half = replace(line, decay="cosine")
+    assert [half.pace(epoch) for epoch in (0, 99)] == [1, 1]
+    assert half.pace(199) == pytest.approx((1 + math.cos(100 / 101 * math.pi)) / 2)
+    assert half.pace(124) > line.pace(124) and half.pace(174) < line.pace(174)
+    # Where the rate falls in a line, or not at all, keys are what they were.
+    assert "decay" not in line.decisive() and half.decisive()["decay"] == "cosine"
+
+
 def test_steps_that_somebody_makes_are_those_of_a_run(data: Path):
     """At the rate of each epoch, the falling ones too."""
     options = {"epochs": 1, "decay_epochs": 2, "lr": 1e-2, "flip": False}

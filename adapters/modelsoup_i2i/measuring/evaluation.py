@@ -16,8 +16,16 @@ from modelsoup import ParameterError
 from ..pictures.images import ImageError, list_images, read_image
 from ..pictures.picture import Picture, read_picture
 from ..use.translate import channels_of, translate_arrays
-from .extractors import extractor
-from .metric_names import OFFLINE, extractor_of, must_be_known, must_have, must_suffice
+from . import extractors
+from .kept import Kept
+from .metric_names import (
+    OFFLINE,
+    extractor_of,
+    must_be_known,
+    must_have,
+    must_suffice,
+    own_names,
+)
 from .metrics import Result, evaluate, must_be_importable
 
 if TYPE_CHECKING:
@@ -173,6 +181,8 @@ def evaluate_model(
     transform: Transform | None = None,
     inception_weights: StrPath | None = None,
     lpips_backbone: StrPath | None = None,
+    extractor: StrPath | None = None,
+    kept: Kept | None = None,
 ) -> list[Result]:
     """Translate all test images of the source domain and measure them against the target's.
 
@@ -190,12 +200,14 @@ def evaluate_model(
         transform: by whose test part all pictures come to size first; None takes them as they are.
         inception_weights: see `metrics.evaluate`.
         lpips_backbone: likewise.
+        extractor: likewise.
+        kept: likewise.
 
     Raises:
         ParameterError: a folder is empty, or a metric is unknown or lacks what it needs.
         ImageError: a folder is missing, or a picture damaged.
     """
-    must_be_known(metrics or ())
+    must_be_known(metrics or (), None if extractor is None else Path(extractor))
     if isinstance(data, Sets):
         sets = data
     else:
@@ -208,10 +220,12 @@ def evaluate_model(
         sets.read(sets.real, channels),
         inputs=inputs,
         truth=None if sets.truth is None else sets.read(sets.truth, channels),
-        metrics=_chosen(metrics, inputs=True, truth=sets.truth is not None),
+        metrics=_chosen(metrics, extractor, inputs=True, truth=sets.truth is not None),
         inception_weights=inception_weights,
         lpips_backbone=lpips_backbone,
+        extractor=extractor,
         device=device,
+        kept=kept,
     )
 
 
@@ -225,7 +239,7 @@ def must_have_weights(metrics: Sequence[str]) -> None:
     must_be_importable()
     for name in dict.fromkeys(map(extractor_of, metrics)):
         if name:
-            extractor(name)
+            extractors.extractor(name)
 
 
 def evaluate_folders(
@@ -235,7 +249,9 @@ def evaluate_folders(
     metrics: Sequence[str] | None = None,
     inception_weights: StrPath | None = None,
     lpips_backbone: StrPath | None = None,
+    extractor: StrPath | None = None,
     device: str = "cpu",
+    kept: Kept | None = None,
 ) -> list[Result]:
     """Measure one folder of pictures against another; the same names are pairs, if all are there.
 
@@ -247,10 +263,12 @@ def evaluate_folders(
         fake,
         real,
         truth=None if truth is None else [read_image(file) for file in truth],
-        metrics=_chosen(metrics, inputs=False, truth=truth is not None),
+        metrics=_chosen(metrics, extractor, inputs=False, truth=truth is not None),
         inception_weights=inception_weights,
         lpips_backbone=lpips_backbone,
+        extractor=extractor,
         device=device,
+        kept=kept,
     )
 
 
@@ -260,10 +278,13 @@ def paired(files: Sequence[Path], root: Path, other: Path) -> list[Path] | None:
     return there if there and all(file.is_file() for file in there) else None
 
 
-def _chosen(metrics: Sequence[str] | None, *, inputs: bool, truth: bool) -> Sequence[str]:
+def _chosen(
+    metrics: Sequence[str] | None, extractor: StrPath | None, *, inputs: bool, truth: bool
+) -> Sequence[str]:
     if metrics is not None:
         return metrics
     without = () if inputs else ("_to_input",)
     if not truth:
         without = (*without, "_to_truth", "psnr", "ssim")
-    return [name for name in OFFLINE if not name.endswith(without)]
+    own = own_names(None if extractor is None else Path(extractor))
+    return [*(name for name in OFFLINE if not name.endswith(without)), *own]

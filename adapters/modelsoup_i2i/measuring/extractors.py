@@ -5,6 +5,7 @@
 | `inception-<d>` | the FID Inception of 2015-12-05, d of 64, 192, 768, 2048 | a file or torch's cache | Apache-2.0 |
 | `lpips-alex` | AlexNet under LPIPS' heads v0.1 | a file or torch's cache | BSD |
 | `st-alex` | shift-tolerant AlexNet and heads, ST-LPIPS v0.0 | in PyPI's stlpips-pytorch | BSD-2 |
+| a file's name | a classifier that `soup train classifier` made | that file | its owner's |
 
 Nothing is downloaded. A file of canonical weights must have the hash that its name promises. A
 network that is not the canonical one never lends its values a canonical name.
@@ -15,16 +16,30 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from modelsoup import SoupError, how_to_install
+from modelsoup import (
+    CheckpointError,
+    MismatchError,
+    SoupError,
+    get_trainer,
+    how_to_install,
+    open_checkpoint,
+)
+
+from ..networks.classifiers import classifier_in
+from ..networks.devices import chosen_device
+from ..pictures.images import as_rgb, resized, with_channels
+from ..use.classes import classes_in
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 ALEXNET = "alexnet-owt-7be5be79.pth"
@@ -45,6 +60,8 @@ class Extractor:
     `features` maps uint8 N × 3 × H × W to float N × dimension; `distance` maps two float batches in
     [−1, 1] to N distances. A metric uses the one or the other. Where the distance is one of
     `activations` (a list of tensors, N × …) by `compare`, those of a picture can be used again.
+    `logits` maps as `features` does, to N × classes, where it is a classifier; `classes` are their
+    names, where it says them.
     """
 
     name: str
@@ -57,22 +74,29 @@ class Extractor:
     distance: Any = None
     activations: Any = None
     compare: Any = None
+    logits: Any = None
+    classes: tuple[str, ...] = ()
 
 
 def extractor(
     name: str, *, inception_weights: str | os.PathLike[str] | None = None,
     lpips_backbone: str | os.PathLike[str] | None = None,
+    own: str | os.PathLike[str] | None = None,
 ) -> Extractor:  # fmt: skip
-    """One by its name, with its weights.
+    """One by its name, with its weights; `own` is the file of a classifier, whose name it has.
 
     Raises:
         MissingWeightsError: they are missing, or not what they must be.
+        CheckpointError: the classifier's file is missing or damaged.
+        MismatchError: it holds none.
         SoupError: a package cannot be imported.
     """
     if name == "st-alex":
         return shift_tolerant()
     if name == "lpips-alex":
         return lpips_alexnet(lpips_backbone)
+    if own is not None and name == Path(own).stem:
+        return classifier(own)
     return inception(int(name.removeprefix("inception-")), inception_weights)
 
 
@@ -215,6 +239,76 @@ class Blur(nn.Module):
         """N × channels × H × W, of half the size and a little more."""
         padded = functional.pad(images, (2, 2, 2, 2), mode="reflect")
         return functional.conv2d(padded, self.filt, stride=2, groups=images.shape[1])
+
+
+def classifier(path: str | os.PathLike[str]) -> Extractor:
+    """A classifier in a checkpoint, seen at the size of its training where its lineage says that.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds NaN or infinity.
+        MismatchError: it holds no classifier, or its classes have no indices.
+    """
+    file, opened = Path(path), open_checkpoint(path)
+    try:
+        _, told = classifier_in({name: info.shape for name, info in opened.tensors.items()})
+    except MismatchError as error:
+        raise MismatchError(f"{path}: {error}") from None
+    network: Any = told.build()
+    state = {}
+    for name, value in network.state_dict().items():
+        values = np.asarray(opened[f"C.{name}"], np.float32 if value.ndim else np.int64)
+        if not np.isfinite(values).all():
+            raise CheckpointError(f"{path}: C.{name} holds NaN or infinity")
+        state[name] = torch.from_numpy(values)
+    network.load_state_dict(state)
+    network.eval().requires_grad_(False)
+    trainer: Any = get_trainer("classifier")
+    sizes = _size_of(trainer.options_of(file))
+    channels = int(told.sizes["channels"])
+
+    def seen(pictures: torch.Tensor) -> torch.Tensor:
+        """uint8 N × 3 × H × W as the network was trained on them."""
+        rows = pictures.permute(0, 2, 3, 1).cpu().numpy()
+        made = np.stack([_seen(row, sizes, channels) for row in rows])
+        placed = torch.from_numpy(made).permute(0, 3, 1, 2).to(pictures.device)
+        result: torch.Tensor = placed.float().div(127.5).sub(1)
+        return result
+
+    return Extractor(
+        file.stem, _sha256(file), network.fc.in_features,
+        "none" if sizes is None else f"{sizes[0]} × {sizes[1]}, as in its training",
+        _versions("torch"), network,
+        features=lambda pictures: network.features(seen(pictures)),
+        logits=lambda pictures: network(seen(pictures)), classes=classes_in(file) or (),
+    )  # fmt: skip
+
+
+def predicted(
+    classifier: Extractor, pictures: Sequence[np.ndarray], *, device: str = "cpu", batch: int = 64
+) -> np.ndarray:
+    """The indices of the classes that a classifier sees in pictures, uint8 of one size; int64."""
+    place = chosen_device(device)
+    classifier.network.to(place)
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(pictures), batch):
+            some = np.stack([as_rgb(one) for one in pictures[start : start + batch]])
+            images = torch.from_numpy(some).permute(0, 3, 1, 2).to(place)
+            found.append(classifier.logits(images).argmax(dim=1).cpu().numpy())
+    return np.concatenate(found)
+
+
+def _seen(picture: np.ndarray, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+    own = with_channels(picture, channels)
+    return own if size is None else resized(own, size)
+
+
+def _size_of(options: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The size at which tests were seen in a training; None where that is each picture's own."""
+    if options.get("mode", "none") != "resize_and_crop":
+        return None
+    size = options["crop_size"]
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

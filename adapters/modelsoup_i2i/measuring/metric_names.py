@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from math import isnan
+from pathlib import Path
 
 from modelsoup import ParameterError, nearest
 
 DIMENSIONS = (64, 192, 768, 2048)
 _READINGS = ("pairs", "to_real", "to_input", "to_truth")
+_FAMILIES = {"lpips": "lpips-alex", "st-lpips": "st-alex"}
 METRICS = (
     *(f"fid-{dimension}" for dimension in DIMENSIONS), "kid", "fd-st-alex", "kd-st-alex",
-    *(f"{family}_{reading}" for family in ("lpips", "st-lpips") for reading in _READINGS),
+    *(f"{family}_{reading}" for family in _FAMILIES for reading in _READINGS),
     "psnr", "ssim",
 )  # fmt: skip
 OFFLINE = (
@@ -20,28 +22,71 @@ OFFLINE = (
     "st-lpips_to_truth", "psnr", "ssim",
 )  # fmt: skip
 """Those that need no weights but a package's."""
+OVER_NOISE = "over_noise"
+USE = ("source_use", "noise_use", "source_rank")
+COLLAPSE = ("collapse", "diversity", "duplicates", "spread", *USE)
+CLASS_METRICS = (
+    *(f"m{name}" for name in METRICS if name.startswith(("f", "k"))), "rc", "fc",
+    *(f"{family}_{OVER_NOISE}" for family in _FAMILIES), *COLLAPSE,
+)  # fmt: skip
+"""Those of a translator to classes."""
+_OF_SETS = ("fid", "kid", "fd-", "kd-")
+_HIGHER = ("psnr", "ssim", "rc", "fc", "diversity", "spread", *USE)
+
+
+def own_names(file: Path | None, *, by_class: bool = False) -> tuple[str, ...]:
+    """The metrics that look through a classifier of one's own: its file's name follows.
+
+    Raises:
+        ParameterError: it has the name of another network.
+    """
+    if file is None:
+        return ()
+    if file.stem in _FAMILIES.values() or file.stem.startswith("inception-"):
+        raise ParameterError(
+            f"the extractor {file} would lend its distances the name of another network: rename it"
+        )
+    return tuple(f"{'m' * by_class}{kind}d-{file.stem}" for kind in "fk")
 
 
 def through_features(names: Sequence[str]) -> str | None:
     """The extractor of the first metric that compares features of sets; None if none does."""
-    return next((extractor_of(name) for name in names if name.startswith(("f", "k"))), None)
+    return next((extractor_of(name) for name in names if is_of_sets(name)), None)
+
+
+def is_of_sets(name: str) -> bool:
+    """Whether a metric compares features of whole sets, or of those of each class."""
+    return name.removeprefix("m").startswith(_OF_SETS)
 
 
 def is_better(name: str, value: float, other: float) -> bool:
     """Whether a value of a metric is better than another one; NaN is worse than any."""
     if isnan(value) or isnan(other):
         return isnan(other) and not isnan(value)
-    higher = name in ("psnr", "ssim") or name.endswith("_pairs")
+    higher = name in _HIGHER or reading_of(name) in ("pairs", OVER_NOISE)
     return value > other if higher else value < other
 
 
-def must_be_known(names: Sequence[str]) -> None:
-    """Raise a ParameterError for a name that is no metric."""
+def must_be_known(names: Sequence[str], own: Path | None = None, *, by_class: bool = False) -> None:
+    """Raise a ParameterError for a name that is no metric.
+
+    Args:
+        names: of metrics.
+        own: the file of a classifier, through which distances are made, too.
+        by_class: of those of a translator to classes.
+    """
+    known = (*(CLASS_METRICS if by_class else METRICS), *own_names(own, by_class=by_class))
     for name in names:
-        if name not in METRICS:
-            raise ParameterError(
-                f"there is no metric {name!r}{nearest(name, METRICS)} (of {', '.join(METRICS)})"
-            )
+        if name in known:
+            continue
+        there = f"{nearest(name, known)} (of {', '.join(known)})"
+        if own is None and name.removeprefix("m").startswith(("fd-", "kd-")):
+            there += f"; a classifier's features are seen with extractor, a file {_file_of(name)}"
+        raise ParameterError(f"there is no metric {name!r}{there}")
+
+
+def _file_of(name: str) -> str:
+    return f"{name.partition('-')[2]}.safetensors"
 
 
 def must_have(names: Sequence[str], roles: Collection[str]) -> None:
@@ -78,30 +123,40 @@ def must_suffice(name: str, sizes: Mapping[str, tuple[int, int]], n_real: int) -
                 f"{name} needs pictures of at least {least} pixels a side, and {called} is "
                 f"{size[0]} × {size[1]}"
             )
-    if name.endswith("_pairs") and n_fake < 2:
+    if reading_of(name) == "pairs" and n_fake < 2:
         raise ParameterError(f"{name} needs at least 2 translations")
-    if name.startswith(("f", "k")) and min(n_fake, n_real) < 2:
+    if is_of_sets(name) and min(n_fake, n_real) < 2:
         raise ParameterError(
             f"{name} needs at least 2 pictures of each set, not {min(n_fake, n_real)}"
         )
 
 
+def reading_of(name: str) -> str:
+    """Which distances a perceptual metric is the mean of; empty for another one."""
+    family, _, reading = name.partition("_")
+    return reading if family in _FAMILIES else ""
+
+
 def extractor_of(name: str) -> str | None:
-    """The extractor that a metric looks through; None for those that compare pixels."""
-    if name in ("psnr", "ssim"):
+    """The extractor that a metric looks through.
+
+    None for those that compare pixels, or that look through a classifier which is given.
+    """
+    if reading_of(name):
+        return _FAMILIES[name.partition("_")[0]]
+    if not is_of_sets(name):
         return None
-    family = name.partition("_")[0]
-    if family in ("lpips", "st-lpips"):
-        return "lpips-alex" if family == "lpips" else "st-alex"
-    if name.endswith("st-alex"):
-        return "st-alex"
-    return f"inception-{name.removeprefix('fid-') if name.startswith('fid-') else DIMENSIONS[-1]}"
+    kind, _, through = name.removeprefix("m").partition("-")
+    if kind in ("fd", "kd"):
+        return through
+    return f"inception-{through or DIMENSIONS[-1]}"
 
 
 def needs(name: str) -> str:
     """Beside translations: `real`, `inputs` or `truth`; `fake` where they suffice."""
-    if name in ("psnr", "ssim") or name.endswith("_to_truth"):
+    if name in ("psnr", "ssim") or reading_of(name) == "to_truth":
         return "truth"
-    if name.endswith("_to_input"):
+    if reading_of(name) == "to_input" or name == "source_rank":
         return "inputs"
-    return "fake" if name.endswith("_pairs") else "real"
+    alone = reading_of(name) in ("pairs", OVER_NOISE)
+    return "fake" if alone else "real"

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -32,8 +33,17 @@ from modelsoup import ParameterError, SoupError, how_to_install
 
 from ..networks.devices import chosen_device
 from ..pictures.images import as_rgb, list_images, read_image, resized
-from .extractors import Extractor, extractor
-from .metric_names import extractor_of, must_be_known, must_have, must_suffice, needs
+from . import extractors
+from .extractors import Extractor
+from .kept import Kept
+from .metric_names import (
+    extractor_of,
+    must_be_known,
+    must_have,
+    must_suffice,
+    needs,
+    reading_of,
+)
 
 PAIRS = 1000
 """How many random pairs `_pairs` and `_to_real` average over."""
@@ -44,7 +54,10 @@ Pictures: TypeAlias = str | os.PathLike[str] | Sequence[np.ndarray] | torch.Tens
 
 @dataclass(frozen=True)
 class Result:
-    """A value and what it was computed with; `note` warns, or is empty."""
+    """A value and what it was computed with; `note` warns, or is empty.
+
+    Of a mean over classes, `classes` has each one's `value`, `n_fake` and `n_real`.
+    """
 
     name: str
     value: float
@@ -56,10 +69,13 @@ class Result:
     n_real: int
     versions: dict[str, str]
     note: str = ""
+    classes: dict[str, dict[str, float]] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; a value that JSON does not have, such as the PSNR of one picture, is text."""
         plain = asdict(self)
+        if self.classes is None:
+            del plain["classes"]
         return plain if math.isfinite(self.value) else {**plain, "value": str(self.value)}
 
 
@@ -72,9 +88,11 @@ def evaluate(
     metrics: Sequence[str] = ("fd-st-alex",),
     inception_weights: str | os.PathLike[str] | None = None,
     lpips_backbone: str | os.PathLike[str] | None = None,
+    extractor: str | os.PathLike[str] | None = None,
     seed: int = 0,
     batch: int = 16,
     device: str = "cpu",
+    kept: Kept | None = None,
 ) -> list[Result]:
     """Measure a set of translations.
 
@@ -88,16 +106,19 @@ def evaluate(
         metrics: names of `METRICS`.
         inception_weights: a file; None looks in torch's cache.
         lpips_backbone: likewise.
+        extractor: a checkpoint with a classifier `C.*`, for the distances that have its name.
         seed: of the random pairs and subsets.
         batch: pictures at a time.
         device: where extractors compute: `auto`, `cpu`, `cuda` or `cuda:N`.
+        kept: where features of the real pictures are looked for, and kept.
 
     Raises:
         ParameterError: an unknown metric, or one that needs pictures that were not given.
         MissingWeightsError: an extractor's weights are not there.
         ImageError: a picture or folder cannot be read.
     """
-    must_be_known(metrics)
+    own = None if extractor is None else Path(extractor)
+    must_be_known(metrics, own)
     sets = {
         role: None if given is None else _pictures(given, role)
         for role, given in (("fake", fake), ("real", real), ("inputs", inputs), ("truth", truth))
@@ -114,21 +135,47 @@ def evaluate(
     }
     for name in metrics:
         must_suffice(name, sizes, len(sets["real"] or []))
-    measure = _Measure(sets, inception_weights, lpips_backbone, seed, batch, chosen_device(device))
+    given = {
+        "inception_weights": inception_weights, "lpips_backbone": lpips_backbone, "own": own
+    }  # fmt: skip
+    measure = _Measure(sets, given, seed, batch, chosen_device(device), kept)
     with torch.no_grad():
         return [measure.of(name) for name in metrics]
 
 
-def features(pictures: Sequence[np.ndarray], through: str, *, device: str = "cpu") -> np.ndarray:
+def features(
+    pictures: Sequence[np.ndarray], through: str | Extractor, *, device: str = "cpu",
+    like: np.ndarray | None = None, kept: Kept | None = None, batch: int = 16,
+) -> np.ndarray:  # fmt: skip
     """What an extractor sees in pictures, as distances of sets compare it: N × d.
+
+    Args:
+        pictures: uint8, height × width × channels; as they look is what is seen.
+        through: the extractor, or its name.
+        device: where it computes.
+        like: to whose size all are brought; None is the first one's.
+        kept: where they are looked for, and kept.
+        batch: pictures at a time.
 
     Raises:
         MissingWeightsError: the extractor's weights are not there.
     """
-    measure = _Measure({"fake": list(pictures)}, None, None, 0, 16, chosen_device(device))
-    with torch.no_grad():
-        found: np.ndarray = measure.features(through, "fake").cpu().numpy()
-    return found
+    seen = extractors.extractor(through) if isinstance(through, str) else through
+    place = chosen_device(device)
+    seen.network.to(place)
+    size = (pictures[0] if like is None else like).shape[:2]
+    alike = [resized(as_rgb(picture), size, smooth=False) for picture in pictures]
+
+    def compute() -> np.ndarray:
+        found = []
+        with torch.no_grad():
+            for start in range(0, len(alike), batch):
+                some = _stack(alike[start : start + batch]).to(place)
+                found.append(seen.features(some).cpu())
+        values: np.ndarray = torch.cat(found).numpy()
+        return values
+
+    return compute() if kept is None else kept.features(seen, place.type, alike, compute)
 
 
 def evaluate_tensors(
@@ -188,18 +235,17 @@ class _Measure:
     def __init__(
         self,
         sets: dict[str, list[np.ndarray] | None],
-        inception_weights: str | os.PathLike[str] | None,
-        lpips_backbone: str | os.PathLike[str] | None,
+        given: dict[str, Any],
         seed: int,
         batch: int,
         device: torch.device,
+        kept: Kept | None,
     ) -> None:
         self.sets, self.seed, self.batch, self.device = sets, seed, batch, device
+        self.real_kept = kept
 
         def placed(name: str) -> Extractor:
-            found = extractor(
-                name, inception_weights=inception_weights, lpips_backbone=lpips_backbone
-            )
+            found = extractors.extractor(name, **given)
             found.network.to(device)
             return found
 
@@ -211,7 +257,7 @@ class _Measure:
         through = extractor_of(name)
         if through is None:
             return self._fidelity(name)
-        reading, extractor = name.partition("_")[2], self.extractor(through)
+        reading, extractor = reading_of(name), self.extractor(through)
         if reading:
             return self._perceptual(name, extractor, reading)
         return self._of_sets(name, extractor)
@@ -230,13 +276,13 @@ class _Measure:
         return self._result(name, frechet(fake, real), extractor, note)
 
     def _features(self, name: str, role: str) -> torch.Tensor:
-        extractor = self.extractor(name)  # by name, since it is a cache's key
-        pictures = self._all(role)
-        found: list[torch.Tensor] = []
-        for start in range(0, len(pictures), self.batch):
-            stacked = _stack(self._alike(pictures[start : start + self.batch]))
-            found.append(extractor.features(stacked.to(self.device)).cpu())
-        return torch.cat(found)
+        return torch.from_numpy(
+            features(
+                self._all(role), self.extractor(name), device=str(self.device),
+                like=self._all("fake")[0], batch=self.batch,
+                kept=self.real_kept if role == "real" else None,
+            )
+        )  # fmt: skip
 
     def _perceptual(self, name: str, extractor: Extractor, reading: str) -> Result:
         fake = self._all("fake")

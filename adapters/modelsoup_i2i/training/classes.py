@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from modelsoup import MismatchError, listed, open_checkpoint
+from modelsoup import MismatchError, listed
 
 from ..pictures.picture import Images, labels_of
-
-CLASSES = "modelsoup.classes"
-"""The key in the metadata: a JSON object, name → index."""
+from ..use.classes import CLASSES, classes_in
 
 
 def classes_told(names: Sequence[str]) -> dict[str, str]:
@@ -32,27 +30,6 @@ def by_class(names: Sequence[str], images: Images) -> dict[str, dict[str, dict[s
         counts = np.bincount(labels_of(own), minlength=len(names)).tolist()
         found[of_set] = dict(zip(names, counts, strict=True))
     return {"classes": found}
-
-
-def classes_in(checkpoint: Path) -> tuple[str, ...] | None:
-    """The classes of a checkpoint by their indices; None where it does not say.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-        MismatchError: what it says is no such mapping.
-    """
-    text = open_checkpoint(checkpoint).metadata.get(CLASSES)
-    if text is None:
-        return None
-    try:
-        told = json.loads(text)
-    except ValueError:
-        told = None
-    if not isinstance(told, dict) or list(told.values()) != list(range(len(told))):
-        raise MismatchError(
-            f"{checkpoint}: {CLASSES} in its metadata gives no index to each class, from 0 on"
-        )
-    return tuple(told)
 
 
 def must_have_classes(start: Path, names: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +26,8 @@ class Steps(Options):
         accumulate: passes whose gradients make one step.
         lr: the learning rate.
         epochs: epochs, as long as the largest set of images, at this rate.
-        decay_epochs: further ones, in which it falls to nearly 0 in a line.
+        decay_epochs: further ones, in which it falls to nearly 0.
+        decay: how: in a line, or as half a period of the cosine.
         steps: how many steps are made, at this rate, in place of epochs.
         init: the seed of what the start lacks: one for all leaves, or they do not average.
         init_from: networks that begin with those of another checkpoint, whatever the start has:
@@ -37,6 +39,7 @@ class Steps(Options):
     lr: Rate = 2e-4
     epochs: Number = 50
     decay_epochs: Number = 0
+    decay: Literal["linear", "cosine"] = "linear"
     steps: Count | None = None
     init: Number = 0
     # Files decide by their content, wherever they lie.
@@ -55,6 +58,8 @@ class Steps(Options):
         told = super().decisive()
         for name in ("steps",) if self.steps is None else ("epochs", "decay_epochs"):
             del told[name]
+        if not self.decay_epochs or self.decay == "linear":
+            del told["decay"]
         return told
 
     def pace(self, epoch: int) -> float:
@@ -65,7 +70,8 @@ class Steps(Options):
         if self.steps is not None:
             return 1.0
         beyond = min(max(0, epoch + 1 - self.epochs), self.decay_epochs)
-        return 1 - beyond / (self.decay_epochs + 1)
+        share = beyond / (self.decay_epochs + 1)
+        return 1 - share if self.decay == "linear" else (1 + math.cos(math.pi * share)) / 2
 
 
 @dataclass(frozen=True)

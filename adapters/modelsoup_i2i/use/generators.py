@@ -76,6 +76,8 @@ def generator_in(checkpoint: str | Path, direction: str = "x2y") -> tuple[str, N
         if not isinstance(trainer, Translating):
             continue
         translators = trainer.translators(trainer.options())
+        if not translators:
+            continue
         known.append(f"{' or '.join(map(repr, translators))} of {called}")
         if not present & translators.keys():
             continue

@@ -1,0 +1,313 @@
+"""A translator to classes, measured: each class by itself, and what of the source is used.
+
+One function makes all outputs, whatever makes them: a translator, a generator that sees no picture,
+the control, or what gives its inputs back, as a test has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelsoup import ParameterError
+
+from ..pictures.images import as_rgb, resized
+from ..use.models import Model
+from . import extractors
+from .by_class import (
+    Mean,
+    Pictures,
+    accuracy,
+    indices_in,
+    mean_frechet,
+    mean_kernel,
+    over_noise,
+    trained_on,
+)
+from .collapse import MOST, Collapse, collapse, source_rank
+from .extractors import Extractor
+from .kept import Kept
+from .metric_names import (
+    COLLAPSE,
+    extractor_of,
+    is_of_sets,
+    must_be_known,
+    through_features,
+)
+from .metrics import Result, features
+
+Make = Callable[[Pictures, int, Sequence[int]], Pictures]
+"""`make(pictures, class, noise)`: what becomes of pictures in a class, by its index: uint8 arrays.
+`noise` has a number for each; the same number is the same noise."""
+AMONG, SAMPLES, _AT_ONCE = 16, 10, 16
+"""Outputs among which the use of the source, and of the noise, is told; outputs of one input."""
+
+
+@dataclass(frozen=True)
+class ClassSets:
+    """Pictures by class, uint8, height × width × channels.
+
+    Attributes:
+        inputs: what is translated; its classes need be none of the targets.
+        real: test pictures of the targets.
+        train: training pictures of the targets, for FC's ceiling.
+    """
+
+    inputs: Mapping[str, Pictures]
+    real: Mapping[str, Pictures]
+    train: Mapping[str, Pictures] = field(default_factory=dict)
+
+
+def making(model: Model, *, seed: int = 0) -> Make:
+    """What a model makes, in batches; a number is the noise that `seed` draws for it.
+
+    Of a model that sees no pictures they are left aside: that is the control.
+    """
+
+    def make(pictures: Pictures, index: int, noise: Sequence[int]) -> list[np.ndarray]:
+        made: list[np.ndarray] = []
+        for start in range(0, len(pictures), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            given = model.how.given([str(number) for number in noise[some]], index, seed=seed)
+            seen = None if model.how.source is None else pictures[some]
+            made += model.made(seen, given)
+        return made
+
+    return make
+
+
+def evaluate_classes(
+    make: Make, classes: Sequence[str], sets: ClassSets, metrics: Sequence[str], *,
+    count: int = 100, extractor: Path | None = None, classifier: Path | None = None,
+    given: Mapping[str, Any] | None = None, seed: int = 0, device: str = "cpu",
+    kept: Kept | None = None,
+) -> list[Result]:  # fmt: skip
+    """Measure what a translator to classes makes.
+
+    Into each target come `count` inputs of all other classes, those that `seed` draws, each with a
+    noise of its own. The same seed takes the same ones, so that evaluations of one training differ
+    by its weights alone.
+
+    Args:
+        make: see `Make`.
+        classes: of the translator, by its indices.
+        sets: pictures; the targets are the classes of `real`.
+        metrics: names of `CLASS_METRICS`, or with an extractor those of `own_names`.
+        count: outputs of a class, at most.
+        extractor: a checkpoint with a classifier, for the distances that have its name.
+        classifier: a checkpoint with another one, for `rc`.
+        given: `inception_weights`, `lpips_backbone`: see `metrics.evaluate`.
+        seed: of what is drawn, and of FC's classifier.
+        device: where extractors compute.
+        kept: where features of the real pictures are looked for, and kept.
+
+    Returns:
+        a result for each name; after `rc` and `fc` their `_ceiling`, the same classifier, or one of
+        the training pictures, on real test pictures, and `_floor`, a guess.
+
+    Raises:
+        ParameterError: an unknown metric or class, too few pictures, or no classifier for `rc`.
+        MissingWeightsError: an extractor's weights are not there.
+    """
+    must_be_known(metrics, extractor, by_class=True)
+    _must_have_classes(classes, sets)
+    if "rc" in metrics and classifier is None:
+        raise ParameterError("the metric rc needs a classifier, of real pictures of the classes")
+    measure = _Measure(
+        make, classes, sets, count, seed, device, kept,
+        {**(given or {}), "own": extractor},
+    )  # fmt: skip
+    results: list[Result] = []
+    found: Collapse | None = None
+    for name in metrics:
+        if name in COLLAPSE:
+            found = found or measure.collapse(metrics)
+            value = found.figures().get(name)
+            if value is not None:
+                through = measure.extractor(measure.seen_through(metrics))
+                results.append(measure.result(name, Mean(value, {}), through))
+        elif is_of_sets(name):
+            results.append(measure.distance(name))
+        elif name == "rc":
+            assert classifier is not None
+            results += measure.recognised(extractors.classifier(classifier))
+        elif name == "fc":
+            results += measure.learnt_from()
+        else:
+            results.append(measure.diversity(name))
+    return results
+
+
+def _must_have_classes(classes: Sequence[str], sets: ClassSets) -> None:
+    if len(classes) < 2:
+        raise ParameterError("one class: there is none to translate into from another one")
+    for name, own in sets.real.items():
+        if name not in classes:
+            raise ParameterError(
+                f"the real pictures have the class {name!r}, which the translator lacks (it has "
+                f"{', '.join(classes)})"
+            )
+        others = sum(len(there) for source, there in sets.inputs.items() if source != name)
+        if min(len(own), others) < 2:
+            raise ParameterError(
+                f"{name!r} has {len(own)} real pictures and {others} inputs of other classes, but "
+                f"2 of both are the least"
+            )
+
+
+class _Measure:
+    """One evaluation: outputs are made once, and seen once by each extractor."""
+
+    def __init__(
+        self, make: Make, classes: Sequence[str], sets: ClassSets, count: int, seed: int,
+        device: str, kept: Kept | None, given: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self.make, self.sets, self.seed, self.device, self.kept = make, sets, seed, device, kept
+        self.given = given
+        self.index = {name: classes.index(name) for name in sets.real}
+        self.inputs: dict[str, list[np.ndarray]] = {}
+        self.outputs: dict[str, list[np.ndarray]] = {}
+        for name, index in self.index.items():
+            others = [
+                picture for source, own in sets.inputs.items() if source != name for picture in own
+            ]
+            rng = np.random.default_rng((seed, index))
+            own = [others[at] for at in rng.permutation(len(others))[:count]]
+            self.inputs[name] = own
+            # No two outputs have one noise.
+            self.outputs[name] = self._made(
+                own, name, range(index * count, index * count + len(own))
+            )
+        self._extractors: dict[str, Extractor] = {}
+        self._features: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
+
+    def _made(self, pictures: Pictures, name: str, noise: Sequence[int]) -> list[np.ndarray]:
+        made = [as_rgb(one) for one in self.make(pictures, self.index[name], noise)]
+        if len(made) != len(pictures):
+            raise ParameterError(f"{len(made)} outputs were made of {len(pictures)} pictures")
+        return made
+
+    def extractor(self, name: str) -> Extractor:
+        """One by its name; loaded once."""
+        if name not in self._extractors:
+            self._extractors[name] = extractors.extractor(name, **self.given)
+        return self._extractors[name]
+
+    @property
+    def like(self) -> np.ndarray:
+        """The output to whose size all are brought."""
+        return next(iter(self.outputs.values()))[0]
+
+    def seen(self, through: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Features of outputs and of real pictures, by class."""
+        if through not in self._features:
+            self._features[through] = (
+                {name: self.of(own, through) for name, own in self.outputs.items()},
+                {name: self.of(own, through, self.kept) for name, own in self.sets.real.items()},
+            )
+        return self._features[through]
+
+    def of(self, pictures: Pictures, through: str, kept: Kept | None = None) -> np.ndarray:
+        """Features of some pictures."""
+        return features(
+            pictures, self.extractor(through), device=self.device, like=self.like, kept=kept
+        )
+
+    def seen_through(self, metrics: Sequence[str]) -> str:
+        """What a collapse is looked for in: the features of the first distance, or else its own."""
+        own = self.given["own"]
+        return through_features(metrics) or ("st-alex" if own is None else Path(own).stem)
+
+    def distance(self, name: str) -> Result:
+        """A mean over classes of a distance of sets."""
+        through = extractor_of(name)
+        assert through is not None
+        made, there = self.seen(through)
+        if name.startswith("mk"):
+            found = mean_kernel(made, there, self.seed)
+        else:
+            found = mean_frechet(made, there)
+        return self.result(name, found, self.extractor(through))
+
+    def collapse(self, metrics: Sequence[str]) -> Collapse:
+        """See `collapse`; the use of source and noise where it is asked for."""
+        through = self.seen_through(metrics)
+        made, there = self.seen(through)
+        groups: dict[str, dict[str, list[np.ndarray]]] = {}
+        for which, wanted in (("same_noise", "source_use"), ("same_source", "noise_use")):
+            if wanted in metrics or "collapse" in metrics:
+                groups[which] = {name: [self._group(name, which, through)] for name in self.index}
+        ranks = [source_rank(self._sized(self.inputs[n]), own) for n, own in self.outputs.items()]
+        some = [one.ravel() for own in self.outputs.values() for one in own[:MOST]]
+        return collapse(
+            made, there, same_noise=groups.get("same_noise"),
+            same_source=groups.get("same_source"), rank=float(np.mean(ranks)),
+            deviation=float(np.concatenate(some).std()),
+        )  # fmt: skip
+
+    def _group(self, name: str, which: str, through: str) -> np.ndarray:
+        own = self.inputs[name][:AMONG]
+        if which == "same_noise":
+            return self.of(self._made(own, name, [0] * len(own)), through)
+        return self.of(self._made([own[0]] * AMONG, name, range(AMONG)), through)
+
+    def diversity(self, name: str) -> Result:
+        """The mean distance of outputs that differ by their noise alone: ten of each input."""
+        through = extractor_of(name)
+        assert through is not None
+        groups = [
+            self._made([source] * SAMPLES, target, range(SAMPLES))
+            for target, own in self.inputs.items() for source in own[:AMONG]
+        ]  # fmt: skip
+        perceptual = self.extractor(through)
+        value = over_noise(groups, perceptual, device=self.device)
+        return self.result(name, Mean(value, {}), perceptual)
+
+    def recognised(self, classifier: Extractor) -> list[Result]:
+        """RC: the share of outputs that a classifier of real pictures takes for their class."""
+        known = indices_in(classifier, list(self.index))
+        made, there = (
+            accuracy(classifier, own, known, device=self.device)
+            for own in (self.outputs, self._real())
+        )
+        return self._between("rc", made, there, len(known), classifier)
+
+    def learnt_from(self) -> list[Result]:
+        """FC: the share of real pictures that a classifier of outputs takes for their class."""
+        known = {name: number for number, name in enumerate(self.outputs)}
+        of_outputs = trained_on(self.outputs, seed=self.seed, device=self.device)
+        found = accuracy(of_outputs, self._real(), known, device=self.device)
+        ceiling = None
+        if self.sets.train:
+            # As many of each as there are outputs, or the comparison is one of amounts.
+            some = {n: self._sized(self.sets.train[n][: len(o)]) for n, o in self.outputs.items()}
+            of_real = trained_on(some, seed=self.seed, device=self.device)
+            ceiling = accuracy(of_real, self._real(), known, device=self.device)
+        return self._between("fc", found, ceiling, len(known), of_outputs)
+
+    def _between(
+        self, name: str, found: Mean, ceiling: Mean | None, count: int, classifier: Extractor
+    ) -> list[Result]:
+        told = {name: found, f"{name}_ceiling": ceiling, f"{name}_floor": Mean(100 / count, {})}
+        return [self.result(n, mean, classifier) for n, mean in told.items() if mean is not None]
+
+    def _real(self) -> dict[str, list[np.ndarray]]:
+        return {name: self._sized(own) for name, own in self.sets.real.items()}
+
+    def _sized(self, pictures: Pictures) -> list[np.ndarray]:
+        return [resized(as_rgb(one), self.like.shape[:2], smooth=False) for one in pictures]
+
+    def result(self, name: str, found: Mean, through: Extractor) -> Result:
+        """With what it was computed with."""
+        n_fake, n_real = (sum(map(len, own.values())) for own in (self.outputs, self.sets.real))
+        versions = {"torchmetrics": metadata.version("torchmetrics"), **through.versions}
+        return Result(
+            name, found.value, through.name, through.sha256, through.dimension, through.resize,
+            n_fake, n_real, versions, f"{name} {found.note}" if found.note else "",
+            found.classes or None,
+        )  # fmt: skip
