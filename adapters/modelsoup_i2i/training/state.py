@@ -40,9 +40,10 @@ from ..networks.devices import chosen_device
 from ..pictures.cache import Pictures
 from ..pictures.draws import Paired
 from ..pictures.picture import files_of
+from ..use.classes import classes_in
 from ..use.models import Model
 from .begun import files_begun_with, must_have_network, values_for, with_rows
-from .classes import by_class, classes_in, classes_told
+from .classes import by_class, classes_told
 from .description import Description
 from .players import NonfiniteGradientError, Updates, backward
 from .pool import ImagePool
