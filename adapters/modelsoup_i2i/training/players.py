@@ -101,13 +101,14 @@ class Updates:
         self._of = {id(p): one for one in self._optimizers for group in one.param_groups
                     for p in group["params"]}  # fmt: skip
         averages = player.optimiser in ("Adam", "AdamW")
+        counts = None if settings.get("fused") or settings.get("capturable") else "cpu"
         for parameter in own:
             if self._summed:
                 parameter.grad = torch.zeros_like(parameter)
             if averages and not settings.get("amsgrad"):
                 self._of[id(parameter)].state[parameter] = {
-                    # Where the fused Adam wants its count.
-                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    # Where Adam wants its count: another one would ask a GPU for it.
+                    "step": torch.zeros((), dtype=torch.float32, device=counts or parameter.device),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
@@ -151,7 +152,9 @@ class Updates:
     def _step_unless(self, one: torch.optim.Optimizer, unless: torch.Tensor) -> None:
         import torch
 
-        if getattr(one, "_step_supports_amp_scaling", False):
+        # A fused SGD that skips its very first step would leave its momentum unmade.
+        unmade = bool(one.defaults.get("momentum")) and not any(one.state.values())
+        if getattr(one, "_step_supports_amp_scaling", False) and not unmade:
             one.found_inf = unless.float()  # a fused one looks at it itself, as torch.amp asks it
             one.step()
             return

@@ -52,17 +52,17 @@ class ImagePool:
 
     def state_dict(self) -> dict[str, Any]:
         """What is stored, on the CPU, and the generator."""
-        _, words, place, *_ = self._generator.get_state()
+        drawn = self._generator.get_state(legacy=False)["state"]
         return {
             "images": [image.cpu() for image in self.images],
-            "generator": torch.tensor([*words.tolist(), place]),
+            "generator": torch.tensor([*drawn["key"].tolist(), drawn["pos"]]),
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
         """Go on from where a pool was, on a device."""
         self.images = [image.to(device) for image in state["images"]]
         *words, place = state["generator"].tolist()
-        self._generator.set_state(("MT19937", np.array(words, np.uint32), place))
+        self._generator.set_state(("MT19937", np.array(words, np.uint32), place, 0, 0.0))
 
     def _draw(self, below: int) -> int:
         return int.from_bytes(self._generator.bytes(4), "little") % below
