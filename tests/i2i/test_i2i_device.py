@@ -6,6 +6,8 @@ There is no GPU here: the same code runs on a CPU, told to be as far behind as i
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -249,3 +251,20 @@ def test_a_device_withholds_an_update_of_any_optimiser(optimiser: str, settings:
     (first, _), (second, _) = pairs
     if (optimiser, moved) != ("NAdam", 0):  # its product of momenta is made with the first update
         assert torch.allclose(first, second, rtol=1e-6)
+
+
+def test_the_benchmark_for_a_gpu_runs_without_one():
+    """And finds all that it checks to be right."""
+    script = Path(__file__).parent.parent.parent / "benchmarks" / "gpu" / "cyclegan.py"
+    small = ["--device", "cpu", "--size", "32", "--steps", "2", "--width", "4", "--repeat", "1"]
+    run = subprocess.run(
+        [sys.executable, str(script), *small], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    assert cells[0] == ["32²", "images a second", "ratio", "kernels", "waits", "wall / GPU",
+                        "loop / step"]  # fmt: skip
+    assert [row[0] for row in cells[2:]] == ["original", "float32", "bf16"]
+    assert cells[2][2] == "1.00" and all(float(row[1]) > 0 for row in cells[2:])
+    assert [line.partition(":")[0] for line in lines if ": " in line] == ["ok"] * 3
