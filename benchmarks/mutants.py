@@ -148,6 +148,7 @@ TESTS = {
         "training/processes": "step cyclegan",
         "training/ranges": "cyclegan training",
         "training/session": "step cyclegan training pix2pix device",
+        "training/stage": "step device",
         "training/state": "step cyclegan training pix2pix device",
         "training/trainer": "cyclegan deployment networks",
         "training/turns": "step",
