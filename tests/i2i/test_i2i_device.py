@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from i2i_domains import make_domains
+from i2i_domains import drawing, make_domains
+from modelsoup_i2i.pictures.images import save_png
 from modelsoup_i2i.trainers.cyclegan import CycleGAN
+from modelsoup_i2i.trainers.deepi2i import DeepI2I
+from modelsoup_i2i.trainers.gan import Gan
 from modelsoup_i2i.trainers.pix2pix import Pix2Pix
 from modelsoup_i2i.training.losses import gradient_penalty
 from modelsoup_i2i.training.players import Player, Updates
@@ -81,6 +84,19 @@ def silent(*_: object) -> None:
     pass
 
 
+BIGGAN = {"size": 64, "ch": 8, "accumulate": 1, "batch": 2, "sheet_every": 0}
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("classes")
+    for name, kind in (("disc", "A"), ("square", "B")):
+        (root / name).mkdir()
+        for n in range(6):
+            save_png(drawing(kind, n, 64), root / name / f"{n}.png")
+    return root
+
+
 @pytest.mark.parametrize(
     ("trainer", "options"),
     [
@@ -90,12 +106,17 @@ def silent(*_: object) -> None:
         (Pix2Pix(), SMALL | {"downs": 4, "patch": 16, "gan": "wgan-gp", "norm": "instance"}),
         (Toy(), SIZES),
         (Toy(), SIZES | {"accumulate": 2}),
+        (Gan(), BIGGAN),
+        (DeepI2I(), BIGGAN | {"scratch": True, "phase1": 1}),
     ],
-    ids=["cyclegan", "cyclegan-bf16", "pix2pix", "pix2pix-wgan-gp", "toy", "toy-accumulated"],
-)
-def test_no_step_asks_the_device_for_a_value(data: Path, trainer, options: dict):
+    ids=[
+        "cyclegan", "cyclegan-bf16", "pix2pix", "pix2pix-wgan-gp", "toy", "toy-accumulated", "gan",
+        "deepi2i",
+    ],
+)  # fmt: skip
+def test_no_step_asks_the_device_for_a_value(data: Path, classes: Path, trainer, options: dict):
     """Fake tensors have none, and refuse."""
-    own = on_a_device(trainer, data, **(options | {"epochs": 4}))
+    own = on_a_device(trainer, classes if "ch" in options else data, **(options | {"epochs": 4}))
     drawn = [group for group, _ in zip(own.batches(), range(6), strict=False)]
     own.begin()
     with FakeTensorMode(allow_non_fake_inputs=True):
