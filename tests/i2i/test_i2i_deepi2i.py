@@ -469,10 +469,11 @@ tree: {{of: [fits], finetune: {{trainer: transferi2i, data: {data}, {options}}}}
         assert made.exit_code == 0, made.output
         return made.output
 
-    assert "5 steps to do" in soup("plan", tree)
+    kept = "--store", tmp_path / "store"
+    assert "5 steps to do" in soup("plan", tree, *kept)
     output = tmp_path / "out.safetensors"
-    assert "5 nodes computed" in soup("run", tree, "-o", output)
-    assert "0 nodes computed" in soup("run", tree, "-o", output, "--force")
+    assert "5 nodes computed" in soup("run", tree, "-o", output, *kept)
+    assert "0 nodes computed" in soup("run", tree, "-o", output, "--force", *kept)
     saved, classes = open_checkpoint(output), {"a": 0, "b": 1, "c": 2}
     assert {name.partition(".")[0] for name in saved} == {"E", "A", "G", "D"}
     assert json.loads(saved.metadata["modelsoup.classes"]) == classes
