@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from modelsoup import ParameterError
+
 from ..pictures.draws import Draw
 from ..pictures.picture import Images
 from ..training.players import Player
@@ -42,8 +44,6 @@ class SelfInitOptions(DeepI2IOptions):
         super().must_fit()
         if self.adaptor in ("identity", "none"):
             raise ValueError(f"adaptor is {self.adaptor}, which has no weights to begin with")
-        if not self.count:
-            raise ValueError("how many classes G knows is missing: classes, or rows")
 
 
 class SelfInit(DeepI2I):
@@ -53,6 +53,8 @@ class SelfInit(DeepI2I):
 
     def images(self, o: Any) -> Images:
         """None."""
+        if not o.count:
+            raise ParameterError("how many classes G knows is missing: classes, or rows")
         return {}
 
     def classes(self, o: Any) -> tuple[str, ...]:

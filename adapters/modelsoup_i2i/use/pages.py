@@ -18,7 +18,7 @@ from .models import Model
 SAMPLES_AT_ONCE = 16  # a batch, whatever the page's size
 
 
-@dataclass
+@dataclass(frozen=True)
 class Page:
     """Pictures in rows of one length.
 
