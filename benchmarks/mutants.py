@@ -97,7 +97,7 @@ TESTS = {
         "__init__": "networks metrics",
         "cli": "cyclegan docs metrics official sources train translate",
         "measuring/by_class": "by_class",
-        "measuring/class_evaluation": "by_class",
+        "measuring/class_evaluation": "by_class class_training",
         "measuring/collapse": "collapse training by_class",
         "measuring/evaluation": "metrics cyclegan training",
         "measuring/extractors": "metrics classifier",

@@ -7,8 +7,10 @@ the control, or what gives its inputs back, as a test has it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ import numpy as np
 
 from modelsoup import ParameterError
 
-from ..pictures.images import as_rgb, resized
+from ..pictures.images import ImageError, as_rgb, resized
+from ..pictures.picture import Picture, read_picture
+from ..pictures.transforms import Transform
 from ..use.models import Model
 from . import extractors
 from .by_class import (
@@ -37,9 +41,10 @@ from .metric_names import (
     extractor_of,
     is_of_sets,
     must_be_known,
+    must_be_seen,
     through_features,
 )
-from .metrics import Result, features
+from .metrics import Result, features, must_be_importable
 
 Make = Callable[[Pictures, int, Sequence[int]], Pictures]
 """`make(pictures, class, noise)`: what becomes of pictures in a class, by its index: uint8 arrays.
@@ -63,10 +68,119 @@ class ClassSets:
     train: Mapping[str, Pictures] = field(default_factory=dict)
 
 
-def making(model: Model, *, seed: int = 0) -> Make:
+@dataclass(frozen=True)
+class ClassFiles:
+    """The test pictures of classes that a training is measured on, as files.
+
+    Attributes:
+        test: by class: what is translated, and what translations are compared with.
+        train: by class, of training, for FC's ceiling.
+        folders: where the test pictures were found.
+        transform: by whose test part all come to size.
+        channels: of them.
+        extractor: see `evaluate_classes`.
+        classifier: likewise.
+    """
+
+    test: Mapping[str, Sequence[Picture]]
+    train: Mapping[str, Sequence[Picture]]
+    folders: tuple[Path, ...]
+    transform: Transform
+    channels: int = 3
+    extractor: Path | None = None
+    classifier: Path | None = None
+
+    def must_allow(
+        self, metrics: Sequence[str], *, skip: bool = False
+    ) -> tuple[ClassFiles, list[str]]:
+        """Raise now what measuring would raise: before hours of training. All are decoded once.
+
+        Args:
+            metrics: names of them.
+            skip: leave damaged pictures out.
+
+        Returns:
+            those without damaged pictures, and what is wrong with those.
+
+        Raises:
+            ParameterError: a class has too few, or a metric is unknown or lacks what it needs.
+            ImageError: a picture is damaged, and is not to be left out.
+            MissingWeightsError: an extractor's weights are not there.
+        """
+        must_be_known(metrics, self.extractor, by_class=True)
+        must_be_importable()
+        through = {one for name in metrics if (one := extractor_of(name)) is not None}
+        if {*metrics} & {*COLLAPSE}:
+            through.add(seen_through(metrics, self.extractor))
+        for name in sorted(through):
+            extractors.extractor(name, own=self.extractor)
+        if "rc" in metrics and self.classifier is not None:
+            indices_in(extractors.classifier(self.classifier), list(self.test))
+        bad: dict[Picture, str] = {}
+        size = (0, 0)
+        read = (*self.test.values(), *(self.train.values() if "fc" in metrics else ()))
+        for picture in chain.from_iterable(read):
+            try:
+                size = self._read(picture).shape[:2]
+            except ImageError as error:
+                if not skip:
+                    raise
+                bad[picture] = str(error)
+        kept, rest = (
+            {name: [one for one in own if one not in bad] for name, own in of.items()}
+            for of in (self.test, self.train)
+        )
+        for name, own in kept.items():
+            if len(own) < 2:
+                raise ParameterError(
+                    f"the class {name!r} has {len(own)} test pictures that can be read, where at "
+                    f"least 2 are needed"
+                )
+        for name in sorted(through):
+            must_be_seen(name, "a test picture", size)
+        return replace(self, test=kept, train=rest), list(bad.values())
+
+    def measured(
+        self, make: Make, classes: Sequence[str], metrics: Sequence[str], *, count: int,
+        seed: int = 0, device: str = "cpu",
+    ) -> list[Result]:  # fmt: skip
+        """What `evaluate_classes` finds: with a distance of sets, a collapse and the use of source.
+
+        Args:
+            make: see `Make`.
+            classes: of the translator, by its indices.
+            metrics: names of them.
+            count: outputs of a class, and real pictures of each, at most.
+            seed: of what is drawn.
+            device: where extractors compute.
+        """
+        if any(map(is_of_sets, metrics)):
+            metrics = list(dict.fromkeys((*metrics, *COLLAPSE)))
+        test = {name: [self._read(one) for one in own[:count]] for name, own in self.test.items()}
+        train = {}
+        if "fc" in metrics:
+            train = {n: [self._read(one) for one in own[:count]] for n, own in self.train.items()}
+        return evaluate_classes(
+            make, classes, ClassSets(test, test, train), metrics, count=count, seed=seed,
+            device=device, extractor=self.extractor, classifier=self.classifier,
+        )  # fmt: skip
+
+    def _read(self, picture: Picture) -> np.ndarray:
+        return self.transform.for_test(read_picture(picture, self.channels))
+
+
+def making(
+    model: Model, *, seed: int = 0,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Make:  # fmt: skip
     """What a model makes, in batches; a number is the noise that `seed` draws for it.
 
     Of a model that sees no pictures they are left aside: that is the control.
+
+    Args:
+        model: of classes.
+        seed: of the noise.
+        context: of each batch, such as autocast.
     """
 
     def make(pictures: Pictures, index: int, noise: Sequence[int]) -> list[np.ndarray]:
@@ -75,7 +189,7 @@ def making(model: Model, *, seed: int = 0) -> Make:
             some = slice(start, start + _AT_ONCE)
             given = model.how.given([str(number) for number in noise[some]], index, seed=seed)
             seen = None if model.how.source is None else pictures[some]
-            made += model.made(seen, given)
+            made += model.made(seen, given, context=context())
         return made
 
     return make
@@ -129,7 +243,7 @@ def evaluate_classes(
             found = found or measure.collapse(metrics)
             value = found.figures().get(name)
             if value is not None:
-                through = measure.extractor(measure.seen_through(metrics))
+                through = measure.extractor(seen_through(metrics, extractor))
                 results.append(measure.result(name, Mean(value, {}), through))
         elif is_of_sets(name):
             results.append(measure.distance(name))
@@ -141,6 +255,11 @@ def evaluate_classes(
         else:
             results.append(measure.diversity(name))
     return results
+
+
+def seen_through(metrics: Sequence[str], own: Path | None) -> str:
+    """What a collapse is looked for in: features of the first distance, or those of one's own."""
+    return through_features(metrics) or ("st-alex" if own is None else own.stem)
 
 
 def _must_have_classes(classes: Sequence[str], sets: ClassSets) -> None:
@@ -218,11 +337,6 @@ class _Measure:
             pictures, self.extractor(through), device=self.device, like=self.like, kept=kept
         )
 
-    def seen_through(self, metrics: Sequence[str]) -> str:
-        """What a collapse is looked for in: the features of the first distance, or else its own."""
-        own = self.given["own"]
-        return through_features(metrics) or ("st-alex" if own is None else Path(own).stem)
-
     def distance(self, name: str) -> Result:
         """A mean over classes of a distance of sets."""
         through = extractor_of(name)
@@ -236,7 +350,7 @@ class _Measure:
 
     def collapse(self, metrics: Sequence[str]) -> Collapse:
         """See `collapse`; the use of source and noise where it is asked for."""
-        through = self.seen_through(metrics)
+        through = seen_through(metrics, self.given["own"])
         made, there = self.seen(through)
         groups: dict[str, dict[str, list[np.ndarray]]] = {}
         for which, wanted in (("same_noise", "source_use"), ("same_source", "noise_use")):

@@ -25,11 +25,12 @@ from ..pictures.folders import (
     in_no_class,
 )
 from ..pictures.images import left_out, list_images
-from ..pictures.picture import Images, Picture
+from ..pictures.picture import Images, Picture, labels_of
 from ..pictures.transforms import Mode, Transform
 from .ranges import FREE, Count, Number, Options
 
 if TYPE_CHECKING:
+    from ..measuring.class_evaluation import ClassFiles
     from ..measuring.evaluation import Sets
 
 Side = int | tuple[int, ...]
@@ -135,7 +136,7 @@ class Data(Options):
         """What pictures of a set should become in another; None where that is not known of all."""
         return None
 
-    def test_sets(self, transform: Transform) -> Sets:
+    def test_sets(self, transform: Transform) -> Sets | ClassFiles:
         """What the first translator is measured on.
 
         Raises:
@@ -468,16 +469,23 @@ class LabelledImages(Data):
         given = (self.test, self.test_share, self.test_per_class)
         return any(own is not None for own in given)
 
-    def test_sets(self, transform: Transform) -> Sets:
-        """See `Data`: those of all classes, whose labels say which is which."""
-        from ..measuring.evaluation import Sets
+    def test_sets(self, transform: Transform) -> ClassFiles:
+        """See `Data`: those of each class, and those of training."""
+        from ..measuring.class_evaluation import ClassFiles
 
-        found = self.class_set("test")
-        if found is None:
+        tests, train = self.class_set("test"), self.class_set()
+        if tests is None or train is None:
             raise ParameterError(f"there are no test images: they are {self.tests_are}")
         place = self.test or self._root()
         folders = (place,) if place.is_dir() else ()
-        return Sets(found.pictures, found.pictures, None, folders, transform)
+        return ClassFiles(_by_class(tests), _by_class(train), folders, transform)
+
+
+def _by_class(found: ClassSet) -> dict[str, list[Picture]]:
+    own: dict[str, list[Picture]] = {name: [] for name in found.names}
+    for picture, label in zip(found.pictures, labels_of(found.pictures), strict=True):
+        own[found.names[label]].append(picture)
+    return own
 
 
 def _sides(size: Side) -> tuple[int, int]:

@@ -114,9 +114,25 @@ def load_generator(checkpoint: str | Path, direction: str = "x2y") -> nn.Module:
         CheckpointError: the file is missing or damaged.
         MismatchError: it holds no such generator, or one of another kind.
     """
-    name, told = generator_in(checkpoint, direction)
+    return load_network(checkpoint, *generator_in(checkpoint, direction))
+
+
+def load_network(
+    checkpoint: str | Path, name: str, told: Network, *, averaged: bool = True
+) -> nn.Module:
+    """One network of a checkpoint, in eval mode, in float32 on the CPU.
+
+    Args:
+        checkpoint: a safetensors file, with the network's names and shapes.
+        name: what its names begin with there.
+        told: what it was built with.
+        averaged: take the average of its weights over steps, where there is one.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or the network holds NaN or infinity.
+    """
     network, opened = told.build(), open_checkpoint(checkpoint)
-    if any(key.startswith(f"{name}{AVERAGED}.") for key in opened.tensors):
+    if averaged and any(key.startswith(f"{name}{AVERAGED}.") for key in opened.tensors):
         name += AVERAGED
     state = {}
     for key, value in network.state_dict().items():
