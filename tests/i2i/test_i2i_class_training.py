@@ -1,10 +1,13 @@
 """A translator to classes is measured while it trains, and afterwards for its record."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from modelsoup_i2i.cli import i2i
 from modelsoup_i2i.pictures.images import save_png
 from modelsoup_i2i.trainers.classifier import Classifier, ClassifierOptions
 from modelsoup_i2i.trainers.deepi2i import DeepI2I
@@ -131,6 +134,79 @@ def test_the_best_by_a_metric_of_classes_is_kept_and_what_it_depends_on_is_in_th
     assert file not in last and file in kept
     assert not {*(data / "test").rglob("*.png")} & {*last}
     assert {*(data / "test").rglob("*.png")} < {*kept}
+
+
+@pytest.fixture(scope="module")
+def model(data: Path, tmp_path_factory) -> Path:
+    output, *_ = train(DeepI2I(), data, tmp_path_factory.mktemp("model"), epochs=1)
+    return output
+
+
+def told(*asked: object) -> list[dict]:
+    done = CliRunner().invoke(i2i, ["evaluate", *map(str, asked), "--json"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    found: list[dict] = json.loads(done.stdout)
+    return found
+
+
+def test_the_command_measures_a_translator_to_classes_and_its_control(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MODELSOUP_CACHE", str(tmp_path / "cache"))
+    net = data / "shades.safetensors"
+    asked = [model, "--data", data / "test", "--extractor", net, "--count", 4]
+    found = {one["name"]: one for one in told(*asked, "--classifier", net)}
+    assert list(found) == [
+        "mfd-shades", "mkd-shades", "rc", "rc_ceiling", "rc_floor", *COLLAPSE,
+    ]  # fmt: skip
+    assert list(found["mfd-shades"]["classes"]) == list(NAMES)
+    assert found["mfd-shades"]["n_fake"] == 12
+    assert len([*(tmp_path / "cache" / "features").iterdir()]) == 3  # the real ones of each class
+    assert {one["name"]: one for one in told(*asked, "--classifier", net)} == found
+    control, rank = told(*asked, "--control", "--metrics", "source_use,source_rank")
+    assert rank["name"] == "source_rank"
+    assert control["value"] == pytest.approx(0, abs=1e-3)
+    assert control["value"] < found["source_use"]["value"]
+    (fc, ceiling, floor) = told(*asked[:3], "--metrics", "fc", "--train", data / "train")
+    assert [one["name"] for one in (fc, ceiling, floor)] == ["fc", "fc_ceiling", "fc_floor"]
+
+
+def test_inputs_of_a_class_that_the_model_does_not_know_are_translated_too(
+    data: Path, model: Path, tmp_path: Path
+):
+    test = make_set(tmp_path / "test", 4, seed=1)
+    (test / "dark").rename(test / "unseen")
+    asked = ["--data", test, "--extractor", data / "shades.safetensors"]
+    (found,) = (o for o in told(model, *asked, "--metrics", "mkd-shades") if "mkd" in o["name"])
+    assert {name: own["n_fake"] for name, own in found["classes"].items()} == {
+        "light": 8, "middle": 8,
+    }  # fmt: skip
+
+
+def test_options_of_another_kind_of_model_are_told(data: Path, model: Path, tmp_path: Path):
+    def refused(said: str, *asked: object) -> None:
+        done = CliRunner().invoke(i2i, ["evaluate", *map(str, asked)])
+        assert isinstance(done.exception, modelsoup.ParameterError)
+        assert said in str(done.exception)
+
+    test, net = data / "test", data / "shades.safetensors"
+    refused("name their folder, in which each folder is a class, with --data", model)
+    refused("--size is for models of two domains", model, "--data", test, "--size", 32)
+    refused("there is no metric 'kid'", model, "--data", test, "--metrics", "kid")
+    images = ["--images", test / "dark", "--against", test / "light"]
+    refused("--classifier is for translators to classes", *images, "--classifier", net)
+    refused("--control: ", *images, "--control")
+    refused(
+        "--train is for fc, and --metrics does not", model, "--data", test, "--metrics",
+        "collapse", "--train", test,
+    )  # fmt: skip
+    other = tmp_path / "strange"
+    for name in ("a", "b"):
+        (other / name).mkdir(parents=True)
+        for n in range(2):
+            save_png(np.zeros((32, 32, 3), np.uint8), other / name / f"{n}.png")
+    refused("none of the classes of the test pictures (a, b) is one", model, "--data", other,
+            "--metrics", "collapse", "--extractor", net)  # fmt: skip
 
 
 def test_what_cannot_be_measured_costs_no_training(data: Path, tmp_path: Path):

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from modelsoup import ParameterError
+from modelsoup import ParameterError, listed
 
+from ..networks.devices import chosen_device
+from ..pictures.folders import find_classes
 from ..pictures.images import ImageError, as_rgb, resized
 from ..pictures.picture import Picture, read_picture
 from ..pictures.transforms import Transform
@@ -42,6 +44,7 @@ from .metric_names import (
     is_of_sets,
     must_be_known,
     must_be_seen,
+    own_names,
     through_features,
 )
 from .metrics import Result, features, must_be_importable
@@ -73,7 +76,8 @@ class ClassFiles:
     """The test pictures of classes that a training is measured on, as files.
 
     Attributes:
-        test: by class: what is translated, and what translations are compared with.
+        test: by class: what is translated, and, of the translator's classes, what translations are
+            compared with.
         train: by class, of training, for FC's ceiling.
         folders: where the test pictures were found.
         transform: by whose test part all come to size.
@@ -142,7 +146,8 @@ class ClassFiles:
 
     def measured(
         self, make: Make, classes: Sequence[str], metrics: Sequence[str], *, count: int,
-        seed: int = 0, device: str = "cpu",
+        seed: int = 0, device: str = "cpu", given: Mapping[str, Any] | None = None,
+        kept: Kept | None = None,
     ) -> list[Result]:  # fmt: skip
         """What `evaluate_classes` finds: with a distance of sets, a collapse and the use of source.
 
@@ -153,6 +158,8 @@ class ClassFiles:
             count: outputs of a class, and real pictures of each, at most.
             seed: of what is drawn.
             device: where extractors compute.
+            given: see `evaluate_classes`.
+            kept: likewise.
         """
         if any(map(is_of_sets, metrics)):
             metrics = list(dict.fromkeys((*metrics, *COLLAPSE)))
@@ -160,9 +167,18 @@ class ClassFiles:
         train = {}
         if "fc" in metrics:
             train = {n: [self._read(one) for one in own[:count]] for n, own in self.train.items()}
+        if not classes:
+            raise ParameterError("the model does not say which class has which index")
+        real = {name: own for name, own in test.items() if name in classes}
+        if not real:
+            raise ParameterError(
+                f"none of the classes of the test pictures ({listed(list(test))}) is one of the "
+                f"translator ({listed(list(classes))})"
+            )
         return evaluate_classes(
-            make, classes, ClassSets(test, test, train), metrics, count=count, seed=seed,
-            device=device, extractor=self.extractor, classifier=self.classifier,
+            make, classes, ClassSets(test, real, train), metrics, count=count, seed=seed,
+            device=device, extractor=self.extractor, classifier=self.classifier, given=given,
+            kept=kept,
         )  # fmt: skip
 
     def _read(self, picture: Picture) -> np.ndarray:
@@ -233,9 +249,17 @@ def evaluate_classes(
     if "rc" in metrics and classifier is None:
         raise ParameterError("the metric rc needs a classifier, of real pictures of the classes")
     measure = _Measure(
-        make, classes, sets, count, seed, device, kept,
-        {**(given or {}), "own": extractor},
+        make, classes, sets, seed, device, kept, {**(given or {}), "own": extractor}
     )  # fmt: skip
+    for needed in map(extractor_of, metrics):  # before anything is made
+        if needed is not None:
+            measure.extractor(needed)
+    if {*metrics} & {*COLLAPSE}:
+        measure.extractor(seen_through(metrics, extractor))
+    judge = None if classifier is None else extractors.classifier(classifier)
+    if judge is not None:
+        indices_in(judge, list(measure.index))
+    measure.make_outputs(count)
     results: list[Result] = []
     found: Collapse | None = None
     for name in metrics:
@@ -248,8 +272,8 @@ def evaluate_classes(
         elif is_of_sets(name):
             results.append(measure.distance(name))
         elif name == "rc":
-            assert classifier is not None
-            results += measure.recognised(extractors.classifier(classifier))
+            assert judge is not None
+            results += measure.recognised(judge)
         elif name == "fc":
             results += measure.learnt_from()
         else:
@@ -283,27 +307,31 @@ class _Measure:
     """One evaluation: outputs are made once, and seen once by each extractor."""
 
     def __init__(
-        self, make: Make, classes: Sequence[str], sets: ClassSets, count: int, seed: int,
-        device: str, kept: Kept | None, given: Mapping[str, Any],
+        self, make: Make, classes: Sequence[str], sets: ClassSets, seed: int, device: str,
+        kept: Kept | None, given: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self.make, self.sets, self.seed, self.device, self.kept = make, sets, seed, device, kept
         self.given = given
         self.index = {name: classes.index(name) for name in sets.real}
         self.inputs: dict[str, list[np.ndarray]] = {}
         self.outputs: dict[str, list[np.ndarray]] = {}
+        self._extractors: dict[str, Extractor] = {}
+        self._features: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
+
+    def make_outputs(self, count: int) -> None:
+        """Of each target, of inputs of all other classes."""
         for name, index in self.index.items():
             others = [
-                picture for source, own in sets.inputs.items() if source != name for picture in own
-            ]
-            rng = np.random.default_rng((seed, index))
+                picture for source, own in self.sets.inputs.items() if source != name
+                for picture in own
+            ]  # fmt: skip
+            rng = np.random.default_rng((self.seed, index))
             own = [others[at] for at in rng.permutation(len(others))[:count]]
             self.inputs[name] = own
             # No two outputs have one noise.
             self.outputs[name] = self._made(
                 own, name, range(index * count, index * count + len(own))
             )
-        self._extractors: dict[str, Extractor] = {}
-        self._features: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
 
     def _made(self, pictures: Pictures, name: str, noise: Sequence[int]) -> list[np.ndarray]:
         made = [as_rgb(one) for one in self.make(pictures, self.index[name], noise)]
@@ -425,3 +453,45 @@ class _Measure:
             n_fake, n_real, versions, f"{name} {found.note}" if found.note else "",
             found.classes or None,
         )  # fmt: skip
+
+
+def evaluate_class_model(
+    model: Model, test: Path, metrics: Sequence[str] | None, *, train: Path | None = None,
+    extractor: Path | None = None, classifier: Path | None = None, count: int = 100,
+    seed: int = 0, device: str = "cpu", given: Mapping[str, Any] | None = None,
+    kept: Kept | None = None,
+) -> list[Result]:  # fmt: skip
+    """Measure a model of classes on a folder of folders, or an HDF5 file, of test pictures.
+
+    Args:
+        model: whose classes have names.
+        test: the pictures; what is of no class of the model is translated, too.
+        metrics: None for distances through the extractor, or through a package's where there is
+            none, with what comes with them, and `rc` with a classifier.
+        train: training pictures, for FC's ceiling.
+        extractor: see `evaluate_classes`, as what follows.
+        classifier: likewise.
+        count: likewise.
+        seed: likewise.
+        device: where the model and extractors compute.
+        given: likewise.
+        kept: likewise.
+
+    Raises:
+        as `evaluate_classes`.
+    """
+    place = chosen_device(device)
+    model.module.to(place)
+    side = None if model.size is None else (model.size, model.size)
+    transform = Transform("none") if side is None else Transform("centre_crop", side, side)
+    files = ClassFiles(
+        find_classes(test).of_each(), {} if train is None else find_classes(train).of_each(),
+        (test,), transform, model.channels, extractor, classifier,
+    )  # fmt: skip
+    if metrics is None:
+        own = own_names(extractor, by_class=True) or ("mfd-st-alex", "mkd-st-alex")
+        metrics = [*own, *(["rc"] if classifier is not None else [])]
+    return files.measured(
+        making(model, seed=seed), model.classes, metrics, count=count, seed=seed,
+        device=str(place), given=given, kept=kept,
+    )  # fmt: skip

@@ -25,7 +25,7 @@ from ..pictures.folders import (
     in_no_class,
 )
 from ..pictures.images import left_out, list_images
-from ..pictures.picture import Images, Picture, labels_of
+from ..pictures.picture import Images, Picture
 from ..pictures.transforms import Mode, Transform
 from .ranges import FREE, Count, Number, Options
 
@@ -478,14 +478,7 @@ class LabelledImages(Data):
             raise ParameterError(f"there are no test images: they are {self.tests_are}")
         place = self.test or self._root()
         folders = (place,) if place.is_dir() else ()
-        return ClassFiles(_by_class(tests), _by_class(train), folders, transform)
-
-
-def _by_class(found: ClassSet) -> dict[str, list[Picture]]:
-    own: dict[str, list[Picture]] = {name: [] for name in found.names}
-    for picture, label in zip(found.pictures, labels_of(found.pictures), strict=True):
-        own[found.names[label]].append(picture)
-    return own
+        return ClassFiles(tests.of_each(), train.of_each(), folders, transform)
 
 
 def _sides(size: Side) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from ..networks.described import Network
 from ..networks.shapes import Shape
 from ..pictures.images import ImageError, NonfiniteImageError, left_out
 from ..pictures.picture import Picture, files_of, read_picture
+from ..use.classes import classes_in
 from .begun import files_begun_with, source_of
 from .classes import by_class, must_have_classes
 from .description import Description
@@ -222,7 +223,7 @@ class ImageTrainer(Description):
             for part in ((name,) if joined is None else joined.parts)
         }
         module = parts[name] if joined is None else joined.build(parts).eval()
-        return Model(name, how, module, tuple(self.classes(o)))
+        return Model(name, how, module, classes_in(checkpoint) or ())
 
     def options_of(self, checkpoint: Path) -> dict[str, Any]:
         """The options that a checkpoint decides, such as widths.
