@@ -362,9 +362,9 @@ def evaluate(
         from .pictures.images import left_out
         from .pictures.transforms import Transform
         from .use.generators import class_model
-    of_classes = None if model is None else class_model(model, sees=not control)
-    if control and of_classes is None:
-        raise ParameterError(f"--control: {model or images} has no generator that sees no picture")
+    of_classes = None
+    if model is not None and (model.exists() or classifier or train or control):
+        of_classes = class_model(model, sees=not control)
     _must_apply(
         "images" if model is None else "model" if of_classes is None else "classes", names,
         extractor,
@@ -481,10 +481,8 @@ def _must_apply(
             ["test_a", "test_b", "size", "direction", "real"], not by_class,
             "is for models of two domains, and this one translates to classes",
         ),
-        (
-            ["classifier", "train", "count"], by_class,
-            "is for translators to classes, and this is none",
-        ),
+        (["classifier", "train", "count"], by_class, "is for translators to classes; this is none"),
+        (["control"], by_class, "is for models whose generator makes pictures of noise"),
         (
             ["classifier"], metrics is None or "rc" in metrics,
             "is for rc, and --metrics does not name it",

@@ -195,7 +195,7 @@ def test_options_of_another_kind_of_model_are_told(data: Path, model: Path, tmp_
     refused("there is no metric 'kid'", model, "--data", test, "--metrics", "kid")
     images = ["--images", test / "dark", "--against", test / "light"]
     refused("--classifier is for translators to classes", *images, "--classifier", net)
-    refused("--control: ", *images, "--control")
+    refused("--control is for models whose generator", *images, "--control")
     refused(
         "--train is for fc, and --metrics does not", model, "--data", test, "--metrics",
         "collapse", "--train", test,
