@@ -95,9 +95,9 @@ TESTS = {
     },
     "adapters/modelsoup_i2i": {
         "__init__": "networks metrics",
-        "cli": "cyclegan docs metrics official sources train translate",
+        "cli": "cyclegan docs metrics official sources train translate class_training fluctuation",
         "measuring/by_class": "by_class",
-        "measuring/class_evaluation": "by_class",
+        "measuring/class_evaluation": "by_class class_training",
         "measuring/collapse": "collapse training by_class",
         "measuring/evaluation": "metrics cyclegan training",
         "measuring/extractors": "metrics classifier",

@@ -26,7 +26,7 @@ from modelsoup import (
     training_command,
 )
 
-from .measuring.metric_names import extractor_of, must_be_known, own_names
+from .measuring.metric_names import COLLAPSE, extractor_of, must_be_known, own_names
 
 _MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
 _PATH = GivenPath(path_type=Path)
@@ -292,7 +292,10 @@ def _tell(found: Mapping[str, int]) -> None:
 
 @i2i.command()
 @click.argument("model", type=_PATH, required=False)
-@click.option("--data", "root", type=_PATH, metavar="DIR", help="With testA and testB in it.")
+@click.option(
+    "--data", "root", type=_PATH, metavar="DIR",
+    help="With testA and testB in it; for a translator to classes, with a folder a class.",
+)  # fmt: skip
 @click.option("--test-a", type=_PATH, metavar="DIR", help="In place of --data, X's test pictures …")
 @click.option("--test-b", type=_PATH, metavar="DIR", help="… and Y's.")
 @click.option("--images", type=_PATH, metavar="FAKE", help="Translations, instead of a model.")
@@ -314,8 +317,17 @@ def _tell(found: Mapping[str, int]) -> None:
 @click.option("--lpips-backbone", type=_PATH, metavar="PATH", help="For lpips_….")
 @click.option(
     "--extractor", type=_PATH, metavar="FILE",
-    help="A classifier (soup train classifier), for fd-NAME and kd-NAME, NAME the file's.",
+    help="A classifier (soup train classifier), for fd-NAME, kd-NAME, … NAME is the file's.",
 )  # fmt: skip
+@click.option("--classifier", type=_PATH, metavar="FILE", help="Another one, for rc.")
+@click.option("--train", type=_PATH, metavar="DIR", help="Training pictures by class, beside fc.")
+@click.option(
+    "--count", type=click.IntRange(min=2), default=100, show_default=True,
+    help="Of a translator to classes: outputs and real pictures of each, at most.",
+)  # fmt: skip
+@click.option(
+    "--control", is_flag=True, help="Measure its generator alone, which sees no picture, instead."
+)
 @click.option("--device", default="auto", show_default=True, help="Where: a GPU if there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def evaluate(
@@ -332,6 +344,10 @@ def evaluate(
     inception_weights: Path | None,
     lpips_backbone: Path | None,
     extractor: Path | None,
+    classifier: Path | None,
+    train: Path | None,
+    count: int,
+    control: bool,
     device: str,
     as_json: bool,
 ) -> None:
@@ -339,19 +355,41 @@ def evaluate(
     if (model is None) == (images is None):
         raise ParameterError("give either a model with --data, or --images with --against")
     names = None if metrics is None else [n for name in metrics.split(",") if (n := name.strip())]
-    _must_apply(model is not None, names, extractor)
     with _needed("i2i"):
+        from .measuring.class_evaluation import evaluate_class_model
         from .measuring.evaluation import evaluate_folders, evaluate_model, find_sets, sets_in
         from .measuring.kept import Kept, features_folder
         from .pictures.images import left_out
         from .pictures.transforms import Transform
+        from .use.generators import class_model
+    of_classes = None
+    if model is not None and (model.exists() or classifier or train or control):
+        of_classes = class_model(model, sees=not control)
+    _must_apply(
+        "images" if model is None else "model" if of_classes is None else "classes", names,
+        extractor,
+    )  # fmt: skip
     folders: Sequence[Path]
+    weights: dict[str, Any] = {
+        "inception_weights": inception_weights,
+        "lpips_backbone": lpips_backbone,
+    }
     given: dict[str, Any] = {
-        "metrics": names, "device": device, "inception_weights": inception_weights,
-        "lpips_backbone": lpips_backbone, "extractor": extractor,
+        "metrics": names, "device": device, "extractor": extractor,
         "kept": Kept(features_folder(), _say),
     }  # fmt: skip
-    if model is not None:
+    if of_classes is not None:
+        if root is None:
+            raise ParameterError(
+                "a translator to classes is measured on test pictures of them: name their folder, "
+                "in which each folder is a class, with --data"
+            )
+        results = evaluate_class_model(
+            of_classes, root, train=train, classifier=classifier, count=count, given=weights,
+            **given,
+        )  # fmt: skip
+        folders = [root] if root.is_dir() else []
+    elif model is not None:
         transform = None if size is None else Transform(load=(size, size), crop=(size, size))
         if test_a is not None and test_b is not None and root is None:
             tests = (test_a, test_b) if direction == "x2y" else (test_b, test_a)
@@ -363,12 +401,12 @@ def evaluate(
                 "a model is measured on a set: name its folder with --data, or its two folders of "
                 "test pictures with --test-a and --test-b"
             )
-        results = evaluate_model(model, sets, direction=direction, **given)
+        results = evaluate_model(model, sets, direction=direction, **weights, **given)
         folders = sets.folders
     else:
         if images is None or against is None:
             raise ParameterError("--images are compared with a folder: name it with --against")
-        results = evaluate_folders(images, against, **given)
+        results = evaluate_folders(images, against, **weights, **given)
         folders = [images, against]
     for folder in folders:
         if (rest := left_out(folder)) is not None:
@@ -411,11 +449,14 @@ def fluctuation(
         click.echo(f"{printable(name):<{wide}} {own.sum:>12.4g}   {own.mean:.4g} a weight")
 
 
-def _must_apply(of_model: bool, metrics: Sequence[str] | None, extractor: Path | None) -> None:
+def _must_apply(
+    what: Literal["images", "model", "classes"], metrics: Sequence[str] | None,
+    extractor: Path | None,
+) -> None:  # fmt: skip
     """Raise a ParameterError for an option of `evaluate` that would be ignored.
 
     Args:
-        of_model: a model is measured, and not a folder of translations.
+        what: is measured: a folder of translations, or a model of two domains or of classes.
         metrics: the names that are asked for; None for those that need no weights.
         extractor: the file of a classifier.
     """
@@ -426,15 +467,27 @@ def _must_apply(of_model: bool, metrics: Sequence[str] | None, extractor: Path |
         option.name for option in context.command.params
         if option.name and context.get_parameter_source(option.name) != ParameterSource.DEFAULT
     }  # fmt: skip
-    must_be_known(metrics or (), extractor)
-    own = own_names(extractor)
+    by_class = what == "classes"
+    must_be_known(metrics or (), extractor, by_class=by_class)
+    own = own_names(extractor, by_class=by_class)
     through = {extractor_of(name) or "" for name in metrics or ()}
     for names, applies, why in (
-        (["against"], not of_model, "is what --images are compared with; a model has its set"),
+        (["against"], what == "images", "is what --images are compared with; a model has its set"),
         (
-            ["root", "test_a", "test_b", "size", "direction", "real"], of_model,
+            ["root", "test_a", "test_b", "size", "direction", "real"], what != "images",
             "is for a model's inputs; --images are there already",
         ),
+        (
+            ["test_a", "test_b", "size", "direction", "real"], not by_class,
+            "is for models of two domains, and this one translates to classes",
+        ),
+        (["classifier", "train", "count"], by_class, "is for translators to classes; this is none"),
+        (["control"], by_class, "is for models whose generator makes pictures of noise"),
+        (
+            ["classifier"], metrics is None or "rc" in metrics,
+            "is for rc, and --metrics does not name it",
+        ),
+        (["train"], "fc" in (metrics or ()), "is for fc, and --metrics does not name it"),
         (["real"], "test_a" not in given, "chooses among the folders of --data"),
         (
             ["inception_weights"], any(one.startswith("inception") for one in through),
@@ -445,7 +498,7 @@ def _must_apply(of_model: bool, metrics: Sequence[str] | None, extractor: Path |
             "is for lpips_…, and --metrics names none of them",
         ),
         (
-            ["extractor"], metrics is None or bool({*own} & {*metrics}),
+            ["extractor"], metrics is None or bool({*own, *COLLAPSE} & {*metrics}),
             f"is for {' and '.join(own)}, and --metrics names none of them",
         ),
     ):  # fmt: skip

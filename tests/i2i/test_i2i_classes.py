@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -275,9 +276,11 @@ def test_what_is_held_out_decides_the_result_and_what_is_only_measured_does_not(
 def test_sets_to_measure_on_are_the_tests_with_their_classes(many: Path):
     options = LabelledOptions(data=many, test_per_class=1, load_size=9, crop_size=8)
     sets = options.test_sets(options.transform())
-    assert sets.inputs == sets.real == options.images("test")["data"] and sets.truth is None
-    assert labels_of(sets.real).tolist() == [0, 1, 2] and sets.folders == (many,)
-    assert [picture.shape for picture in sets.read(sets.inputs)] == [(8, 8, 3)] * 3
+    assert [*chain(*sets.test.values())] == list(options.images("test")["data"])
+    assert [*chain(*sets.train.values())] == list(options.images()["data"])
+    assert tuple(sets.test) == tuple(sets.train) == options.class_names()
+    assert [labels_of(own).tolist() for own in sets.test.values()] == [[0], [1], [2]]
+    assert sets.folders == (many,) and sets.transform.crop == (8, 8)
     with pytest.raises(modelsoup.ParameterError, match="no test images: they are test, a folder"):
         LabelledOptions(data=many).test_sets(options.transform())
 
@@ -561,11 +564,17 @@ def test_a_training_of_classes_goes_on_where_it_was_stopped(tmp_path: Path):
         assert torch.equal(value, resumed.networks["G"].state_dict()[name])
 
 
-def test_metrics_of_classes_are_not_promised(tmp_path: Path):
-    with pytest.raises(ValueError, match="evaluate measures translators of two domains, none"):
-        ToyOptions(data=tmp_path, test=tmp_path, evaluate=["kid"])
-    with pytest.raises(ValueError, match="evaluate needs test images: test, a folder of classes"):
-        ToyOptions(data=tmp_path, evaluate=["kid"])
+def test_metrics_are_those_of_classes(tmp_path: Path):
+    def refused(said: str, **more) -> None:
+        with pytest.raises(ValueError, match=said):
+            ToyOptions(data=tmp_path, **more)
+
+    refused("there is no metric 'kid'; did you mean 'mkid'", evaluate=["kid"], test=tmp_path)
+    refused("evaluate needs test images: test, a folder of classes", evaluate=["mkid"])
+    refused("evaluate has rc, which needs a classifier", evaluate=["rc"], test=tmp_path)
+    own = {"test": tmp_path, "evaluate": ["mfd-net", "rc"], "classifier": Path("other.safetensors")}
+    refused(r"'mfd-net'.*seen with extractor, a file net\.safetensors", **own)
+    ToyOptions(data=tmp_path, extractor=Path("net.safetensors"), **own)
     with pytest.raises(ValueError, match="per_class is 1, but must be at least 2"):
         ToyOptions(data=tmp_path, per_class=1)
 

@@ -7,16 +7,22 @@ the control, or what gives its inputs back, as a test has it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from modelsoup import ParameterError
+from modelsoup import ParameterError, listed
 
-from ..pictures.images import as_rgb, resized
+from ..networks.devices import chosen_device
+from ..pictures.folders import find_classes
+from ..pictures.images import ImageError, as_rgb, resized
+from ..pictures.picture import Picture, read_picture
+from ..pictures.transforms import Transform
 from ..use.models import Model
 from . import extractors
 from .by_class import (
@@ -37,9 +43,11 @@ from .metric_names import (
     extractor_of,
     is_of_sets,
     must_be_known,
+    must_be_seen,
+    own_names,
     through_features,
 )
-from .metrics import Result, features
+from .metrics import Result, features, must_be_importable
 
 Make = Callable[[Pictures, int, Sequence[int]], Pictures]
 """`make(pictures, class, noise)`: what becomes of pictures in a class, by its index: uint8 arrays.
@@ -63,10 +71,132 @@ class ClassSets:
     train: Mapping[str, Pictures] = field(default_factory=dict)
 
 
-def making(model: Model, *, seed: int = 0) -> Make:
+@dataclass(frozen=True)
+class ClassFiles:
+    """The test pictures of classes that a training is measured on, as files.
+
+    Attributes:
+        test: by class: what is translated, and, of the translator's classes, what translations are
+            compared with.
+        train: by class, of training, for FC's ceiling.
+        folders: where the test pictures were found.
+        transform: by whose test part all come to size.
+        channels: of them.
+        extractor: see `evaluate_classes`.
+        classifier: likewise.
+    """
+
+    test: Mapping[str, Sequence[Picture]]
+    train: Mapping[str, Sequence[Picture]]
+    folders: tuple[Path, ...]
+    transform: Transform
+    channels: int = 3
+    extractor: Path | None = None
+    classifier: Path | None = None
+
+    def must_allow(
+        self, metrics: Sequence[str], *, skip: bool = False
+    ) -> tuple[ClassFiles, list[str]]:
+        """Raise now what measuring would raise: before hours of training. All are decoded once.
+
+        Args:
+            metrics: names of them.
+            skip: leave damaged pictures out.
+
+        Returns:
+            those without damaged pictures, and what is wrong with those.
+
+        Raises:
+            ParameterError: a class has too few, or a metric is unknown or lacks what it needs.
+            ImageError: a picture is damaged, and is not to be left out.
+            MissingWeightsError: an extractor's weights are not there.
+        """
+        must_be_known(metrics, self.extractor, by_class=True)
+        must_be_importable()
+        through = {one for name in metrics if (one := extractor_of(name)) is not None}
+        if {*metrics} & {*COLLAPSE}:
+            through.add(seen_through(metrics, self.extractor))
+        for name in sorted(through):
+            extractors.extractor(name, own=self.extractor)
+        if "rc" in metrics and self.classifier is not None:
+            indices_in(extractors.classifier(self.classifier), list(self.test))
+        bad: dict[Picture, str] = {}
+        size = (0, 0)
+        read = (*self.test.values(), *(self.train.values() if "fc" in metrics else ()))
+        for picture in chain.from_iterable(read):
+            try:
+                size = self._read(picture).shape[:2]
+            except ImageError as error:
+                if not skip:
+                    raise
+                bad[picture] = str(error)
+        kept, rest = (
+            {name: [one for one in own if one not in bad] for name, own in of.items()}
+            for of in (self.test, self.train)
+        )
+        for name, own in kept.items():
+            if len(own) < 2:
+                raise ParameterError(
+                    f"the class {name!r} has {len(own)} test pictures that can be read, where at "
+                    f"least 2 are needed"
+                )
+        for name in sorted(through):
+            must_be_seen(name, "a test picture", size)
+        return replace(self, test=kept, train=rest), list(bad.values())
+
+    def measured(
+        self, make: Make, classes: Sequence[str], metrics: Sequence[str], *, count: int,
+        seed: int = 0, device: str = "cpu", given: Mapping[str, Any] | None = None,
+        kept: Kept | None = None,
+    ) -> list[Result]:  # fmt: skip
+        """What `evaluate_classes` finds: with a distance of sets, a collapse and the use of source.
+
+        Args:
+            make: see `Make`.
+            classes: of the translator, by its indices.
+            metrics: names of them.
+            count: outputs of a class, and real pictures of each, at most.
+            seed: of what is drawn.
+            device: where extractors compute.
+            given: see `evaluate_classes`.
+            kept: likewise.
+        """
+        if any(map(is_of_sets, metrics)):
+            metrics = list(dict.fromkeys((*metrics, *COLLAPSE)))
+        test = {name: [self._read(one) for one in own[:count]] for name, own in self.test.items()}
+        train = {}
+        if "fc" in metrics:
+            train = {n: [self._read(one) for one in own[:count]] for n, own in self.train.items()}
+        if not classes:
+            raise ParameterError("the model does not say which class has which index")
+        real = {name: own for name, own in test.items() if name in classes}
+        if not real:
+            raise ParameterError(
+                f"none of the classes of the test pictures ({listed(list(test))}) is one of the "
+                f"translator ({listed(list(classes))})"
+            )
+        return evaluate_classes(
+            make, classes, ClassSets(test, real, train), metrics, count=count, seed=seed,
+            device=device, extractor=self.extractor, classifier=self.classifier, given=given,
+            kept=kept,
+        )  # fmt: skip
+
+    def _read(self, picture: Picture) -> np.ndarray:
+        return self.transform.for_test(read_picture(picture, self.channels))
+
+
+def making(
+    model: Model, *, seed: int = 0,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Make:  # fmt: skip
     """What a model makes, in batches; a number is the noise that `seed` draws for it.
 
     Of a model that sees no pictures they are left aside: that is the control.
+
+    Args:
+        model: of classes.
+        seed: of the noise.
+        context: of each batch, such as autocast.
     """
 
     def make(pictures: Pictures, index: int, noise: Sequence[int]) -> list[np.ndarray]:
@@ -75,7 +205,7 @@ def making(model: Model, *, seed: int = 0) -> Make:
             some = slice(start, start + _AT_ONCE)
             given = model.how.given([str(number) for number in noise[some]], index, seed=seed)
             seen = None if model.how.source is None else pictures[some]
-            made += model.made(seen, given)
+            made += model.made(seen, given, context=context())
         return made
 
     return make
@@ -119,9 +249,17 @@ def evaluate_classes(
     if "rc" in metrics and classifier is None:
         raise ParameterError("the metric rc needs a classifier, of real pictures of the classes")
     measure = _Measure(
-        make, classes, sets, count, seed, device, kept,
-        {**(given or {}), "own": extractor},
+        make, classes, sets, seed, device, kept, {**(given or {}), "own": extractor}
     )  # fmt: skip
+    for needed in map(extractor_of, metrics):  # before anything is made
+        if needed is not None:
+            measure.extractor(needed)
+    if {*metrics} & {*COLLAPSE}:
+        measure.extractor(seen_through(metrics, extractor))
+    judge = None if classifier is None else extractors.classifier(classifier)
+    if judge is not None:
+        indices_in(judge, list(measure.index))
+    measure.make_outputs(count)
     results: list[Result] = []
     found: Collapse | None = None
     for name in metrics:
@@ -129,18 +267,23 @@ def evaluate_classes(
             found = found or measure.collapse(metrics)
             value = found.figures().get(name)
             if value is not None:
-                through = measure.extractor(measure.seen_through(metrics))
+                through = measure.extractor(seen_through(metrics, extractor))
                 results.append(measure.result(name, Mean(value, {}), through))
         elif is_of_sets(name):
             results.append(measure.distance(name))
         elif name == "rc":
-            assert classifier is not None
-            results += measure.recognised(extractors.classifier(classifier))
+            assert judge is not None
+            results += measure.recognised(judge)
         elif name == "fc":
             results += measure.learnt_from()
         else:
             results.append(measure.diversity(name))
     return results
+
+
+def seen_through(metrics: Sequence[str], own: Path | None) -> str:
+    """What a collapse is looked for in: features of the first distance, or those of one's own."""
+    return through_features(metrics) or ("st-alex" if own is None else own.stem)
 
 
 def _must_have_classes(classes: Sequence[str], sets: ClassSets) -> None:
@@ -164,27 +307,31 @@ class _Measure:
     """One evaluation: outputs are made once, and seen once by each extractor."""
 
     def __init__(
-        self, make: Make, classes: Sequence[str], sets: ClassSets, count: int, seed: int,
-        device: str, kept: Kept | None, given: Mapping[str, Any],
+        self, make: Make, classes: Sequence[str], sets: ClassSets, seed: int, device: str,
+        kept: Kept | None, given: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self.make, self.sets, self.seed, self.device, self.kept = make, sets, seed, device, kept
         self.given = given
         self.index = {name: classes.index(name) for name in sets.real}
         self.inputs: dict[str, list[np.ndarray]] = {}
         self.outputs: dict[str, list[np.ndarray]] = {}
+        self._extractors: dict[str, Extractor] = {}
+        self._features: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
+
+    def make_outputs(self, count: int) -> None:
+        """Of each target, of inputs of all other classes."""
         for name, index in self.index.items():
             others = [
-                picture for source, own in sets.inputs.items() if source != name for picture in own
-            ]
-            rng = np.random.default_rng((seed, index))
+                picture for source, own in self.sets.inputs.items() if source != name
+                for picture in own
+            ]  # fmt: skip
+            rng = np.random.default_rng((self.seed, index))
             own = [others[at] for at in rng.permutation(len(others))[:count]]
             self.inputs[name] = own
             # No two outputs have one noise.
             self.outputs[name] = self._made(
                 own, name, range(index * count, index * count + len(own))
             )
-        self._extractors: dict[str, Extractor] = {}
-        self._features: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
 
     def _made(self, pictures: Pictures, name: str, noise: Sequence[int]) -> list[np.ndarray]:
         made = [as_rgb(one) for one in self.make(pictures, self.index[name], noise)]
@@ -218,11 +365,6 @@ class _Measure:
             pictures, self.extractor(through), device=self.device, like=self.like, kept=kept
         )
 
-    def seen_through(self, metrics: Sequence[str]) -> str:
-        """What a collapse is looked for in: the features of the first distance, or else its own."""
-        own = self.given["own"]
-        return through_features(metrics) or ("st-alex" if own is None else Path(own).stem)
-
     def distance(self, name: str) -> Result:
         """A mean over classes of a distance of sets."""
         through = extractor_of(name)
@@ -236,7 +378,7 @@ class _Measure:
 
     def collapse(self, metrics: Sequence[str]) -> Collapse:
         """See `collapse`; the use of source and noise where it is asked for."""
-        through = self.seen_through(metrics)
+        through = seen_through(metrics, self.given["own"])
         made, there = self.seen(through)
         groups: dict[str, dict[str, list[np.ndarray]]] = {}
         for which, wanted in (("same_noise", "source_use"), ("same_source", "noise_use")):
@@ -311,3 +453,45 @@ class _Measure:
             n_fake, n_real, versions, f"{name} {found.note}" if found.note else "",
             found.classes or None,
         )  # fmt: skip
+
+
+def evaluate_class_model(
+    model: Model, test: Path, metrics: Sequence[str] | None, *, train: Path | None = None,
+    extractor: Path | None = None, classifier: Path | None = None, count: int = 100,
+    seed: int = 0, device: str = "cpu", given: Mapping[str, Any] | None = None,
+    kept: Kept | None = None,
+) -> list[Result]:  # fmt: skip
+    """Measure a model of classes on a folder of folders, or an HDF5 file, of test pictures.
+
+    Args:
+        model: whose classes have names.
+        test: the pictures; what is of no class of the model is translated, too.
+        metrics: None for distances through the extractor, or through a package's where there is
+            none, with what comes with them, and `rc` with a classifier.
+        train: training pictures, for FC's ceiling.
+        extractor: see `evaluate_classes`, as what follows.
+        classifier: likewise.
+        count: likewise.
+        seed: likewise.
+        device: where the model and extractors compute.
+        given: likewise.
+        kept: likewise.
+
+    Raises:
+        as `evaluate_classes`.
+    """
+    place = chosen_device(device)
+    model.module.to(place)
+    side = None if model.size is None else (model.size, model.size)
+    transform = Transform("none") if side is None else Transform("centre_crop", side, side)
+    files = ClassFiles(
+        find_classes(test).of_each(), {} if train is None else find_classes(train).of_each(),
+        (test,), transform, model.channels, extractor, classifier,
+    )  # fmt: skip
+    if metrics is None:
+        own = own_names(extractor, by_class=True) or ("mfd-st-alex", "mkd-st-alex")
+        metrics = [*own, *(["rc"] if classifier is not None else [])]
+    return files.measured(
+        making(model, seed=seed), model.classes, metrics, count=count, seed=seed,
+        device=str(place), given=given, kept=kept,
+    )  # fmt: skip

@@ -28,7 +28,6 @@ from torch import nn
 from torch.nn import functional
 
 from modelsoup import (
-    CheckpointError,
     MismatchError,
     SoupError,
     get_trainer,
@@ -40,6 +39,7 @@ from ..networks.classifiers import classifier_in
 from ..networks.devices import chosen_device
 from ..pictures.images import as_rgb, resized, with_channels
 from ..use.classes import classes_in
+from ..use.generators import load_network
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 ALEXNET = "alexnet-owt-7be5be79.pth"
@@ -253,15 +253,7 @@ def classifier(path: str | os.PathLike[str]) -> Extractor:
         _, told = classifier_in({name: info.shape for name, info in opened.tensors.items()})
     except MismatchError as error:
         raise MismatchError(f"{path}: {error}") from None
-    network: Any = told.build()
-    state = {}
-    for name, value in network.state_dict().items():
-        values = np.asarray(opened[f"C.{name}"], np.float32 if value.ndim else np.int64)
-        if not np.isfinite(values).all():
-            raise CheckpointError(f"{path}: C.{name} holds NaN or infinity")
-        state[name] = torch.from_numpy(values)
-    network.load_state_dict(state)
-    network.eval().requires_grad_(False)
+    network: Any = load_network(file, "C", told).requires_grad_(False)
     trainer: Any = get_trainer("classifier")
     sizes = _size_of(trainer.options_of(file))
     channels = int(told.sizes["channels"])

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from modelsoup import CheckpointError, MismatchError, ParameterError, get_trainer, open_checkpoint
+from modelsoup import MismatchError, ParameterError, get_trainer, open_checkpoint
 
 from ..networks.devices import chosen_device
-from ..networks.shapes import part_of
+from ..networks.shapes import must_match, part_of
+from ..use.generators import load_network
 
 Arrays = Mapping[str, np.ndarray]
 _NUMBERED = re.compile(r"^(.*?\.\d+)(\.|$)")
@@ -149,19 +149,16 @@ def between(
         options = trainer.options(**trainer.options_in(pair))
     except MismatchError as error:
         raise MismatchError(f"{before}: {error}") from None
-    networks, weights = trainer.networks(options), _weights(before, ("G", "D"))
-    generator, judge = (_loaded(networks[n].build(), weights[n]).to(place) for n in ("G", "D"))
-    judge.requires_grad_(False)
-    moved = _weights(after, ("G",))["G"]
-    own = dict(generator.named_parameters())
-    how = trainer.translators(options)["G"]
-    for name, parameter in own.items():  # before minutes of work
-        there = moved.get(name)
-        if there is None or there.shape != tuple(parameter.shape):
-            has = "lacks it" if there is None else f"has {list(there.shape)}"
-            raise MismatchError(
-                f"G.{name} is {list(parameter.shape)} in {before}, and {after} {has}"
-            )
+    networks = trainer.networks(options)
+    shapes = {name: info.shape for name, info in open_checkpoint(after).tensors.items()}
+    try:  # before minutes of work
+        must_match(part_of(shapes, "G.", "generator")[0], networks["G"].shapes(), "its G")
+    except MismatchError as error:
+        raise MismatchError(f"{after}, beside {before}: {error}") from None
+    first, last = (load_network(file, "G", networks["G"], averaged=False).to(place)
+                   for file in (before, after))  # fmt: skip
+    judge = load_network(before, "D", networks["D"], averaged=False).to(place).requires_grad_(False)
+    own, how = dict(first.named_parameters()), trainer.translators(options)["G"]
 
     def gradients() -> Iterator[dict[str, np.ndarray]]:
         rng = np.random.default_rng(seed)
@@ -170,40 +167,15 @@ def between(
             given = [torch.from_numpy(values).to(place)
                      for values in how.given([str(number)], label, seed=seed)]  # fmt: skip
             labels = [values for values in given if not values.is_floating_point()]
-            likelihood = F.logsigmoid(judge(generator(*given), *labels)).sum()
+            likelihood = F.logsigmoid(judge(first(*given), *labels)).sum()
             found = torch.autograd.grad(likelihood, list(own.values()), allow_unused=True)
             yield {
                 name: np.zeros(parameter.shape) if one is None else one.cpu().numpy()
                 for (name, parameter), one in zip(own.items(), found, strict=True)
             }
 
-    return fluctuation(weights["G"], moved, information(gradients()))
-
-
-def _weights(checkpoint: Path, networks: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Of some networks in a checkpoint, by the networks' own names.
-
-    Raises:
-        CheckpointError: one holds NaN or infinity.
-        MismatchError: there is no such network.
-    """
-    opened = open_checkpoint(checkpoint)
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for network in networks:
-        names, _ = part_of({n: i.shape for n, i in opened.tensors.items()}, f"{network}.", "")
-        if not names:
-            raise MismatchError(f"{checkpoint} has no network {network}")
-        found[network] = {}
-        for name in names:
-            values = np.asarray(opened[f"{network}.{name}"])
-            if values.dtype.kind not in "iu":
-                values = values.astype(np.float32)
-            if not np.isfinite(values).all():
-                raise CheckpointError(f"{checkpoint}: {network}.{name} holds NaN or infinity")
-            found[network][name] = values
-    return found
-
-
-def _loaded(network: nn.Module, weights: Arrays) -> nn.Module:
-    network.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()})
-    return network.eval()
+    earlier, later = (
+        {name: parameter.detach().cpu().numpy() for name, parameter in one.named_parameters()}
+        for one in (first, last)
+    )
+    return fluctuation(earlier, later, information(gradients()))

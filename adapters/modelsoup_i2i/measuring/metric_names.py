@@ -115,19 +115,24 @@ def must_suffice(name: str, sizes: Mapping[str, tuple[int, int]], n_real: int) -
         n_real: how many real pictures, where the metric needs some.
     """
     through, n_fake = extractor_of(name), len(sizes)
-    least = LEAST.get(through or name, 1)
     # An extractor gets all at the size of the first one, and pixels are compared at each one's own.
     for called, size in islice(sizes.items(), None if through is None else 1):
-        if min(size) < least:
-            raise ParameterError(
-                f"{name} needs pictures of at least {least} pixels a side, and {called} is "
-                f"{size[0]} × {size[1]}"
-            )
+        must_be_seen(through or name, called, size, said=name)
     if reading_of(name) == "pairs" and n_fake < 2:
         raise ParameterError(f"{name} needs at least 2 translations")
     if is_of_sets(name) and min(n_fake, n_real) < 2:
         raise ParameterError(
             f"{name} needs at least 2 pictures of each set, not {min(n_fake, n_real)}"
+        )
+
+
+def must_be_seen(through: str, called: str, size: tuple[int, int], *, said: str = "") -> None:
+    """Raise a ParameterError for a picture that is too small for an extractor or a window."""
+    least = LEAST.get(through, 1)
+    if min(size) < least:
+        raise ParameterError(
+            f"{said or through} needs pictures of at least {least} pixels a side, and {called} is "
+            f"{size[0]} × {size[1]}"
         )
 
 

@@ -144,6 +144,13 @@ class ClassSet:
             found[picture.label] += 1
         return dict(zip(self.names, found, strict=True))
 
+    def of_each(self) -> dict[str, list[Picture]]:
+        """The pictures of each class."""
+        found: dict[str, list[Picture]] = {name: [] for name in self.names}
+        for picture in self.pictures:
+            found[self.names[picture.label]].append(picture)
+        return found
+
 
 @dataclass(frozen=True)
 class Division:

@@ -51,6 +51,8 @@ class ClassifierOptions(LabelledOptions):
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
+        if self.evaluate:
+            raise ValueError("evaluate measures translators; a classifier is measured on test")
         least, crop = classifiers.LEAST[self.network], min(self.transform().crop)
         if crop < least:
             raise ValueError(
@@ -106,7 +108,7 @@ class Classifier(ImageTrainer):
 
     def train(self, job: Job) -> None:
         """See `ImageTrainer`; and which share of the test pictures it knows, if there are any."""
-        tests = job.options.test is not None
+        tests = job.options.has_tests()
         for _ in self._pictures(job.options, "data", "test") if tests else ():
             pass  # a damaged one is told before the training, not after it
         super().train(job)

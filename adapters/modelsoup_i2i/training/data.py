@@ -30,6 +30,7 @@ from ..pictures.transforms import Mode, Transform
 from .ranges import FREE, Count, Number, Options
 
 if TYPE_CHECKING:
+    from ..measuring.class_evaluation import ClassFiles
     from ..measuring.evaluation import Sets
 
 Side = int | tuple[int, ...]
@@ -135,7 +136,7 @@ class Data(Options):
         """What pictures of a set should become in another; None where that is not known of all."""
         return None
 
-    def test_sets(self, transform: Transform) -> Sets:
+    def test_sets(self, transform: Transform) -> Sets | ClassFiles:
         """What the first translator is measured on.
 
         Raises:
@@ -468,16 +469,16 @@ class LabelledImages(Data):
         given = (self.test, self.test_share, self.test_per_class)
         return any(own is not None for own in given)
 
-    def test_sets(self, transform: Transform) -> Sets:
-        """See `Data`: those of all classes, whose labels say which is which."""
-        from ..measuring.evaluation import Sets
+    def test_sets(self, transform: Transform) -> ClassFiles:
+        """See `Data`: those of each class, and those of training."""
+        from ..measuring.class_evaluation import ClassFiles
 
-        found = self.class_set("test")
-        if found is None:
+        tests, train = self.class_set("test"), self.class_set()
+        if tests is None or train is None:
             raise ParameterError(f"there are no test images: they are {self.tests_are}")
         place = self.test or self._root()
         folders = (place,) if place.is_dir() else ()
-        return Sets(found.pictures, found.pictures, None, folders, transform)
+        return ClassFiles(tests.of_each(), train.of_each(), folders, transform)
 
 
 def _sides(size: Side) -> tuple[int, int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -13,8 +13,12 @@ from modelsoup import ParameterError, nearest
 
 from ..measuring.metric_names import must_be_known
 from ..pictures.augmentation import must_be_policy
+from ..pictures.transforms import Transform
 from .data import Cropped, Data, LabelledImages, PairedImages, Pixels, TwoDomains
 from .ranges import FREE, Count, Number, Options, Rate
+
+if TYPE_CHECKING:
+    from ..measuring.class_evaluation import ClassFiles
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ class Telling(Options):
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
-        must_be_known(self.evaluate)
+        self.must_know_metrics()
         if not self.keep:
             raise ValueError("keep is {}, but must be last, or {best: METRIC}")
         if self.evaluate_every and not self.evaluate:
@@ -172,6 +176,14 @@ class Telling(Options):
                 f"keep wants the best {self.best}, which is not evaluated while it trains{near} "
                 f"({said}; evaluate_every is {self.evaluate_every})"
             )
+
+    def measured_with(self) -> list[Path]:
+        """Files that an evaluation depends on, beside the pictures."""
+        return []
+
+    def must_know_metrics(self) -> None:
+        """Raise a ParameterError for a name in `evaluate` that is no metric of such a trainer."""
+        must_be_known(self.evaluate)
 
     def decisive(self) -> dict[str, Any]:
         """See `Options`; what is evaluated decides where the best one is kept."""
@@ -211,13 +223,33 @@ class PairedOptions(Shared, Cropped, PairedImages):
 
 @dataclass(frozen=True)
 class ClassOptions(Shared, LabelledImages):
-    """Those of a trainer of classes, beside how its pictures come to size."""
+    """Those of a trainer of classes, beside how its pictures come to size.
 
-    def must_fit(self) -> None:
-        """See `Options`."""
-        super().must_fit()
-        if self.evaluate:
-            raise ValueError("evaluate measures translators of two domains, none of classes")
+    Attributes:
+        extractor: a classifier, through whose features `evaluate` has `mfd-NAME` and `mkd-NAME`,
+            NAME the file's.
+        classifier: another one, for `rc`.
+    """
+
+    extractor: Annotated[Path | None, FREE] = None
+    classifier: Annotated[Path | None, FREE] = None
+
+    def must_know_metrics(self) -> None:
+        """See `Telling`."""
+        must_be_known(self.evaluate, self.extractor, by_class=True)
+        if "rc" in self.evaluate and self.classifier is None:
+            raise ValueError("evaluate has rc, which needs a classifier: the file of one")
+
+    def measured_with(self) -> list[Path]:
+        """See `Telling`."""
+        return [file for file in (self.extractor, self.classifier) if file is not None]
+
+    def test_sets(self, transform: Transform) -> ClassFiles:
+        """See `Data`."""
+        return replace(
+            super().test_sets(transform), channels=self.channels, extractor=self.extractor,
+            classifier=self.classifier,
+        )  # fmt: skip
 
     def decisive(self) -> dict[str, Any]:
         """See `Options`; how much of `test` is used decides nothing, but for which one is best."""

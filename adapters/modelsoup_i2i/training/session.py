@@ -13,6 +13,7 @@ import torch
 
 from modelsoup import SoupError, counted, listed
 
+from ..measuring.class_evaluation import ClassFiles, making
 from ..measuring.evaluation import Sets
 from ..measuring.metric_names import is_better
 from ..pictures.draws import Sampler, batches
@@ -47,7 +48,7 @@ class Session(State):
         sets: the test images that evaluations look at while it trains; None for no evaluation.
     """
 
-    sets: Sets | None = None
+    sets: Sets | ClassFiles | None = None
     _curves: list[Curve] | None = None
 
     def batches(self) -> Generator[list[dict[str, torch.Tensor]], None, None]:
@@ -157,7 +158,7 @@ class Session(State):
             self.shown.mkdir(parents=True, exist_ok=True)
             self.save(self.shown / "last.safetensors")
 
-    def evaluate(self, sets: Sets) -> dict[str, float]:
+    def evaluate(self, sets: Sets | ClassFiles) -> dict[str, float]:
         """Metrics of the first translator as it is, with averaged weights where there are such.
 
         Nothing of the training changes. Where a metric compares features of sets, a collapse is
@@ -170,10 +171,16 @@ class Session(State):
         from ..measuring.metric_names import through_features
         from ..measuring.metrics import evaluate, features
 
-        options, own = self.options, sets.first(self.options.evaluate_n)
+        options, device = self.options, str(self.device)
+        if isinstance(sets, ClassFiles):
+            results = sets.measured(
+                making(self.in_use(self.deployed[0]), context=self.autocast), self.classes,
+                options.evaluate, count=options.evaluate_n, device=device,
+            )  # fmt: skip
+            return {result.name: result.value for result in results}
+        own = sets.first(options.evaluate_n)
         inputs, real = (own.read(files, options.channels) for files in (own.inputs, own.real))
         fake = [self._translated(self.deployed[0], picture=picture)[-1] for picture in inputs]
-        device = str(self.device)
         results = evaluate(
             fake, real, inputs=inputs,
             truth=None if own.truth is None else own.read(own.truth, options.channels),

@@ -28,6 +28,7 @@ from ..networks.described import Network
 from ..networks.shapes import Shape
 from ..pictures.images import ImageError, NonfiniteImageError, left_out
 from ..pictures.picture import Picture, files_of, read_picture
+from ..use.classes import classes_in
 from .begun import files_begun_with, source_of
 from .classes import by_class, must_have_classes
 from .description import Description
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from ..measuring.class_evaluation import ClassFiles
     from ..measuring.evaluation import Sets
+    from ..use.models import Model
     from .processes import Place
     from .session import Session
 
@@ -86,9 +89,9 @@ class ImageTrainer(Description):
     def files(self, o: Any) -> list[Path]:
         """The images that are used, whose content is part of a result's key.
 
-        Where the best evaluation is kept, those are among them that it is measured on.
+        Where the best evaluation is kept, those are among them that it is measured on and with.
         """
-        chosen = self.tested_on(o) if o.best is not None else []
+        chosen = [*self.tested_on(o), *o.measured_with()] if o.best is not None else []
         used = files_of(picture for own in self.images(o).values() for picture in own)
         return list(dict.fromkeys([*used, *chosen, *files_begun_with(o.init_from)]))
 
@@ -204,6 +207,24 @@ class ImageTrainer(Description):
         )  # fmt: skip
         return {result.name: result.value for result in results}
 
+    def model(self, o: Any, checkpoint: Path, device: str = "cpu") -> Model:
+        """The first translator of a result, with the averages of its weights, as it is used.
+
+        Raises:
+            CheckpointError: the file is missing or damaged, or holds NaN or infinity.
+        """
+        from ..use.generators import load_network
+        from ..use.models import Model
+
+        name, how = next(iter(self.translators(o).items()))
+        joined, networks = self.joined(o).get(name), self.networks(o)
+        parts = {
+            part: load_network(checkpoint, part, networks[part]).to(device)
+            for part in ((name,) if joined is None else joined.parts)
+        }
+        module = parts[name] if joined is None else joined.build(parts).eval()
+        return Model(name, how, module, classes_in(checkpoint) or ())
+
     def options_of(self, checkpoint: Path) -> dict[str, Any]:
         """The options that a checkpoint decides, such as widths.
 
@@ -295,7 +316,9 @@ class ImageTrainer(Description):
 
     # The end of a training.
 
-    def _trained(self, session: Session, job: Job, sets: Sets | None) -> dict[str, float]:
+    def _trained(
+        self, session: Session, job: Job, sets: Sets | ClassFiles | None
+    ) -> dict[str, float]:
         """Carry a training out, look at what it makes, and tell the record what it was."""
         session.sets = sets
         job.note(session.told())
@@ -316,22 +339,30 @@ class ImageTrainer(Description):
         job.report(1.0, figures)
         return figures
 
-    def _sets(self, job: Job) -> Sets:
+    def _sets(self, job: Job) -> Sets | ClassFiles:
         """The test images, all of which can be measured with the metrics that are asked for."""
         options = job.options
-        sets: Sets = options.test_sets(options.transform())
+        sets: Sets | ClassFiles = options.test_sets(options.transform())
         sets, bad = sets.must_allow(options.evaluate, skip=options.on_bad_image == "skip")
         rest = [said for folder in sets.folders if (said := left_out(folder)) is not None]
         for fault in (*bad, *rest):
             job.log(f"left out of the test images: {fault}")
         return sets
 
-    def _evaluate(self, job: Job, sets: Sets, device: str) -> None:
+    def _evaluate(self, job: Job, sets: Sets | ClassFiles, device: str) -> None:
         """Metrics of a result, for its record. What fails here costs no training."""
+        from ..measuring.class_evaluation import ClassFiles, making
         from ..measuring.evaluation import evaluate_model
 
+        o = job.options
         try:
-            results = evaluate_model(job.output, sets, metrics=job.options.evaluate, device=device)
+            if isinstance(sets, ClassFiles):
+                model = self.model(o, job.output, device)
+                results = sets.measured(
+                    making(model), model.classes, o.evaluate, count=o.evaluate_n, device=device
+                )
+            else:
+                results = evaluate_model(job.output, sets, metrics=o.evaluate, device=device)
         except NonfiniteImageError:
             job.log("diverged: the translation of a test image holds NaN or infinity")
             job.report(1.0, {"diverged": 1.0})

@@ -24,7 +24,8 @@ from modelsoup import (
     trainer_names,
 )
 
-from ..networks.described import AVERAGED, Network
+from ..networks.described import AVERAGED, Joined, Network
+from .models import Model
 from .translator import Translator
 
 DIRECTIONS = {"x2y": ("X", "Y"), "y2x": ("Y", "X")}
@@ -44,6 +45,17 @@ class Translating(Protocol):
 
     def options_in(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """The options that names and shapes in a checkpoint decide, or a MismatchError."""
+
+
+@runtime_checkable
+class ClassTranslating(Translating, Protocol):
+    """One that gives a model, too."""
+
+    def joined(self, o: Any) -> dict[str, Joined]:
+        """Modules that are made of several networks."""
+
+    def model(self, o: Any, checkpoint: Path) -> Model:
+        """The first translator of a checkpoint."""
 
 
 def must_lead(direction: str) -> None:
@@ -114,9 +126,25 @@ def load_generator(checkpoint: str | Path, direction: str = "x2y") -> nn.Module:
         CheckpointError: the file is missing or damaged.
         MismatchError: it holds no such generator, or one of another kind.
     """
-    name, told = generator_in(checkpoint, direction)
+    return load_network(checkpoint, *generator_in(checkpoint, direction))
+
+
+def load_network(
+    checkpoint: str | Path, name: str, told: Network, *, averaged: bool = True
+) -> nn.Module:
+    """One network of a checkpoint, in eval mode, in float32 on the CPU.
+
+    Args:
+        checkpoint: a safetensors file, with the network's names and shapes.
+        name: what its names begin with there.
+        told: what it was built with.
+        averaged: take the average of its weights over steps, where there is one.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or the network holds NaN or infinity.
+    """
     network, opened = told.build(), open_checkpoint(checkpoint)
-    if any(key.startswith(f"{name}{AVERAGED}.") for key in opened.tensors):
+    if averaged and any(key.startswith(f"{name}{AVERAGED}.") for key in opened.tensors):
         name += AVERAGED
     state = {}
     for key, value in network.state_dict().items():
@@ -128,6 +156,40 @@ def load_generator(checkpoint: str | Path, direction: str = "x2y") -> nn.Module:
     network.load_state_dict(state)
     network.eval()
     return network
+
+
+def class_model(checkpoint: str | Path, *, sees: bool = True) -> Model | None:
+    """The translator to classes in a checkpoint, as it is used; None where there is none.
+
+    Where it has several, as a translator of whose parts one makes pictures alone, it is the one
+    with the most parts.
+
+    Args:
+        checkpoint: a safetensors file.
+        sees: False wants one that sees no picture, as the generator alone.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    shapes = {name: info.shape for name, info in open_checkpoint(checkpoint).tensors.items()}
+    present = {name.partition(".")[0] for name in shapes}
+    found: tuple[int, Any, Any] | None = None
+    for called in trainer_names():
+        try:
+            trainer = get_trainer(called)
+            if not isinstance(trainer, ClassTranslating):
+                continue
+            options = trainer.options(**trainer.options_in(shapes))
+            name, how = next(iter(trainer.translators(options).items()), ("", None))
+            if how is None or not how.classes or (not sees and how.source is not None):
+                continue
+            joined = trainer.joined(options).get(name)
+        except (MismatchError, TrainerError):
+            continue
+        parts = {name} if joined is None else {*joined.parts}
+        if parts <= present and (found is None or len(parts) > found[0]):
+            found = len(parts), trainer, options
+    return None if found is None else found[1].model(found[2], Path(checkpoint))
 
 
 def _leading(translators: Mapping[str, Translator], direction: str) -> str:
