@@ -35,8 +35,10 @@ _DIRECTION = click.option(
     help="From the first domain to the second, or back; a model of one generator has one.",
 )  # fmt: skip
 _FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
-_CLASS = click.option("--class", "one", metavar="NAME", help="Of a model of classes, which one.")
-_CLASSES = click.option(
+_ONE_CLASS = click.option(
+    "--class", "one", metavar="NAME", help="Of a model of classes, which one."
+)
+_CLASS_NAMES = click.option(
     "--classes", "several", metavar="NAME,NAME,…|all",
     help="In place of --class: several, each in a folder of its own.",
 )  # fmt: skip
@@ -131,8 +133,8 @@ def train(
 @click.argument("source", metavar="IN", type=_PATH)
 @click.argument("output", metavar="OUT", type=_PATH)
 @_DIRECTION
-@_CLASS
-@_CLASSES
+@_ONE_CLASS
+@_CLASS_NAMES
 @click.option("--samples", default=1, show_default=True, help="Of each picture, by its noise.")
 @click.option("--z-seed", "seed", default=0, show_default=True, help="Of the noise.")
 @click.option("--batch", default=8, show_default=True, help="Pictures of one size at a time.")
@@ -165,8 +167,8 @@ def translate(
 @i2i.command(no_args_is_help=True)
 @click.argument("model", type=_PATH)
 @click.argument("output", metavar="OUT", type=_PATH)
-@_CLASS
-@_CLASSES
+@_ONE_CLASS
+@_CLASS_NAMES
 @click.option("-n", "count", default=16, show_default=True, help="Pictures of each class.")
 @click.option("--seed", default=0, show_default=True, help="Of the noise.")
 @click.option(
@@ -208,7 +210,7 @@ def sample(
     "--data", type=_PATH, metavar="PATH", help="What is translated: a picture, or a folder of them."
 )
 @click.option("--sources", default=8, show_default=True, help="How many of these, from all parts.")
-@_CLASSES
+@_CLASS_NAMES
 @click.option("--z", "samples", default=1, show_default=True, help="Rows of a source, by noise.")
 @click.option(
     "--kind", type=click.Choice(["classes", "interpolate"]), default="classes", show_default=True,

@@ -15,14 +15,16 @@ from modelsoup_i2i.networks import biggans
 from modelsoup_i2i.networks.described import Network
 from modelsoup_i2i.networks.spectral import Spectral, folded
 from modelsoup_i2i.networks.unet import UnetGenerator
+from modelsoup_i2i.pictures.draws import Noise
 from modelsoup_i2i.pictures.images import read_image, save_png, to_image, to_tensor
 from modelsoup_i2i.trainers.deepi2i import DeepI2I, DeepI2IOptions
 from modelsoup_i2i.use.classes import CLASSES
 from modelsoup_i2i.use.generators import load_generator, load_model
-from modelsoup_i2i.use.models import Wanted
-from modelsoup_i2i.use.pages import by_class, write_page
+from modelsoup_i2i.use.models import Model, Wanted
+from modelsoup_i2i.use.pages import by_class, interpolated, sampled, write_page
 from modelsoup_i2i.use.sampling import sample
 from modelsoup_i2i.use.translate import export_onnx, translate, translate_arrays, translated_arrays
+from modelsoup_i2i.use.translator import Translator
 from safetensors.torch import save_file
 
 import modelsoup
@@ -468,6 +470,24 @@ def test_of_one_class_a_page_goes_from_one_noise_to_another(gan, tmp_path):
         assert np.abs(row[0].astype(int) - ends[first]).max() <= 1
         assert np.abs(row[-1].astype(int) - ends[last]).max() <= 1
     assert page.tiles[0]["z"] == "0…1" and page.tiles[-1]["z"] == "1…2"
+
+
+def test_a_model_of_noise_alone_needs_no_class(tmp_path):
+    class Shades(torch.nn.Module):
+        channels, size = 3, 8
+
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(z)[:, :, None, None].expand(-1, -1, 8, 8)
+
+    model = Model("G", Translator(None, "X", "made", takes=(Noise("z", (3,)),)), Shades())
+    (row,) = interpolated(model, None, model.labels(None)).rows
+    first, last = (torch.from_numpy(model.how.given([""], sample=n)[0]) for n in (0, 1))
+    for share, made in zip(np.linspace(0, 1, 7), row, strict=True):
+        own = torch.tanh(torch.lerp(first, last, float(share)))[0, :, None, None].expand(3, 8, 8)
+        assert np.abs(made.astype(int) - to_image(own)).max() <= 1
+    assert len(sampled(model, model.labels(None), 5).tiles) == 5
+    with pytest.raises(modelsoup.ParameterError, match="G makes pictures of no classes"):
+        by_class(model, None, [])
 
 
 def test_a_net_that_ignores_its_noise_has_equal_pictures_for_it(tmp_path):

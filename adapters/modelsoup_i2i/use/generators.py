@@ -75,10 +75,15 @@ class Found:
 
     @property
     def channels(self) -> int:
-        """Of its pictures."""
-        told = [network.sizes["channels"] for network in self.parts.values()
-                if "channels" in network.sizes]  # fmt: skip
-        return int(told[-1])
+        """Of its pictures, as the sizes of a part tell.
+
+        Raises:
+            MismatchError: none does.
+        """
+        for network in reversed(self.parts.values()):
+            if "channels" in network.sizes:
+                return int(network.sizes["channels"])
+        raise MismatchError(f"no network of {', '.join(self.parts)} has channels among its sizes")
 
 
 def must_lead(direction: str) -> None:

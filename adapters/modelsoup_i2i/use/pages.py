@@ -28,9 +28,9 @@ Source = tuple[str, np.ndarray]
 """A picture by its name."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Page:
-    """Pictures in rows of one length.
+    """Pictures in rows of one length, to which rows are added.
 
     Attributes:
         titles: one a column, or none.
@@ -48,7 +48,7 @@ class Page:
     def add(self, pictures: Sequence[np.ndarray], tiles: Iterable[dict[str, Any]]) -> None:
         """Another row, and what its pictures are."""
         row = len(self.rows)
-        self.tiles += [{"row": row, "column": n, **tile} for n, tile in enumerate(tiles)]
+        self.tiles.extend({"row": row, "column": n, **tile} for n, tile in enumerate(tiles))
         self.rows.append([*pictures])
 
     def transposed(self) -> Page:
