@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,16 @@ _DIRECTION = click.option(
     help="From the first domain to the second, or back; a model of one generator has one.",
 )  # fmt: skip
 _FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
+_ONE_CLASS = click.option(
+    "--class", "one", metavar="NAME", help="Of a model of classes, which one."
+)
+_CLASS_NAMES = click.option(
+    "--classes", "several", metavar="NAME,NAME,…|all",
+    help="In place of --class: several, each in a folder of its own.",
+)  # fmt: skip
+_DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -123,31 +133,114 @@ def train(
 @click.argument("source", metavar="IN", type=_PATH)
 @click.argument("output", metavar="OUT", type=_PATH)
 @_DIRECTION
+@_ONE_CLASS
+@_CLASS_NAMES
+@click.option("--samples", default=1, show_default=True, help="Of each picture, by its noise.")
+@click.option("--z-seed", "seed", default=0, show_default=True, help="Of the noise.")
 @click.option("--batch", default=8, show_default=True, help="Pictures of one size at a time.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@_DEVICE
 @_FORCE
 def translate(
-    model: Path, source: Path, output: Path, direction: str, batch: int, device: str, force: bool
+    model: Path,
+    source: Path,
+    output: Path,
+    direction: str,
+    one: str | None,
+    several: str | None,
+    samples: int,
+    seed: int,
+    batch: int,
+    device: str,
+    force: bool,
 ) -> None:
     """Translate a picture, or a folder of them, to PNG files of the same names."""
     with _needed("i2i"):
         from .use.translate import translate as run
-
-    told = time.monotonic()
-
-    def shown(done: int, of: int) -> None:
-        nonlocal told
-        if sys.stderr.isatty():
-            click.echo(f"\r{done}/{of}", nl=done == of, err=True)
-        elif time.monotonic() - told >= _MINUTE:
-            told = time.monotonic()
-            click.echo(f"{done}/{of}", err=True)
-
     written = run(
-        model, source, output, direction=direction, batch=batch, device=device, force=force,
-        progress=shown, say=_say,
+        model, source, output, direction=direction, classes=_classes(one, several),
+        samples=samples, seed=seed, batch=batch, device=device, force=force,
+        progress=_progress(), say=_say,
     )  # fmt: skip
     click.echo(printable(f"{len(written)} written to {output}"))
+
+
+@i2i.command(no_args_is_help=True)
+@click.argument("model", type=_PATH)
+@click.argument("output", metavar="OUT", type=_PATH)
+@_ONE_CLASS
+@_CLASS_NAMES
+@click.option("-n", "count", default=16, show_default=True, help="Pictures of each class.")
+@click.option("--seed", default=0, show_default=True, help="Of the noise.")
+@click.option(
+    "--source", type=click.Choice(["none"]),
+    help="Of a model that translates: its generator alone, without what it would see.",
+)  # fmt: skip
+@click.option("--sheet", is_flag=True, help="One page, OUT.png, beside which OUT.csv tells it.")
+@click.option("--batch", default=16, show_default=True, help="Pictures at a time.")
+@_DEVICE
+@_FORCE
+def sample(
+    model: Path,
+    output: Path,
+    one: str | None,
+    several: str | None,
+    count: int,
+    seed: int,
+    source: str | None,
+    sheet: bool,
+    batch: int,
+    device: str,
+    force: bool,
+) -> None:
+    """Have a GAN make pictures of noise, as PNG files or on one page."""
+    with _needed("i2i"):
+        from .use.sampling import sample as run
+    written = run(
+        model, output, classes=_classes(one, several), count=count, seed=seed,
+        without_source=source is not None, sheet=sheet, batch=batch, device=device, force=force,
+        progress=_progress(),
+    )  # fmt: skip
+    click.echo(printable(f"{len(written)} written to {output}" if not sheet else f"{output}"))
+
+
+@i2i.command(no_args_is_help=True)
+@click.argument("model", type=_PATH)
+@click.option("-o", "--output", required=True, metavar="PAGE.png", type=_PATH, help="The page.")
+@click.option(
+    "--data", type=_PATH, metavar="PATH", help="What is translated: a picture, or a folder of them."
+)
+@click.option("--sources", default=8, show_default=True, help="How many of these, from all parts.")
+@_CLASS_NAMES
+@click.option("--z", "samples", default=1, show_default=True, help="Rows of a source, by noise.")
+@click.option(
+    "--kind", type=click.Choice(["classes", "interpolate"]), default="classes", show_default=True,
+    help="A column for each class; or steps between two classes, or two z of one.",
+)  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Of the noise.")
+@click.option("--transpose", is_flag=True, help="A row for each class.")
+@_DEVICE
+@_FORCE
+def grid(
+    model: Path,
+    output: Path,
+    data: Path | None,
+    sources: int,
+    several: str | None,
+    samples: int,
+    kind: str,
+    seed: int,
+    transpose: bool,
+    device: str,
+    force: bool,
+) -> None:
+    """Make a page of what a model makes: PNG, and a CSV that tells each of its pictures."""
+    with _needed("i2i"):
+        from .use.pages import write_page
+    page = write_page(
+        model, output, kind=kind, data=data, sources=sources, classes=_classes(None, several),
+        samples=samples, seed=seed, transpose=transpose, device=device, force=force,
+    )  # fmt: skip
+    click.echo(printable(f"{output}: {counted(len(page.tiles), 'picture')}"))
 
 
 @i2i.command(no_args_is_help=True)
@@ -157,7 +250,7 @@ def translate(
 @click.option("--size", type=int, help="Fix height and width.  [default: any that it takes]")
 @_FORCE
 def export(model: Path, output: Path, direction: str, size: int | None, force: bool) -> None:
-    """Write a generator as ONNX."""
+    """Write a generator or a translator as ONNX."""
     with _needed("i2i"):
         from .use.translate import export_onnx
     export_onnx(model, output, direction=direction, size=size, force=force)
@@ -361,10 +454,12 @@ def evaluate(
         from .measuring.kept import Kept, features_folder
         from .pictures.images import left_out
         from .pictures.transforms import Transform
-        from .use.generators import class_model
+        from .use.generators import load_model
     of_classes = None
     if model is not None and (model.exists() or classifier or train or control):
-        of_classes = class_model(model, sees=not control)
+        found = load_model(model, direction)
+        if found.how.classes:
+            of_classes = found.without_source() if control else found
     _must_apply(
         "images" if model is None else "model" if of_classes is None else "classes", names,
         extractor,
@@ -506,6 +601,30 @@ def _must_apply(
             if name in given and not applies:
                 called = "--data" if name == "root" else f"--{name.replace('_', '-')}"
                 raise ParameterError(f"{called} {why}")
+
+
+def _classes(one: str | None, several: str | None) -> str | list[str] | None:
+    """The classes that are asked for, as Python has them."""
+    if one is not None and several is not None:
+        raise ParameterError("--class names one class, and --classes several: give one of the two")
+    if several is None or several == "all":
+        return one if several is None else several
+    return [found for name in several.split(",") if (found := name.strip())]
+
+
+def _progress() -> Callable[[int, int], None]:
+    """What tells on stderr how many pictures are done: in place, or else once a minute."""
+    told = time.monotonic()
+
+    def shown(done: int, of: int) -> None:
+        nonlocal told
+        if sys.stderr.isatty():
+            click.echo(f"\r{done}/{of}", nl=done == of, err=True)
+        elif time.monotonic() - told >= _MINUTE:
+            told = time.monotonic()
+            click.echo(f"{done}/{of}", err=True)
+
+    return shown
 
 
 def _say(line: str) -> None:

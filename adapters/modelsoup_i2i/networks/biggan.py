@@ -484,6 +484,11 @@ class Translation(nn.Module):
         self.E, self.A, self.G = E, A, G
         self.size, self.channels = G.size, G.channels
 
+    def embedded(self, classes: torch.Tensor) -> torch.Tensor:
+        """See `Generator`."""
+        made: torch.Tensor = self.G.embedded(classes)
+        return made
+
     def forward(self, images: torch.Tensor, z: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """Pictures of classes, for N × channels × size × size in [−1, 1]; see `Generator`."""
         made: torch.Tensor = self.G(z, classes, self.A(self.E(images)))

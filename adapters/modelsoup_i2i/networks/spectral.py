@@ -2,6 +2,7 @@
 
 A forward pass in training mode moves the estimate of the singular vector, `u0`, by one step of
 power iteration; in evaluation mode it stays. Names of tensors are those of BigGAN's official code.
+For use `folded` divides once: what is left are torch's own layers.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class Spectral:
         own.reset_parameters()
         nn.init.orthogonal_(self.weight)
 
+    def plain(self) -> nn.Module:
+        """A layer of torch that computes the same, and has nothing to divide."""
+        raise NotImplementedError
+
 
 class Convolution(Spectral, nn.Conv2d):
     """A convolution of stride 1 that keeps the size."""
@@ -77,6 +82,12 @@ class Convolution(Spectral, nn.Conv2d):
             made = F.conv_transpose2d(images, kernel, self.bias, stride=2, padding=1)
         return made
 
+    def plain(self) -> nn.Module:
+        """See `Spectral`."""
+        sizes = self.in_channels, self.out_channels, self.kernel_size
+        how = {"padding": self.padding, "bias": self.bias is not None}
+        return _with(nn.utils.skip_init(nn.Conv2d, *sizes, **how), self)
+
 
 class Linear(Spectral, nn.Linear):
     """A matrix, with a bias or without."""
@@ -91,6 +102,11 @@ class Linear(Spectral, nn.Linear):
         made: torch.Tensor = F.linear(values, self.divided(), self.bias)
         return made
 
+    def plain(self) -> nn.Module:
+        """See `Spectral`."""
+        sizes = self.in_features, self.out_features
+        return _with(nn.utils.skip_init(nn.Linear, *sizes, bias=self.bias is not None), self)
+
 
 class Embedding(Spectral, nn.Embedding):
     """A row for each class."""
@@ -104,3 +120,30 @@ class Embedding(Spectral, nn.Embedding):
         """N indices to N × width."""
         made: torch.Tensor = F.embedding(classes, self.divided())
         return made
+
+    def plain(self) -> nn.Module:
+        """See `Spectral`."""
+        sizes = self.num_embeddings, self.embedding_dim
+        return _with(nn.utils.skip_init(nn.Embedding, *sizes), self)
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A network for use, in which each such layer has become a plain one; it is changed itself.
+
+    Its state has no `u0` and `sv0` any more, and it is in evaluation mode.
+    """
+    network.eval()
+    for part in list(network.modules()):
+        for name, layer in list(part.named_children()):
+            if isinstance(layer, Spectral):
+                setattr(part, name, layer.plain())
+    return network
+
+
+def _with(made: nn.Module, layer: Any) -> nn.Module:
+    """A plain layer with the weights that another one computes with."""
+    with torch.no_grad():
+        made.weight.copy_(layer.divided())
+        if getattr(layer, "bias", None) is not None:
+            made.bias.copy_(layer.bias)
+    return made.eval()

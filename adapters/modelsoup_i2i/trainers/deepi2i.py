@@ -163,7 +163,7 @@ class DeepI2I(ImageTrainer):
     def translators(self, o: DeepI2IOptions) -> dict[str, Translator]:
         """All three together."""
         takes = (o.noise("z", o.first), o.labels("c"))
-        return {"T": Translator("data", "data", "translated", takes=takes)}
+        return {"T": Translator("data", "data", "translated", takes=takes, alone="G")}
 
     def players(self, o: DeepI2IOptions) -> dict[str, Player]:
         """Each network by itself; E where it is trained, A where it has weights."""

@@ -1,12 +1,13 @@
-"""The generators of a checkpoint, as they are used.
+"""The generators and translators of a checkpoint, as they are used.
 
 Which trainer a checkpoint belongs to is found from its names: that of a trainer here, or of any
-package's, among whose translators one is.
+package's, whose networks are there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from modelsoup import (
+    Checkpoint,
     CheckpointError,
     MismatchError,
     ParameterError,
@@ -25,6 +27,9 @@ from modelsoup import (
 )
 
 from ..networks.described import AVERAGED, Joined, Network
+from ..networks.shapes import must_match, part_of
+from ..networks.spectral import folded
+from .classes import classes_in
 from .models import Model
 from .translator import Translator
 
@@ -40,6 +45,9 @@ class Translating(Protocol):
     def networks(self, o: Any) -> dict[str, Network]:
         """All networks by name."""
 
+    def joined(self, o: Any) -> dict[str, Joined]:
+        """Modules that are made of several of them."""
+
     def translators(self, o: Any) -> dict[str, Translator]:
         """Those that translate, the most wanted one first."""
 
@@ -47,15 +55,35 @@ class Translating(Protocol):
         """The options that names and shapes in a checkpoint decide, or a MismatchError."""
 
 
-@runtime_checkable
-class ClassTranslating(Translating, Protocol):
-    """One that gives a model, too."""
+@dataclass(frozen=True)
+class Found:
+    """A translator in a checkpoint.
 
-    def joined(self, o: Any) -> dict[str, Joined]:
-        """Modules that are made of several networks."""
+    Attributes:
+        name: what its trainer calls it.
+        how: what it sees, makes and takes.
+        parts: the networks that it is made of, by name.
+        stored: what their names in the checkpoint begin with: with averages, those.
+        joined: how it is made of them; None where it is one itself.
+    """
 
-    def model(self, o: Any, checkpoint: Path) -> Model:
-        """The first translator of a checkpoint."""
+    name: str
+    how: Translator
+    parts: dict[str, Network]
+    stored: dict[str, str]
+    joined: Joined | None
+
+    @property
+    def channels(self) -> int:
+        """Of its pictures, as the sizes of a part tell.
+
+        Raises:
+            MismatchError: none does.
+        """
+        for network in reversed(self.parts.values()):
+            if "channels" in network.sizes:
+                return int(network.sizes["channels"])
+        raise MismatchError(f"no network of {', '.join(self.parts)} has channels among its sizes")
 
 
 def must_lead(direction: str) -> None:
@@ -68,17 +96,18 @@ def must_lead(direction: str) -> None:
         raise ParameterError(f"the direction is {direction!r}, but must be x2y or y2x")
 
 
-def generator_in(checkpoint: str | Path, direction: str = "x2y") -> tuple[str, Network]:
-    """One generator of a checkpoint: its name, and what it was built with.
+def find(checkpoint: str | Path, direction: str = "x2y") -> Found:
+    """A translator of a checkpoint, or a generator, of the trainer most of whose networks it has.
 
     Raises:
-        as `load_generator`.
+        as `load_model`.
     """
     must_lead(direction)
-    shapes = {name: info.shape for name, info in open_checkpoint(checkpoint).tensors.items()}
+    shapes = {name: tuple(i.shape) for name, i in open_checkpoint(checkpoint).tensors.items()}
     present = {name.partition(".")[0] for name in shapes}
     known: list[str] = []
-    fault: MismatchError | None = None
+    fitting: list[tuple[bool, int, str, Translating, str]] = []
+    faults: dict[str, MismatchError] = {}
     for called in trainer_names():
         try:
             trainer = get_trainer(called)
@@ -87,46 +116,78 @@ def generator_in(checkpoint: str | Path, direction: str = "x2y") -> tuple[str, N
             continue
         if not isinstance(trainer, Translating):
             continue
-        translators = trainer.translators(trainer.options())
+        try:
+            usual = trainer.options()
+            translators = trainer.translators(usual)
+        except (TypeError, ValueError, ParameterError) as error:
+            known.append(f"{called}, of whose options not all have a default ({error})")
+            continue
         if not translators:
             continue
         known.append(f"{' or '.join(map(repr, translators))} of {called}")
-        if not present & translators.keys():
+        joined = trainer.joined(usual)
+        of_all = [part for name in translators for part in _parts(name, joined)]
+        if not any(_stored(part, present) in present for part in of_all):
             continue
         try:
             name = _leading(translators, direction)
-            own = {n: shape for n, shape in shapes.items() if n.startswith(f"{name}.")}
-            if not own:
-                raise MismatchError(
-                    f"there is no tensor of the generator {name!r} (names that begin with "
-                    f"'{name}.')"
-                )
-            options = trainer.options(**trainer.options_in(own))
         except MismatchError as error:
-            fault = fault or MismatchError(f"{checkpoint}: {error}")
+            faults[called] = error
             continue
-        return name, trainer.networks(options)[name]
-    raise fault or MismatchError(
+        whole = all(_stored(part, present) in present for part in _parts(name, joined))
+        own = sum(network in present for network in trainer.networks(usual))
+        fitting.append((whole, own, called, trainer, name))
+    # Those of which nothing lacks first, then by how many networks are there.
+    fitting.sort(key=lambda one: (one[0], one[1]), reverse=True)
+    for whole, _, called, fits, name in fitting:
+        if faults and not whole:
+            break
+        try:
+            return _told(fits, name, shapes, present)
+        except MismatchError as error:
+            faults[called] = error
+    if len(faults) == 1:
+        raise MismatchError(f"{checkpoint}: {next(iter(faults.values()))}")
+    if faults:
+        said = "; ".join(f"of {called}, {error}" for called, error in faults.items())
+        raise MismatchError(f"{checkpoint}: {said}")
+    raise MismatchError(
         f"{checkpoint} holds no generator that a trainer here knows: {'; '.join(known)}"
     )
 
 
-def load_generator(checkpoint: str | Path, direction: str = "x2y") -> nn.Module:
-    """One generator of a checkpoint, in eval mode, in float32 on the CPU.
+def load_model(checkpoint: str | Path, direction: str = "x2y") -> Model:
+    """What a checkpoint is used for: in eval mode, in float32 on the CPU.
 
-    Where there is an average of its weights over steps, those are taken.
+    Where there is an average of a network's weights over steps, that is taken. Weights that are
+    divided by their largest singular value are so once, and are plain ones then.
 
     Args:
-        checkpoint: a safetensors file with generators of a trainer: `G_A.*` (X to Y) and `G_B.*`
-            (Y to X) of CycleGAN, `G.*` of pix2pix, …
-        direction: `x2y` or `y2x`; where there is one generator, both are it.
+        checkpoint: a safetensors file with networks of a trainer: `G_A.*` (X to Y) and `G_B.*`
+            (Y to X) of CycleGAN, `G.*` of pix2pix or a GAN, `E.*`, `A.*` and `G.*` of DeepI2I, …
+        direction: `x2y` or `y2x`; where there is one translator, both are it.
 
     Raises:
         ParameterError: another direction.
         CheckpointError: the file is missing or damaged.
-        MismatchError: it holds no such generator, or one of another kind.
+        MismatchError: it holds no such translator, or one of another kind.
     """
-    return load_network(checkpoint, *generator_in(checkpoint, direction))
+    found, opened = find(checkpoint, direction), open_checkpoint(checkpoint)
+    names = () if not found.how.classes else classes_in(Path(checkpoint)) or ()
+    if len(names) > found.how.classes:
+        raise MismatchError(
+            f"{checkpoint} names {len(names)} classes, but {found.name} knows {found.how.classes}"
+        )
+    networks = {
+        name: _loaded(opened, found.stored[name], told) for name, told in found.parts.items()
+    }
+    module = networks[found.name] if found.joined is None else found.joined.build(networks)
+    return Model(found.name, found.how, folded(module), names, str(checkpoint))
+
+
+def load_generator(checkpoint: str | Path, direction: str = "x2y") -> nn.Module:
+    """The network alone that `load_model` finds, or the module that is joined of several."""
+    return load_model(checkpoint, direction).module
 
 
 def load_network(
@@ -143,53 +204,65 @@ def load_network(
     Raises:
         CheckpointError: the file is missing or damaged, or the network holds NaN or infinity.
     """
-    network, opened = told.build(), open_checkpoint(checkpoint)
-    if averaged and any(key.startswith(f"{name}{AVERAGED}.") for key in opened.tensors):
-        name += AVERAGED
+    opened = open_checkpoint(checkpoint)
+    present = {key.partition(".")[0] for key in opened.tensors}
+    return _loaded(opened, _stored(name, present) if averaged else name, told)
+
+
+def _loaded(opened: Checkpoint, stored: str, told: Network) -> nn.Module:
+    network = told.build()
     state = {}
     for key, value in network.state_dict().items():
         dtype = np.float32 if value.is_floating_point() else np.int64
-        values = np.asarray(opened[f"{name}.{key}"], dtype)
+        values = np.asarray(opened[f"{stored}.{key}"], dtype)
         if not np.isfinite(values).all():
-            raise CheckpointError(f"{checkpoint}: {name}.{key} holds NaN or infinity")
+            raise CheckpointError(f"{opened.path}: {stored}.{key} holds NaN or infinity")
         state[key] = torch.from_numpy(values)
     network.load_state_dict(state)
-    network.eval()
-    return network
+    return network.eval()
 
 
-def class_model(checkpoint: str | Path, *, sees: bool = True) -> Model | None:
-    """The translator to classes in a checkpoint, as it is used; None where there is none.
-
-    Where it has several, as a translator of whose parts one makes pictures alone, it is the one
-    with the most parts.
-
-    Args:
-        checkpoint: a safetensors file.
-        sees: False wants one that sees no picture, as the generator alone.
+def _told(
+    trainer: Translating, name: str, shapes: Mapping[str, tuple[int, ...]], present: set[str]
+) -> Found:
+    """A translator with the sizes that a checkpoint decides.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        MismatchError: a part of it is missing, or of another kind.
     """
-    shapes = {name: info.shape for name, info in open_checkpoint(checkpoint).tensors.items()}
-    present = {name.partition(".")[0] for name in shapes}
-    found: tuple[int, Any, Any] | None = None
-    for called in trainer_names():
-        try:
-            trainer = get_trainer(called)
-            if not isinstance(trainer, ClassTranslating):
-                continue
-            options = trainer.options(**trainer.options_in(shapes))
-            name, how = next(iter(trainer.translators(options).items()), ("", None))
-            if how is None or not how.classes or (not sees and how.source is not None):
-                continue
-            joined = trainer.joined(options).get(name)
-        except (MismatchError, TrainerError):
-            continue
-        parts = {name} if joined is None else {*joined.parts}
-        if parts <= present and (found is None or len(parts) > found[0]):
-            found = len(parts), trainer, options
-    return None if found is None else found[1].model(found[2], Path(checkpoint))
+    joined = trainer.joined(trainer.options())
+    stored = {part: _stored(part, present) for part in _parts(name, joined)}
+    if lacking := [part for part, place in stored.items() if place not in present]:
+        of = "" if lacking == [name] else f", of which {name} is made"
+        raise MismatchError(
+            f"there is no tensor of the generator {lacking[0]!r} (names that begin with "
+            f"'{lacking[0]}.'){of}"
+        )
+    own = {
+        f"{part}.{n.partition('.')[2]}": shape for part, place in stored.items()
+        for n, shape in shapes.items() if n.startswith(f"{place}.")
+    }  # fmt: skip
+    try:
+        options = trainer.options(**trainer.options_in(own))
+    except ValueError as error:
+        raise MismatchError(f"networks of such sizes are none of its trainer's: {error}") from None
+    networks, joined = trainer.networks(options), trainer.joined(options)
+    for part in stored:
+        there, said = part_of(own, f"{part}.", "network")
+        must_match(there, networks[part].shapes(), said)
+    return Found(
+        name, trainer.translators(options)[name], {part: networks[part] for part in stored},
+        stored, joined.get(name),
+    )  # fmt: skip
+
+
+def _parts(name: str, joined: Mapping[str, Joined]) -> tuple[str, ...]:
+    return joined[name].parts if name in joined else (name,)
+
+
+def _stored(part: str, present: set[str]) -> str:
+    """What a network's names begin with: its average's, where there is one."""
+    return part + AVERAGED if part + AVERAGED in present else part
 
 
 def _leading(translators: Mapping[str, Translator], direction: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,29 @@ import numpy as np
 import torch
 from torch import nn
 
+from modelsoup import MismatchError, ParameterError, listed, nearest
+
 from ..networks.layers import at_any_size
+from ..pictures.draws import Classes
 from ..pictures.images import to_image, to_tensor
 from ..pictures.transforms import Transform
 from .translator import Translator
+
+ALL = "all"  # in place of names: every class
+AT_ONCE = 16  # pictures that are made in one pass
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A picture that is to be made.
+
+    Attributes:
+        picture: of what, uint8, height × width × channels; None where the model sees none.
+        given: what else it is called with, each 1 × …: see `Translator.given`.
+    """
+
+    picture: np.ndarray | None
+    given: Sequence[np.ndarray] = ()
 
 
 @dataclass(frozen=True)
@@ -26,12 +46,14 @@ class Model:
         how: what it sees, makes and takes.
         module: on its device.
         classes: the names of those that it makes pictures of, by their indices, where it has such.
+        origin: the checkpoint, for errors; empty for one in training.
     """
 
     name: str
     how: Translator
     module: nn.Module
     classes: tuple[str, ...] = ()
+    origin: str = ""
 
     @property
     def channels(self) -> int:
@@ -43,6 +65,91 @@ class Model:
         """The side of its pictures, which are square; None where they have any size."""
         side = getattr(self.module, "size", None)
         return None if side is None else int(side)
+
+    @property
+    def called(self) -> str:
+        """What errors call it."""
+        return f"{self.name} of {self.origin}" if self.origin else self.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By their indices; the indices themselves where a checkpoint has no names."""
+        return self.classes or tuple(map(str, range(self.how.classes)))
+
+    def labels(self, classes: str | Sequence[str] | None) -> list[int]:
+        """The indices of classes.
+
+        Args:
+            classes: a name, or several; `all` for every one; None where it has none.
+
+        Raises:
+            ParameterError: none is given though it has classes, or the other way round; or one
+                that it has not.
+        """
+        known = self.class_names
+        if not known:
+            if classes is not None:
+                raise ParameterError(f"{self.called} makes pictures of no classes: name none")
+            return []
+        if classes is None or not classes:
+            raise ParameterError(
+                f"{self.called} makes pictures of classes: name one of them, or several, or all "
+                f"(it has {listed(known)})"
+            )
+        if classes == ALL:
+            return list(range(len(known)))
+        found = []
+        for name in [classes] if isinstance(classes, str) else classes:
+            if name not in known:
+                raise ParameterError(
+                    f"{self.called} has no class {name!r}{nearest(name, known)} (it has "
+                    f"{listed(known)})"
+                )
+            if known.index(name) in found:
+                raise ParameterError(f"the class {name!r} is named twice")
+            found.append(known.index(name))
+        return found
+
+    def without_source(self) -> Model:
+        """What makes its pictures without seeing any: of a joined one, its generator.
+
+        Raises:
+            MismatchError: there is none: it sees pictures, and is one network.
+        """
+        if self.how.source is None:
+            return self
+        if self.how.alone is None:
+            raise MismatchError(f"{self.called} makes pictures of others, and of nothing else")
+        alone = self.module.get_submodule(self.how.alone)
+        how = dataclasses.replace(self.how, source=None, alone=None)
+        return dataclasses.replace(self, name=self.how.alone, how=how, module=alone)
+
+    def mixed(self, given: Sequence[np.ndarray], first: int, second: int, share: float) -> Any:
+        """What is given, with a mixture of two classes' rows of the embedding in the class's place.
+
+        Args:
+            given: see `Translator.given`.
+            first: the index of a class …
+            second: … and of another one.
+            share: of the second, from 0 to 1.
+
+        Raises:
+            ParameterError: it embeds no classes.
+        """
+        if not self.how.classes or not hasattr(self.module, "embedded"):
+            raise ParameterError(f"{self.called} embeds no classes that could be mixed")
+        with torch.no_grad():
+            both = torch.tensor([first, second], device=self.device)
+            one, other = self.module.embedded(both).float().cpu().numpy()
+        mixture = (np.float32(1 - share) * one + np.float32(share) * other)[None]
+        of_class = [isinstance(draw, Classes) for draw in self.how.takes]
+        return [mixture if is_class else own
+                for is_class, own in zip(of_class, given, strict=True)]  # fmt: skip
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
     def seen(self, picture: np.ndarray) -> np.ndarray:
         """A picture as the network sees it: of a network of one size, its middle, at that size."""
@@ -68,8 +175,7 @@ class Model:
         Raises:
             NonfiniteImageError: one holds NaN or infinity.
         """
-        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
-        others = [torch.from_numpy(values).to(device) for values in given]
+        others = [torch.from_numpy(values).to(self.device) for values in given]
         with torch.no_grad(), in_use(self.module), context or nullcontext():
             if pictures is None:
                 result = self.module(*others)
@@ -77,9 +183,33 @@ class Model:
                 images = torch.stack([to_tensor(self.seen(picture)) for picture in pictures])
                 multiple = getattr(self.module, "multiple", 1)
                 # What it takes beside images is of no size.
-                result = at_any_size(lambda own: self.module(own, *others), images.to(device),
+                result = at_any_size(lambda own: self.module(own, *others), images.to(self.device),
                                      multiple)  # fmt: skip
         return [to_image(image.float()) for image in result]
+
+    def each(self, wanted: Iterable[Wanted], batch: int = AT_ONCE) -> Iterator[np.ndarray]:
+        """Pictures one after the other, made `batch` at a time; no more are in memory.
+
+        Neighbours of one size are a batch. Which ones they are may decide how pictures are rounded.
+        """
+        group: list[Wanted] = []
+        for one in wanted:
+            picture = None if one.picture is None else self.seen(one.picture)
+            if group and (len(group) == batch or _shape(group[0].picture) != _shape(picture)):
+                yield from self._group(group)
+                group = []
+            group.append(Wanted(picture, one.given))
+        if group:
+            yield from self._group(group)
+
+    def _group(self, group: Sequence[Wanted]) -> list[np.ndarray]:
+        pictures = [one.picture for one in group if one.picture is not None]
+        given = [np.concatenate(own) for own in zip(*(one.given for one in group), strict=True)]
+        return self.made(pictures or None, given)
+
+
+def _shape(picture: np.ndarray | None) -> tuple[int, ...]:
+    return () if picture is None else picture.shape
 
 
 @contextmanager

@@ -4,33 +4,59 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import ceil, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from modelsoup import ParameterError, placed
+from modelsoup import OutputError, ParameterError, check_output, placed
 
+from ..pictures.images import list_images, read_image
 from ..pictures.sheets import grid, save
-from .models import Model
+from .generators import load_model
+from .models import Model, Wanted
+from .translate import device_called
 
-SAMPLES_AT_ONCE = 16  # a batch, whatever the page's size
+MOST_CLASSES = 10  # of a page for which none are named
+STEPS = 7  # of an interpolation
+_COLUMNS = ["row", "column", "source", "class", "z"]
+
+Source = tuple[str, np.ndarray]
+"""A picture by its name."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """Pictures in rows of one length.
+    """Pictures in rows of one length, to which rows are added.
 
     Attributes:
-        titles: one a column.
+        titles: one a column, or none.
         rows: uint8, height × width × channels.
-        tiles: of each picture, in their order: row, column, source, class, z.
+        tiles: of each picture, in their order: row, column, source, class, z; and t, the share of
+            the second of two that are mixed.
+        labels: one a row, or none.
     """
 
     titles: list[str]
     rows: list[list[np.ndarray]] = field(default_factory=list)
-    tiles: list[dict[str, object]] = field(default_factory=list)
+    tiles: list[dict[str, Any]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+
+    def add(self, pictures: Sequence[np.ndarray], tiles: Iterable[dict[str, Any]]) -> None:
+        """Another row, and what its pictures are."""
+        row = len(self.rows)
+        self.tiles.extend({"row": row, "column": n, **tile} for n, tile in enumerate(tiles))
+        self.rows.append([*pictures])
+
+    def transposed(self) -> Page:
+        """The same with rows for columns."""
+        tiles = [{**one, "row": one["column"], "column": one["row"]} for one in self.tiles]
+        places = {(one["row"], one["column"]): one for one in tiles}
+        columns = [list(own) for own in zip(*self.rows, strict=True)]
+        return Page(self.labels, columns, [places[place] for place in sorted(places)], self.titles)
 
     def save(self, path: str | os.PathLike[str], *, model: str = "", force: bool = False) -> None:
         """Write it as PNG, and beside it a CSV that tells what each of its pictures is.
@@ -38,18 +64,90 @@ class Page:
         Raises:
             OutputError: one of them exists, or cannot be written.
         """
-        png = Path(path)
-        with placed(png.with_suffix(".csv"), force=force) as partial:
-            columns = ["row", "column", "source", "class", "z"]
-            with partial.open("w", newline="", encoding="utf-8") as file:
-                told = csv.DictWriter(file, [*columns, "checkpoint"], lineterminator="\n")
+        png = must_be_page(path, force=force)
+        table = png.with_suffix(".csv")
+        with placed(table, force=force) as text, placed(png, force=force) as picture:
+            save(grid(self.rows, self.titles, self.labels), picture)
+            more = ["t"] if any("t" in tile for tile in self.tiles) else []
+            with text.open("w", newline="", encoding="utf-8") as file:
+                told = csv.DictWriter(file, [*_COLUMNS, *more, "checkpoint"], lineterminator="\n")
                 told.writeheader()
                 told.writerows({**tile, "checkpoint": model} for tile in self.tiles)
-            save(grid(self.rows, self.titles), png)
+
+
+def must_be_page(path: str | os.PathLike[str], *, force: bool) -> Path:
+    """Check where a page and its table are to be, before they are made.
+
+    Raises:
+        OutputError: it is no `.png`, or one of them exists.
+    """
+    png = Path(path)
+    if png.suffix.lower() != ".png":
+        raise OutputError(f"the page {png} must end in .png")
+    for file in (png, png.with_suffix(".csv")):
+        check_output(file, force=force, kind="file")
+    return png
+
+
+def write_page(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    kind: str = "classes",
+    data: str | os.PathLike[str] | None = None,
+    sources: int = 8,
+    classes: str | Sequence[str] | None = None,
+    samples: int = 1,
+    seed: int = 0,
+    transpose: bool = False,
+    device: str = "auto",
+    force: bool = False,
+) -> Page:
+    """Make a page of a checkpoint's model, and write it: `.png`, and `.csv` beside it.
+
+    Args:
+        model: a checkpoint with a model of classes, or of noise.
+        output: a `.png` file.
+        kind: `classes`, see `by_class`; or `interpolate`, see `interpolated`.
+        data: a picture, or a folder of them, for a model that sees pictures.
+        sources: how many of these, as far apart as they lie in the order of their names.
+        classes: see `Model.labels`; for `by_class` None is all, or ten of more, as far apart as
+            they lie.
+        samples: rows for each source, of different noise.
+        seed: of the noise.
+        transpose: rows for columns.
+        device: where, as torch names it.
+        force: replace what is there.
+
+    Raises:
+        ParameterError: pictures are lacking or given in vain, or the classes are others.
+        ImageError: a picture cannot be read.
+        OutputError: it exists, or cannot be written.
+        MismatchError: there is no such model.
+    """
+    if kind not in ("classes", "interpolate"):
+        raise ParameterError(f"the kind is {kind!r}, but must be classes or interpolate")
+    for name, number in (("sources", sources), ("samples", samples)):
+        if number < 1:
+            raise ParameterError(f"{name} is {number}, where at least 1 is expected")
+    png, place = must_be_page(output, force=force), device_called(device)
+    own = load_model(str(model))
+    if classes is None and kind == "classes" and own.how.classes:
+        known = own.class_names
+        classes = [known[n] for n in spread(len(known), MOST_CLASSES)]
+    labels = own.labels(classes)
+    seen = None if data is None else _read(Path(data), sources, own.channels)
+    own.module.to(place)
+    make = by_class if kind == "classes" else interpolated
+    page = make(own, seen, labels, samples=samples, seed=seed)
+    if transpose:
+        page = page.transposed()
+    page.save(png, model=str(model), force=force)
+    return page
 
 
 def by_class(
-    model: Model, sources: Sequence[tuple[str, np.ndarray]] | None, labels: Sequence[int], *,
+    model: Model, sources: Sequence[Source] | None, labels: Sequence[int], *,
     samples: int = 1, seed: int = 0,
 ) -> Page:  # fmt: skip
     """A column for each class; a row for each source and sample, or for each sample alone.
@@ -67,23 +165,138 @@ def by_class(
         ParameterError: the model takes no class, or the sources are what it does not see.
     """
     if not model.how.classes:
-        raise ParameterError(f"{model.name} makes pictures of no classes")
+        raise ParameterError(f"{model.called} makes pictures of no classes")
+    names = [model.class_names[label] for label in labels]
+    page = Page([*([] if sources is None else ["image"]), *names])
+    for name, picture in _seen(model, sources):
+        for sample in range(samples):
+            wanted = [
+                Wanted(picture, model.how.given([""], label, seed=seed, sample=sample))
+                for label in labels
+            ]
+            told = [{"source": name, "class": called, "z": sample} for called in names]
+            _add(page, model, (name, picture), wanted, told)
+    return page
+
+
+def interpolated(
+    model: Model, sources: Sequence[Source] | None, labels: Sequence[int], *,
+    samples: int = 1, seed: int = 0,
+) -> Page:  # fmt: skip
+    """A row for each source and sample, from one class to another by mixtures of their embeddings.
+
+    The noise of a row is one. Of one class, or of a model without, it goes from one noise to
+    another instead.
+
+    Args:
+        model: which takes noise.
+        sources: names and pictures; None for a model that sees none.
+        labels: indices of two classes, or of one; none for a model that takes none.
+        samples: for each source.
+        seed: of the noise.
+
+    Raises:
+        ParameterError: the model takes no noise or embeds no classes, there are more of them, or
+            the sources are what it does not see.
+    """
+    if len(labels) > 2:
+        raise ParameterError(f"an interpolation is between two classes, not {len(labels)}")
+    if len(labels) < 2 and not model.how.has_noise:
+        raise ParameterError(f"{model.called} takes no noise, between two of which it could go")
+    shares = [float(share) for share in np.linspace(0, 1, STEPS)]
+    names = [model.class_names[label] for label in labels]
+    page = Page([*([] if sources is None else ["image"]), *(f"{share:.2f}" for share in shares)])
+    label = labels[0] if labels else 0
+    for name, picture in _seen(model, sources):
+        for sample in range(samples):
+            first, second = (
+                model.how.given([""], label, seed=seed, sample=n) for n in (sample, sample + 1)
+            )
+            wanted, told = [], []
+            for share in shares:
+                tile: dict[str, Any] = {"source": name, "class": "…".join(names), "t": share}
+                if len(labels) == 2:
+                    given = model.mixed(first, labels[0], labels[1], share)
+                    tile["z"] = sample
+                else:
+                    given = [_between(a, b, share) for a, b in zip(first, second, strict=True)]
+                    tile["z"] = f"{sample}…{sample + 1}"
+                wanted.append(Wanted(picture, given))
+                told.append(tile)
+            _add(page, model, (name, picture), wanted, told)
+    return page
+
+
+def sampled(model: Model, labels: Sequence[int], count: int, *, seed: int = 0) -> Page:
+    """So many pictures of noise: a row for each class, or a square of one.
+
+    Args:
+        model: which sees no pictures.
+        labels: indices of classes; none for a model that takes none.
+        count: of each class.
+        seed: of the noise.
+    """
+    width = count if len(labels) > 1 else ceil(sqrt(count))
+    page = Page([])
+    for label in labels or [0]:
+        name = model.class_names[label] if labels else ""
+        wanted = [Wanted(None, model.how.given([""], label, seed=seed, sample=n))
+                  for n in range(count)]  # fmt: skip
+        tiles = [{"class": name, "z": n} for n in range(count)]
+        made = list(model.each(wanted))
+        blank = np.full_like(made[0], 255)
+        made += [blank] * (-count % width)
+        for first in range(0, count, width):
+            page.add(made[first : first + width], tiles[first : first + width])
+        if len(labels) > 1:
+            page.labels.append(name)
+    return page
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Places of some of so many, as far apart as they lie."""
+    some = min(count, most)
+    return [n * count // some for n in range(some)]
+
+
+def _read(data: Path, most: int, channels: int) -> list[Source]:
+    """Some pictures of a folder by their names in it; or one picture."""
+    files, root = ([data], data.parent) if data.is_file() else (list_images(data), data)
+    if not files:
+        raise ParameterError(f"the folder {data} holds no images")
+    chosen = [files[n] for n in spread(len(files), most)]
+    return [(file.relative_to(root).as_posix(), read_image(file, channels)) for file in chosen]
+
+
+def _seen(model: Model, sources: Sequence[Source] | None) -> list[tuple[str, np.ndarray | None]]:
+    """The sources, each as the model sees it; or nothing, once.
+
+    Raises:
+        ParameterError: they are what it does not see, or lacking.
+    """
     if (sources is None) != (model.how.source is None):
         wanted = "sees no pictures" if sources else "wants pictures to translate"
-        raise ParameterError(f"{model.name} {wanted}")
-    names = [model.classes[label] if model.classes else str(label) for label in labels]
-    page = Page([*([] if sources is None else ["image"]), *names])
-    for name, picture in sources if sources is not None else [("", None)]:
-        for sample in range(samples):
-            own: list[np.ndarray] = []
-            told: list[dict[str, object]] = []
-            if picture is not None:
-                own, told = [model.seen(picture)], [{"source": name}]
-            for label, called in zip(labels, names, strict=True):
-                given = model.how.given([""], label, seed=seed, sample=sample)
-                own += model.made(None if picture is None else [picture], given)
-                told.append({"source": name, "class": called, "z": sample})
-            row = len(page.rows)
-            page.tiles += [{"row": row, "column": n, **tile} for n, tile in enumerate(told)]
-            page.rows.append(own)
-    return page
+        raise ParameterError(f"{model.called} {wanted}")
+    if sources is None:
+        return [("", None)]
+    return [(name, model.seen(picture)) for name, picture in sources]
+
+
+def _add(
+    page: Page, model: Model, source: tuple[str, np.ndarray | None], wanted: Sequence[Wanted],
+    told: Sequence[dict[str, Any]],
+) -> None:  # fmt: skip
+    name, picture = source
+    made = list(model.each(wanted))
+    if picture is None:
+        page.add(made, told)
+    else:
+        page.add([picture, *made], [{"source": name}, *told])
+
+
+def _between(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
+    """A mixture of numbers; a class's index, which is in both the same, is what it is."""
+    if first.dtype != np.float32:
+        return first
+    mixed: np.ndarray = np.float32(1 - share) * first + np.float32(share) * second
+    return mixed

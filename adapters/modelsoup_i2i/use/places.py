@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,19 @@ from pathlib import Path
 from modelsoup import OutputError, ParameterError, beside, check_output, place, placed
 
 from ..pictures.images import ImageError, list_images
+
+
+@dataclass(frozen=True)
+class Way:
+    """One of the ways in which a picture is translated, by what it adds to names.
+
+    Attributes:
+        folder: in the output, such as a class's; none where it is the output itself.
+        ending: of a name, before its suffix.
+    """
+
+    folder: str = ""
+    ending: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,9 @@ class Translation:
 
 
 @contextmanager
-def translations(source: Path, output: Path, *, force: bool) -> Iterator[list[Translation]]:
+def translations(
+    source: Path, output: Path, *, force: bool, ways: Sequence[Way] = (Way(),)
+) -> Iterator[list[Translation]]:
     """What becomes of a picture, or of a folder's; it is put in place when the block ends.
 
     Names are kept, their suffix becomes `.png`. Other files of a folder that exists stay. Only an
@@ -37,9 +52,10 @@ def translations(source: Path, output: Path, *, force: bool) -> Iterator[list[Tr
 
     Args:
         source: a picture, or a folder.
-        output: for a picture a `.png` file, or a folder that exists; for a folder a folder, which
-            is made with those above it.
+        output: for a picture a `.png` file, or a folder that exists; for a folder, and where there
+            are several ways, a folder, which is made with those above it.
         force: replace pictures that exist.
+        ways: in which each picture is translated: in the list they follow each other.
 
     Raises:
         ParameterError: the folder holds no images.
@@ -47,12 +63,28 @@ def translations(source: Path, output: Path, *, force: bool) -> Iterator[list[Tr
         OutputError: an output exists, is one of the pictures or of two of them, or cannot be
             written.
     """
-    pairs = _pairs(source, output, force)
-    if not source.is_dir():
+    pairs = _pairs(source, output, force, ways)
+    if not source.is_dir() and tuple(ways) == (Way(),):
         ((file, into),) = pairs
         with placed(into, force=force, fsync=False) as partial:
             yield [Translation(file, partial, into)]
         return
+    names = [into.relative_to(output) for _, into in pairs]
+    with pictures_in(output, names, force=force) as partials:
+        yield [
+            Translation(file, partial, into)
+            for (file, into), partial in zip(pairs, partials, strict=True)
+        ]
+
+
+@contextmanager
+def pictures_in(output: Path, names: Sequence[Path], *, force: bool) -> Iterator[list[Path]]:
+    """Where a folder's files are to be saved, by their names in it; see `translations`.
+
+    Raises:
+        OutputError: one of them exists, or cannot be written.
+    """
+    _must_be_free(output, [output / name for name in names], force)
     root = output.resolve()
     missing = [parent for parent in root.parents if not parent.exists()]
     try:
@@ -62,13 +94,9 @@ def translations(source: Path, output: Path, *, force: bool) -> Iterator[list[Tr
             raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
         with beside(root) as work:
             made = work / root.name
-            names = [into.relative_to(output) for _, into in pairs]
             for parent in {name.parent for name in names}:
                 (made / parent).mkdir(parents=True, exist_ok=True)
-            yield [
-                Translation(file, made / name, into)
-                for (file, into), name in zip(pairs, names, strict=True)
-            ]
+            yield [made / name for name in names]
             if not root.exists() or not any(root.iterdir()):
                 place(made, root, force=False)
                 return
@@ -82,27 +110,37 @@ def translations(source: Path, output: Path, *, force: bool) -> Iterator[list[Tr
                     parent.rmdir()
 
 
-def _pairs(source: Path, output: Path, force: bool) -> list[tuple[Path, Path]]:
-    """Each input with its output; checked before anything is made."""
+def _pairs(source: Path, output: Path, force: bool, ways: Sequence[Way]) -> list[tuple[Path, Path]]:
+    """Each input with its outputs; checked before anything is made."""
     if source.is_dir():
-        if os.path.lexists(output) and not output.is_dir():
-            raise OutputError(f"{output} is a file, where a folder is expected for {source}")
-        files = list_images(source)
-        pairs = [(file, output / file.relative_to(source).with_suffix(".png")) for file in files]
+        files, root = list_images(source), source
         if not files:
             raise ParameterError(f"the folder {source} holds no images")
     else:
         if not source.exists():
             raise ImageError(f"{source} does not exist, where images are expected")
+        files, root = [source], source.parent
+    if source.is_dir() or tuple(ways) != (Way(),):
+        if not source.is_dir() and not output.is_dir() and output.suffix.lower() == ".png":
+            raise OutputError(
+                f"{output} is a picture's name, where a folder is expected for what becomes of "
+                f"{source}"
+            )
+        pairs = [
+            (file, _called(output / way.folder / file.relative_to(root), way.ending))
+            for file in files for way in ways
+        ]  # fmt: skip
+    else:
         into = output / f"{source.stem}.png" if output.is_dir() else output
         if into.suffix.lower() != ".png":
             raise OutputError(
                 f"the image {into} must end in .png (a folder that exists takes it under its name)"
             )
         check_output(into, force=True, kind="file")
+        if os.path.lexists(into):
+            check_output(into, force=force, kind="file")
         pairs = [(source, into)]
-    sources = {file.resolve() for file, _ in pairs}
-    folders = {output}
+    sources = {file.resolve() for file in files}
     taken: dict[Path, Path] = {}
     for file, into in pairs:
         if into in taken:
@@ -110,6 +148,19 @@ def _pairs(source: Path, output: Path, force: bool) -> list[tuple[Path, Path]]:
         taken[into] = file
         if into.resolve() in sources:
             raise OutputError(f"{into} would replace its own input")
+    return pairs
+
+
+def _called(file: Path, ending: str) -> Path:
+    return file.with_name(f"{file.stem}{ending}.png")
+
+
+def _must_be_free(output: Path, files: Sequence[Path], force: bool) -> None:
+    """Raise an OutputError where something is in the way of files below a folder."""
+    if os.path.lexists(output) and not output.is_dir():
+        raise OutputError(f"{output} is a file, where a folder is expected")
+    folders = {output}
+    for into in files:
         if os.path.lexists(into):
             check_output(into, force=force, kind="file")
         for folder in into.parents:
@@ -118,4 +169,3 @@ def _pairs(source: Path, output: Path, force: bool) -> list[tuple[Path, Path]]:
             folders.add(folder)
             if os.path.lexists(folder) and not folder.is_dir():
                 raise OutputError(f"{folder} is a file, where a folder is expected for {into}")
-    return pairs

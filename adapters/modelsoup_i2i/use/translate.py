@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
@@ -12,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from modelsoup import (
     MismatchError,
@@ -27,22 +27,18 @@ from modelsoup import (
 )
 
 from ..networks.devices import chosen_device
-from ..networks.layers import at_any_size
-from ..pictures.images import (
-    CHANNELS,
-    left_out,
-    read_image,
-    save_png,
-    to_image,
-    to_tensor,
-)
-from .generators import generator_in, load_generator
-from .places import translations
+from ..pictures.draws import Classes
+from ..pictures.images import CHANNELS, left_out, read_image, save_png
+from .classes import CLASSES
+from .generators import find, load_model
+from .models import ALL, Model, Wanted
+from .places import Way, translations
 
 Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
 
 _SMALLEST, _LARGEST = 16, 8192  # sides of what an exported generator takes
+_LONGEST = 200  # bytes of a class's name, beside which a folder's may have some more
 
 # Warns, for each operation of torchvision's, that it is not there; no network here has one.
 _TORCHVISION_ASIDE = "torch.onnx._internal.exporter._registration"
@@ -54,6 +50,9 @@ def translate(
     output: str | os.PathLike[str],
     *,
     direction: str = "x2y",
+    classes: str | Sequence[str] | None = None,
+    samples: int = 1,
+    seed: int = 0,
     batch: int = 8,
     device: str = "auto",
     force: bool = False,
@@ -63,15 +62,22 @@ def translate(
     """Translate a picture, or all of a folder and its sub-folders, to PNG files.
 
     Any size: the sides are padded by reflection to multiples of what the generator wants, such as
-    four, and cut back. Names are kept, their suffix becomes `.png`; pictures are grey, RGB or RGB
-    with opacity as the model's are. Only one batch is in memory. Pictures are put in place when
-    all are made, so that a failure leaves no part of them.
+    four, and cut back; of a model of one size, the middle of each picture is brought to it. Names
+    are kept, their suffix becomes `.png`; pictures are grey, RGB or RGB with opacity as the model's
+    are. Only one batch is in memory. Pictures are put in place when all are made, so that a failure
+    leaves no part of them.
 
     Args:
-        model: a checkpoint with generators of a trainer: `G_A.*`, `G_B.*`, `G.*`.
+        model: a checkpoint with the networks of a trainer that translates: `G_A.*`, `G_B.*`, `G.*`,
+            or `E.*`, `A.*` and `G.*`.
         source: a picture, or a folder.
         output: for a picture a `.png` file, or a folder that exists; for a folder a folder.
         direction: `x2y` or `y2x`; a model of one generator has one way, whichever is named.
+        classes: of a model of classes, which one; or a list, or `all`, each of which becomes a
+            folder in the output. A class that is itself called `all` is named in a list.
+        samples: of a model that takes noise, so many of each picture; of several, `-1` and so on
+            follow the names.
+        seed: of the noise, which else depends on a picture's name below the source.
         batch: how many neighbours of one size are translated at a time.
         device: where, as torch names it; `auto` is a GPU where there is one.
         force: replace pictures that exist.
@@ -82,28 +88,31 @@ def translate(
         the files that were written.
 
     Raises:
-        ParameterError: a batch below 1, a device that is not there, or a folder without images.
+        ParameterError: a batch below 1, a device that is not there, a folder without images, or a
+            class that is lacking, unknown, or named though there are none.
         OutputError: an output exists, or two pictures would have one name.
         ImageError: a picture cannot be read.
         MismatchError: the model has no such generator, or none of pictures.
     """
     source, output = Path(source), Path(output)
-    if batch < 1:
-        raise ParameterError(f"batch is {batch}, where at least 1 is expected")
-    place = _device(device)
-    channels = channels_of(model, direction)
-    generator = load_generator(str(model), direction).to(place)
-    with translations(source, output, force=force) as wanted:
+    own = _loaded(model, direction, batch, device)
+    outcomes = _outcomes(own, classes, samples, seed)
+    flat = classes is None or (isinstance(classes, str) and classes != ALL)
+    ways = [
+        Way("" if flat else folder_of(own, label), f"-{sample + 1}" if samples > 1 else "")
+        for label, sample in outcomes
+    ]
+    with translations(source, output, force=force, ways=ways) as wanted:
         if source.is_dir() and (rest := left_out(source)) is not None:
             say(f"left out: {rest}")
-        done = 0
-        for group in _groups((read_image(one.source, channels) for one in wanted), batch):
-            results = _translated(generator, [picture for _, picture in group], place)
-            for (at, _), result in zip(group, results, strict=True):
-                save_png(result, wanted[at].partial)
-                done += 1
-                if progress is not None:
-                    progress(done, len(wanted))
+        files = [one.source for one in wanted[:: len(ways)]]
+        root = source if source.is_dir() else source.parent
+        named = ((f.relative_to(root).as_posix(), read_image(f, own.channels)) for f in files)
+        results = own.each(_wanted(own, named, outcomes, seed), batch)
+        for done, (one, result) in enumerate(zip(wanted, results, strict=True), 1):
+            save_png(result, one.partial)
+            if progress is not None:
+                progress(done, len(wanted))
     return [one.output for one in wanted]
 
 
@@ -112,25 +121,31 @@ def translated_arrays(
     pictures: Iterable[np.ndarray],
     *,
     direction: str = "x2y",
+    classes: str | Sequence[str] | None = None,
+    samples: int = 1,
+    seed: int = 0,
     batch: int = 8,
     device: str = "auto",
 ) -> Iterator[np.ndarray]:
     """uint8 height × width × 3 in and out, in order; one batch is in memory, nothing is saved.
 
-    Of a model of grey pictures, or with opacity, it is height × width × 1 or 4.
+    Of a model of grey pictures, or with opacity, it is height × width × 1 or 4. Of a picture come
+    its classes, and of each class its samples, one after the other: see `translate`. The noise
+    depends on the seed and the picture's place, from 0.
     """
-    if batch < 1:
-        raise ParameterError(f"batch is {batch}, where at least 1 is expected")
-    place = _device(device)
-    channels = channels_of(model, direction)
-    generator = load_generator(str(model), direction).to(place)
-    for group in _groups(pictures, batch):
-        own = group[0][1].shape[2]
-        if own != channels:
-            raise ParameterError(
-                f"a picture has {own} channels, where {model} translates such of {channels}"
-            )
-        yield from _translated(generator, [picture for _, picture in group], place)
+    own = _loaded(model, direction, batch, device)
+    outcomes = _outcomes(own, classes, samples, seed)
+
+    def named() -> Iterator[tuple[str, np.ndarray]]:
+        for place, picture in enumerate(pictures):
+            if picture.shape[2] != own.channels:
+                raise ParameterError(
+                    f"a picture has {picture.shape[2]} channels, where {model} translates such of "
+                    f"{own.channels}"
+                )
+            yield str(place), picture
+
+    yield from own.each(_wanted(own, named(), outcomes, seed), batch)
 
 
 def translate_arrays(
@@ -138,10 +153,18 @@ def translate_arrays(
     pictures: Sequence[np.ndarray],
     *,
     direction: str = "x2y",
+    classes: str | Sequence[str] | None = None,
+    samples: int = 1,
+    seed: int = 0,
     device: str = "cpu",
 ) -> list[np.ndarray]:
     """The same, all in memory."""
-    return list(translated_arrays(model, pictures, direction=direction, device=device))
+    return list(
+        translated_arrays(
+            model, pictures, direction=direction, classes=classes, samples=samples, seed=seed,
+            device=device,
+        )
+    )  # fmt: skip
 
 
 def export_onnx(
@@ -153,14 +176,17 @@ def export_onnx(
     batch: int | None = None,
     force: bool = False,
 ) -> Path:
-    """Write one generator as ONNX: input `image`, output `translation`, N × C × H × W in [−1, 1].
+    """Write a generator or a translator as ONNX.
 
-    C is the generator's, usually 3. N is free unless `batch` is given, H and W unless `size` is; H
-    and W must be multiples of what the generator wants, such as four. The file's metadata name the
-    checkpoint, its XXH3-128, and the direction.
+    Its inputs are `image`, N × C × H × W in [−1, 1], where it sees one; then what it takes: noise
+    `z`, N × so many numbers, and `class`, the N indices of classes, int64. Its output, of the same
+    kind as `image`, is `translation`, or `picture` where it sees none. C is the model's, usually 3.
+    N is free unless `batch` is given, H and W unless `size` is or the model has one; they must be
+    multiples of what the generator wants, such as four. The file's metadata name the checkpoint,
+    its XXH3-128, and the direction or the classes.
 
     Raises:
-        ParameterError: the size is no such multiple, or below 16.
+        ParameterError: the size is no such multiple, below 16, or not the model's.
         OutputError: the output exists, does not end in `.onnx`, or cannot be written.
         SoupError: onnx or onnxscript is not installed.
     """
@@ -175,40 +201,70 @@ def export_onnx(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise SoupError(f"exporting needs {how_to_install('onnx')} ({error})") from error
-    generator = load_generator(str(model), direction)
-    multiple = int(generator.multiple)
-    least = max(_SMALLEST, multiple)
-    if size is not None and (size < least or size % multiple):
-        raise ParameterError(
-            f"size is {size}, where a multiple of {multiple} from {least} on is expected"
-        )
+    own = load_model(str(model), direction)
     # Of batch 2 where it is free: the exporter would take a size of 1 for a constant.
-    side = size or max(64, 2 * multiple)
-    example = torch.zeros(batch or 2, generator.channels, side, side)
-    free: dict[int, Any] = {}
-    if batch is None:
-        free[0] = torch.export.Dim("batch")
-    if size is None:
-        limits = {"min": max(_SMALLEST // multiple, 1), "max": _LARGEST // multiple}
-        free[2] = multiple * torch.export.Dim("rows", **limits)
-        free[3] = multiple * torch.export.Dim("columns", **limits)
+    count = batch or 2
+    of_batch: dict[int, Any] = {} if batch is not None else {0: torch.export.Dim("batch")}
+    inputs: dict[str, tuple[torch.Tensor, dict[int, Any]]] = {}
+    if own.how.source is not None:
+        image, free = _image(own, size, count)
+        inputs["image"] = image, of_batch | free
+    elif size not in (None, own.size):
+        raise ParameterError(f"size is {size}, but {own.called} makes pictures of {own.size}")
+    for draw, values in zip(own.how.takes, own.how.given([""] * count), strict=True):
+        name = "class" if isinstance(draw, Classes) else draw.names[0]
+        inputs[name] = torch.from_numpy(values), of_batch
+    told = {} if own.how.takes else {"modelsoup.direction": direction}
+    if own.how.classes:
+        told = {CLASSES: json.dumps({name: n for n, name in enumerate(own.class_names)})}
     with placed(output, force=force) as partial:
         with warnings.catch_warnings(), _without(_TORCHVISION_ASIDE):
             # torch 2.13's exporter uses a name that its own pytree module calls old.
             warnings.filterwarnings("ignore", r".*treespec, LeafSpec", FutureWarning)
+            # The batch is one number for all inputs, which is meant.
+            warnings.filterwarnings("ignore", r"# The axis name: batch will not be used")
             program: Any = torch.onnx.export(
-                generator, (example,), input_names=["image"], output_names=["translation"],
-                dynamo=True, dynamic_shapes=(free,), verbose=False,
+                own.module, tuple(values for values, _ in inputs.values()),
+                input_names=list(inputs),
+                output_names=["picture" if own.how.source is None else "translation"],
+                dynamo=True, dynamic_shapes=tuple(free for _, free in inputs.values()),
+                verbose=False,
             )  # fmt: skip
         program.model.metadata_props.update(
             {
                 "modelsoup.checkpoint": Path(model).name,
                 "modelsoup.xxh3_128": digest_file(Path(model)).xxh3_128,
-                "modelsoup.direction": direction,
+                **told,
             }
         )
         program.save(str(partial), external_data=False)
     return output
+
+
+def _image(model: Model, size: int | None, count: int) -> tuple[torch.Tensor, dict[int, Any]]:
+    """An image for an export, and which of its sides are free.
+
+    Raises:
+        ParameterError: the model does not take such a size.
+    """
+    multiple = int(getattr(model.module, "multiple", 1))
+    least = max(_SMALLEST, multiple)
+    if model.size is not None and size not in (None, model.size):
+        raise ParameterError(f"size is {size}, but {model.called} takes pictures of {model.size}")
+    size = model.size if size is None else size
+    if size is not None and (size < least or size % multiple):
+        raise ParameterError(
+            f"size is {size}, where a multiple of {multiple} from {least} on is expected"
+        )
+    side = size or max(64, 2 * multiple)
+    free: dict[int, Any] = {}
+    if size is None:
+        limits = {"min": max(_SMALLEST // multiple, 1), "max": _LARGEST // multiple}
+        free = {
+            axis: multiple * torch.export.Dim(name, **limits)
+            for axis, name in ((2, "rows"), (3, "columns"))
+        }
+    return torch.zeros(count, model.channels, side, side), free
 
 
 def channels_of(model: str | os.PathLike[str], direction: str = "x2y") -> int:
@@ -217,7 +273,7 @@ def channels_of(model: str | os.PathLike[str], direction: str = "x2y") -> int:
     Raises:
         MismatchError: there is no such generator, or none of pictures.
     """
-    channels = int(generator_in(str(model), direction)[1].sizes["channels"])
+    channels = find(str(model), direction).channels
     if channels not in CHANNELS:
         raise MismatchError(
             f"{model} translates images of {channels} channels, where pictures have 1, 3 or 4"
@@ -237,29 +293,78 @@ def _without(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _groups(pictures: Iterable[np.ndarray], batch: int) -> Iterator[list[tuple[int, np.ndarray]]]:
-    """Neighbours of one size, at most `batch`: indices and pictures."""
-    group: list[tuple[int, np.ndarray]] = []
-    for at, picture in enumerate(pictures):
-        if group and (len(group) == batch or group[0][1].shape != picture.shape):
-            yield group
-            group = []
-        group.append((at, picture))
-    if group:
-        yield group
+Outcome = tuple[int, int]
+"""A class by its index, and which sample: what is made of a picture."""
 
 
-def _device(name: str) -> torch.device:
+def _loaded(model: str | os.PathLike[str], direction: str, batch: int, device: str) -> Model:
+    """A model that translates pictures, on its device.
+
+    Raises:
+        MismatchError: it sees no pictures, or makes none.
+    """
+    must_be_batch(batch)
+    place = device_called(device)
+    channels_of(model, direction)
+    own = load_model(str(model), direction)
+    if own.how.source is None:
+        raise MismatchError(
+            f"{own.called} makes pictures of noise, and sees none that it could translate: soup "
+            f"i2i sample has it make some"
+        )
+    own.module.to(place)
+    return own
+
+
+def _outcomes(
+    model: Model, classes: str | Sequence[str] | None, samples: int, seed: int
+) -> list[Outcome]:
+    if samples < 1:
+        raise ParameterError(f"samples is {samples}, where at least 1 is expected")
+    if not model.how.has_noise and (samples > 1 or seed):
+        raise ParameterError(f"{model.called} takes no noise: it makes one picture of each")
+    labels = model.labels(classes) or [0]
+    return [(label, sample) for label in labels for sample in range(samples)]
+
+
+def _wanted(
+    model: Model, named: Iterable[tuple[str, np.ndarray]], outcomes: Sequence[Outcome], seed: int
+) -> Iterator[Wanted]:
+    for name, picture in named:
+        seen = model.seen(picture)
+        for label, sample in outcomes:
+            yield Wanted(seen, model.how.given([name], label, seed=seed, sample=sample))
+
+
+def folder_of(model: Model, label: int) -> str:
+    """The folder of a class, whose name comes from a file.
+
+    Raises:
+        MismatchError: it is none that a folder can have.
+    """
+    name = model.class_names[label]
+    plain = name.isprintable() and "/" not in name and name not in ("", ".", "..")
+    if not plain or len(name.encode()) > _LONGEST:
+        raise MismatchError(
+            f"{model.called} has the class {name!r}, after which no folder can be called: "
+            f"translate to it alone"
+        )
+    return name
+
+
+def must_be_batch(batch: int) -> None:
+    """Raise a ParameterError for a batch below 1."""
+    if batch < 1:
+        raise ParameterError(f"batch is {batch}, where at least 1 is expected")
+
+
+def device_called(name: str) -> torch.device:
+    """The device of a name: see `chosen_device`.
+
+    Raises:
+        ParameterError: it is none, or not there.
+    """
     try:
         return chosen_device(name)
     except TrainerError as error:
         raise ParameterError(str(error)) from None
-
-
-def _translated(
-    generator: nn.Module, pictures: Sequence[np.ndarray], device: torch.device
-) -> list[np.ndarray]:
-    with torch.inference_mode():
-        images = torch.stack([to_tensor(picture) for picture in pictures]).to(device)
-        made = at_any_size(generator, images, generator.multiple)
-        return [to_image(image) for image in made]

@@ -23,6 +23,8 @@ class Translator:
         label: for sheets.
         back: the network that leads back, if there is one.
         takes: what else it is called with: noise, and a class.
+        alone: where it is joined of several networks, the one that makes pictures of what it takes
+            without seeing one; None if there is none.
     """
 
     source: str | None
@@ -30,6 +32,7 @@ class Translator:
     label: str
     back: str | None = None
     takes: tuple[Draw, ...] = ()
+    alone: str | None = None
 
     @property
     def classes(self) -> int:
