@@ -49,44 +49,65 @@ class Spectral:
         raise NotImplementedError
 
 
-class Convolution(Spectral, nn.Conv2d):
-    """A convolution of stride 1 that keeps the size."""
+Side = Literal["same", "doubled", "halved"]
 
-    def __init__(self, ins: int, outs: int, kernel: int = 3, bias: bool = True) -> None:
+
+class Convolution(Spectral, nn.Conv2d):
+    """A convolution that keeps the side of its maps, or doubles or halves it.
+
+    Args:
+        ins: channels of what it sees.
+        outs: of what it makes.
+        kernel: 3 or 1.
+        bias: whether it has one.
+        side: `doubled`: each pixel is doubled before; `halved`: the means of 2 × 2 pixels are taken
+            after. Of a kernel of 3 × 3, both are one convolution of 4 × 4, which has 16
+            multiplications for 36, and nothing of the larger side but what is asked for.
+    """
+
+    def __init__(
+        self, ins: int, outs: int, kernel: int = 3, bias: bool = True, side: Side = "same"
+    ) -> None:
         super().__init__(ins, outs, kernel, padding=kernel // 2, bias=bias)
+        self.side: Side = side
         self.register_buffer("u0", torch.randn(1, outs))
         self.register_buffer("sv0", torch.ones(1))
 
-    def forward(
-        self, images: torch.Tensor, side: Literal["same", "doubled", "halved"] = "same"
-    ) -> torch.Tensor:
-        """N × ins × H × W to N × outs × H × W.
-
-        Args:
-            images: what it sees.
-            side: `doubled`: each pixel is doubled before; `halved`: the means of 2 × 2 pixels are
-                taken after. Of a kernel of 3 × 3, both are one convolution of 4 × 4, which has 16
-                multiplications for 36, and nothing of the larger side but what is asked for.
-        """
-        kernel = self.divided()
-        made: torch.Tensor
-        if side == "same":
-            made = F.conv2d(images, kernel, self.bias, padding=self.padding)
-        elif side == "halved":
-            kernel = F.avg_pool2d(kernel, 2, 1, 1)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """N × ins × H × W to N × outs × H × W, or twice or half of both."""
+        kernel, made = self._kernel(), images
+        if self.side == "doubled":
+            made = F.conv_transpose2d(images, kernel, self.bias, stride=2, padding=1)
+        elif self.side == "halved":
             made = F.conv2d(images, kernel, self.bias, stride=2, padding=1)
         else:
-            # The sums over 2 × 2 pixels that have one value.
-            kernel = F.avg_pool2d(kernel, 2, 1, 1, divisor_override=1)
-            kernel = kernel.flip(2, 3).transpose(0, 1)
-            made = F.conv_transpose2d(images, kernel, self.bias, stride=2, padding=1)
+            made = F.conv2d(images, kernel, self.bias, padding=self.padding)
         return made
+
+    def _kernel(self) -> torch.Tensor:
+        """Of the convolution that is carried out."""
+        kernel = self.divided()
+        if self.side == "same":
+            return kernel
+        # Sums over 2 × 2 pixels that have one value, or go into one.
+        wide = F.avg_pool2d(kernel, 2, 1, 1, divisor_override=1 if self.side == "doubled" else 4)
+        return wide if self.side == "halved" else wide.flip(2, 3).transpose(0, 1)
 
     def plain(self) -> nn.Module:
         """See `Spectral`."""
-        sizes = self.in_channels, self.out_channels, self.kernel_size
-        how = {"padding": self.padding, "bias": self.bias is not None}
-        return _with(nn.utils.skip_init(nn.Conv2d, *sizes, **how), self)
+        ins, outs, bias = self.in_channels, self.out_channels, self.bias is not None
+        with torch.no_grad():
+            kernel = self._kernel()
+        made: nn.Module
+        if self.side == "doubled":
+            how = {"stride": 2, "padding": 1, "bias": bias}
+            made = nn.utils.skip_init(nn.ConvTranspose2d, ins, outs, 4, **how)
+        elif self.side == "halved":
+            made = nn.utils.skip_init(nn.Conv2d, ins, outs, 4, stride=2, padding=1, bias=bias)
+        else:
+            how = {"padding": self.padding, "bias": bias}
+            made = nn.utils.skip_init(nn.Conv2d, ins, outs, self.kernel_size, **how)
+        return _with(made, self, kernel)
 
 
 class Linear(Spectral, nn.Linear):
@@ -140,10 +161,11 @@ def folded(network: nn.Module) -> nn.Module:
     return network
 
 
-def _with(made: nn.Module, layer: Any) -> nn.Module:
+def _with(made: Any, layer: Any, kernel: torch.Tensor | None = None) -> nn.Module:
     """A plain layer with the weights that another one computes with."""
     with torch.no_grad():
-        made.weight.copy_(layer.divided())
+        made.weight.copy_(layer.divided() if kernel is None else kernel)
         if getattr(layer, "bias", None) is not None:
             made.bias.copy_(layer.bias)
-    return made.eval()
+    result: nn.Module = made.eval()
+    return result
