@@ -164,7 +164,7 @@ class Up(nn.Module):
 
     def __init__(self, ins: int, outs: int, condition: int) -> None:
         super().__init__()
-        self.conv1 = Convolution(ins, outs)
+        self.conv1 = Convolution(ins, outs, side="doubled")
         self.conv2 = Convolution(outs, outs)
         self.conv_sc = Convolution(ins, outs, 1)
         self.bn1 = ConditionalNorm(ins, condition)
@@ -172,7 +172,7 @@ class Up(nn.Module):
 
     def forward(self, images: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """N × ins × H × W to N × outs × 2H × 2W."""
-        made = self.conv1(self.bn1(images, condition), "doubled")
+        made = self.conv1(self.bn1(images, condition))
         made = self.conv2(self.bn2(made, condition))
         # A convolution of one pixel commutes with the doubling, which then has a quarter to do.
         return made + F.interpolate(self.conv_sc(images), scale_factor=2.0)
@@ -192,13 +192,13 @@ class Down(nn.Module):
         super().__init__()
         self.halves, self.first = halves, first
         self.conv1 = Convolution(ins, outs)
-        self.conv2 = Convolution(outs, outs)
+        self.conv2 = Convolution(outs, outs, side="halved" if halves else "same")
         self.conv_sc = Convolution(ins, outs, 1) if halves or ins != outs else None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """N × ins × H × W to N × outs × H × W, or half of both."""
         inner = F.relu(self.conv1(images if self.first else F.relu(images)))
-        made = self.conv2(inner, "halved" if self.halves else "same")
+        made = self.conv2(inner)
         if self.conv_sc is None:
             return images + made
         # The mean over four pixels commutes with a convolution of one.

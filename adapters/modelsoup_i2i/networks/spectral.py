@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+Side = Literal["same", "doubled", "halved"]
 EPS = 1e-6  # of the norms of singular vectors, as the published runs of BigGAN and DeepI2I have it
 
 
@@ -50,43 +51,59 @@ class Spectral:
 
 
 class Convolution(Spectral, nn.Conv2d):
-    """A convolution of stride 1 that keeps the size."""
+    """A convolution of stride 1 that keeps the size.
 
-    def __init__(self, ins: int, outs: int, kernel: int = 3, bias: bool = True) -> None:
+    Args:
+        ins: channels of what it sees.
+        outs: of what it makes.
+        kernel: pixels of a side, odd.
+        bias: whether there is one.
+        side: `doubled`: each pixel is doubled before; `halved`: the means of 2 × 2 pixels are taken
+            after. Of a kernel of 3 × 3, both are one convolution of 4 × 4, which has 16
+            multiplications for 36, and nothing of the larger side but what is asked for.
+    """
+
+    def __init__(
+        self, ins: int, outs: int, kernel: int = 3, bias: bool = True, side: Side = "same"
+    ) -> None:
         super().__init__(ins, outs, kernel, padding=kernel // 2, bias=bias)
+        self.side = side
         self.register_buffer("u0", torch.randn(1, outs))
         self.register_buffer("sv0", torch.ones(1))
 
-    def forward(
-        self, images: torch.Tensor, side: Literal["same", "doubled", "halved"] = "same"
-    ) -> torch.Tensor:
-        """N × ins × H × W to N × outs × H × W.
-
-        Args:
-            images: what it sees.
-            side: `doubled`: each pixel is doubled before; `halved`: the means of 2 × 2 pixels are
-                taken after. Of a kernel of 3 × 3, both are one convolution of 4 × 4, which has 16
-                multiplications for 36, and nothing of the larger side but what is asked for.
-        """
+    def kernel(self) -> torch.Tensor:
+        """What is computed with."""
         kernel = self.divided()
-        made: torch.Tensor
-        if side == "same":
-            made = F.conv2d(images, kernel, self.bias, padding=self.padding)
-        elif side == "halved":
+        if self.side == "halved":
             kernel = F.avg_pool2d(kernel, 2, 1, 1)
-            made = F.conv2d(images, kernel, self.bias, stride=2, padding=1)
-        else:
+        elif self.side == "doubled":
             # The sums over 2 × 2 pixels that have one value.
             kernel = F.avg_pool2d(kernel, 2, 1, 1, divisor_override=1)
             kernel = kernel.flip(2, 3).transpose(0, 1)
-            made = F.conv_transpose2d(images, kernel, self.bias, stride=2, padding=1)
+        return kernel
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """N × ins × H × W to N × outs × H × W, or twice or half of both."""
+        made: torch.Tensor
+        if self.side == "same":
+            made = F.conv2d(images, self.kernel(), self.bias, padding=self.padding)
+        elif self.side == "halved":
+            made = F.conv2d(images, self.kernel(), self.bias, stride=2, padding=1)
+        else:
+            made = F.conv_transpose2d(images, self.kernel(), self.bias, stride=2, padding=1)
         return made
 
     def plain(self) -> nn.Module:
         """See `Spectral`."""
-        sizes = self.in_channels, self.out_channels, self.kernel_size
-        how = {"padding": self.padding, "bias": self.bias is not None}
-        return _with(nn.utils.skip_init(nn.Conv2d, *sizes, **how), self)
+        kind = nn.ConvTranspose2d if self.side == "doubled" else nn.Conv2d
+        kernel, stride, padding = self.kernel_size, 1, self.padding
+        if self.side != "same":
+            kernel, stride, padding = 4, 2, 1
+        made = nn.utils.skip_init(
+            kind, self.in_channels, self.out_channels, kernel, stride=stride, padding=padding,
+            bias=self.bias is not None,
+        )  # fmt: skip
+        return _with(made, self.kernel(), self.bias)
 
 
 class Linear(Spectral, nn.Linear):
@@ -105,7 +122,11 @@ class Linear(Spectral, nn.Linear):
     def plain(self) -> nn.Module:
         """See `Spectral`."""
         sizes = self.in_features, self.out_features
-        return _with(nn.utils.skip_init(nn.Linear, *sizes, bias=self.bias is not None), self)
+        return _with(
+            nn.utils.skip_init(nn.Linear, *sizes, bias=self.bias is not None),
+            self.divided(),
+            self.bias,
+        )
 
 
 class Embedding(Spectral, nn.Embedding):
@@ -124,7 +145,7 @@ class Embedding(Spectral, nn.Embedding):
     def plain(self) -> nn.Module:
         """See `Spectral`."""
         sizes = self.num_embeddings, self.embedding_dim
-        return _with(nn.utils.skip_init(nn.Embedding, *sizes), self)
+        return _with(nn.utils.skip_init(nn.Embedding, *sizes), self.divided())
 
 
 def folded(network: nn.Module) -> nn.Module:
@@ -140,10 +161,10 @@ def folded(network: nn.Module) -> nn.Module:
     return network
 
 
-def _with(made: nn.Module, layer: Any) -> nn.Module:
+def _with(made: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Module:
     """A plain layer with the weights that another one computes with."""
     with torch.no_grad():
-        made.weight.copy_(layer.divided())
-        if getattr(layer, "bias", None) is not None:
-            made.bias.copy_(layer.bias)
+        made.weight.copy_(weight)
+        if bias is not None:
+            made.bias.copy_(bias)
     return made.eval()
