@@ -95,7 +95,8 @@ TESTS = {
     },
     "adapters/modelsoup_i2i": {
         "__init__": "networks metrics",
-        "cli": "cyclegan docs metrics official sources train translate use class_training fluctuation",
+        "cli": "cyclegan docs metrics official sources train translate use class_training "
+        "fluctuation",
         "measuring/by_class": "by_class",
         "measuring/class_evaluation": "by_class class_training",
         "measuring/collapse": "collapse training by_class",
