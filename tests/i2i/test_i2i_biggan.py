@@ -135,22 +135,23 @@ def test_a_pass_in_training_moves_the_singular_vector_and_one_in_use_does_not():
     )  # fmt: skip
 
 
+def at_full_size(layer, images: torch.Tensor) -> torch.Tensor:
+    """A layer's convolution of 3 × 3, without what it does to sides."""
+    return F.conv2d(images, layer.divided(), layer.bias, padding=1)
+
+
 def test_a_block_is_the_sum_of_its_ways_as_published():
     """Ours halves before a convolution of one pixel, and doubles after one."""
     own = built()
     down, up = own["D"].blocks[1][0], own["G"].blocks[0][0]
-
-    def convolved(layer: torch.nn.Conv2d, values: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(values, layer.divided(), layer.bias, padding=layer.padding)
-
     images = torch.randn(2, 8, 16, 16)
-    inner = convolved(down.conv2, F.relu(convolved(down.conv1, F.relu(images))))
-    expected = F.avg_pool2d(inner, 2) + F.avg_pool2d(convolved(down.conv_sc, images), 2)
+    inner = at_full_size(down.conv2, F.relu(down.conv1(F.relu(images))))
+    expected = F.avg_pool2d(inner, 2) + F.avg_pool2d(down.conv_sc(images), 2)
     torch.testing.assert_close(down(images), expected, atol=1e-5, rtol=1e-4)
     maps, y = torch.randn(2, 64, 4, 4), torch.randn(2, 148)
-    inner = convolved(up.conv1, F.interpolate(up.bn1(maps, y), scale_factor=2))
-    inner = convolved(up.conv2, up.bn2(inner, y))
-    expected = inner + convolved(up.conv_sc, F.interpolate(maps, scale_factor=2))
+    inner = at_full_size(up.conv1, F.interpolate(up.bn1(maps, y), scale_factor=2))
+    inner = up.conv2(up.bn2(inner, y))
+    expected = inner + up.conv_sc(F.interpolate(maps, scale_factor=2))
     torch.testing.assert_close(up(maps, y), expected, atol=1e-5, rtol=1e-4)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from i2i_domains import make_classes
 from modelsoup_i2i.networks import biggans
 from modelsoup_i2i.networks.described import Network
 from modelsoup_i2i.networks.spectral import Spectral, folded
@@ -126,6 +127,22 @@ def test_the_trainer_is_the_one_most_of_whose_networks_are_there(translator, gan
     assert isinstance(load_generator(unet), UnetGenerator)
 
 
+def test_a_training_leaves_a_model_of_its_classes_and_its_options_are_found(tmp_path):
+    """A training whose pictures come to size as the network wants it has no sizes to tell."""
+    data = make_classes(tmp_path / "data", {"cat": 2, "dog": 2})
+    tiny = {"data": data, "size": "32s", "ch": 8, "chunk": 4, "shared": 8, "attention": 0,
+            "scratch": "true", "steps": 1, "batch": 2, "device": "cpu"}  # fmt: skip
+    words = [word for name, value in tiny.items() for word in ("--set", f"{name}={value}")]
+    model = tmp_path / "model.safetensors"
+    done = CliRunner().invoke(main, ["train", "deepi2i", "-o", str(model), *words])
+    assert done.exit_code == 0, done.output
+    translate(model, data / "cat", tmp_path / "out", classes="all", device="cpu")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cat", "dog"}
+    told = DeepI2I().options_of(model)
+    options = modelsoup.build_options(DeepI2I(), told)
+    assert (options.size, options.ch, options.rows, options.chunk) == ("32s", 8, 2, 4)
+
+
 def test_a_network_that_is_none_of_several_trainers_is_told_by_each(tmp_path):
     save_file({"G.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(modelsoup.MismatchError, match=r"of gan, .* lacks .*; of pix2pix, "):
@@ -171,8 +188,8 @@ def test_divided_weights_are_constants_in_use_and_give_the_same():
     with torch.no_grad():
         before = own["G"](z, classes)
         verdicts = own["D"](before, classes)
-        assert torch.equal(folded(own["G"])(z, classes), before)
-        assert torch.equal(folded(own["D"])(before, classes), verdicts)
+        torch.testing.assert_close(folded(own["G"])(z, classes), before, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(folded(own["D"])(before, classes), verdicts)
     for network in own.values():
         assert not any(isinstance(part, Spectral) for part in network.modules())
         assert not [name for name in network.state_dict() if name.endswith(("u0", "sv0"))]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+Side = Literal["same", "doubled", "halved"]
 EPS = 1e-6  # of the norms of singular vectors, as the published runs of BigGAN and DeepI2I have it
 
 
@@ -49,17 +50,14 @@ class Spectral:
         raise NotImplementedError
 
 
-Side = Literal["same", "doubled", "halved"]
-
-
 class Convolution(Spectral, nn.Conv2d):
-    """A convolution that keeps the side of its maps, or doubles or halves it.
+    """A convolution of stride 1 that keeps the size.
 
     Args:
         ins: channels of what it sees.
         outs: of what it makes.
-        kernel: 3 or 1.
-        bias: whether it has one.
+        kernel: pixels of a side, odd.
+        bias: whether there is one.
         side: `doubled`: each pixel is doubled before; `halved`: the means of 2 × 2 pixels are taken
             after. Of a kernel of 3 × 3, both are one convolution of 4 × 4, which has 16
             multiplications for 36, and nothing of the larger side but what is asked for.
@@ -69,45 +67,43 @@ class Convolution(Spectral, nn.Conv2d):
         self, ins: int, outs: int, kernel: int = 3, bias: bool = True, side: Side = "same"
     ) -> None:
         super().__init__(ins, outs, kernel, padding=kernel // 2, bias=bias)
-        self.side: Side = side
+        self.side = side
         self.register_buffer("u0", torch.randn(1, outs))
         self.register_buffer("sv0", torch.ones(1))
 
+    def kernel(self) -> torch.Tensor:
+        """What is computed with."""
+        kernel = self.divided()
+        if self.side == "halved":
+            kernel = F.avg_pool2d(kernel, 2, 1, 1)
+        elif self.side == "doubled":
+            # The sums over 2 × 2 pixels that have one value.
+            kernel = F.avg_pool2d(kernel, 2, 1, 1, divisor_override=1)
+            kernel = kernel.flip(2, 3).transpose(0, 1)
+        return kernel
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """N × ins × H × W to N × outs × H × W, or twice or half of both."""
-        kernel, made = self._kernel(), images
-        if self.side == "doubled":
-            made = F.conv_transpose2d(images, kernel, self.bias, stride=2, padding=1)
-        elif self.side == "halved":
-            made = F.conv2d(images, kernel, self.bias, stride=2, padding=1)
-        else:
-            made = F.conv2d(images, kernel, self.bias, padding=self.padding)
-        return made
-
-    def _kernel(self) -> torch.Tensor:
-        """Of the convolution that is carried out."""
-        kernel = self.divided()
+        made: torch.Tensor
         if self.side == "same":
-            return kernel
-        # Sums over 2 × 2 pixels that have one value, or go into one.
-        wide = F.avg_pool2d(kernel, 2, 1, 1, divisor_override=1 if self.side == "doubled" else 4)
-        return wide if self.side == "halved" else wide.flip(2, 3).transpose(0, 1)
+            made = F.conv2d(images, self.kernel(), self.bias, padding=self.padding)
+        elif self.side == "halved":
+            made = F.conv2d(images, self.kernel(), self.bias, stride=2, padding=1)
+        else:
+            made = F.conv_transpose2d(images, self.kernel(), self.bias, stride=2, padding=1)
+        return made
 
     def plain(self) -> nn.Module:
         """See `Spectral`."""
-        ins, outs, bias = self.in_channels, self.out_channels, self.bias is not None
-        with torch.no_grad():
-            kernel = self._kernel()
-        made: nn.Module
-        if self.side == "doubled":
-            how = {"stride": 2, "padding": 1, "bias": bias}
-            made = nn.utils.skip_init(nn.ConvTranspose2d, ins, outs, 4, **how)
-        elif self.side == "halved":
-            made = nn.utils.skip_init(nn.Conv2d, ins, outs, 4, stride=2, padding=1, bias=bias)
-        else:
-            how = {"padding": self.padding, "bias": bias}
-            made = nn.utils.skip_init(nn.Conv2d, ins, outs, self.kernel_size, **how)
-        return _with(made, self, kernel)
+        kind = nn.ConvTranspose2d if self.side == "doubled" else nn.Conv2d
+        kernel, stride, padding = self.kernel_size, 1, self.padding
+        if self.side != "same":
+            kernel, stride, padding = 4, 2, 1
+        made = nn.utils.skip_init(
+            kind, self.in_channels, self.out_channels, kernel, stride=stride, padding=padding,
+            bias=self.bias is not None,
+        )  # fmt: skip
+        return _with(made, self.kernel(), self.bias)
 
 
 class Linear(Spectral, nn.Linear):
@@ -126,7 +122,11 @@ class Linear(Spectral, nn.Linear):
     def plain(self) -> nn.Module:
         """See `Spectral`."""
         sizes = self.in_features, self.out_features
-        return _with(nn.utils.skip_init(nn.Linear, *sizes, bias=self.bias is not None), self)
+        return _with(
+            nn.utils.skip_init(nn.Linear, *sizes, bias=self.bias is not None),
+            self.divided(),
+            self.bias,
+        )
 
 
 class Embedding(Spectral, nn.Embedding):
@@ -145,7 +145,7 @@ class Embedding(Spectral, nn.Embedding):
     def plain(self) -> nn.Module:
         """See `Spectral`."""
         sizes = self.num_embeddings, self.embedding_dim
-        return _with(nn.utils.skip_init(nn.Embedding, *sizes), self)
+        return _with(nn.utils.skip_init(nn.Embedding, *sizes), self.divided())
 
 
 def folded(network: nn.Module) -> nn.Module:
@@ -161,11 +161,10 @@ def folded(network: nn.Module) -> nn.Module:
     return network
 
 
-def _with(made: Any, layer: Any, kernel: torch.Tensor | None = None) -> nn.Module:
+def _with(made: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Module:
     """A plain layer with the weights that another one computes with."""
     with torch.no_grad():
-        made.weight.copy_(layer.divided() if kernel is None else kernel)
-        if getattr(layer, "bias", None) is not None:
-            made.bias.copy_(layer.bias)
-    result: nn.Module = made.eval()
-    return result
+        made.weight.copy_(weight)
+        if bias is not None:
+            made.bias.copy_(bias)
+    return made.eval()

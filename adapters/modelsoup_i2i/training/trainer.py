@@ -7,6 +7,7 @@ torch; only losses compute. The rest, from keys to several processes, is here an
 
 from __future__ import annotations
 
+import dataclasses
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -239,7 +240,9 @@ class ImageTrainer(Description):
         shapes = {name: info.shape for name, info in opened.tensors.items()}
         kind = type(self)
         names = (self.name, f"{kind.__module__}:{kind.__name__}", *self.called)
-        return self.options_in(shapes) | trained_at(opened, names)
+        sizes = trained_at(opened, names)
+        known = {field.name for field in dataclasses.fields(self.options)}
+        return self.options_in(shapes) | {n: own for n, own in sizes.items() if n in known}
 
     def must_start(self, o: Any, start: Path) -> None:
         """Check that what a start checkpoint holds, which may be a part, fits the options.
