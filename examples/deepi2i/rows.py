@@ -1,0 +1,284 @@
+"""The claims of DeepI2I and TransferI2I on Fashion-MNIST, as rows of `soup train` commands.
+
+    soup i2i data fashion fashion --pretrain 30000
+    python examples/deepi2i/rows.py --data fashion P D1 D2
+    python examples/deepi2i/rows.py --data fashion --print D3-EGD T3
+    python examples/deepi2i/rows.py --data fashion --table
+
+A row is one or several trainings of small networks (`size: 32s`, 12 channels), each with a command
+that can be copied; what a row begins with is made first. It is then measured on test pictures that
+no row is trained on. The last command puts all that was measured, the seeds of a row together, into
+a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+NETWORKS = {"size": "32s", "ch": 12, "chunk": 16, "shared": 64, "attention": 0}
+TRAINING = {
+    "batch": 32, "lr": 2e-4, "d_lr": 4e-4, "ema": 0.99, "average": "instead", "sheet_every": 500,
+    "threads": 0,
+}  # fmt: skip
+EXTRACTOR, JUDGE = "fmnist-cnn64", "judge"  # classifiers: of features, and of RC
+METRICS = ("mfd-fmnist-cnn64", "mkd-fmnist-cnn64", "rc", "fc", "st-lpips_over_noise", "collapse",
+           "diversity", "source_use", "source_rank")  # fmt: skip
+# TransferI2I is tried across a gap: pretrained on some classes, a translator between the others.
+BEFORE = ("T-shirt", "trouser", "dress", "sandal", "sneaker", "bag")
+AFTER = ("pullover", "coat", "shirt", "ankle-boot")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training.
+
+    Attributes:
+        trainer: whose.
+        options: beside those that all have.
+        start: the row that it begins with.
+        starts: networks that begin with those of another row: `init_from`.
+        told: what it shows.
+        measured: whether it makes pictures of classes.
+    """
+
+    trainer: str
+    options: dict[str, Any]
+    start: str | None = None
+    starts: dict[str, str] = field(default_factory=dict)
+    told: str = ""
+    measured: bool = True
+
+
+def rows() -> dict[str, Row]:
+    """All of them by name."""
+    transfer = {"per_class": 50, "steps": 2000, "phase1": 300}
+    scratch = {"per_class": 50, "steps": 2000, "scratch": True}
+    found = {
+        "P": Row("gan", {"part": "pretrain", "steps": 1500}, told="the GAN that others begin with"),
+        "D1": Row("deepi2i", transfer, "P", told="transfer"),
+        "D2": Row("deepi2i", scratch, told="from scratch"),
+        "D2+": Row("deepi2i", scratch | {"steps": 3500}, told="from scratch, with P's steps too"),
+        "D6": Row("deepi2i", transfer | {"train_encoder": True}, "P", told="E trained too"),
+        "D7-no-rec": Row("deepi2i", transfer | {"lambda_rec": 0}, "P", told="no reconstruction"),
+        "D7-official": Row(
+            "deepi2i", transfer | {"rec_pairs": "official", "rec": "mse"}, "P",
+            told="the published code's pairs",
+        ),
+        "D9": Row("deepi2i", transfer | {"exclude": ["ankle-boot"], "rows": 10}, "P", told="a class left out"),
+    }  # fmt: skip
+    for each in (10, 500, 3000):
+        found[f"D1-{each}"] = Row("deepi2i", transfer | {"per_class": each}, "P", told="transfer")
+        found[f"D2-{each}"] = Row("deepi2i", scratch | {"per_class": each}, told="from scratch")
+    for pretrained in product((True, False), repeat=3):
+        names = "".join(n for n, own in zip("EGD", pretrained, strict=True) if own) or "none"
+        encoder, generator, judge = pretrained
+        options = (transfer if generator else scratch) | {"train_encoder": not encoder}
+        starts = {"E": "P:D"} if encoder else {}
+        starts |= {n: "P" for n, own in (("G", generator), ("D", judge)) if own}
+        found[f"D3-{names}"] = Row("deepi2i", options, starts=starts, told=f"pretrained: {names}")
+    for adaptor in ("identity", [8], [4]):
+        name = adaptor if isinstance(adaptor, str) else adaptor[0]
+        found[f"D4-{name}"] = Row(
+            "deepi2i", transfer | {"adaptor": adaptor}, "P", told=f"adaptor {name}"
+        )
+    for mode in ("taps", "bottleneck"):
+        options = scratch | {"n_down": 2, "n_down_mode": mode}
+        found[f"D5-{mode}"] = Row("deepi2i", options, told=f"two halvings, {mode}")
+    found["D8-softplus"] = Row("deepi2i", scratch | {"gan": "softplus"}, told="softplus")
+    only_ssim = {"lambda_gan": 0, "lambda_rec": 0, "lambda_ssim": 1}
+    found["D8-ssim"] = Row("deepi2i", scratch | only_ssim, told="SSIM alone")
+    return found | transfers()
+
+
+def transfers() -> dict[str, Row]:
+    """Those of TransferI2I: step 1a adapts the GAN, 1b the adaptor, the auxiliary helps."""
+    few = {"classes": list(AFTER), "per_class": 20}
+    second = few | {"steps": 1500, "phase1": 0}
+    plain = second | {"lambda_aux": 0}
+    fits = {"steps": 500, "batch": 32, "rows": len(AFTER)}
+    other = {"class_rows": "resize"}
+    found = {
+        "P2": Row(
+            "gan", {"part": "pretrain", "steps": 1500, "classes": list(BEFORE)},
+            told="a GAN of other classes", measured=False,
+        ),
+        "1a": Row("gan", few | other | {"steps": 500}, "P2", told="that GAN on the few pictures"),
+        "1a-random": Row("gan", few | {"steps": 500}, told="the same from nothing"),
+        "P2-fits": Row("self-init", fits | other, "P2", told="1b without 1a", measured=False),
+        "1b": Row("self-init", fits, "1a", told="1b after 1a", measured=False),
+        "1b-random": Row("self-init", fits, "1a-random", told="likewise", measured=False),
+        "T0": Row("transferi2i", plain | other, "P2", told="neither 1a nor 1b"),
+        "T0+": Row("transferi2i", plain | other | {"steps": 2000}, "P2", told="T0, 1a's steps too"),
+        "T1": Row("transferi2i", plain, "1a", told="1a"),
+        "T2": Row("transferi2i", plain, "P2-fits", told="1b"),
+        "T3": Row("transferi2i", plain, "1b", told="1a and 1b"),
+        "T1g": Row("transferi2i", plain, "1b-random", told="1a and 1b, nothing pretrained"),
+        "T8": Row("transferi2i", second | {"scratch": True, "common": 3}, told="from scratch"),
+    }  # fmt: skip
+    for common in range(4):
+        found[f"T{4 + common}"] = Row(
+            "transferi2i", second | {"common": common}, "1b", told=f"1a, 1b, {common} in common"
+        )
+    return found
+
+
+def command(name: str, data: Path, seed: int | None) -> list[str]:
+    """The `soup train` command of a row, in the folder of results."""
+    row = rows()[name]
+    options = NETWORKS | TRAINING | row.options
+    if row.trainer == "self-init":
+        options = {n: v for n, v in options.items() if n not in ("sheet_every", "threads")}
+        options |= {"d_lr": 1e-4, "ema": None, "average": "beside"}
+    else:
+        options["data"] = str((data / f"{options.pop('part', 'train')}.h5").resolve())
+    words = ["soup", "train", row.trainer, "-o", file_of(name, seed)]
+    words += [] if seed is None else ["--seed", str(seed)]
+    if row.start is not None:
+        words += ["--start", file_of(row.start, seed)]
+    if row.starts:
+        places = {n: file_of(of.partition(":")[0], seed) for n, of in row.starts.items()}
+        places |= {n: f"{places[n]}:D" for n, of in row.starts.items() if ":" in of}
+        options["init_from"] = places
+    for option, value in options.items():
+        words += ["--set", f"{option}={value if isinstance(value, str) else json.dumps(value)}"]
+    return words
+
+
+def classifier(name: str, data: Path) -> list[str]:
+    """The command of a classifier of all training pictures, of a seed of its own."""
+    seed = (EXTRACTOR, JUDGE).index(name)
+    words = ["soup", "train", "classifier", "-o", f"{name}.safetensors", "--seed", str(seed)]
+    options = {
+        "data": (data / "train.h5").resolve(), "test": (data / "test.h5").resolve(),
+        "load_size": 32, "crop_size": 32, "epochs": 5, "init": seed, "threads": 0, "sheet_every": 0,
+    }  # fmt: skip
+    return words + [
+        word for name, value in options.items() for word in ("--set", f"{name}={value}")
+    ]
+
+
+def evaluation(name: str, data: Path, seed: int | None) -> list[str]:
+    """The `soup i2i evaluate` command of a row; of a control its name ends in `-control`."""
+    row, control = name.removesuffix("-control"), name.endswith("-control")
+    words = ["soup", "i2i", "evaluate", file_of(row, seed), "--data", str(data / "test.h5")]
+    words += ["--train", str(data / "train.h5"), "--extractor", f"{EXTRACTOR}.safetensors"]
+    words += ["--classifier", f"{JUDGE}.safetensors", "--count", "200", "--json"]
+    return [*words, "--metrics", ",".join(METRICS), *(["--control"] if control else [])]
+
+
+def file_of(name: str, seed: int | None, suffix: str = ".safetensors") -> str:
+    """A row's checkpoint, or what was measured of it."""
+    return f"{name}{'' if seed is None else f'-seed-{seed}'}{suffix}"
+
+
+def needed(name: str) -> Iterator[str]:
+    """The rows that a row begins with, the first ones first, and itself."""
+    row = rows()[name]
+    for before in dict.fromkeys([row.start, *(of.partition(":")[0] for of in row.starts.values())]):
+        if before is not None:
+            yield from needed(before)
+    yield name
+
+
+def carry_out(words: list[str], folder: Path, **how: Any) -> subprocess.CompletedProcess[str]:
+    """A command in the folder of results, with one thread: two rows fit side by side."""
+    print("+", shlex.join(words), flush=True)
+    program = [sys.executable, "-m", "modelsoup", *words[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(program, cwd=folder, check=True, text=True, env=environment, **how)
+
+
+def measure(name: str, data: Path, folder: Path, seed: int | None) -> None:
+    """Keep what is measured of a row, once."""
+    kept = folder / file_of(name, seed, ".json")
+    if not kept.exists():
+        words = evaluation(name, data.resolve(), seed)
+        made = carry_out(words, folder, stdout=subprocess.PIPE)
+        kept.write_text(made.stdout, "utf-8")
+
+
+def table(folder: Path) -> str:
+    """What was measured: mean and standard deviation over the seeds of a row."""
+    every = rows()
+    names = [own for name in every for own in (name, f"{name}-control")]
+    titles = [*METRICS, "seeds"]
+    lines = ["| row | | " + " | ".join(titles) + " |", "|---|---|" + "--:|" * len(titles)]
+    for name in names:
+        files = [*folder.glob(f"{name}.json"), *sorted(folder.glob(f"{name}-seed-*.json"))]
+        if not files:
+            continue
+        found = [
+            {one["name"]: float(one["value"]) for one in json.loads(file.read_text("utf-8"))}
+            for file in files
+        ]
+        told = every[name.removesuffix("-control")].told
+        told += ", G alone" if name.endswith("-control") else ""
+        cells = [_spread([own[metric] for own in found if metric in own]) for metric in METRICS]
+        lines.append(f"| {name} | {told} | " + " | ".join([*cells, str(len(found))]) + " |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(rows())}")
+    parser.add_argument("--data", type=Path, required=True, help="the folder of `soup i2i data`")
+    parser.add_argument("--results", type=Path, default=Path("deepi2i-results"))
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[None], metavar="N",
+        help="of the trainings  [default: the one that soup train takes]",
+    )  # fmt: skip
+    parser.add_argument("--print", action="store_true", help="the commands, carried out by nobody")
+    parser.add_argument("--table", action="store_true", help="what was measured so far")
+    given = parser.parse_args()
+    if unknown := [name for name in given.rows if name not in rows()]:
+        parser.error(f"there is no row {unknown[0]!r} (there are {', '.join(rows())})")
+    if given.table:
+        print(table(given.results))
+        return
+    if not given.print and not (given.data / "pretrain.h5").exists():
+        parser.error(
+            f"{given.data} has no pretrain.h5: soup i2i data fashion {given.data} --pretrain 30000"
+        )
+    given.results.mkdir(parents=True, exist_ok=True)
+    trainings = [classifier(name, given.data) for name in (EXTRACTOR, JUDGE)]
+    for seed in given.seeds:
+        of_seed = dict.fromkeys(own for name in given.rows for own in needed(name))
+        trainings += [command(name, given.data, seed) for name in of_seed]
+    for words in trainings:
+        if given.print:
+            print(shlex.join(words))
+        elif not (given.results / words[words.index("-o") + 1]).exists():
+            carry_out(words, given.results)
+    for seed, name in product(given.seeds, given.rows):
+        if not rows()[name].measured:
+            continue
+        of_row = (name,) if rows()[name].trainer == "gan" else (name, f"{name}-control")
+        for own in of_row:
+            if given.print:
+                print(shlex.join(evaluation(own, given.data, seed)))
+            else:
+                measure(own, given.data, given.results, seed)
+    if not given.print:
+        print(table(given.results))
+
+
+if __name__ == "__main__":
+    main()
