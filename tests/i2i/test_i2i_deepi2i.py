@@ -469,10 +469,11 @@ tree: {{of: [fits], finetune: {{trainer: transferi2i, data: {data}, {options}}}}
         assert made.exit_code == 0, made.output
         return made.output
 
-    assert "5 steps to do" in soup("plan", tree)
+    assert "5 steps to do" in soup("plan", tree, "--store", tmp_path / "store")
     output = tmp_path / "out.safetensors"
-    assert "5 nodes computed" in soup("run", tree, "-o", output)
-    assert "0 nodes computed" in soup("run", tree, "-o", output, "--force")
+    run = ("run", tree, "-o", output, "--store", tmp_path / "store")
+    assert "5 nodes computed" in soup(*run)
+    assert "0 nodes computed" in soup(*run, "--force")
     saved, classes = open_checkpoint(output), {"a": 0, "b": 1, "c": 2}
     assert {name.partition(".")[0] for name in saved} == {"E", "A", "G", "D"}
     assert json.loads(saved.metadata["modelsoup.classes"]) == classes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ..pictures.draws import Draw
 from ..pictures.picture import Images
@@ -16,6 +16,7 @@ from ..training.players import Player
 from ..training.ranges import Count, Rate
 from ..training.turns import Batch, Turn
 from .deepi2i import DeepI2I, DeepI2IOptions
+from .on_gan import OWN, STYLEGAN, Usually
 
 if TYPE_CHECKING:
     import torch
@@ -29,20 +30,21 @@ class SelfInitOptions(DeepI2IOptions):
 
     Attributes:
         reduction: the absolute differences of each side's maps are averaged, or summed.
-        d_lr: the adaptor's rate.
+        d_lr: the adaptor's rate: 1e-4, on StyleGAN 1e-3.
     """
 
     batch: Count = 16
     steps: Count | None = 2000
-    d_lr: Rate = 1e-4
+    d_lr: Annotated[Rate, Usually(1e-4, 1e-3)] = OWN
+    blocks: Annotated[Literal["deepi2i", "single"], STYLEGAN] = "single"
     reduction: Literal["mean", "sum"] = "mean"
 
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
-        if self.adaptor in ("identity", "none"):
+        if self.repeats:
             raise ValueError(f"adaptor is {self.adaptor}, which has no weights to begin with")
-        if not self.count:
+        if self.family.conditional and not self.count:
             raise ValueError("how many classes G knows is missing: classes, or rows")
 
 
@@ -65,7 +67,8 @@ class SelfInit(DeepI2I):
 
     def draws(self, o: Any) -> Sequence[Draw]:
         """Noise and a class."""
-        return (o.noise("z", o.first), o.labels("c"))
+        draws: Sequence[Draw] = o.given("")
+        return draws
 
     def turns(self, o: Any, step: int) -> list[Turn]:
         """The adaptor's step."""
