@@ -9,6 +9,7 @@ pytest.importorskip("PIL")
 
 import torch
 from modelsoup_i2i.networks import biggans
+from modelsoup_i2i.networks.biggan import ConditionalNorm
 from modelsoup_i2i.networks.described import Network
 from torch.nn import functional as F
 
@@ -143,7 +144,39 @@ def test_a_block_is_the_sum_of_its_ways_as_published():
     expected = F.avg_pool2d(inner, 2) + F.avg_pool2d(down.conv_sc(images), 2)
     torch.testing.assert_close(down(images), expected, atol=1e-5, rtol=1e-4)
     maps, y = torch.randn(2, 64, 4, 4), torch.randn(2, 148)
-    inner = up.conv1(F.interpolate(F.relu(up.bn1(maps, y)), scale_factor=2))
-    inner = up.conv2(F.relu(up.bn2(inner, y)))
+    inner = up.conv1(F.interpolate(up.bn1(maps, y), scale_factor=2))
+    inner = up.conv2(up.bn2(inner, y))
     expected = inner + up.conv_sc(F.interpolate(maps, scale_factor=2))
     torch.testing.assert_close(up(maps, y), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_norm_that_keeps_less_has_the_gradients_of_torchs_own():
+    torch.manual_seed(1)
+    norm = ConditionalNorm(5, 4).double().train()
+    images = torch.randn(3, 5, 4, 4, dtype=torch.float64, requires_grad=True)
+    condition = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+
+    def plain() -> torch.Tensor:
+        own = norm.gain, norm.bias
+        gain, bias = 1 + own[0](condition), own[1](condition)
+        normal = F.batch_norm(images, None, None, training=True, eps=1e-5)
+        return F.relu(normal * gain[:, :, None, None] + bias[:, :, None, None])
+
+    weights = torch.randn(3, 5, 4, 4, dtype=torch.float64)
+    given = (images, condition, norm.gain.weight, norm.bias.weight)
+    norm.gain.eval(), norm.bias.eval()  # whose own vectors stay
+    expected = torch.autograd.grad((plain() * weights).sum(), given)
+    made = norm(images, condition)
+    torch.testing.assert_close(made, plain())
+    for own, other in zip(
+        torch.autograd.grad((made * weights).sum(), given), expected, strict=True
+    ):
+        torch.testing.assert_close(own, other)
+    mean, var = images.mean((0, 2, 3)), images.var((0, 2, 3))
+    torch.testing.assert_close(norm.stored_mean, 0.1 * mean)
+    torch.testing.assert_close(norm.stored_var, 0.9 + 0.1 * var)
+    norm.eval()
+    normal = F.batch_norm(images, norm.stored_mean, norm.stored_var, eps=1e-5)
+    gain, bias = 1 + norm.gain(condition), norm.bias(condition)
+    expected = F.relu(normal * gain[:, :, None, None] + bias[:, :, None, None])
+    torch.testing.assert_close(norm(images, condition), expected)

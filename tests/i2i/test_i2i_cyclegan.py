@@ -138,12 +138,12 @@ torch.set_num_threads(1)
 from modelsoup_i2i.training import state
 from test_i2i_cyclegan import train
 if {at}:
-    whole = state.State.optimise
-    def optimise(self, group):
+    whole = state.State.take
+    def take(self, group):
         if self.steps == {at}:
             os.kill(os.getpid(), 9)
         return whole(self, group)
-    state.State.optimise = optimise
+    state.State.take = take
 train(Path({folder!r}), Path({data!r}), **{options!r})
 """
 

@@ -359,12 +359,12 @@ sys.path.insert(0, {here!r})
 from pathlib import Path
 from modelsoup_i2i.training import state
 from test_i2i_pix2pix import train
-whole = state.State.optimise
-def optimise(self, group):
+whole = state.State.take
+def take(self, group):
     if self.steps == 8:
         os.kill(os.getpid(), 9)
     return whole(self, group)
-state.State.optimise = optimise
+state.State.take = take
 train(Path({folder!r}), Path({data!r}), **{options!r})
 """
 

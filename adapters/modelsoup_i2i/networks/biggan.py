@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
 from . import biggans
@@ -58,7 +59,7 @@ class PlainNorm(Norm):
 
 
 class ConditionalNorm(Norm):
-    """One whose gain and bias are made of a condition: 1 + L_g(y), L_b(y)."""
+    """One whose gain and bias are made of a condition: 1 + L_g(y), L_b(y); then a ReLU."""
 
     def __init__(self, channels: int, condition: int) -> None:
         super().__init__(channels)
@@ -66,9 +67,63 @@ class ConditionalNorm(Norm):
         self.bias = Linear(condition, channels, bias=False)
 
     def forward(self, images: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Of the same shape."""
+        """Of the same shape, rectified."""
         gain, bias = 1 + self.gain(condition), self.bias(condition)
-        return torch.addcmul(bias[:, :, None, None], self.normal(images), gain[:, :, None, None])
+        if not self.training:
+            spread = (self.stored_var + VARIANCE).sqrt()
+            return _modulated(images, self.stored_mean, 1 / spread, gain, bias)
+        variance, mean = torch.var_mean(images.detach(), (0, 2, 3), correction=0)
+        count = images.numel() // images.shape[1]
+        with torch.no_grad():
+            self.stored_mean.lerp_(mean, self.momentum)
+            self.stored_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
+        inverse = (variance + VARIANCE).rsqrt()
+        made: torch.Tensor = _Modulated.apply(images, gain, bias, mean, inverse)
+        return made
+
+
+def _modulated(
+    images: torch.Tensor, mean: torch.Tensor, inverse: torch.Tensor, gain: torch.Tensor,
+    bias: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """relu(gain · (x − mean) · inverse + bias), as one product and sum for each pixel."""
+    factor = gain * inverse
+    offset = bias - mean * factor
+    return torch.addcmul(offset[:, :, None, None], images, factor[:, :, None, None]).relu_()
+
+
+class _Modulated(torch.autograd.Function):
+    """The same, of a batch whose own moments these are.
+
+    Kept for the backward pass are the images and the result, which what follows keeps anyway; with
+    torch's own norm, product and ReLU there would be a third. Its gradient for the images is a sum
+    of three terms too: of the gradient, the images and a constant.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor,
+        inverse: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        made = _modulated(images, mean, inverse, gain, bias)
+        ctx.save_for_backward(images, made, gain, mean, inverse)
+        return made
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, given: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        images, made, gain, mean, inverse = ctx.saved_tensors
+        through = torch.ops.aten.threshold_backward(given, made, 0)
+        of_bias = through.sum((2, 3))
+        # Σ g · n, of the images n with mean 0 and variance 1.
+        of_gain = ((through * images).sum((2, 3)) - of_bias * mean) * inverse
+        count = images.numel() // images.shape[1]
+        first, second = ((gain * own).sum(0) / count for own in (of_bias, of_gain))
+        slope = -second * inverse.square()
+        constant = -inverse * first - slope * mean
+        result = torch.addcmul(constant[:, None, None], images, slope[:, None, None])
+        result.addcmul_(through, (gain * inverse)[:, :, None, None])
+        return result, of_gain, of_bias, None, None
 
 
 class Rows(nn.Embedding):
@@ -117,8 +172,8 @@ class Up(nn.Module):
 
     def forward(self, images: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """N × ins × H × W to N × outs × 2H × 2W."""
-        made = F.interpolate(F.relu(self.bn1(images, condition)), scale_factor=2.0)
-        made = self.conv2(F.relu(self.bn2(self.conv1(made), condition)))
+        made = self.conv1(self.bn1(images, condition), "doubled")
+        made = self.conv2(self.bn2(made, condition))
         # A convolution of one pixel commutes with the doubling, which then has a quarter to do.
         return made + F.interpolate(self.conv_sc(images), scale_factor=2.0)
 
@@ -142,13 +197,18 @@ class Down(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """N × ins × H × W to N × outs × H × W, or half of both."""
-        made = self.conv2(F.relu(self.conv1(images if self.first else F.relu(images))))
+        inner = F.relu(self.conv1(images if self.first else F.relu(images)))
+        made = self.conv2(inner, "halved" if self.halves else "same")
         if self.conv_sc is None:
-            return images + (F.avg_pool2d(made, 2) if self.halves else made)
-        # The mean over four pixels commutes with a convolution of one, and with a sum.
-        if self.halves:
-            return F.avg_pool2d(made, 2) + self.conv_sc(F.avg_pool2d(images, 2))
-        return made + self.conv_sc(images)
+            return images + made
+        # The mean over four pixels commutes with a convolution of one.
+        return made + self.conv_sc(_halved(images) if self.halves else images)
+
+
+def _halved(images: torch.Tensor) -> torch.Tensor:
+    """The means of 2 × 2 pixels; unlike torch's pooling it keeps nothing for the backward pass."""
+    rows = images[..., ::2, :] + images[..., 1::2, :]
+    return (rows[..., ::2] + rows[..., 1::2]) * 0.25
 
 
 class Generator(nn.Module):

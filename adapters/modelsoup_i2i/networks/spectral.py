@@ -6,7 +6,7 @@ power iteration; in evaluation mode it stays. Names of tensors are those of BigG
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -52,9 +52,29 @@ class Convolution(Spectral, nn.Conv2d):
         self.register_buffer("u0", torch.randn(1, outs))
         self.register_buffer("sv0", torch.ones(1))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """N × ins × H × W to N × outs × H × W."""
-        made: torch.Tensor = F.conv2d(images, self.divided(), self.bias, padding=self.padding)
+    def forward(
+        self, images: torch.Tensor, side: Literal["same", "doubled", "halved"] = "same"
+    ) -> torch.Tensor:
+        """N × ins × H × W to N × outs × H × W.
+
+        Args:
+            images: what it sees.
+            side: `doubled`: each pixel is doubled before; `halved`: the means of 2 × 2 pixels are
+                taken after. Of a kernel of 3 × 3, both are one convolution of 4 × 4, which has 16
+                multiplications for 36, and nothing of the larger side but what is asked for.
+        """
+        kernel = self.divided()
+        made: torch.Tensor
+        if side == "same":
+            made = F.conv2d(images, kernel, self.bias, padding=self.padding)
+        elif side == "halved":
+            kernel = F.avg_pool2d(kernel, 2, 1, 1)
+            made = F.conv2d(images, kernel, self.bias, stride=2, padding=1)
+        else:
+            # The sums over 2 × 2 pixels that have one value.
+            kernel = F.avg_pool2d(kernel, 2, 1, 1, divisor_override=1)
+            kernel = kernel.flip(2, 3).transpose(0, 1)
+            made = F.conv_transpose2d(images, kernel, self.bias, stride=2, padding=1)
         return made
 
 

@@ -101,41 +101,76 @@ class Updates:
         self._of = {id(p): one for one in self._optimizers for group in one.param_groups
                     for p in group["params"]}  # fmt: skip
         averages = player.optimiser in ("Adam", "AdamW")
+        counts = None if settings.get("fused") or settings.get("capturable") else "cpu"
         for parameter in own:
             if self._summed:
                 parameter.grad = torch.zeros_like(parameter)
             if averages and not settings.get("amsgrad"):
                 self._of[id(parameter)].state[parameter] = {
-                    # Where the fused Adam wants its count.
-                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    # Where Adam wants its count: another one would ask a GPU for it.
+                    "step": torch.zeros((), dtype=torch.float32, device=counts or parameter.device),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
             if early:
                 parameter.register_post_accumulate_grad_hook(self._update)
 
-    def apply(self) -> None:
+    def finite(self) -> torch.Tensor:
+        """Whether no gradient is NaN or infinite: 0-dimensional and, where that is, on a GPU."""
+        import torch
+
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if not gradients:
+            return torch.tensor(True)
+        # A sum is finite only if all of its terms are, and reads them once.
+        return torch.stack(torch._foreach_norm(gradients, 1)).isfinite().all()
+
+    def apply(self, *, unless: torch.Tensor | None = None) -> None:
         """Update, and forget the gradients; with `early` that has been done.
 
         But for parameters that the turn's last loss does not depend on: they have waited.
 
-        Raises:
-            NonfiniteGradientError: a gradient is NaN or infinite; nothing was updated.
-        """
-        import torch
+        Args:
+            unless: 0-dimensional, bool: where it is true nothing is updated. It is never read by
+                the host.
 
+        Raises:
+            NonfiniteGradientError: with `early`, a gradient is NaN or infinite.
+        """
         if self.early:
             self._complete = True
             for parameter in list(self._waiting.values()):
                 self._update(parameter)
             return
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        if gradients and not torch.stack([g.sum() for g in gradients]).isfinite().all():
-            self.forget()
-            raise NonfiniteGradientError
         for one in self._optimizers:
-            one.step()
+            if unless is None:
+                one.step()
+            else:
+                self._step_unless(one, unless)
         self.forget()
+
+    def _step_unless(self, one: torch.optim.Optimizer, unless: torch.Tensor) -> None:
+        import torch
+
+        # A fused SGD that skips its very first step would leave its momentum unmade.
+        unmade = bool(one.defaults.get("momentum")) and not any(one.state.values())
+        if getattr(one, "_step_supports_amp_scaling", False) and not unmade:
+            one.found_inf = unless.float()  # a fused one looks at it itself, as torch.amp asks it
+            one.step()
+            return
+        # Others have what they changed put back; counts that they keep on the CPU go on.
+        held = [p.detach() for p in self.parameters.values()]
+        held += [
+            value for kept in one.state.values() for value in kept.values()
+            if isinstance(value, torch.Tensor) and value.device == unless.device
+        ]  # fmt: skip
+        before = [tensor.clone() for tensor in held]
+        for parameter in self.parameters.values():
+            if parameter.grad is not None:  # what it is yet to make has no NaN in it
+                parameter.grad.masked_fill_(unless, 0.0)
+        one.step()
+        for tensor, was in zip(held, before, strict=True):
+            tensor.copy_(torch.where(unless, was, tensor))
 
     def forget(self) -> None:
         """Free the gradients, or make them 0."""

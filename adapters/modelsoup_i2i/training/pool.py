@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from modelsoup import ParameterError
@@ -14,7 +15,8 @@ class ImagePool:
 
     Afterwards an image is returned as it is with probability ½; else it takes the place of a random
     stored one, which is returned. Size 0 stores nothing. What is drawn comes from a generator of
-    the pool's own, so that its state says everything.
+    the pool's own, so that its state says everything. The images lie where they were made, on a
+    GPU, say, and the host draws without looking at them: it does not wait.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -22,7 +24,8 @@ class ImagePool:
             raise ParameterError(f"the size of an image pool is {size}, but must be at least 0")
         self.size = size
         self.images: list[torch.Tensor] = []
-        self._generator = torch.Generator().manual_seed(seed)
+        # The Mersenne twister that torch's generator for CPUs is too, with the same draws.
+        self._generator = np.random.RandomState(seed % 2**32)
 
     def query(self, images: torch.Tensor) -> torch.Tensor:
         """As many images as are given, N × C × H × W, without gradients.
@@ -49,15 +52,17 @@ class ImagePool:
 
     def state_dict(self) -> dict[str, Any]:
         """What is stored, on the CPU, and the generator."""
+        drawn = self._generator.get_state(legacy=False)["state"]
         return {
             "images": [image.cpu() for image in self.images],
-            "generator": self._generator.get_state(),
+            "generator": torch.tensor([*drawn["key"].tolist(), drawn["pos"]]),
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
         """Go on from where a pool was, on a device."""
         self.images = [image.to(device) for image in state["images"]]
-        self._generator.set_state(state["generator"])
+        *words, place = state["generator"].tolist()
+        self._generator.set_state(("MT19937", np.array(words, np.uint32), place, 0, 0.0))
 
     def _draw(self, below: int) -> int:
-        return int(torch.randint(below, (), generator=self._generator))
+        return int.from_bytes(self._generator.bytes(4), "little") % below

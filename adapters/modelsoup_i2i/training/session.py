@@ -100,19 +100,21 @@ class Session(State):
         steps = self.batches()
         try:
             for group in watch.waiting(steps):
-                epoch = self.steps // self.steps_per_epoch
-                pace = self.options.pace(epoch)
-                losses = self.optimise(group)
+                self.take(group)
                 for fault in self.pictures.met():
                     log(f"left out: {fault}")
-                self._add(losses, pace, watch)
+                if len(self._taken) <= self.behind and not self._told_now():
+                    continue
+                for step, losses in self.read():
+                    self._add(step, losses, watch)
                 if self.steps % self.steps_per_epoch == 0:
-                    if self._is_told(epoch):
-                        log(self._line(epoch, watch))
+                    epoch = self.steps // self.steps_per_epoch
+                    if self._is_told(epoch - 1):
+                        log(self._line(epoch - 1, watch))
                     figures |= self.losses.means()
                     self.losses.next_epoch()
                     if after_epoch is not None:
-                        after_epoch(epoch + 1)
+                        after_epoch(epoch)
                 if self.options.evaluate_every and self._due(self.options.evaluate_every):
                     figures |= self._evaluated(report, log, watch)
                 if self._due(self.options.checkpoint_every or self.steps_per_epoch):
@@ -258,13 +260,22 @@ class Session(State):
         """Some of the classes, as far apart as they lie."""
         return list(range(0, how.classes, -(-how.classes // _SHOWN_CLASSES)))
 
-    def _add(self, losses: Mapping[str, float], pace: float, watch: Watch) -> None:
+    def _told_now(self) -> bool:
+        """Whether something is made after this step for which all before must be known."""
+        options = self.options
+        every = (self.steps_per_epoch, options.evaluate_every, options.checkpoint_every,
+                 options.sheet_every)  # fmt: skip
+        return any(number and self._due(number) for number in every)
+
+    def _add(self, step: int, losses: Mapping[str, float], watch: Watch) -> None:
+        """What a step told."""
         self.losses.add(losses)
         self.recent.add(losses)
-        watch.add(self.steps, {**losses, "rate": pace * self.options.lr})
-        if self._due(self.options.log_every):
+        pace = self.options.pace((step - 1) // self.steps_per_epoch)
+        watch.add(step, {**losses, "rate": pace * self.options.lr})
+        if step % self.options.log_every == 0 or step == self.total_steps:
             if self._curves is not None:
-                self._curves[0].add(self.steps, self.recent.means())
+                self._curves[0].add(step, self.recent.means())
             self.recent = Losses()
 
     def _evaluated(self, report: Report, log: Log, watch: Watch) -> dict[str, float]:

@@ -47,7 +47,7 @@ class Stage:
         self._trained[name] = [p for p in network.parameters() if p.requires_grad]
         if getattr(network, "compares", False):
             self._comparing.add(name)
-        own: Call = torch.compile(network) if compiled else network
+        own: Call = partial(_once, torch.compile(network), network) if compiled else network
         multiple: int = getattr(network, "multiple", 1)
         self._calls[name] = own if multiple == 1 else partial(at_any_size, own, multiple=multiple)
 
@@ -87,6 +87,16 @@ class Stage:
         joined = (torch.cat(both) for both in others)
         made = call(torch.cat([first, second.to(first.dtype)]), *joined)
         return made[: len(first)], made[len(first) :]
+
+
+def _once(compiled: Call, network: nn.Module, *inputs: Any, **named: Any) -> Any:
+    """A compiled network, where nobody asks for gradients of its gradients.
+
+    Those would be missing without a word. Whoever makes a leaf of what goes in, and lets it require
+    gradients, as gradient penalties do, is about to ask.
+    """
+    asks = any(isinstance(x, torch.Tensor) and x.is_leaf and x.requires_grad for x in inputs)
+    return network(*inputs, **named) if asks else compiled(*inputs, **named)
 
 
 def prepare(network: nn.Module, *, plain: bool, precision: str | int = 32, pixels: int = 0) -> None:

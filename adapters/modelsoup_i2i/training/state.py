@@ -8,7 +8,9 @@ A step is made with little work and memory:
 
 - a turn's losses are functions: each is made, gone back through and freed before the next one;
 - no gradients are computed for parameters that a turn does not update, and frozen ones never;
-- on a CPU, an optimiser is applied within the backward pass: see `players.py`.
+- on a CPU, an optimiser is applied within the backward pass: see `players.py`;
+- on a GPU, the host never waits within a step: the device decides itself whether it updates, and
+  what a step told is read some steps later.
 
 Plain torch: a framework's checkpoints hold neither image pools nor what an exact resume needs of
 them; what Lightning Fabric would bring (device, bf16, several GPUs) is three short functions here.
@@ -22,6 +24,7 @@ import shutil
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -54,11 +57,30 @@ from .watch import Losses
 
 STATE = "state.pt"
 REMADE = "start.safetensors"
-FORMAT = 4
+FORMAT = 5
+BEHIND = 16  # steps that a GPU makes before the host reads what they told
 
 
 class DivergedError(ArithmeticError):
     """A loss or gradient is not finite any more; the weights are still."""
+
+
+Statistics = tuple[list[torch.Tensor], list[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step of which nothing was read yet.
+
+    Attributes:
+        names: of what it told.
+        told: on the device: a number for each name, and whether anything was not finite, 1 or 0.
+        statistics: all buffers, and what they were before it.
+    """
+
+    names: tuple[str, ...]
+    told: torch.Tensor
+    statistics: Statistics
 
 
 class State(Stage):
@@ -145,6 +167,8 @@ class State(Stage):
         self.best: dict[str, float] = {}
         self.sound = 0
         self._updates: dict[str, Updates] = {}
+        self._taken: list[Taken] = []
+        self._broken = torch.zeros((), dtype=torch.bool)
 
     def _fitted(self, start: Path | None, work: Path | None) -> Path | None:
         """A start, with rows for the classes that there are now, where the trainer wants such."""
@@ -254,6 +278,11 @@ class State(Stage):
         return plain and self.device.type == "cpu"
 
     @property
+    def behind(self) -> int:
+        """Steps that may be made before what they told is read; 0 where reading costs nothing."""
+        return 0 if self.device.type == "cpu" else BEHIND
+
+    @property
     def effort(self) -> float:
         """Multiplications of a pass through all networks, roughly: images are halved twice."""
         pixels = how_trained(self.options, self.device)["pixels"]
@@ -298,20 +327,60 @@ class State(Stage):
         return self.optimise([dict(zip(names, drawn, strict=True))])
 
     def optimise(self, group: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
-        """One step whose gradients are the mean over several batches.
+        """One step whose gradients are the mean over several batches, and what it told."""
+        self.take(group)
+        *_, (_, losses) = self.read()
+        return losses
 
-        Of a step that fails no gradient is left to the next one.
+    def take(self, group: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """One step, which `read` must follow: at once where `behind` is 0, else some steps later.
+
+        Of a step that fails neither a gradient nor a moved statistic is left to the next one.
+
+        Raises:
+            DivergedError: `behind` is 0, and a loss or gradient is not finite.
         """
+        self.begin()
+        statistics = self._statistics()
         try:
-            return self._optimise(group)
+            told = self._step(group)
         except BaseException:
             for updates in self._updates.values():
                 updates.forget()
+            _put_back(statistics)
             raise
+        flag = self._broken.to(told[1].dtype)
+        self._taken.append(Taken(told[0], torch.cat([told[1], flag[None]]), statistics))
+        self.steps += 1
 
-    def _optimise(self, group: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+    def read(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """What was told by each step that was made since the last reading, and its number, from 1.
+
+        On a GPU this waits for the last of them, and is one copy from there. From a step on in
+        which something was not finite the device has updated nothing more.
+
+        Raises:
+            DivergedError: at such a step, which and the ones after it count as not made.
+        """
+        taken, self._taken = self._taken, []
+        numbers = torch.cat([one.told for one in taken]).tolist() if taken else []
+        first = self.steps - len(taken)
+        for number, one in enumerate(taken, first + 1):
+            *told, broken = numbers[: len(one.names) + 1]
+            del numbers[: len(one.names) + 1]
+            if broken:
+                self.steps = number - 1
+                _put_back(one.statistics)
+                self._broken.zero_()
+                raise DivergedError
+            yield number, dict(zip(one.names, told, strict=True))
+
+    def _step(
+        self, group: Sequence[Mapping[str, torch.Tensor]]
+    ) -> tuple[tuple[str, ...], torch.Tensor]:
+        """Names and, on the device, means of what is told."""
         pace = self.options.pace(self.steps // self.steps_per_epoch)
-        for updates in self.updates.values():
+        for updates in self._updates.values():
             updates.set_pace(pace)
         batches = [
             Batch({name: self.placed(values) for name, values in drawn.items()}) for drawn in group
@@ -320,10 +389,15 @@ class State(Stage):
         with self._noise():
             for turn in self.trainer.turns(self.options, self.steps):
                 self._take(turn, batches, seen)
-        self.steps += 1
-        names = list(seen[0])
-        means = torch.stack([torch.stack([s[name] for s in seen]).mean() for name in names])
-        return dict(zip(names, means.tolist(), strict=True))
+        names = tuple(seen[0])
+        return names, torch.stack([torch.stack([s[n] for n in names]) for s in seen]).mean(0)
+
+    def _statistics(self) -> Statistics:
+        own = list(self._module.buffers())
+        before = [torch.empty_like(buffer) for buffer in own]
+        if own:
+            torch._foreach_copy_(before, own)
+        return own, before
 
     @contextmanager
     def _noise(self) -> Iterator[None]:
@@ -388,12 +462,14 @@ class State(Stage):
         worst = torch.stack(list(losses)).sum()
         gradients = [p.grad for p in updates.parameters.values() if p.grad is not None]
         self.place.average([worst, *gradients])
-        if not worst.isfinite():
-            raise DivergedError
-        try:
+        finite = worst.isfinite() & updates.finite()
+        if self.behind:
+            self._broken |= ~finite
+            updates.apply(unless=self._broken)
+        elif finite:
             updates.apply()
-        except NonfiniteGradientError:
-            raise DivergedError from None
+        else:
+            raise DivergedError
 
     def _average(self, players: Sequence[str]) -> None:
         """Move the averages of what was updated: old · ema + new · (1 − ema)."""
@@ -403,11 +479,21 @@ class State(Stage):
                 if of not in moved:
                     continue
                 values = self._module[of].state_dict()
+                mixed: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
                 for key, average in self._module[name].state_dict().items():
                     if ema and average.is_floating_point() and key in self._parameters[of]:
-                        average.lerp_(values[key], 1 - ema)
+                        mixed[0].append(average)
+                        mixed[1].append(values[key])
                     else:  # a plain copy; and statistics and counts are the network's own
                         average.copy_(values[key])
+                if not mixed[0]:
+                    continue
+                if self.behind:  # a step that is not finite moves no average
+                    moves = torch._foreach_sub(mixed[1], mixed[0])
+                    torch._foreach_mul_(moves, (1 - ema) * ~self._broken)
+                    torch._foreach_add_(mixed[0], moves)
+                else:
+                    torch._foreach_lerp_(*mixed, 1 - ema)
 
     @cached_property
     def _parameters(self) -> dict[str, set[str]]:
@@ -428,6 +514,8 @@ class State(Stage):
         """What was drawn on the device, images in the memory layout of the training."""
         wanted = self.options.channels_last and values.ndim == 4
         layout = torch.channels_last if wanted else torch.contiguous_format
+        if self.device.type == "cuda" and values.device.type == "cpu":
+            values = values.pin_memory()  # else the host waits until all before it is done
         return values.to(self.device, non_blocking=True, memory_format=layout)
 
     def begin(self) -> None:
@@ -461,11 +549,15 @@ class State(Stage):
                 if p.requires_grad and n.partition(".")[0] in player.networks
             }  # fmt: skip
             self._updates[name] = Updates(player, own, early=early, summed=name in several)
+        self._broken = torch.zeros((), dtype=torch.bool, device=self.device)
 
     # State.
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides the steps to come, on the CPU or not; `load_state_dict` takes it."""
+        """All that decides the steps to come, on the CPU or not; `load_state_dict` takes it.
+
+        Of every step that was made, `read` has read what it told.
+        """
         return {
             "format": FORMAT,
             "steps": self.steps,
@@ -567,6 +659,12 @@ class State(Stage):
         }
         every = {**images, "start": start, **begun}
         return {what: digest_files(files) for what, files in every.items()}
+
+
+def _put_back(statistics: Statistics) -> None:
+    """A pass moves statistics before it is known to be finite."""
+    for own, before in zip(*statistics, strict=True):
+        own.copy_(before)
 
 
 def how_trained(options: Any, device: torch.device) -> dict[str, Any]:
