@@ -75,7 +75,10 @@ def rows() -> dict[str, Row]:
             "deepi2i", transfer | {"rec_pairs": "official", "rec": "mse"}, "P",
             told="the published code's pairs",
         ),
-        "D9": Row("deepi2i", transfer | {"exclude": ["ankle-boot"], "rows": 10}, "P", told="a class left out"),
+        "D9": Row(
+            "deepi2i", transfer | {"exclude": ["ankle-boot"], "rows": 10}, "P",
+            told="a class left out",
+        ),
     }  # fmt: skip
     for each in (10, 500, 3000):
         found[f"D1-{each}"] = Row("deepi2i", transfer | {"per_class": each}, "P", told="transfer")

@@ -85,6 +85,10 @@ def silent(*_: object) -> None:
 
 
 BIGGAN = {"size": 64, "ch": 8, "accumulate": 1, "batch": 2, "sheet_every": 0}
+STYLEGAN = {
+    "network": "stylegan", "size": 64, "width": 8, "code": 8, "depth": 2, "batch": 2,
+    "sheet_every": 0,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +112,18 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (Toy(), SIZES | {"accumulate": 2}),
         (Gan(), BIGGAN),
         (DeepI2I(), BIGGAN | {"scratch": True, "phase1": 1}),
+        (Gan(), STYLEGAN | {"lambda_r1": 1.0, "r1_every": 2}),
+        (DeepI2I(), STYLEGAN | {"scratch": True, "phase1": 1, "source": "disc",
+                                "target": "square"}),
     ],
     ids=[
         "cyclegan", "cyclegan-bf16", "pix2pix", "pix2pix-wgan-gp", "toy", "toy-accumulated", "gan",
-        "deepi2i",
+        "deepi2i", "gan-stylegan", "deepi2i-stylegan",
     ],
 )  # fmt: skip
 def test_no_step_asks_the_device_for_a_value(data: Path, classes: Path, trainer, options: dict):
     """Fake tensors have none, and refuse."""
-    own = on_a_device(trainer, classes if "ch" in options else data, **(options | {"epochs": 4}))
+    own = on_a_device(trainer, classes if "size" in options else data, **(options | {"epochs": 4}))
     drawn = [group for group, _ in zip(own.batches(), range(6), strict=False)]
     own.begin()
     with FakeTensorMode(allow_non_fake_inputs=True):

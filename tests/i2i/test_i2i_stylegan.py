@@ -14,12 +14,14 @@ from modelsoup_i2i.networks import stylegans
 from modelsoup_i2i.networks.described import Network
 from modelsoup_i2i.networks.stylegan import (
     Adaptor,
+    Auxiliary,
     Blur,
     Convolution,
     Discriminator,
     Encoder,
     Fused,
     Generator,
+    OwnBlocks,
     Translation,
 )
 from modelsoup_i2i.networks.stylegans import (
@@ -82,7 +84,22 @@ def test_networks_have_as_many_parameters_as_the_published_ones(network, sizes, 
      (5, 947_907)],
 )  # fmt: skip
 def test_an_auxiliary_generator_owns_what_it_does_not_share(blocks, count):
-    assert parameters(Network(G, {"size": 256}), stylegans.beside(blocks)) == count
+    sizes = {"kept": blocks, "size": 256, "width": 512, "code": 512}
+    assert parameters(Network(stylegans.OWN_BLOCKS, sizes)) == count
+
+
+def test_an_auxiliary_generator_is_the_other_one_with_its_first_blocks_and_mapping_network():
+    generator = built().eval()
+    own = OwnBlocks(3, size=64, width=16, code=8, depth=2)
+    names = {n: v for n, v in generator.state_dict().items() if n in own.state_dict()}
+    assert len(names) == len(own.state_dict())
+    own.load_state_dict(names)
+    auxiliary, z = Auxiliary(generator, own).eval(), torch.randn(2, 8)
+    same = [a is b for a, b in zip(
+        auxiliary.blocks, generator.generator.progression.values(), strict=True)]  # fmt: skip
+    assert same == [True, True, True, False, False]
+    assert own.generator.to_rgb is not generator.generator.to_rgb
+    assert torch.equal(auxiliary(z), generator(z))
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,16 @@ def side(arch: Arch) -> int:
     return int(arch.rstrip("s"))
 
 
+def must_be_a_size(arch: str) -> None:
+    """Check the word for a size.
+
+    Raises:
+        ParameterError: there is no BigGAN of such.
+    """
+    if arch not in _GENERATORS:
+        raise ParameterError(f"size is {arch}, but a BigGAN's is {', '.join(_GENERATORS)}")
+
+
 def made(arch: Arch) -> dict[int, int]:
     """What the generator has at each resolution, as multiples of `ch`: 4 is before its blocks."""
     return {DEEPEST * 2**n: wide for n, wide in enumerate(_GENERATORS[arch])}

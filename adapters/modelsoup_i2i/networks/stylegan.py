@@ -216,10 +216,11 @@ class PixelNorm(nn.Module):
 class Synthesis(nn.Module):
     """Pictures of styles: block by block from 4 × 4 on."""
 
-    def __init__(self, size: int, width: int, code: int, channels: int, *, full: bool) -> None:
+    def __init__(
+        self, size: int, width: int, code: int, channels: int, *, full: bool = False, kept: int = 0
+    ) -> None:
         super().__init__()
-        most = stylegans.MOST if full else size
-        built = stylegans.sides(most)
+        built = stylegans.sides(stylegans.MOST if full else size)[kept:]
         self.progression = nn.ModuleDict(
             {stylegans.draws(side): StyledBlock(side, width, code) for side in built}
         )
@@ -285,19 +286,22 @@ class Generator(nn.Module):
         self.style = nn.Sequential(*layers)
 
     def forward(
-        self, z: torch.Tensor, classes: None = None, features: Features | None = None
-    ) -> torch.Tensor:
+        self, z: torch.Tensor, classes: object = None, features: Features | None = None, *,
+        taps: bool = False,
+    ) -> Any:  # fmt: skip
         """Pictures, N × channels × size × size.
 
         Args:
             z: N × code, from N(0, 1).
-            classes: none, as there is one domain.
+            classes: not looked at, as there is one domain.
             features: by the side of their maps: what is added to the maps of that side.
+            taps: return the maps of each side, after what was added, in place of pictures alone.
         """
-        return self.walk(z, classes, features)[self.size]
+        found = self.walk(z, classes, features)
+        return found if taps else found[self.size]
 
     def walk(
-        self, z: torch.Tensor, classes: None = None, features: Features | None = None
+        self, z: torch.Tensor, classes: object = None, features: Features | None = None
     ) -> dict[int, torch.Tensor]:
         """The maps of each side, after what was added; the pictures in the place of the last."""
         added = features or {}
@@ -313,11 +317,45 @@ class Generator(nn.Module):
     def styles(self, z: torch.Tensor) -> list[torch.Tensor]:
         """One for each block, N × code."""
         first, blocks = self.style(z), len(self.sides)
-        # On the CPU, so that no GPU is waited for.
-        if not self.training or float(torch.rand(())) >= self.mixing:
+        if not self.training or not self.mixing:
             return [first] * blocks
-        own = int(torch.randint(1, blocks, ()))
-        return [first] * own + [self.style(torch.randn_like(z))] * (blocks - own)
+        # Chosen without a look at values: no GPU is waited for, and memory is known beforehand.
+        mixed = torch.rand((), device=z.device) < self.mixing
+        place = torch.randint(1, blocks, (), device=z.device)
+        other = self.style(torch.randn_like(z))
+        return [torch.where(mixed & (place <= n), other, first) for n in range(blocks)]
+
+
+class OwnBlocks(nn.Module):
+    """The last blocks of a generator and its last layer: what another one has for itself.
+
+    Args:
+        kept: how many of the first blocks are not among them.
+        others: see `Generator`; what is of the mapping network is not used.
+    """
+
+    def __init__(
+        self, kept: int, size: int, width: int, code: int, channels: int = 3, **others: Any
+    ) -> None:
+        super().__init__()
+        self.generator = Synthesis(size, width, code, channels, kept=kept)
+
+
+class Auxiliary(nn.Module):
+    """A generator with another one's mapping network and first blocks, which sees no features."""
+
+    def __init__(self, G: Generator, X: OwnBlocks) -> None:  # noqa: N803
+        super().__init__()
+        self.G, self.X = G, X
+        own = list(X.generator.progression.values())
+        self.blocks = [*list(G.generator.progression.values())[: len(G.sides) - len(own)], *own]
+
+    def forward(self, z: torch.Tensor, classes: object = None) -> torch.Tensor:
+        """See `Generator`."""
+        maps = z
+        for side, block, style in zip(self.G.sides, self.blocks, self.G.styles(z), strict=True):
+            maps = block(maps, style, self.G.generator.noise(side, len(z)))
+        return self.X.generator.pictured(maps)
 
 
 class JudgingBlock(nn.Module):
@@ -395,7 +433,7 @@ class Pyramid(nn.Module):
 class Discriminator(Pyramid):
     """Judges pictures, each beside the others of its batch (minibatch standard deviation)."""
 
-    judges = True
+    judges, compares = True, True  # the latter: `Stage.both` shows it real and made ones apart
 
     def __init__(
         self, size: int = 256, width: int = 512, channels: int = 3, rgb_activation: bool = True,
@@ -404,7 +442,7 @@ class Discriminator(Pyramid):
         super().__init__(size, width, channels, rgb_activation, official_layout)
         self.linear = Linear(width, 1)
 
-    def forward(self, images: torch.Tensor, classes: None = None, *, taps: bool = False) -> Any:
+    def forward(self, images: torch.Tensor, classes: object = None, *, taps: bool = False) -> Any:
         """Verdicts, N × 1; with `taps` also the maps of each side, of the same pass."""
         found = self.walk(images)
         maps = found[stylegans.DEEPEST]
@@ -459,14 +497,14 @@ class Adaptor(nn.Module):
         """A training goes by the strengths that it was given, whatever its start had."""
         self.strength.copy_(torch.tensor(self.given))
 
-    def forward(self, features: Features) -> dict[int, torch.Tensor]:
-        """What is added to the generator's maps, by side."""
+    def forward(self, features: Features, *, plain: bool = False) -> dict[int, torch.Tensor]:
+        """What is added to the generator's maps, by side; `plain` is before its strength."""
         made = {}
         for place, side in enumerate(self.sides):
             own = features[side]
             if len(self.progression):
                 own = self.progression[stylegans.adapts(side)](own)
-            made[side] = own * self.strength[place]
+            made[side] = own if plain else own * self.strength[place]
         return made
 
 

@@ -17,6 +17,7 @@ _FILE = "modelsoup_i2i.networks.stylegan"
 GENERATOR, DISCRIMINATOR = f"{_FILE}:Generator", f"{_FILE}:Discriminator"
 ENCODER, ADAPTOR = f"{_FILE}:Encoder", f"{_FILE}:Adaptor"
 TRANSLATION = f"{_FILE}:Translation"
+OWN_BLOCKS, AUXILIARY = f"{_FILE}:OwnBlocks", f"{_FILE}:Auxiliary"
 DEEPEST, MOST = 4, 1024  # pixels: where a generator begins, and where official ones end
 SIZES = (64, 128, 256, 512, MOST)  # of pictures
 TAPS = (4, 8, 16, 32)  # where an encoder's features are taken, and added to a generator's
@@ -60,13 +61,20 @@ def adapts(side: int) -> str:
     return str((64 // side).bit_length() - 1)
 
 
-def beside(blocks: int) -> tuple[str, ...]:
-    """What a generator's names begin with that an auxiliary one has in common with it.
+def must_agree(one: Mapping[str, Any], other: Mapping[str, Any], said: str) -> None:
+    """Raise a MismatchError for two networks of different sizes.
 
     Args:
-        blocks: how many of the deepest; the mapping network is always among it (TransferI2I).
+        one: what decides a network.
+        other: likewise.
+        said: what both are called: `G and D`.
     """
-    return (MAPPING, *(f"generator.progression.{n}." for n in range(blocks)))
+    for name in one.keys() & other.keys():
+        if one[name] != other[name]:
+            raise MismatchError(
+                f"{said} do not belong to one model: {name} is {one[name]} in one and "
+                f"{other[name]} in the other"
+            )
 
 
 def generator_in(shapes: Mapping[str, Shape], prefix: str = "") -> dict[str, Any]:

@@ -8,18 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ..networks import biggans
+from modelsoup import ParameterError
+
 from ..networks.described import Joined, Network
 from ..pictures.draws import Draw, Labelled
 from ..pictures.picture import Images
 from ..training.players import Player
 from ..training.ranges import Number, Weight
-from ..training.trainer import ImageTrainer
 from ..training.turns import Batch, Turn
 from ..use.translator import Translator
-from .biggan_options import BigGanOptions, sizes_in
+from .on_gan import (
+    BIGGAN,
+    DEEPEST,
+    OWN,
+    STYLEGAN,
+    NetworkOptions,
+    OnGan,
+    Usually,
+    family_in,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -28,20 +37,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DeepI2IOptions(BigGanOptions):
+class DeepI2IOptions(NetworkOptions):
     """What a plan may say to the trainer.
 
     Attributes:
-        gan: the GAN loss.
-        lambda_gan: its weight in the objective of what translates.
+        source: on StyleGAN, the class of the pictures that are translated …
+        target: … and that of those which they become.
+        lambda_gan: the GAN loss's weight in the objective of what translates.
         lambda_rec: that of the reconstruction: how far D's maps of a picture are from its
             translation's.
         lambda_ssim: that of 1 − SSIM of a picture and its translation.
         rec: the distance of maps.
         rec_pairs: which maps are compared: of each picture and its translation; `official`: of a
-            batch's first two translations, as the published code does where a batch has two.
+            batch's first two translations, as the published code for BigGAN does where a batch has
+            two.
         alpha: the weight of each size of maps in the reconstruction …
-        alpha_first: … but for the largest, a quarter of the picture's side.
+        alpha_first: … but for the largest: 0.01, on StyleGAN 0.1.
         scratch: nothing is pretrained: E is trained, there is no first phase, and what A makes is
             added at full strength.
         phase1: steps in which A and D move alone; None is 500, or 0 from scratch.
@@ -50,48 +61,85 @@ class DeepI2IOptions(BigGanOptions):
             the largest maps.
         adaptor: `all`, or the sides of the maps that it has a block for; `identity` or `none`: maps
             are repeated until they are as wide as G's.
-        n_down: how often a picture is halved; None is down to 4 × 4.
+        blocks: on StyleGAN, what it has for each side: `deepi2i`, two convolutions with LeakyReLU
+            after both; `single`, one, as TransferI2I has it.
+        n_down: on BigGAN, how often a picture is halved; None is down to 4 × 4.
         n_down_mode: `taps`: E alone ends there; `bottleneck`: G begins there, too.
     """
 
-    gan: Literal["hinge", "softplus"] = "hinge"
+    source: Annotated[str | None, STYLEGAN] = None
+    target: Annotated[str | None, STYLEGAN] = None
     lambda_gan: Weight = 1.0
     lambda_rec: Weight = 1.0
     lambda_ssim: Weight = 0.0
     rec: Literal["l1", "mse"] = "l1"
-    rec_pairs: Literal["all", "official"] = "all"
+    rec_pairs: Annotated[Literal["all", "official"], BIGGAN] = "all"
     alpha: Weight = 0.1
-    alpha_first: Weight = 0.01
+    alpha_first: Annotated[Weight, Usually(0.01, 0.1)] = OWN
     scratch: bool = False
     phase1: Number | None = None
     train_encoder: bool | None = None
     strength: Weight | None = None
     adaptor: Literal["all", "identity", "none"] | tuple[int, ...] = "all"
-    n_down: int | None = None
-    n_down_mode: Literal["taps", "bottleneck"] = "taps"
+    blocks: Annotated[Literal["deepi2i", "single"], STYLEGAN] = "deepi2i"
+    n_down: Annotated[int | None, BIGGAN] = None
+    n_down_mode: Annotated[Literal["taps", "bottleneck"], BIGGAN] = "taps"
 
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
-        there = biggans.taps(self.arch, self.least)
-        wanted = () if isinstance(self.adaptor, str) else self.adaptor
-        for side in wanted:
+        there = self.family.taps(self, self.least)
+        for side in self.adapted:
             if side not in there:
                 raise ValueError(
                     f"adaptor has {side}, but there are maps of {', '.join(map(str, there))}"
                 )
         if self.rec_pairs == "official" and self.batch < 2:
             raise ValueError("rec_pairs: official compares the first two of a batch, which is 1")
+        if self.source is not None and self.source == self.target:
+            raise ValueError(f"source and target are both {self.source!r}")
+        for name in ("classes", "exclude"):
+            if self.source is not None and getattr(self, name):
+                raise ValueError(f"source and target say which classes are used, not {name}")
+
+    def images(self, part: str = "train") -> Images:
+        """Of networks that are told no class, those of the source and those of the target."""
+        if self.family.conditional:
+            return super().images(part)
+        found = {}
+        for role, name in (("source", self.source), ("target", self.target)):
+            if name is None:
+                raise ParameterError(f"{role} is missing: the class of the {role}'s pictures")
+            own = self.class_set(part, (name,))
+            found[name] = () if own is None else own.pictures
+        return found
+
+    @property
+    def domains(self) -> tuple[str, str]:
+        """The sets of pictures that are translated, and that these are to be like."""
+        if self.family.conditional:
+            return "data", "data"
+        return self.source or "source", self.target or "target"
 
     @property
     def least(self) -> int:
         """The side of the deepest maps."""
-        return biggans.deepest(self.arch, self.n_down)
+        return self.family.deepest(self, self.n_down)
 
     @property
     def first(self) -> int:
         """The side of the generator's first maps."""
-        return self.least if self.n_down_mode == "bottleneck" else biggans.DEEPEST
+        return self.least if self.n_down_mode == "bottleneck" else DEEPEST
+
+    @property
+    def adapted(self) -> tuple[int, ...]:
+        """The sides that the adaptor is for, where it is not for all."""
+        return () if isinstance(self.adaptor, str) else self.adaptor
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the adaptor has no weights."""
+        return self.adaptor in ("identity", "none")
 
     @property
     def trains_encoder(self) -> bool:
@@ -105,103 +153,86 @@ class DeepI2IOptions(BigGanOptions):
 
     def strengths(self) -> dict[int, float]:
         """Of what is added to the maps of each side."""
-        there = biggans.taps(self.arch, self.least)
+        there = self.family.taps(self, self.least)
         if self.strength is not None:
             return dict.fromkeys(there, self.strength)
         return {side: 1.0 if self.scratch and side < max(there) else 0.1 for side in there}
 
     def alphas(self) -> dict[int, float]:
         """Of the distance of the maps of each side."""
-        there = biggans.taps(self.arch)
+        there = self.family.taps(self, DEEPEST)
         return {side: self.alpha_first if side == max(there) else self.alpha for side in there}
 
 
-class DeepI2I(ImageTrainer):
-    """Trains a translator between classes."""
+class DeepI2I(OnGan):
+    """Trains a translator between classes, or from one to another."""
 
     name, options = "deepi2i", DeepI2IOptions
 
     def networks(self, o: DeepI2IOptions) -> dict[str, Network]:
         """See `Description`, as all that follows."""
-        only = () if isinstance(o.adaptor, str) else o.adaptor
-        adaptor = {
-            "arch": o.arch, "ch": o.ch, "only": only, "least": o.least,
-            "identity": o.adaptor in ("identity", "none"), "strength": o.strengths(),
-        }  # fmt: skip
+        of = o.family
         return {
-            "E": Network(biggans.ENCODER, o.of_both() | {"least": o.least}),
-            "A": Network(biggans.ADAPTOR, adaptor),
-            "G": o.generator(o.first),
-            "D": o.discriminator(),
-        }
+            "E": of.encoder(o), "A": of.adaptor(o), "G": of.generator(o), "D": of.discriminator(o),
+        }  # fmt: skip
 
     def joined(self, o: DeepI2IOptions) -> dict[str, Joined]:
         """The translator."""
-        return {"T": Joined(biggans.TRANSLATION, ("E", "A", "G"))}
+        return {"T": Joined(o.family.translation, ("E", "A", "G"))}
 
     def begin_as(self, o: DeepI2IOptions) -> dict[str, str]:
         """The encoder begins as the pretrained discriminator."""
         return {} if o.scratch else {"E": "D"}
 
-    def written(self, o: DeepI2IOptions) -> dict[str, str]:
-        """Averages beside the last weights, or instead."""
-        return o.written(super().written(o))
-
-    def rows(self, o: DeepI2IOptions) -> dict[str, int]:
-        """The embeddings'."""
-        return o.remade([] if o.ema is None else ["G_ema"])
-
     def groups(self, o: DeepI2IOptions) -> dict[str, list[str]]:
-        """Networks by their words, what all classes share, and blocks by their depth."""
-        deep = len(biggans.made(o.arch)) - 1
+        """Networks by their words, what all blocks share, and blocks by their depth."""
         return {
             "encoder": ["E.*"], "adaptor": ["A.*"], "generator": ["G.*"], "discriminator": ["D.*"],
-            "shared": ["G.shared.*", "D.embed.*"],
-            **{f"generator-{n + 1}": [f"G.blocks.{n}.*"] for n in range(deep)},
+            "shared": o.family.shared(),
+            **{f"generator-{n + 1}": [block] for n, block in enumerate(o.family.makes(o))},
         }  # fmt: skip
 
     def translators(self, o: DeepI2IOptions) -> dict[str, Translator]:
         """All three together."""
-        takes = (o.noise("z", o.first), o.labels("c"))
-        return {"T": Translator("data", "data", "translated", takes=takes, alone="G")}
+        source, target = o.domains
+        label = "translated" if source == target else f"{source} to {target}"
+        return {"T": Translator(source, target, label, takes=o.takes(), alone="G")}
 
     def players(self, o: DeepI2IOptions) -> dict[str, Player]:
         """Each network by itself; E where it is trained, A where it has weights."""
         own = {"D": o.player("D"), "G": o.player("G", averaged=True)}
-        if o.adaptor not in ("identity", "none"):
+        if not o.repeats:
             own["A"] = o.player("A", averaged=True)
         return own | ({"E": o.player("E")} if o.trains_encoder else {})
 
     def draws(self, o: DeepI2IOptions) -> Sequence[Draw]:
         """A picture `x` to translate, another one `y`; noise and a class for each turn."""
-        given = [d for t in ("d", "g") for d in (o.noise(f"z_{t}", o.first), o.labels(f"c_{t}"))]
-        return (Labelled(("x", "c_x")), Labelled(("y", "c_y")), *given)
+        (x, y), given = o.domains, (*o.given("d"), *o.given("g"))
+        return (Labelled(("x", "c_x"), x), Labelled(("y", "c_y"), y), *given)
 
     def weights(self, o: DeepI2IOptions, images: Images) -> dict[str, float]:
         """Of each term."""
-        return {"gan": o.lambda_gan, "rec": o.lambda_rec, "ssim": o.lambda_ssim}
+        own = {"gan": o.lambda_gan, "rec": o.lambda_rec, "ssim": o.lambda_ssim}
+        return super().weights(o, images) | own
 
     def turns(self, o: DeepI2IOptions, step: int) -> list[Turn]:
         """The discriminator's step, then that of what translates, of which G waits at first."""
         alone = step < o.alone
         moving = [n for n in self.players(o) if n != "D" and not (alone and n == "G")]
-        found = [Turn("discriminator", ("D",), (self.judge,))]
+        found = [Turn("discriminator", ("D",), self.judging(o, step))]
         if moving:
             loss = self.adapt if alone else self.translate
             found.append(Turn("translator", tuple(moving), (loss,)))
         return found
 
     def judge(self, s: Session, b: Batch) -> dict[str, torch.Tensor]:
-        """The discriminator's loss: real and made pictures in one pass."""
+        """The discriminator's loss."""
         import torch
-
-        from ..training.losses import judge
 
         with torch.no_grad():
             b.seen = s["E"](b.x)
             fake = s["G"](b.z_d, b.c_d, s["A"](b.seen))
-        verdicts = s["D"](torch.cat([fake, b.y]), torch.cat([b.c_d, b.c_y]))
-        return {"judge": judge(verdicts[len(fake) :], verdicts[: len(fake)], s.options.gan)}
+        return self.judged(s, b, fake)
 
     def adapt(self, s: Session, b: Batch) -> dict[str, torch.Tensor]:
         """`translate` in the first phase."""
@@ -232,22 +263,9 @@ class DeepI2I(ImageTrainer):
         return losses
 
     def options_in(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-        """Sizes of the networks that there are, and which blocks the adaptor has."""
+        """Which networks there are, their sizes, and which blocks the adaptor has."""
         own = {name: tuple(shape) for name, shape in shapes.items()}
-        sizes = biggans.generator_in(own, "G.")
-        encoder = biggans.encoder_in(own, sizes, "E.")
-        adaptor = biggans.adaptor_in(own, encoder, "A.")
-        found = sizes_in(shapes)
-        if encoder["least"] > biggans.DEEPEST:
-            side = biggans.side(sizes["arch"])
-            found["n_down"] = (side // encoder["least"]).bit_length() - 1
-        if sizes["least"] > biggans.DEEPEST:
-            found["n_down_mode"] = "bottleneck"
-        if adaptor.get("identity"):
-            found["adaptor"] = "identity"
-        elif "only" in adaptor:
-            found["adaptor"] = adaptor["only"]
-        return found
+        return family_in(own).translator_in(own)
 
 
 def _distance(

@@ -1,27 +1,25 @@
-"""A GAN of classes, from scratch or from another one. Importable without torch.
+"""A GAN of classes or of one domain, from scratch or from another one. Importable without torch.
 
-`G` makes pictures of classes out of noise, `D` judges them: BigGAN's networks (Brock, Donahue and
-Simonyan, ICLR 2019). It is what DeepI2I and TransferI2I begin with.
+`G` makes pictures out of noise, `D` judges them: BigGAN's networks (Brock, Donahue and Simonyan,
+ICLR 2019), or StyleGAN's (Karras, Laine and Aila, CVPR 2019), which see all pictures as of one
+domain. It is what DeepI2I and TransferI2I begin with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from ..networks import biggans
 from ..networks.described import Network
 from ..pictures.augmentation import augmented
 from ..pictures.draws import Augmentation, Draw, Labelled
-from ..pictures.picture import Images
 from ..training.options import Augmented
 from ..training.players import Player
-from ..training.ranges import Count, Number, Weight
-from ..training.trainer import ImageTrainer
+from ..training.ranges import Count, Number
 from ..training.turns import Batch, Turn
 from ..use.translator import Translator
-from .biggan_options import BigGanOptions, sizes_in
+from .on_gan import NetworkOptions, OnGan, family_in
 
 if TYPE_CHECKING:
     import torch
@@ -30,23 +28,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class GanOptions(BigGanOptions, Augmented):
+class GanOptions(NetworkOptions, Augmented):
     """What a plan may say to the trainer.
 
     Attributes:
-        gan: the GAN loss; `wgan-gp` brings the gradient penalty.
-        lambda_penalty: its weight.
-        lambda_r1: the weight of R1, half the squared slope of D at real pictures; 0 is none.
-        r1_every: steps between those in which R1 is taken, at so many times its weight.
         n_critic: the discriminator's steps for each of the generator's.
         freeze_d: the discriminator's first blocks, so many, stay as they begin (FreezeD).
         encoder: have the discriminator's blocks as `E` too, with which DeepI2I begins.
     """
 
-    gan: Literal["hinge", "softplus", "wgan-gp"] = "hinge"
-    lambda_penalty: Weight = 10.0
-    lambda_r1: Weight = 0.0
-    r1_every: Count = 1
     n_critic: Count = 1
     freeze_d: Number = 0
     encoder: bool = False
@@ -54,20 +44,20 @@ class GanOptions(BigGanOptions, Augmented):
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
-        most = len(biggans.seen(self.arch))
+        most = len(self.family.judges(self))
         if self.freeze_d > most:
             raise ValueError(f"freeze_d is {self.freeze_d}, but D has {most} blocks")
 
 
-class Gan(ImageTrainer):
-    """Trains a generator and a discriminator of classes."""
+class Gan(OnGan):
+    """Trains a generator and a discriminator, of classes or of one domain."""
 
     name, options = "gan", GanOptions
 
     def networks(self, o: GanOptions) -> dict[str, Network]:
         """See `Description`, as all that follows."""
-        own = {"G": o.generator(), "D": o.discriminator()}
-        return own | ({"E": Network(biggans.ENCODER, o.of_both())} if o.encoder else {})
+        own = {"G": o.family.generator(o), "D": o.family.discriminator(o)}
+        return own | ({"E": o.family.encoder(o)} if o.encoder else {})
 
     def averages(self, o: GanOptions) -> dict[str, tuple[str, float]]:
         """Of the generator; and `E`, which is always what `D` is."""
@@ -75,19 +65,11 @@ class Gan(ImageTrainer):
 
     def fixed(self, o: GanOptions) -> list[str]:
         """The discriminator's first blocks."""
-        return [f"D.blocks.{n}.*" for n in range(o.freeze_d)]
-
-    def written(self, o: GanOptions) -> dict[str, str]:
-        """Averages beside the last weights, or instead."""
-        return o.written(super().written(o))
-
-    def rows(self, o: GanOptions) -> dict[str, int]:
-        """The embeddings'."""
-        return o.remade([] if o.ema is None else ["G_ema"])
+        return [pattern for block in o.family.judges(o)[: o.freeze_d] for pattern in block]
 
     def translators(self, o: GanOptions) -> dict[str, Translator]:
         """The generator, which sees no picture."""
-        return {"G": Translator(None, "data", "made", takes=(o.noise("z"), o.labels("c")))}
+        return {"G": Translator(None, "data", "made", takes=o.takes())}
 
     def players(self, o: GanOptions) -> dict[str, Player]:
         """Each network by itself."""
@@ -95,44 +77,27 @@ class Gan(ImageTrainer):
 
     def draws(self, o: GanOptions) -> Sequence[Draw]:
         """A picture `y` of a class; noise and a class for each of the two turns."""
-        given = [d for turn in "dg" for d in (o.noise(f"z_{turn}"), o.labels(f"c_{turn}"))]
-        return (Labelled(("y", "c_y")), *given, Augmentation(("t_y", "t_d", "t_g")))
-
-    def weights(self, o: GanOptions, images: Images) -> dict[str, float]:
-        """Of the penalties."""
-        return {"penalty": o.lambda_penalty, "r1": o.lambda_r1 * o.r1_every}
+        augmentation = Augmentation(("t_y", "t_d", "t_g"))
+        return (Labelled(("y", "c_y")), *o.given("d"), *o.given("g"), augmentation)
 
     def turns(self, o: GanOptions, step: int) -> list[Turn]:
         """The discriminator's step, then, in each `n_critic`-th, the generator's."""
-        lazy = [self.slope] if o.lambda_r1 and step % o.r1_every == 0 else []
-        found = [Turn("discriminator", ("D",), (self.judge, *lazy))]
+        found = [Turn("discriminator", ("D",), self.judging(o, step))]
         if (step + 1) % o.n_critic == 0:
             found.append(Turn("generator", ("G",), (self.make,)))
         return found
 
-    def judge(self, s: Session, b: Batch) -> dict[str, torch.Tensor]:
-        """The discriminator's loss: real and made pictures in one pass."""
-        import torch
+    def real(self, s: Session, b: Batch) -> torch.Tensor:
+        """Pictures that are augmented, as what is made is."""
+        return augmented(b.y, s.options.augment, b.t_y)
 
-        from ..training.losses import gradient_penalty, judge
+    def judge(self, s: Session, b: Batch) -> dict[str, torch.Tensor]:
+        """The discriminator's loss."""
+        import torch
 
         with torch.no_grad():
             made = s["G"](b.z_d, b.c_d)
-        o = s.options
-        real, fake = augmented(b.y, o.augment, b.t_y), augmented(made, o.augment, b.t_d)
-        verdicts = s["D"](torch.cat([fake, real]), torch.cat([b.c_d, b.c_y]))
-        losses = {"judge": judge(verdicts[len(fake) :], verdicts[: len(fake)], o.gan)}
-        if o.gan == "wgan-gp":
-            share = torch.rand(len(real), device=real.device)
-            losses["penalty"] = gradient_penalty(lambda x: s["D"](x, b.c_y), real, fake, share)
-        return losses
-
-    def slope(self, s: Session, b: Batch) -> dict[str, torch.Tensor]:
-        """R1 at the real pictures."""
-        from ..training.losses import slope_penalty
-
-        real = augmented(b.y, s.options.augment, b.t_y)
-        return {"r1": slope_penalty(lambda images: s["D"](images, b.c_y), real)}
+        return self.judged(s, b, augmented(made, s.options.augment, b.t_d))
 
     def make(self, s: Session, b: Batch) -> dict[str, torch.Tensor]:
         """The generator's loss."""
@@ -143,5 +108,6 @@ class Gan(ImageTrainer):
             return {"gan": deceive(s["D"](fake, b.c_g), s.options.gan)}
 
     def options_in(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-        """Sizes of the networks that there are."""
-        return sizes_in(shapes)
+        """Which networks there are, and their sizes."""
+        own = {name: tuple(shape) for name, shape in shapes.items()}
+        return family_in(own).pair_in(own)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from modelsoup import ParameterError
 
@@ -18,6 +18,7 @@ from ..training.players import Player
 from ..training.ranges import Count, Rate
 from ..training.turns import Batch, Turn
 from .deepi2i import DeepI2I, DeepI2IOptions
+from .on_gan import OWN, STYLEGAN, Usually
 
 if TYPE_CHECKING:
     import torch
@@ -31,18 +32,19 @@ class SelfInitOptions(DeepI2IOptions):
 
     Attributes:
         reduction: the absolute differences of each side's maps are averaged, or summed.
-        d_lr: the adaptor's rate.
+        d_lr: the adaptor's rate: 1e-4, on StyleGAN 1e-3.
     """
 
     batch: Count = 16
     steps: Count | None = 2000
-    d_lr: Rate = 1e-4
+    d_lr: Annotated[Rate, Usually(1e-4, 1e-3)] = OWN
+    blocks: Annotated[Literal["deepi2i", "single"], STYLEGAN] = "single"
     reduction: Literal["mean", "sum"] = "mean"
 
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
-        if self.adaptor in ("identity", "none"):
+        if self.repeats:
             raise ValueError(f"adaptor is {self.adaptor}, which has no weights to begin with")
 
 
@@ -53,7 +55,7 @@ class SelfInit(DeepI2I):
 
     def images(self, o: Any) -> Images:
         """None."""
-        if not o.count:
+        if o.family.conditional and not o.count:
             raise ParameterError("how many classes G knows is missing: classes, or rows")
         return {}
 
@@ -67,7 +69,8 @@ class SelfInit(DeepI2I):
 
     def draws(self, o: Any) -> Sequence[Draw]:
         """Noise and a class."""
-        return (o.noise("z", o.first), o.labels("c"))
+        draws: Sequence[Draw] = o.given("")
+        return draws
 
     def turns(self, o: Any, step: int) -> list[Turn]:
         """The adaptor's step."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ..networks import biggans
 from ..networks.described import Joined, Network
 from ..pictures.draws import Draw
 from ..pictures.picture import Images
@@ -19,6 +18,7 @@ from ..training.players import Player
 from ..training.ranges import Number, Weight
 from ..training.turns import Batch, Turn
 from .deepi2i import DeepI2I, DeepI2IOptions
+from .on_gan import STYLEGAN
 
 if TYPE_CHECKING:
     import torch
@@ -42,11 +42,12 @@ class TransferI2IOptions(DeepI2IOptions):
     phase1: Number | None = 0
     lambda_aux: Weight = 0.01
     common: Number = 4
+    blocks: Annotated[Literal["deepi2i", "single"], STYLEGAN] = "single"
 
     @property
     def kept(self) -> int:
         """Blocks in common."""
-        return min(self.common, len(biggans.made(self.arch)) - 1)
+        return min(self.common, len(self.family.makes(self)))
 
 
 class TransferI2I(DeepI2I):
@@ -58,13 +59,13 @@ class TransferI2I(DeepI2I):
         """See `Description`, as all that follows."""
         own = super().networks(o)
         if o.lambda_aux:
-            own["X"] = Network(biggans.OWN_BLOCKS, {"kept": o.kept, **own["G"].sizes})
+            own["X"] = o.family.own_blocks(o, o.kept)
         return own
 
     def joined(self, o: Any) -> dict[str, Joined]:
         """The translator, and the auxiliary generator."""
-        auxiliary = {"auxiliary": Joined(biggans.AUXILIARY, ("G", "X"))} if o.lambda_aux else {}
-        return super().joined(o) | auxiliary
+        auxiliary = {"auxiliary": Joined(o.family.auxiliary, ("G", "X"))}
+        return super().joined(o) | (auxiliary if o.lambda_aux else {})
 
     def begin_as(self, o: Any) -> dict[str, str]:
         """The auxiliary's own blocks begin as G's."""
@@ -80,8 +81,8 @@ class TransferI2I(DeepI2I):
 
     def draws(self, o: Any) -> Sequence[Draw]:
         """Noise and classes for the auxiliary's pictures too."""
-        given = [d for t in ("e", "h") for d in (o.noise(f"z_{t}", o.first), o.labels(f"c_{t}"))]
-        return (*super().draws(o), *(given if o.lambda_aux else ()))
+        given = (*o.given("e"), *o.given("h")) if o.lambda_aux else ()
+        return (*super().draws(o), *given)
 
     def weights(self, o: Any, images: Images) -> dict[str, float]:
         """Of each term."""

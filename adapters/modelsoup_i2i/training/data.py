@@ -412,8 +412,12 @@ class LabelledImages(Data):
             )
         return self.data
 
-    def class_set(self, part: str = "train") -> ClassSet | None:
+    def class_set(self, part: str = "train", only: tuple[str, ...] = ()) -> ClassSet | None:
         """The classes and pictures of a part; None of tests that there are none of.
+
+        Args:
+            part: `train` or `test`.
+            only: of these classes; all that are used where none are named.
 
         Raises:
             ParameterError: they are not there, a class has too few, or is not one of training.
@@ -426,7 +430,7 @@ class LabelledImages(Data):
                 test_per_class=self.test_per_class, least=1 if whole else 0, seed=self.subset_seed
             )
             return find_classes(
-                self.test, only=self.class_names(), division=division,
+                self.test, only=only or self.class_names(), division=division,
                 part="train" if whole else "test",
             )  # fmt: skip
         division = Division(
@@ -435,7 +439,11 @@ class LabelledImages(Data):
             seed=self.subset_seed,
         )  # fmt: skip
         return find_classes(
-            self._root(), only=self._named, exclude=self.exclude, division=division, part=part
+            self._root(),
+            only=only or self._named,
+            exclude=self.exclude,
+            division=division,
+            part=part,
         )
 
     def images(self, part: str = "train") -> Images:

@@ -26,7 +26,7 @@ class Options:
     """What every trainer's options can do: say what is wrong with them, and what decides."""
 
     def __post_init__(self) -> None:
-        for name, limits in _annotations(type(self)).items():
+        for name, limits in annotated(type(self)).items():
             value = getattr(self, name)
             for limit in limits:
                 number = isinstance(value, int | float)
@@ -57,14 +57,15 @@ class Options:
 
     def decisive(self) -> dict[str, Any]:
         """The options that decide the result, as plain data."""
-        told = _annotations(type(self))
+        told = annotated(type(self))
         return {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self)
             if FREE not in told[f.name]
         }  # fmt: skip
 
 
-def _annotations(kind: type) -> Mapping[str, tuple[Any, ...]]:
+def annotated(kind: type) -> Mapping[str, tuple[Any, ...]]:
+    """What is said of each option of a dataclass beside its type, such as a range."""
     # To mypy a dataclass's type is no key of a cache.
     found: Mapping[str, tuple[Any, ...]] = _read_annotations(kind)
     return found

@@ -248,6 +248,9 @@ class Session(State):
                 sources = [(str(n), self._picture(f)) for n, f in enumerate(files)]
                 page = page_by_class(self.in_use(name), sources or None, self._shown_classes(how))
                 own, titles = page.rows, page.titles
+            elif how.source is None:
+                given = how.given([str(n) for n in range(_SHOWN)])
+                own, titles = [self.in_use(name).made(None, given)], ["made"] * _SHOWN
             else:
                 names = [name, how.back] if how.back else [name]
                 own = [self._translated(*names, picture=self._picture(file)) for file in files]

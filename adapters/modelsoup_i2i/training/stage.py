@@ -30,12 +30,13 @@ class Stage:
     pools: Mapping[str, ImagePool]
     _calls: dict[str, Call]
     _trained: dict[str, list[nn.Parameter]]
+    _comparing: set[str]
 
     def __init__(
         self, options: Any, weights: Mapping[str, float], pools: Mapping[str, ImagePool]
     ) -> None:
         self.options, self.weights, self.pools = options, weights, pools
-        self._calls, self._trained = {}, {}
+        self._calls, self._trained, self._comparing = {}, {}, set()
 
     def __getitem__(self, name: str) -> Call:
         """A network, or one joined of several, to be called with images of any size."""
@@ -44,6 +45,8 @@ class Stage:
     def put(self, name: str, network: nn.Module, *, compiled: bool = False) -> None:
         """Have a network called by its name."""
         self._trained[name] = [p for p in network.parameters() if p.requires_grad]
+        if getattr(network, "compares", False):
+            self._comparing.add(name)
         own: Call = partial(_once, torch.compile(network), network) if compiled else network
         multiple: int = getattr(network, "multiple", 1)
         self._calls[name] = own if multiple == 1 else partial(at_any_size, own, multiple=multiple)
@@ -64,16 +67,25 @@ class Stage:
                 parameter.requires_grad_()
 
     def both(
-        self, name: str, first: torch.Tensor, second: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, name: str, first: torch.Tensor, second: torch.Tensor,
+        *others: tuple[torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """A network's results for two sets of images, in one pass if they have one size.
 
-        Right for networks that treat each image alone, as those with InstanceNorm do.
+        Right for networks that treat each image alone, as those with InstanceNorm do; what compares
+        the images of a batch says so (`compares`), and sees one set after the other.
+
+        Args:
+            name: of the network.
+            first: images.
+            second: others.
+            others: what else it is called with, for both.
         """
         call = self._calls[name]
-        if first.shape[1:] != second.shape[1:]:
-            return call(first), call(second)
-        made = call(torch.cat([first, second.to(first.dtype)]))
+        if first.shape[1:] != second.shape[1:] or name in self._comparing:
+            return tuple(call(*own) for own in zip((first, second), *others, strict=True))
+        joined = (torch.cat(both) for both in others)
+        made = call(torch.cat([first, second.to(first.dtype)]), *joined)
         return made[: len(first)], made[len(first) :]
 
 
