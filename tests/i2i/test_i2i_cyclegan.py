@@ -648,7 +648,7 @@ DECIDE = {
     "balance_identity": "by_generator", "balance_discriminators": True, "balance_doubled": True,
     "channels": 1, "width": 8, "blocks": 2, "d_width": 8, "d_layers": 2, "init": 1,
     "pool_size": 4, "processes": 2, "precision": "bf16", "on_bad_image": "skip",
-    "keep": {"best": "psnr"}, "steps": 5,
+    "keep": {"best": "psnr"}, "steps": 5, "repair": 2,
 }  # fmt: skip
 DO_NOT = {
     "device": "auto", "channels_last": True, "compile": True, "checkpoint_every": 3,

@@ -413,6 +413,40 @@ def test_other_classes_than_a_starts_are_refused_or_their_rows_drawn_anew(
         "gan", data, gan, class_rows="resize")._module["G"].shared.weight)  # fmt: skip
 
 
+def test_a_class_can_be_left_out_of_those_that_a_start_knows(data: Path, gan: Path):
+    with pytest.raises(MismatchError, match="the data lack 'c'"):
+        session("deepi2i", data, gan, exclude=["c"])
+    own = session("deepi2i", data, gan, exclude=["c"], rows=3)
+    assert own.classes == ("a", "b")
+    assert {int(c) for (batch,) in own.batches() for c in batch["c_g"]} <= {0, 1}
+
+
+def test_statistics_of_a_merge_are_found_anew_and_nothing_else_moves(
+    data: Path, gan: Path, tmp_path: Path
+):
+    start = tmp_path / "start.safetensors"
+    tensors = {name: torch.from_numpy(value) for name, value in load_file(gan).items()}
+    spoilt = {n: v + 9 if "stored" in n or n.endswith("u0") else v for n, v in tensors.items()}
+    save_file(spoilt, start)
+    own = session("gan", data, start, repair=60, steps=61, ema=0.9)
+    said: list[str] = []
+    own._repair(said.append)
+    assert said == ["statistics of norms were found anew on 60 steps of batches"]
+    now, whole = flat(own), session("gan", data, gan, steps=61)
+    for name, _ in own._module["G"].named_parameters():
+        assert torch.equal(now[f"G.{name}"], tensors[f"G.{name}"])
+    for _ in range(60):
+        whole.settle(next(whole.batches()))
+    name = "G.blocks.0.0.bn1.stored_var"
+    assert (spoilt[name] - flat(whole)[name]).abs().min() > 7
+    assert (now[name] - flat(whole)[name]).abs().max() < 0.5
+    assert torch.equal(now[name], now[name.replace("G.", "G_ema.")])
+    vector = "D.blocks.0.0.conv1"
+    matrix = tensors[f"{vector}.weight"].flatten(1)
+    largest = torch.linalg.matrix_norm(matrix, 2)
+    assert (now[f"{vector}.u0"] @ matrix).norm() == pytest.approx(largest.item(), rel=1e-2)
+
+
 def test_a_start_of_more_rows_can_be_kept(data: Path, tmp_path: Path):
     start = tmp_path / "start.safetensors"
     trainer = get_trainer("gan")

@@ -206,6 +206,10 @@ class OnGan(ImageTrainer):
         names = [name for name in own if not name.endswith(AVERAGED)]
         return {n: f"{n}{AVERAGED}" if f"{n}{AVERAGED}" in own else n for n in names}
 
+    def knows_more(self, o: Any) -> bool:
+        """Where it is told how many rows there are."""
+        return o.rows is not None
+
     def rows(self, o: Any) -> dict[str, int]:
         """The embeddings', where those of a start are to be re-made."""
         if o.class_rows == "keep":

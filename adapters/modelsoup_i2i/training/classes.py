@@ -32,14 +32,19 @@ def by_class(names: Sequence[str], images: Images) -> dict[str, dict[str, dict[s
     return {"classes": found}
 
 
-def must_have_classes(start: Path, names: Sequence[str]) -> None:
+def must_have_classes(start: Path, names: Sequence[str], *, more: bool = False) -> None:
     """Check that a start knows the classes of the data, each by the same index.
+
+    Args:
+        start: a checkpoint.
+        names: of the data.
+        more: whether it may know others after them.
 
     Raises:
         MismatchError: it does not; the message names classes that are lacking.
     """
     known = classes_in(start)
-    if known is None or not names or tuple(names) == known:
+    if known is None or not names or tuple(names) == (known[: len(names)] if more else known):
         return
     said = []
     for there, other, where in ((known, names, "the data lack"), (names, known, "it lacks")):

@@ -53,6 +53,10 @@ class Description:
         """Patterns over names of tensors that stay as they begin, beside what a plan freezes."""
         return ()
 
+    def knows_more(self, o: Any) -> bool:
+        """Whether its networks may know classes after those of the data."""
+        return False
+
     def rows(self, o: Any) -> Mapping[str, int]:
         """Tensors with a row for each class, and how many; a start's are re-made for so many."""
         return {}

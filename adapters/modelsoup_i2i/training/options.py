@@ -33,6 +33,8 @@ class Steps(Options):
         decay_epochs: further ones, in which it falls to nearly 0.
         decay: how: in a line, or as half a period of the cosine.
         steps: how many steps are made, at this rate, in place of epochs.
+        repair: batches that go through all losses before the first step, and move nothing but the
+            statistics of norms and singular vectors: those of a merge are no model's.
         init: the seed of what the start lacks: one for all leaves, or they do not average.
         init_from: networks that begin with those of another checkpoint, whatever the start has:
             `G: file`, or `E: file:D`, which gives E the weights of the file's D.
@@ -45,6 +47,7 @@ class Steps(Options):
     decay_epochs: Number = 0
     decay: Literal["linear", "cosine"] = "linear"
     steps: Count | None = None
+    repair: Number = 0
     init: Number = 0
     # Files decide by their content, wherever they lie.
     init_from: Annotated[dict[str, Path], FREE] = field(default_factory=dict)
@@ -58,10 +61,12 @@ class Steps(Options):
             raise ValueError("steps are made at one rate: decay_epochs need epochs")
 
     def decisive(self) -> dict[str, Any]:
-        """See `Options`; `steps` where they are given, in place of epochs."""
+        """See `Options`; what is as it was before there were such options is left out."""
         told = super().decisive()
         for name in ("steps",) if self.steps is None else ("epochs", "decay_epochs"):
             del told[name]
+        if not self.repair:
+            del told["repair"]
         if not self.decay_epochs or self.decay == "linear":
             del told["decay"]
         return told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ class Session(State):
             names = ("losses.csv", "metrics.csv")
             self._curves = [Curve(self.shown / name, self.steps) for name in names]
         figures: dict[str, float] = {"diverged": 0.0, **self.losses.means()}
+        if self.options.repair and not self.steps:
+            self._repair(log)
         steps = self.batches()
         try:
             for group in watch.waiting(steps):
@@ -143,6 +146,17 @@ class Session(State):
         figures |= {"steps": float(self.steps), "seconds_left": 0.0}
         report(1.0, figures)
         return figures
+
+    def _repair(self, log: Log) -> None:
+        """Find the statistics of norms anew, on the batches of the first steps."""
+        steps, count = self.batches(), 0
+        try:
+            for group in islice(steps, self.options.repair):
+                self.settle(group)
+                count += 1
+        finally:
+            steps.close()
+        log(f"statistics of norms were found anew on {counted(count, 'step')} of batches")
 
     def write(self, path: Path) -> None:
         """Write the result: the last networks, or those of the best evaluation.

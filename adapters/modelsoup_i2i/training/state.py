@@ -392,6 +392,23 @@ class State(Stage):
         names = tuple(seen[0])
         return names, torch.stack([torch.stack([s[n] for n in names]) for s in seen]).mean(0)
 
+    def settle(self, group: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """Have batches go through all losses, of which statistics move and nothing else does."""
+        self.begin()
+        pools = {name: pool.state_dict() for name, pool in self.pools.items()}
+        with self._noise(), self.autocast():
+            for drawn in group:
+                batch = Batch({name: self.placed(values) for name, values in drawn.items()})
+                for turn in self.trainer.turns(self.options, self.total_steps - 1):
+                    for loss in turn.losses:
+                        loss(self, batch)
+        for name, pool in self.pools.items():
+            pool.load_state_dict(pools[name], self.device)
+        for name, (of, _) in self._averages.items():
+            buffers = dict(self._module[of].named_buffers())
+            for key, own in self._module[name].named_buffers():
+                own.copy_(buffers[key])
+
     def _statistics(self) -> Statistics:
         own = list(self._module.buffers())
         before = [torch.empty_like(buffer) for buffer in own]

@@ -253,7 +253,7 @@ class ImageTrainer(Description):
         """
         remade = self.rows(o)
         if not remade:
-            must_have_classes(start, self.classes(o))
+            must_have_classes(start, self.classes(o), more=self.knows_more(o))
         shapes = {name: info.shape for name, info in open_checkpoint(start).tensors.items()}
         networks = self.networks(o)
         expected = {name: shape for name, (_, shape) in self.tensors(o).items()}
