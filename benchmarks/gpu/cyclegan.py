@@ -38,7 +38,7 @@ from cyclegan_reference import Original
 from modelsoup_i2i.pictures.images import save_png
 from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_i2i.training.session import Session
-from modelsoup_i2i.training.state import DivergedError
+from modelsoup_i2i.training.step import DivergedError
 
 KINDS = {"float32": {}, "bf16": {"precision": "bf16", "channels_last": True}}
 TARGETS = {(64, "float32"): 4.0, (64, "bf16"): 4.0, (256, "float32"): 2.2, (256, "bf16"): 4.0}

@@ -23,7 +23,7 @@ from modelsoup_i2i.training.losses import gradient_penalty
 from modelsoup_i2i.training.players import Player, Updates
 from modelsoup_i2i.training.session import Session
 from modelsoup_i2i.training.stage import Stage
-from modelsoup_i2i.training.state import DivergedError
+from modelsoup_i2i.training.step import DivergedError
 from own_trainer import Toy, ToyOptions
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode

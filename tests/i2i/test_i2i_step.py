@@ -12,7 +12,7 @@ from modelsoup_i2i.pictures.images import to_tensor
 from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_i2i.training.processes import Place
 from modelsoup_i2i.training.session import Session
-from modelsoup_i2i.training.state import DivergedError
+from modelsoup_i2i.training.step import DivergedError
 
 import modelsoup
 

@@ -16,11 +16,11 @@ from torch import nn
 
 from modelsoup import TrainerError
 
+from .cast import how_trained
 from .description import Description
 from .players import Player
 from .pool import ImagePool
 from .stage import Stage, prepare
-from .state import how_trained
 from .turns import Batch, Loss
 
 KEPT_BY_OPTIMISERS = {"SGD": 0, "RMSprop": 1, "Adagrad": 1}

@@ -27,9 +27,11 @@ from ..pictures.sheets import grid, save
 from ..use.pages import by_class as page_by_class
 from ..use.translator import Translator
 from . import estimates
+from .cast import how_trained
 from .classes import by_class
 from .curves import Curve
-from .state import DivergedError, State, how_trained
+from .state import State
+from .step import DivergedError
 from .watch import Losses, Report, Watch
 
 BEST = "best.safetensors"

@@ -1,0 +1,277 @@
+"""The step of a training: turns, gradients, updates, averages, and what is not finite.
+
+A step is made with little work and memory:
+
+- a turn's losses are functions: each is made, gone back through and freed before the next one;
+- no gradients are computed for parameters that a turn does not update, and frozen ones never;
+- on a CPU, an optimiser is applied within the backward pass: see `players.py`;
+- on a GPU, the host never waits within a step: the device decides itself whether it updates, and
+  what a step told is read some steps later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from .cast import Cast
+from .players import NonfiniteGradientError, Updates, backward
+from .turns import Batch, Loss, Turn
+
+
+class DivergedError(ArithmeticError):
+    """A loss or gradient is not finite any more; the weights are still."""
+
+
+Statistics = tuple[list[torch.Tensor], list[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step of which nothing was read yet.
+
+    Attributes:
+        names: of what it told.
+        told: on the device: a number for each name, and whether anything was not finite, 1 or 0.
+        statistics: all buffers, and what they were before it.
+    """
+
+    names: tuple[str, ...]
+    told: torch.Tensor
+    statistics: Statistics
+
+
+class Steps(Cast):
+    """A training that can be moved on by steps.
+
+    Attributes:
+        steps: how many were made.
+    """
+
+    steps: int
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        """As `Cast`."""
+        super().__init__(*given, **named)
+        self._taken: list[Taken] = []
+
+    def step(self, *drawn: torch.Tensor) -> dict[str, float]:
+        """One optimisation step on what the trainer draws, in its order.
+
+        Images are N × C × H × W in [−1, 1]. It is made at the rate of the epoch that it falls into,
+        by `steps`.
+
+        Returns:
+            each loss without its weight, by name; and of a turn with several the weighted sum, by
+            the turn's name.
+
+        Raises:
+            DivergedError: a loss or gradient is not finite; all weights still are.
+        """
+        names = [name for draw in self.trainer.draws(self.options) for name in draw.names]
+        return self.optimise([dict(zip(names, drawn, strict=True))])
+
+    def optimise(self, group: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+        """One step whose gradients are the mean over several batches, and what it told."""
+        self.take(group)
+        *_, (_, losses) = self.read()
+        return losses
+
+    def take(self, group: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """One step, which `read` must follow: at once where `behind` is 0, else some steps later.
+
+        Of a step that fails neither a gradient nor a moved statistic is left to the next one.
+
+        Raises:
+            DivergedError: `behind` is 0, and a loss or gradient is not finite.
+        """
+        self.begin()
+        statistics = self._statistics()
+        try:
+            told = self._step(group)
+        except BaseException:
+            for updates in self._updates.values():
+                updates.forget()
+            _put_back(statistics)
+            raise
+        flag = self._broken.to(told[1].dtype)
+        self._taken.append(Taken(told[0], torch.cat([told[1], flag[None]]), statistics))
+        self.steps += 1
+
+    def read(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """What was told by each step that was made since the last reading, and its number, from 1.
+
+        On a GPU this waits for the last of them, and is one copy from there. From a step on in
+        which something was not finite the device has updated nothing more.
+
+        Raises:
+            DivergedError: at such a step, which and the ones after it count as not made.
+        """
+        taken, self._taken = self._taken, []
+        numbers = torch.cat([one.told for one in taken]).tolist() if taken else []
+        first = self.steps - len(taken)
+        for number, one in enumerate(taken, first + 1):
+            *told, broken = numbers[: len(one.names) + 1]
+            del numbers[: len(one.names) + 1]
+            if broken:
+                self.steps = number - 1
+                _put_back(one.statistics)
+                self._broken.zero_()
+                raise DivergedError
+            yield number, dict(zip(one.names, told, strict=True))
+
+    def _step(
+        self, group: Sequence[Mapping[str, torch.Tensor]]
+    ) -> tuple[tuple[str, ...], torch.Tensor]:
+        """Names and, on the device, means of what is told."""
+        pace = self.options.pace(self.steps // self.steps_per_epoch)
+        for updates in self._updates.values():
+            updates.set_pace(pace)
+        batches = [
+            Batch({name: self.placed(values) for name, values in drawn.items()}) for drawn in group
+        ]
+        seen: list[dict[str, torch.Tensor]] = [{} for _ in batches]
+        with self._noise():
+            for turn in self.trainer.turns(self.options, self.steps):
+                self._take(turn, batches, seen)
+        names = tuple(seen[0])
+        return names, torch.stack([torch.stack([s[n] for n in names]) for s in seen]).mean(0)
+
+    def settle(self, group: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """Have batches go through all losses, of which statistics move and nothing else does."""
+        self.begin()
+        pools = {name: pool.state_dict() for name, pool in self.pools.items()}
+        with self._noise(), self.autocast():
+            for drawn in group:
+                batch = Batch({name: self.placed(values) for name, values in drawn.items()})
+                for turn in self.trainer.turns(self.options, self.total_steps - 1):
+                    for loss in turn.losses:
+                        loss(self, batch)
+        for name, pool in self.pools.items():
+            pool.load_state_dict(pools[name], self.device)
+        for name, (of, _) in self._averages.items():
+            buffers = dict(self._module[of].named_buffers())
+            for key, own in self._module[name].named_buffers():
+                own.copy_(buffers[key])
+
+    def _statistics(self) -> Statistics:
+        own = list(self._module.buffers())
+        before = [torch.empty_like(buffer) for buffer in own]
+        if own:
+            torch._foreach_copy_(before, own)
+        return own, before
+
+    @contextmanager
+    def _noise(self) -> Iterator[None]:
+        """What networks and losses draw themselves, as dropout does, is drawn again if resumed.
+
+        Torch's generators are seeded by the seed, the step and the process; the caller's come back.
+        """
+        gpus = [] if self.device.type == "cpu" else [self.device.index]
+        place = np.random.SeedSequence((self.seed, self.steps, self.place.rank))
+        with torch.random.fork_rng(devices=gpus):
+            # torch.manual_seed would seed every GPU, also those that are not forked here.
+            for generator in (
+                torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)
+            ):  # fmt: skip
+                generator.manual_seed(int(place.generate_state(1, np.uint64)[0] >> 1))
+            yield
+
+    def _take(
+        self, turn: Turn, batches: Sequence[Batch], seen: Sequence[dict[str, torch.Tensor]]
+    ) -> None:
+        players = [self._updates[name] for name in turn.players]
+        share, early = 1 / len(batches), any(player.early for player in players)
+        own: list[torch.Tensor] = []
+        for batch, told in zip(batches, seen, strict=True):
+            for n, loss in enumerate(turn.losses):
+                objective = self._objective(loss, batch, turn, told)
+                own.append(objective.detach())
+                # Early updates cannot be taken back: the loss is looked at before.
+                if early and not told.get(turn.name, own[-1]).isfinite():
+                    raise DivergedError
+                try:
+                    backward(objective * share, players, complete=n + 1 == len(turn.losses))
+                except NonfiniteGradientError:
+                    raise DivergedError from None
+                del objective
+        for player in players:
+            self._apply(player, own)
+        self._average(turn.players)
+
+    def _objective(
+        self, loss: Loss, batch: Batch, turn: Turn, told: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """The weighted sum of a loss's terms, which are told."""
+        with self.autocast():
+            terms = loss(self, batch)
+        weighted = [self.weights.get(name, 1.0) * value for name, value in terms.items()]
+        objective = torch.stack(weighted).sum()
+        for name, value in terms.items():
+            told[name] = value.detach()
+        if len(turn.losses) > 1 or len(terms) > 1:
+            told[turn.name] = told.get(turn.name, 0) + objective.detach()
+        return objective
+
+    def _apply(self, updates: Updates, losses: Sequence[torch.Tensor]) -> None:
+        if updates.early:
+            try:
+                updates.apply()
+            except NonfiniteGradientError:
+                raise DivergedError from None
+            return
+        # All processes decide alike: one that stopped alone would leave the others waiting.
+        worst = torch.stack(list(losses)).sum()
+        gradients = [p.grad for p in updates.parameters.values() if p.grad is not None]
+        self.place.average([worst, *gradients])
+        finite = worst.isfinite() & updates.finite()
+        if self.behind:
+            self._broken |= ~finite
+            updates.apply(unless=self._broken)
+        elif finite:
+            updates.apply()
+        else:
+            raise DivergedError
+
+    def _average(self, players: Sequence[str]) -> None:
+        """Move the averages of what was updated: old · ema + new · (1 − ema)."""
+        moved = {name for player in players for name in self.players[player].networks}
+        with torch.no_grad():
+            for name, (of, ema) in self._averages.items():
+                if of not in moved:
+                    continue
+                values = self._module[of].state_dict()
+                mixed: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+                for key, average in self._module[name].state_dict().items():
+                    if ema and average.is_floating_point() and key in self._parameters[of]:
+                        mixed[0].append(average)
+                        mixed[1].append(values[key])
+                    else:  # a plain copy; and statistics and counts are the network's own
+                        average.copy_(values[key])
+                if not mixed[0]:
+                    continue
+                if self.behind:  # a step that is not finite moves no average
+                    moves = torch._foreach_sub(mixed[1], mixed[0])
+                    torch._foreach_mul_(moves, (1 - ema) * ~self._broken)
+                    torch._foreach_add_(mixed[0], moves)
+                else:
+                    torch._foreach_lerp_(*mixed, 1 - ema)
+
+    @cached_property
+    def _parameters(self) -> dict[str, set[str]]:
+        return {
+            name: {n for n, _ in network.named_parameters()}
+            for name, network in self._module.items()
+        }
+
+
+def _put_back(statistics: Statistics) -> None:
+    """A pass moves statistics before it is known to be finite."""
+    for own, before in zip(*statistics, strict=True):
+        own.copy_(before)
