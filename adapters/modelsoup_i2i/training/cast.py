@@ -35,7 +35,6 @@ from .players import Updates
 from .pool import ImagePool
 from .processes import ALONE, Place
 from .stage import Stage, prepare
-from .watch import Losses
 
 REMADE = "start.safetensors"
 BEHIND = 16  # steps that a GPU makes before the host reads what they told
@@ -49,11 +48,6 @@ class Cast(Stage):
         deployed: the networks that are used after the training.
         missing: names that the start lacked, and that were initialised.
         begun_as: networks that the start lacked, and that began with another one's weights.
-        steps: how many were made.
-        losses: their means over the epoch.
-        recent: their means since they were last written down.
-        best: the step and the value of the best evaluation, where one is kept.
-        sound: the step of the last evaluation that found no collapse; 0 where there was none.
     """
 
     def __init__(
@@ -120,10 +114,6 @@ class Cast(Stage):
         self.classes = tuple(trainer.classes(options)) or known or ()
         self.deployed = tuple(trainer.translators(options))
         self._pictures: Pictures | None = None
-        self.steps = 0
-        self.losses, self.recent = Losses(), Losses()
-        self.best: dict[str, float] = {}
-        self.sound = 0
         self._updates: dict[str, Updates] = {}
         self._broken = torch.zeros((), dtype=torch.bool)
 

@@ -23,13 +23,28 @@ from ..pictures.picture import files_of
 from .begun import files_begun_with
 from .classes import by_class, classes_told
 from .step import Steps
+from .watch import Losses
 
 STATE = "state.pt"
 FORMAT = 5
 
 
 class State(Steps):
-    """A training of some networks, at some step."""
+    """A training of some networks, at some step.
+
+    Attributes:
+        losses: their means over the epoch.
+        recent: their means since they were last written down.
+        best: the step and the value of the best evaluation, where one is kept.
+        sound: the step of the last evaluation that found no collapse; 0 where there was none.
+    """
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        """As `Cast`."""
+        super().__init__(*given, **named)
+        self.losses, self.recent = Losses(), Losses()
+        self.best: dict[str, float] = {}
+        self.sound = 0
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the steps to come, on the CPU or not; `load_state_dict` takes it.

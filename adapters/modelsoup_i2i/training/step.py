@@ -54,11 +54,10 @@ class Steps(Cast):
         steps: how many were made.
     """
 
-    steps: int
-
     def __init__(self, *given: Any, **named: Any) -> None:
         """As `Cast`."""
         super().__init__(*given, **named)
+        self.steps = 0
         self._taken: list[Taken] = []
 
     def step(self, *drawn: torch.Tensor) -> dict[str, float]:
