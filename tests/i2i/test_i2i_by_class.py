@@ -347,3 +347,13 @@ def test_names_say_which_value_is_better():
         assert is_better(name, 2, 1)
     for name in ("mfid-64", "mkid", "mfd-my_pairs", "collapse", "duplicates"):
         assert is_better(name, 1, 2)
+
+
+def test_training_pictures_that_lack_a_class_are_told_before_anything_is_made():
+    few = ClassSets(of_each(16, 2), REAL, train={"red": REAL["red"]})
+
+    def make(*_: object) -> list[np.ndarray]:
+        raise AssertionError("something was made")
+
+    with pytest.raises(ParameterError, match="fewer than 2 of the class 'green'"):
+        evaluate_classes(make, NAMES, few, ["fc"])

@@ -255,3 +255,11 @@ def test_a_damaged_test_picture_may_be_left_out(data: Path, tmp_path: Path):
     sound, faults = sets.must_allow(["collapse"], skip=True)
     assert [len(own) for own in sound.test.values()] == [3, 2, 3]
     assert len(faults) == 1 and "1.png" in faults[0]
+
+
+def test_a_collapse_that_is_asked_for_alone_is_told_with_what_it_is_told_by(data, tmp_path):
+    given = {"evaluate": ["collapse"], "evaluate_every": 1, "evaluate_n": 4}
+    _, figures, _, said = train(Gan(), data, tmp_path, **given)
+    assert figures["collapse"] >= 1  # of noise alone: nothing of a source is used
+    assert {"diversity", "duplicates"} <= figures.keys()
+    assert not any("not evaluated" in line for line in said)

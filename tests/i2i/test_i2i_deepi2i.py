@@ -20,6 +20,7 @@ from modelsoup_i2i.networks.described import Network
 from modelsoup_i2i.training.losses import deceive, judge
 from modelsoup_i2i.training.state import State
 from modelsoup_i2i.training.turns import Batch
+from modelsoup_i2i.training.watch import Losses
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
@@ -462,10 +463,108 @@ def test_a_start_of_more_rows_can_be_kept(data: Path, tmp_path: Path):
         session("gan", data, rows=2)
 
 
+@pytest.mark.parametrize("trainer", ["gan", "deepi2i", "transferi2i"])
+def test_a_step_in_bf16_is_near_to_one_in_float32(data: Path, gan: Path, trainer: str):
+    start = None if trainer == "gan" else gan
+    told: list[dict[str, float]] = [{}, {}]
+    for losses, precision in zip(told, (32, "bf16"), strict=True):
+        moved(session(trainer, data, start, precision=precision, attention=0), losses)
+    assert told[1] == pytest.approx(told[0], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("size", "downs"), [("64", 2), ("64", 3), ("64s", 3), ("128", 3), ("128", 4)]
+)
+def test_a_generator_that_begins_later_is_told_from_its_shapes(size: str, downs: int):
+    sizes = {
+        "arch": size, "ch": 8, "classes": 3, "chunk": 4, "shared": 8, "attention": 32,
+        "channels": 3, "least": biggans.deepest(size, downs),
+    }  # fmt: skip
+    shapes = Network(biggans.GENERATOR, sizes).shapes()
+    assert biggans.generator_in({f"G.{n}": s for n, s in shapes.items()}, "G.") == sizes
+
+
+def test_rows_of_other_classes_are_drawn_anew_also_where_there_are_as_many(
+    gan: Path, tmp_path: Path
+):
+    other = make_classes(tmp_path / "data", {"x": 3, "y": 3, "z": 3})
+    own = session("gan", other, gan, class_rows="resize")
+    rows = own._module["G"].shared.weight.detach().numpy()
+    assert not np.array_equal(rows, load_file(gan)["G.shared.weight"])
+
+
+def test_a_frozen_adaptor_keeps_its_strength_whatever_the_options_say(
+    data: Path, gan: Path, tmp_path: Path
+):
+    session("deepi2i", data, gan).save(tmp_path / "start.safetensors")
+    start = open_checkpoint(tmp_path / "start.safetensors")
+    trainer = get_trainer("deepi2i")
+    frozen = [name for name in start if name.startswith("A.")]
+    own = trainer.session(
+        trainer.options(data=data, strength=0.2, **SIZES), tmp_path / "start.safetensors", seed=1,
+        frozen=frozen,
+    )  # fmt: skip
+    own.run(silent, silent)
+    own.save(tmp_path / "out.safetensors")
+    saved = open_checkpoint(tmp_path / "out.safetensors")
+    assert all(np.array_equal(saved[name], start[name]) for name in frozen)
+
+
+def test_an_average_has_the_statistics_of_a_network_that_waits_for_its_phase(data: Path, gan: Path):
+    own = session("deepi2i", data, gan, ema=0.9, phase1=2)
+    moved(own)
+    now = flat(own)
+    name = "blocks.1.0.bn1.stored_mean"
+    assert not np.array_equal(now[f"G.{name}"].numpy(), load_file(gan)[f"G.{name}"])
+    assert torch.equal(now[f"G_ema.{name}"], now[f"G.{name}"])
+
+
+def test_a_term_of_some_steps_has_their_mean():
+    losses = Losses()
+    losses.add({"judge": 1.0, "r1": 3.0})
+    losses.add({"judge": 2.0})
+    assert losses.means() == {"judge": 1.5, "r1": 3.0}
+
+
+def test_test_pictures_in_another_order_of_classes_have_the_labels_of_training(
+    data: Path, tmp_path: Path
+):
+    h5py, test = pytest.importorskip("h5py"), tmp_path / "test.h5"
+    with h5py.File(test, "w") as file:
+        file["imgs"] = np.zeros((3, 3, 8, 8), np.uint8)
+        file["labels"] = np.array([0, 1, 2])
+        file.attrs["classes"] = ["c", "a", "b"]
+    options = get_trainer("gan").options(data=data, test=test, test_per_class=1, **SIZES)
+    assert options.class_set("test").names == ("a", "b", "c")
+    assert [own.label for own in options.class_set("test").pictures] == [2, 0, 1]
+
+
+def test_from_scratch_transferi2i_reconstructs_as_deepi2i():
+    options = get_trainer("transferi2i").options
+    assert options(**SIZES).alphas() == {4: 1.0, 8: 1.0}
+    assert options(**SIZES, scratch=True).alphas() == {4: 0.1, 8: 0.01}
+    assert options(**SIZES, scratch=True, alpha=1.0).alphas() == {4: 1.0, 8: 0.01}
+
+
+def test_an_average_of_a_start_says_how_it_is_begun_with(data: Path, gan: Path, tmp_path: Path):
+    start = tmp_path / "averaged.safetensors"
+    session("gan", data, gan, ema=0.9).save(start)
+    with pytest.raises(MismatchError, match="init_from takes it, G: file:G_ema"):
+        session("deepi2i", data, start)
+    given = {"G": Path(f"{start}:G_ema"), "D": start, "E": Path(f"{start}:D")}
+    own = session("deepi2i", data, init_from=given)
+    assert np.array_equal(
+        flat(own)["G.linear.weight"].numpy(), load_file(start)["G_ema.linear.weight"]
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"ch": 4}, "ch is 4, but must be at least 8"),
+        ({"adaptor": ()}, "adaptor names no side"),
+        ({"classes": ("a",), "test": Path("x"), "evaluate": ["collapse"]}, "two classes or more"),
+        ({"average": "instead"}, "there is none without ema"),
         ({"adaptor": (16,)}, "adaptor has 16, but there are maps of 4, 8"),
         ({"n_down": 4}, "n_down is 4, but must be 2 to 3 for 32 pixels"),
         ({"size": 32}, "no features of 4 × 4: 32s have"),

@@ -161,7 +161,7 @@ class ClassFiles:
             given: see `evaluate_classes`.
             kept: likewise.
         """
-        if any(map(is_of_sets, metrics)):
+        if "collapse" in metrics or any(map(is_of_sets, metrics)):
             metrics = list(dict.fromkeys((*metrics, *COLLAPSE)))
         test = {name: [self._read(one) for one in own[:count]] for name, own in self.test.items()}
         train = {}
@@ -301,6 +301,11 @@ def _must_have_classes(classes: Sequence[str], sets: ClassSets) -> None:
                 f"{name!r} has {len(own)} real pictures and {others} inputs of other classes, but "
                 f"2 of both are the least"
             )
+        if sets.train and len(sets.train.get(name, ())) < 2:
+            raise ParameterError(
+                f"the training pictures have fewer than 2 of the class {name!r}, which fc's "
+                f"ceiling needs"
+            )
 
 
 class _Measure:
@@ -412,7 +417,8 @@ class _Measure:
 
     def recognised(self, classifier: Extractor) -> list[Result]:
         """RC: the share of outputs that a classifier of real pictures takes for their class."""
-        known = indices_in(classifier, list(self.index))
+        # Without names its classes are the translator's, by their indices.
+        known = indices_in(classifier, list(self.index)) if classifier.classes else self.index
         made, there = (
             accuracy(classifier, own, known, device=self.device)
             for own in (self.outputs, self._real())

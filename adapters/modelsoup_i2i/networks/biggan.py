@@ -72,7 +72,7 @@ class ConditionalNorm(Norm):
         if not self.training:
             spread = (self.stored_var + VARIANCE).sqrt()
             return _modulated(images, self.stored_mean, 1 / spread, gain, bias)
-        variance, mean = torch.var_mean(images.detach(), (0, 2, 3), correction=0)
+        variance, mean = torch.var_mean(images.detach().float(), (0, 2, 3), correction=0)
         count = images.numel() // images.shape[1]
         with torch.no_grad():
             self.stored_mean.lerp_(mean, self.momentum)

@@ -123,6 +123,9 @@ def generator_in(shapes: Mapping[str, Shape], prefix: str = "") -> dict[str, Any
         if rest or not widths or widths != [ch * m for m in kept]:
             continue
         least = side(arch) // 2 ** len(widths)
+        # Where blocks were left out, those that are there may be another one's, too.
+        if own["linear.weight"][0] != ch * made(arch)[least] * least**2:
+            continue
         sizes = {
             "arch": arch, "ch": ch, "classes": own["shared.weight"][0],
             "chunk": own["linear.weight"][1], "shared": own["shared.weight"][1],

@@ -144,6 +144,12 @@ class ClassSet:
             found[picture.label] += 1
         return dict(zip(self.names, found, strict=True))
 
+    def in_order(self, names: Sequence[str]) -> ClassSet:
+        """The same, with the indices that classes have among others: those of training, say."""
+        where = [names.index(name) for name in self.names]
+        pictures = tuple(replace(own, label=where[own.label]) for own in self.pictures)
+        return ClassSet(tuple(names), pictures)
+
     def of_each(self) -> dict[str, list[Picture]]:
         """The pictures of each class."""
         found: dict[str, list[Picture]] = {name: [] for name in self.names}

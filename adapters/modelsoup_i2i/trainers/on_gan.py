@@ -133,6 +133,13 @@ class NetworkOptions(ClassOptions):
                 )
         self.family.must_fit(self)
         super().must_fit()
+        if self.evaluate and (not self.family.conditional or self.class_count < 2):
+            raise ValueError(
+                "evaluate measures what is made of two classes or more, and these networks know "
+                "fewer"
+            )
+        if self.average == "instead" and self.ema is None:
+            raise ValueError("average is instead, but there is none without ema")
 
     def decisive(self) -> dict[str, Any]:
         """See `Options`; without those that the network does not have."""

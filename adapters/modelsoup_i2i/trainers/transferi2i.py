@@ -18,7 +18,7 @@ from ..training.players import Player
 from ..training.ranges import Number, Weight
 from ..training.turns import Batch, Turn
 from .deepi2i import DeepI2I, DeepI2IOptions
-from .on_gan import STYLEGAN
+from .on_gan import OWN, STYLEGAN
 
 if TYPE_CHECKING:
     import torch
@@ -37,12 +37,20 @@ class TransferI2IOptions(DeepI2IOptions):
             fewer.
     """
 
-    alpha: Weight = 1.0
-    alpha_first: Weight = 1.0
+    alpha: Weight = OWN
+    alpha_first: Weight = OWN
     phase1: Number | None = 0
     lambda_aux: Weight = 0.01
     common: Number = 4
     blocks: Annotated[Literal["deepi2i", "single"], STYLEGAN] = "single"
+
+    def __post_init__(self) -> None:
+        # From scratch it is DeepI2I with an auxiliary generator.
+        first = 0.01 if self.network == "biggan" else 0.1
+        for name, scratch in (("alpha", 0.1), ("alpha_first", first)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, scratch if self.scratch else 1.0)
+        super().__post_init__()
 
     @property
     def kept(self) -> int:

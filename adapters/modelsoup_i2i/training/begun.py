@@ -86,7 +86,9 @@ def values_for(
     return found
 
 
-def with_rows(start: Path, rows: Mapping[str, int], into: Path, *, seed: int) -> Path:
+def with_rows(
+    start: Path, rows: Mapping[str, int], into: Path, *, seed: int, anew: bool = False
+) -> Path:
     """A start whose rows are those of other classes: a copy where any number differs.
 
     Args:
@@ -94,13 +96,14 @@ def with_rows(start: Path, rows: Mapping[str, int], into: Path, *, seed: int) ->
         rows: names of tensors with a row for each class → how many there must be.
         into: where the copy is made.
         seed: of what is drawn.
+        anew: the classes are others even where their number is the same.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
     opened = open_checkpoint(start)
     other = [n for n, count in rows.items() if n in opened.tensors
-             and opened.tensors[n].shape[0] != count]  # fmt: skip
+             and (anew or opened.tensors[n].shape[0] != count)]  # fmt: skip
     if not other:
         return start
     vectors = {f"{name.rpartition('.')[0]}.u0" for name in other}

@@ -80,8 +80,8 @@ class Cast(Stage):
         }
         super().__init__(options, trainer.weights(options, self.images), pools)
         self.trainer, self.seed = trainer, seed
-        self.start, self._given = self._fitted(start, work), start
         self.frozen, self.work, self.place = tuple(frozen), work, place
+        self.start, self._given = self._fitted(start, work), start
         self.shown = options.shown(work) or shown or work
         self.device = chosen_device(options.device, place.rank)
         self.players = trainer.players(options)
@@ -108,8 +108,11 @@ class Cast(Stage):
         fixed = [n for n in self._module.state_dict()
                  if any(fnmatchcase(n, pattern) for pattern in trainer.fixed(options))]  # fmt: skip
         freeze(self._module, [*self.frozen, *fixed])
+        kept = {n: own.clone() for n, own in self._module.named_buffers() if n in self.frozen}
         for network in self._module.values():
             prepare(network, **how_trained(options, self.device))
+        for name, values in kept.items():  # whatever the options say
+            self._module.get_buffer(name).copy_(values)
         known = None if start is None else classes_in(start)
         self.classes = tuple(trainer.classes(options)) or known or ()
         self.deployed = tuple(trainer.translators(options))
@@ -125,7 +128,10 @@ class Cast(Stage):
         if work is None:
             work = Path(mkdtemp())
             weakref.finalize(self, shutil.rmtree, work, ignore_errors=True)
-        return with_rows(start, rows, work / REMADE, seed=self.options.init)
+        anew = classes_in(start) not in (None, tuple(self.trainer.classes(self.options)))
+        # Of each process its own: another one may be reading.
+        place = work / f"{self.place.rank or ''}{REMADE}"
+        return with_rows(start, rows, place, seed=self.options.init, anew=anew)
 
     def _lacks(self, network: str) -> bool:
         """Whether the start had nothing of a network, and neither had `init_from`."""

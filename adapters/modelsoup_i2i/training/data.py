@@ -429,10 +429,11 @@ class LabelledImages(Data):
             division = Division(
                 test_per_class=self.test_per_class, least=1 if whole else 0, seed=self.subset_seed
             )
-            return find_classes(
+            found = find_classes(
                 self.test, only=only or self.class_names(), division=division,
                 part="train" if whole else "test",
             )  # fmt: skip
+            return found.in_order(only or self.class_names())
         division = Division(
             self.per_class, self.train_fraction,
             None if self.test is not None else self.test_per_class, self.test_share,

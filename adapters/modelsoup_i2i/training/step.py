@@ -243,7 +243,10 @@ class Steps(Cast):
         moved = {name for player in players for name in self.players[player].networks}
         with torch.no_grad():
             for name, (of, ema) in self._averages.items():
-                if of not in moved:
+                if of not in moved:  # its statistics move all the same, in whatever goes through it
+                    theirs = dict(self._module[of].named_buffers())
+                    for key, own in self._module[name].named_buffers():
+                        own.copy_(theirs[key])
                     continue
                 values = self._module[of].state_dict()
                 mixed: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])

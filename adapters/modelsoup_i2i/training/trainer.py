@@ -25,7 +25,7 @@ from modelsoup import (
 )
 
 from ..measuring.metric_names import METRICS
-from ..networks.described import Network
+from ..networks.described import AVERAGED, Network
 from ..networks.shapes import Shape
 from ..pictures.images import ImageError, NonfiniteImageError, left_out
 from ..pictures.picture import Picture, files_of, read_picture
@@ -270,7 +270,7 @@ class ImageTrainer(Description):
             if not any(known.startswith(f"{network}.") for known in expected):
                 raise MismatchError(
                     f"{start} has the tensor {name!r} {has}, which belongs to none of "
-                    f"{', '.join(networks)}"
+                    f"{', '.join(networks)}{_of_average(network)}"
                 )
             sizes = networks.get(network)
             here = f"it has the shape {list(expected[name])}" if name in expected else "there is no"
@@ -381,6 +381,16 @@ class ImageTrainer(Description):
                     job.log(f"warning: {result.note}")
             job.note({"evaluated": [result.as_json() for result in results]})
             job.report(1.0, {result.name: result.value for result in results})
+
+
+def _of_average(network: str) -> str:
+    """What may be done about an average that a trainer without one does not take."""
+    if not network.endswith(AVERAGED):
+        return ""
+    return (
+        f": it is an average, which ema goes on with; and init_from takes it, "
+        f"{network.removesuffix(AVERAGED)}: file:{network}"
+    )
 
 
 _SMALL = 1e8  # multiplications of a pass: for fewer, a second thread costs more than it brings

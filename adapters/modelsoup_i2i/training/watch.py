@@ -15,37 +15,38 @@ Report = Callable[[float | None, Mapping[str, float]], None]
 
 
 class Losses:
-    """Means of losses over an epoch; a part of a training's state."""
+    """Means of losses over an epoch, each over the steps that had it; a part of the state."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}
         self._last: dict[str, float] = {}
 
     def add(self, losses: Mapping[str, float]) -> None:
         """Those of a step."""
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
         """Of the epoch that is going on, or of the last one where none has begun."""
-        if self._count:
-            return {name: total / self._count for name, total in self._sums.items()}
+        if self._sums:
+            return {name: total / self._counts[name] for name, total in self._sums.items()}
         return dict(self._last)
 
     def next_epoch(self) -> None:
         """What is added from now on belongs to another epoch."""
         self._last = self.means()
-        self._sums, self._count = {}, 0
+        self._sums, self._counts = {}, {}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"sums": dict(self._sums), "count": self._count, "last": dict(self._last)}
+        counts = dict(self._counts)
+        return {"sums": dict(self._sums), "counts": counts, "last": dict(self._last)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from such data."""
-        self._sums, self._count, self._last = state["sums"], state["count"], state["last"]
+        self._sums, self._counts, self._last = state["sums"], state["counts"], state["last"]
 
 
 class Watch:
