@@ -648,7 +648,7 @@ DECIDE = {
     "balance_identity": "by_generator", "balance_discriminators": True, "balance_doubled": True,
     "channels": 1, "width": 8, "blocks": 2, "d_width": 8, "d_layers": 2, "init": 1,
     "pool_size": 4, "processes": 2, "precision": "bf16", "on_bad_image": "skip",
-    "keep": {"best": "psnr"}, "steps": 5, "repair": 2,
+    "keep": {"best": "psnr"}, "steps": 5, "repair": 2, "decay": "cosine",
 }  # fmt: skip
 DO_NOT = {
     "device": "auto", "channels_last": True, "compile": True, "checkpoint_every": 3,
@@ -671,7 +671,8 @@ def test_an_option_that_decides_the_result_changes_its_key(option: str, data: Pa
         other["count_b"] = None
     if option == "keep":
         other |= {"evaluate": ["psnr"], "evaluate_every": 1}
-    assert key(data, **other) != key(data)
+    also = {"decay_epochs": 2} if option == "decay" else {}
+    assert key(data, **also, **other) != key(data, **also)
 
 
 @pytest.mark.parametrize("option", DO_NOT)
