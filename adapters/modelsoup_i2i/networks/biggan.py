@@ -72,7 +72,9 @@ class ConditionalNorm(Norm):
         if not self.training:
             spread = (self.stored_var + VARIANCE).sqrt()
             return _modulated(images, self.stored_mean, 1 / spread, gain, bias)
-        variance, mean = torch.var_mean(images.detach().float(), (0, 2, 3), correction=0)
+        own = images.detach()
+        own = own.float() if own.element_size() < 4 else own  # of bf16 statistics want more digits
+        variance, mean = torch.var_mean(own, (0, 2, 3), correction=0)
         count = images.numel() // images.shape[1]
         with torch.no_grad():
             self.stored_mean.lerp_(mean, self.momentum)
