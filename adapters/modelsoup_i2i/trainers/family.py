@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ..networks.described import Network
 from ..networks.shapes import Shape
 
 
-class Family:
+class Family(Protocol):
     """A generator and a discriminator, and the encoder and adaptor that go with them.
 
     All are called alike: `G(z, c, features)`, `D(images, c)`, `E(images)`, `A(features)`.
@@ -30,55 +30,42 @@ class Family:
 
     def must_fit(self, o: Any) -> None:
         """Raise a ValueError or a ParameterError for sizes that there are no networks of."""
-        raise NotImplementedError
 
     def side(self, o: Any) -> int:
         """Pixels of a picture's side."""
-        raise NotImplementedError
 
     def noise(self, o: Any) -> int:
         """How many numbers `z` has."""
-        raise NotImplementedError
 
     def taps(self, o: Any, least: int) -> Sequence[int]:
         """The sides of the maps that an adaptor may see, from `least` on."""
-        raise NotImplementedError
 
     def deepest(self, o: Any, downs: int | None) -> int:
         """The side of the encoder's maps after so many halvings; None is as many as there are."""
-        raise NotImplementedError
 
     def generator(self, o: Any) -> Network:
         """`G`."""
-        raise NotImplementedError
 
     def discriminator(self, o: Any) -> Network:
         """`D`."""
-        raise NotImplementedError
 
     def encoder(self, o: Any) -> Network:
         """`E`."""
-        raise NotImplementedError
 
     def adaptor(self, o: Any) -> Network:
         """`A`, of a translator's options."""
-        raise NotImplementedError
 
     def own_blocks(self, o: Any, kept: int) -> Network:
         """What of an auxiliary generator is not the first `kept` blocks of G."""
-        raise NotImplementedError
 
     def makes(self, o: Any) -> Sequence[str]:
         """Patterns over names: each block of the generator, the deepest first."""
-        raise NotImplementedError
 
     def judges(self, o: Any) -> Sequence[Sequence[str]]:
         """Likewise of each block of the discriminator, the one that sees the picture first."""
-        raise NotImplementedError
 
     def shared(self) -> list[str]:
         """Patterns over names: what leads to the condition of every block."""
-        raise NotImplementedError
 
     def rows(self, o: Any) -> Mapping[str, str]:
         """Network → the tensor of it that has a row for each class."""
@@ -90,7 +77,6 @@ class Family:
         Raises:
             MismatchError: there is no such generator, or the two are of different sizes.
         """
-        raise NotImplementedError
 
     def translator_in(self, shapes: Mapping[str, Shape]) -> dict[str, Any]:
         """The same, and what encoder and adaptor decide.
@@ -98,4 +84,3 @@ class Family:
         Raises:
             MismatchError: likewise.
         """
-        raise NotImplementedError
