@@ -95,8 +95,10 @@ TESTS = {
     },
     "adapters/modelsoup_i2i": {
         "__init__": "networks metrics",
-        "cli": "cyclegan docs metrics official sources train translate use class_training "
-        "fluctuation",
+        "cli": "docs sources train translate use",
+        "cli_evaluate": "metrics class_training fluctuation",
+        "cli_import": "official pretrained",
+        "cli_shared": "translate metrics",
         "measuring/by_class": "by_class",
         "measuring/class_evaluation": "by_class class_training",
         "measuring/collapse": "collapse training by_class",
