@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,10 +15,12 @@ pytest.importorskip("PIL")
 import torch
 from click.testing import CliRunner
 from i2i_domains import make_classes
+from i2i_states import flat, moved, silent
 from modelsoup_i2i.networks import biggans
 from modelsoup_i2i.networks.biggan import Auxiliary, OwnBlocks
 from modelsoup_i2i.networks.described import Network
-from modelsoup_i2i.training.losses import deceive, judge
+from modelsoup_i2i.training import estimates
+from modelsoup_i2i.training.losses import deceive, judge, slope_penalty
 from modelsoup_i2i.training.state import State
 from modelsoup_i2i.training.turns import Batch
 from modelsoup_i2i.training.watch import Losses
@@ -54,28 +57,6 @@ def gan(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     own.run(silent, silent)
     own.save(output)
     return output
-
-
-def silent(*_: object) -> None:
-    pass
-
-
-def flat(own: State) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}.{key}": value.clone()
-        for name, network in own._module.items() for key, value in network.state_dict().items()
-    }  # fmt: skip
-
-
-def moved(own: State, losses: dict[str, float] | None = None) -> set[str]:
-    """The networks of which a step changed a parameter."""
-    before = flat(own)
-    made = own.optimise(next(own.batches()))
-    if losses is not None:
-        losses.update(made)
-    parameters = {f"{n}.{p}" for n, net in own._module.items() for p, _ in net.named_parameters()}
-    return {name.partition(".")[0] for name, value in flat(own).items()
-            if name in parameters and not torch.equal(value, before[name])}  # fmt: skip
 
 
 # The GAN.
@@ -116,12 +97,7 @@ def test_r1_is_half_the_squared_slope_and_is_taken_lazily_at_so_many_times_its_w
         moved(own, losses)
     assert ["r1" in losses for losses in told] == [True, False, False, True]
     assert own.weights["r1"] == 6.0
-    own.begin()
-    batch = Batch(next(own.batches())[0]) if own.steps < 4 else None
-    assert batch is None
     images = torch.randn(2, 3, 32, 32)
-    from modelsoup_i2i.training.losses import slope_penalty
-
     line = torch.randn(3 * 32 * 32)
     value = slope_penalty(lambda x: (x.flatten(1) @ line)[:, None], images)
     torch.testing.assert_close(value, 0.5 * line.square().sum())
@@ -375,6 +351,30 @@ def test_without_weight_there_is_no_auxiliary(data: Path, gan: Path, tmp_path: P
     assert all(torch.equal(value, flat(none)[name]) for name, value in flat(plain).items())
 
 
+def test_no_more_blocks_can_be_in_common_than_there_are(data: Path):
+    own = get_trainer("transferi2i").options
+    assert own(data=data, **SIZES).kept == 3  # the paper's four, of a network that has them
+    with pytest.raises(ValueError, match="common is 4, but G has 3 blocks"):
+        own(data=data, **SIZES, common=4)
+
+
+def test_memory_has_networks_that_nobody_moves_in_it(data: Path, gan: Path):
+    own = session("deepi2i", data, gan)
+    drawn = next(own.batches())[0]
+    told = [
+        estimates.memory(
+            own.trainer, dataclasses.replace(own.options, train_encoder=trained), own.weights,
+            drawn, device=own.device, early=True, last=1,
+        ).lasting
+        for trained in (False, True)
+    ]  # fmt: skip
+    weights = sum(tensor.nbytes for tensor in own._module["E"].state_dict().values())
+    parameters = [p.nbytes for p in own._module["E"].parameters()]
+    # Trained, it has the largest gradient and Adam's two averages beside its weights.
+    assert told[1] - told[0] == max(parameters) + 2 * sum(parameters)
+    assert told[0] > weights
+
+
 def test_the_auxiliary_is_in_no_checkpoint(data: Path, gan: Path, tmp_path: Path):
     own = session("transferi2i", data, gan)
     own.save(tmp_path / "out.safetensors")
@@ -390,7 +390,8 @@ def test_other_classes_than_a_starts_are_refused_or_their_rows_drawn_anew(
     gan: Path, tmp_path: Path
 ):
     data = make_classes(tmp_path / "data", {"p": 3, "q": 3})
-    with pytest.raises(MismatchError, match="trained on other classes"):
+    said = "trained on other classes.*class_rows: resize draws their rows anew, and rows: 3 keeps"
+    with pytest.raises(MismatchError, match=said):
         session("gan", data, gan)
     own = session("gan", data, gan, class_rows="resize")
     assert own.classes == ("p", "q")
@@ -563,6 +564,7 @@ def test_an_average_of_a_start_says_how_it_is_begun_with(data: Path, gan: Path, 
     [
         ({"ch": 4}, "ch is 4, but must be at least 8"),
         ({"adaptor": ()}, "adaptor names no side"),
+        ({"classes": ("a",)}, "one class: there is none to translate into"),
         ({"classes": ("a",), "test": Path("x"), "evaluate": ["collapse"]}, "two classes or more"),
         ({"average": "instead"}, "there is none without ema"),
         ({"adaptor": (16,)}, "adaptor has 16, but there are maps of 4, 8"),

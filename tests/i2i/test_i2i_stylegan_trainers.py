@@ -14,6 +14,7 @@ pytest.importorskip("PIL")
 import torch
 from click.testing import CliRunner
 from i2i_domains import make_classes
+from i2i_states import flat, moved, silent
 from modelsoup_i2i.networks.stylegan import Auxiliary
 from modelsoup_i2i.training import estimates
 from modelsoup_i2i.training.losses import deceive, gradient_penalty, judge
@@ -53,27 +54,6 @@ def gan(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     own.run(silent, silent)
     own.save(output / "gan.safetensors")
     return output / "gan.safetensors"
-
-
-def silent(*_: object) -> None:
-    pass
-
-
-def flat(own: State) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}.{key}": value.clone()
-        for name, network in own._module.items() for key, value in network.state_dict().items()
-    }  # fmt: skip
-
-
-def moved(own: State, losses: dict[str, float] | None = None) -> set[str]:
-    """The networks that a step changed."""
-    before = flat(own)
-    made = own.optimise(next(own.batches()))
-    if losses is not None:
-        losses.update(made)
-    return {name.partition(".")[0] for name, value in flat(own).items()
-            if not torch.equal(value, before[name])}  # fmt: skip
 
 
 def first_of(own: State) -> Batch:

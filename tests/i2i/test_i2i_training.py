@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from i2i_domains import make_domains
+from i2i_states import flat, silent
 from modelsoup_i2i.measuring.evaluation import find_sets
 from modelsoup_i2i.training import estimates
 from modelsoup_i2i.training.curves import Curve
 from modelsoup_i2i.training.players import Player, Updates, backward, optimiser
-from modelsoup_i2i.training.state import State
 from modelsoup_i2i.use.generators import load_generator
 from own_trainer import Toy, ToyOptions
 
@@ -34,17 +34,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def session(data: Path, work: Path | None = None, **options):
     return Toy().session(ToyOptions(data=data, **(SIZES | options)), None, seed=1, work=work)
-
-
-def flat(own: State) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}.{key}": value.clone()
-        for name, network in own.networks.items() for key, value in network.state_dict().items()
-    }  # fmt: skip
-
-
-def silent(*_: object) -> None:
-    pass
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

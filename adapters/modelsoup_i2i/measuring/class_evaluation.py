@@ -23,7 +23,7 @@ from ..pictures.folders import find_classes
 from ..pictures.images import ImageError, as_rgb, resized
 from ..pictures.picture import Picture, read_picture
 from ..pictures.transforms import Transform
-from ..use.models import Model
+from ..use.models import AT_ONCE, Model
 from . import extractors
 from .by_class import (
     Mean,
@@ -52,7 +52,7 @@ from .metrics import Result, features, must_be_importable
 Make = Callable[[Pictures, int, Sequence[int]], Pictures]
 """`make(pictures, class, noise)`: what becomes of pictures in a class, by its index: uint8 arrays.
 `noise` has a number for each; the same number is the same noise."""
-AMONG, SAMPLES, _AT_ONCE = 16, 10, 16
+AMONG, SAMPLES = 16, 10
 """Outputs among which the use of the source, and of the noise, is told; outputs of one input."""
 
 
@@ -201,8 +201,8 @@ def making(
 
     def make(pictures: Pictures, index: int, noise: Sequence[int]) -> list[np.ndarray]:
         made: list[np.ndarray] = []
-        for start in range(0, len(pictures), _AT_ONCE):
-            some = slice(start, start + _AT_ONCE)
+        for start in range(0, len(pictures), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
             given = model.how.given([str(number) for number in noise[some]], index, seed=seed)
             seen = None if model.how.source is None else pictures[some]
             made += model.made(seen, given, context=context())

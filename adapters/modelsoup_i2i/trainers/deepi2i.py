@@ -89,6 +89,8 @@ class DeepI2IOptions(NetworkOptions):
         """See `Options`."""
         super().must_fit()
         there = self.family.taps(self, self.least)
+        if self.family.conditional and self.class_count == 1:
+            raise ValueError("one class: there is none to translate into from another one")
         if not self.adaptor:
             raise ValueError("adaptor names no side: it is all, none, or some of them")
         for side in self.adapted:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Lt
+
+from modelsoup import MismatchError
 
 from ..networks.described import AVERAGED
 from ..pictures.draws import Classes, Draw, Noise
@@ -18,6 +21,7 @@ from ..training.players import Player
 from ..training.ranges import Count, Number, Rate, Weight, annotated
 from ..training.trainer import ImageTrainer
 from ..training.turns import Batch, Loss
+from ..use.classes import classes_in
 from .family import Family
 from .on_biggan import BigGan
 from .on_stylegan import StyleGan
@@ -216,6 +220,19 @@ class OnGan(ImageTrainer):
     def knows_more(self, o: Any) -> bool:
         """Where it is told how many rows there are."""
         return o.rows is not None
+
+    def must_start(self, o: Any, start: Path) -> None:
+        """See `ImageTrainer`; where classes are others, what may be done about it."""
+        try:
+            super().must_start(o, start)
+        except MismatchError as error:
+            known = classes_in(start)
+            if o.class_rows == "resize" or known in (None, tuple(self.classes(o))):
+                raise
+            raise MismatchError(
+                f"{error}: class_rows: resize draws their rows anew, and rows: {len(known or ())} "
+                f"keeps all of them, where the first are the data's"
+            ) from None
 
     def rows(self, o: Any) -> dict[str, int]:
         """The embeddings', where those of a start are to be re-made."""

@@ -33,15 +33,14 @@ class TransferI2IOptions(DeepI2IOptions):
     Attributes:
         lambda_aux: the weight of the auxiliary generator's pictures, for both sides; 0: there is
             none.
-        common: how many of G's first blocks are the auxiliary's too; as many as there are, if G has
-            fewer.
+        common: how many of G's first blocks are the auxiliary's too; None is 4, or all of fewer.
     """
 
     alpha: Weight = OWN
     alpha_first: Weight = OWN
     phase1: Number | None = 0
     lambda_aux: Weight = 0.01
-    common: Number = 4
+    common: Number | None = None
     blocks: Annotated[Literal["deepi2i", "single"], STYLEGAN] = "single"
 
     def __post_init__(self) -> None:
@@ -52,10 +51,18 @@ class TransferI2IOptions(DeepI2IOptions):
                 object.__setattr__(self, name, scratch if self.scratch else 1.0)
         super().__post_init__()
 
+    def must_fit(self) -> None:
+        """See `Options`."""
+        super().must_fit()
+        there = len(self.family.makes(self))
+        if self.common is not None and self.common > there:
+            raise ValueError(f"common is {self.common}, but G has {there} blocks")
+
     @property
     def kept(self) -> int:
         """Blocks in common."""
-        return min(self.common, len(self.family.makes(self)))
+        there = len(self.family.makes(self))
+        return min(4, there) if self.common is None else self.common
 
 
 class TransferI2I(DeepI2I):

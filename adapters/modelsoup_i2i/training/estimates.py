@@ -98,6 +98,11 @@ def memory(
         _lasting(player, networks, early=early, summed=name in several)
         for name, player in players.items()
     )
+    moved = {name for player in players.values() for name in player.networks}
+    lasting += sum(
+        tensor.nbytes for name, network in networks.items() if name not in moved
+        for tensor in network.state_dict().values()
+    )  # fmt: skip
     images = [values for values in drawn.values() if values.ndim == 4]
     image = max((values[0].numel() * 4 for values in images), default=0)
     kept = sum(trainer.pools(options).values()) * image

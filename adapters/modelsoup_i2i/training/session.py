@@ -25,7 +25,7 @@ from ..pictures.images import (
 from ..pictures.picture import Picture, read_picture
 from ..pictures.sheets import grid, save
 from ..use.pages import by_class as page_by_class
-from ..use.translator import Translator
+from ..use.pages import spread
 from . import estimates
 from .cast import how_trained
 from .classes import by_class
@@ -262,7 +262,8 @@ class Session(State):
             files = self.pictures.first(how.source, _SHOWN) if how.source else ()
             if how.classes:
                 sources = [(str(n), self._picture(f)) for n, f in enumerate(files)]
-                page = page_by_class(self.in_use(name), sources or None, self._shown_classes(how))
+                shown = spread(how.classes, _SHOWN_CLASSES)
+                page = page_by_class(self.in_use(name), sources or None, shown)
                 own, titles = page.rows, page.titles
             elif how.source is None:
                 given = how.given([str(n) for n in range(_SHOWN)])
@@ -278,10 +279,6 @@ class Session(State):
         folder = self.shown / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         save(grid(rows, titles, labels), folder / f"step-{self.steps:07d}.png")
-
-    def _shown_classes(self, how: Translator) -> list[int]:
-        """Some of the classes, as far apart as they lie."""
-        return list(range(0, how.classes, -(-how.classes // _SHOWN_CLASSES)))
 
     def _told_now(self) -> bool:
         """Whether something is made after this step for which all before must be known."""
