@@ -11,7 +11,7 @@ from pathlib import Path
 from modelsoup import ParameterError, counted, listed, nearest
 
 from .hdf5 import SUFFIXES as HDF5
-from .hdf5 import Row, find_rows
+from .hdf5 import Row, find_rows, names_in
 from .images import SUFFIXES as IMAGES
 from .images import left_out, list_images, natural
 from .picture import SIDES, Half, Member, Picture
@@ -265,7 +265,7 @@ def class_names(
         ParameterError: there are no classes, or one that is named is not there.
     """
     if data.suffix.lower() in HDF5:
-        return tuple(_kept(data, find_rows(data)[0], only, exclude))
+        return tuple(_kept(data, names_in(data), only, exclude))
     folders = [folder.name for folder in _class_folders(data)]
     return tuple(_kept(data, folders, only, exclude))
 

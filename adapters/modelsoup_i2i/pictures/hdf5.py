@@ -120,6 +120,21 @@ def find_rows(file: Path) -> tuple[tuple[str, ...], tuple[Row, ...]]:
     Raises:
         ParameterError: it is missing or damaged, or holds something else.
     """
+    names, labels = _labels(file)
+    return names, tuple(Row(file, row, label) for row, label in enumerate(labels.tolist()))
+
+
+def names_in(file: Path) -> tuple[str, ...]:
+    """The classes alone, which many an option asks for.
+
+    Raises:
+        as `find_rows`.
+    """
+    return _labels(file)[0]
+
+
+def _labels(file: Path) -> tuple[tuple[str, ...], np.ndarray]:
+    """The classes of a file that is sound, and the index of each picture's."""
     with _opened(file) as stored:
         images, labels = _dataset(stored, file, "imgs"), _dataset(stored, file, "labels")
         shape = images.shape
@@ -144,9 +159,9 @@ def find_rows(file: Path) -> tuple[tuple[str, ...], tuple[Row, ...]]:
                 f"{file}: labels is {labels.dtype} of {list(labels.shape)}, where an integer for "
                 f"each of the {shape[0]} pictures is expected"
             )
-        values = [int(label) for label in labels[:]]
+        values: np.ndarray = labels[:]
         names = _names(stored, file)
-    least, most = min(values), max(values)
+    least, most = int(values.min()), int(values.max())
     if names is None and 0 <= least <= most <= len(values):
         names = tuple(map(str, range(most + 1)))
     if names is None or least < 0 or most >= len(names):
@@ -155,7 +170,7 @@ def find_rows(file: Path) -> tuple[tuple[str, ...], tuple[Row, ...]]:
             + ("classes, 0 and more, are expected" if names is None else f"{len(names)} classes "
                f"are expected")
         )  # fmt: skip
-    return names, tuple(Row(file, row, label) for row, label in enumerate(values))
+    return names, values
 
 
 @contextlib.contextmanager
