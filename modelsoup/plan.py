@@ -48,6 +48,7 @@ from .trainer import (
     trainer_identity,
     trainer_notices,
     trainer_outputs,
+    trainer_reshapes,
     trainer_tensors,
 )
 from .tree import FineTune, Load, Merge, Operation, Train, Training, Tree
@@ -680,11 +681,11 @@ class _Checker:
             start = self._signature_of(operation.start)
         told = trainer_tensors(trainer, options)
         if told is not None:
-            name = operation.training.trainer
+            name, reshapes = operation.training.trainer, trainer_reshapes(trainer, options)
             if isinstance(operation, FineTune) and inputs[0].signature is not None:
-                _compare(name, told, inputs[0].node, inputs[0].signature)
+                _compare(name, told, inputs[0].node, inputs[0].signature, reshapes)
             elif start is not None:
-                _compare(name, told, "its start", start)
+                _compare(name, told, "its start", start, reshapes)
         signature = told if told is not None else start
         if signature is None:
             return made
@@ -718,7 +719,9 @@ def _must_be_meant(leaf: Load, digest: Digest) -> None:
         )
 
 
-def _compare(trainer: str, told: Signature, node: str, signature: Signature) -> None:
+def _compare(
+    trainer: str, told: Signature, node: str, signature: Signature, reshapes: Mapping[str, str]
+) -> None:
     """Whether what a trainer starts with fits what it says that it writes."""
     strange = [name for name in signature if name not in told]
     if strange:
@@ -726,11 +729,16 @@ def _compare(trainer: str, told: Signature, node: str, signature: Signature) -> 
             f"the trainer {trainer!r} knows nothing of {counted(len(strange), 'tensor')} of "
             f"{node}: {listed(strange)}"
         )
-    other = [name for name, (_, shape) in signature.items() if told[name][1] != shape]
+    other = [
+        name for name, (_, shape) in signature.items()
+        if told[name][1] != shape and reshapes.get(name) != ""
+    ]  # fmt: skip
     if other:
+        options = dict.fromkeys(reshapes.get(name, "") for name in other)
+        hint = f" ({' and '.join(options)} takes them)" if all(options) else ""
         raise PlanError(
             f"the trainer {trainer!r} has other shapes for {counted(len(other), 'tensor')} of "
-            f"{node}: {listed(other)}"
+            f"{node}: {listed(other)}{hint}"
         )
 
 

@@ -421,6 +421,15 @@ def trainer_buffers(trainer: Trainer, options: Any) -> frozenset[str]:
         return frozenset(map(str, buffers(options)))
 
 
+def trainer_reshapes(trainer: Trainer, options: Any) -> dict[str, str]:
+    """Tensors that a trainer takes in other shapes than it writes: by which option; '' as it is."""
+    reshapes = getattr(trainer, "reshapes", None)
+    if reshapes is None:
+        return {}
+    with telling(trainer, "reshapes"):
+        return {str(name): str(option) for name, option in reshapes(options).items()}
+
+
 def trainer_notices(trainer: Trainer, options: Any) -> list[str]:
     """What a trainer wants the user to know before anything runs."""
     notices = getattr(trainer, "notices", None)

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("PIL")
 
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from i2i_domains import make_classes
 from i2i_states import flat, moved, silent
 from modelsoup_i2i.networks import biggans
@@ -612,3 +612,32 @@ tree: {{of: [fits], finetune: {{trainer: transferi2i, data: {data}, {options}}}}
     saved, classes = open_checkpoint(output), {"a": 0, "b": 1, "c": 2}
     assert {name.partition(".")[0] for name in saved} == {"E", "A", "G", "D"}
     assert json.loads(saved.metadata["modelsoup.classes"]) == classes
+
+
+def test_a_plan_takes_a_start_of_other_classes_where_it_is_told_to(data: Path, tmp_path: Path):
+    options = ", ".join(f"{name}: {value}" for name, value in SIZES.items())
+    own = f"trainer: gan, data: {data}, {options}"
+    tree = tmp_path / "tree.yaml"
+
+    def carried_out(more: str) -> Result:
+        tree.write_text(
+            f"""soup: 1
+models:
+  gan: {{train: {{{own}}}}}
+  fits: {{of: [gan], finetune: {{trainer: self-init, classes: 2, {options}{more}}}}}
+tree: {{of: [fits], finetune: {{trainer: transferi2i, data: {data}, classes: [a, b], {options}}}}}
+""",
+            "utf-8",
+        )
+        words = "run", str(tree), "-o", str(tmp_path / "out.safetensors"), "--store"
+        return CliRunner().invoke(main, [*words, str(tmp_path / "store")])
+
+    refused = carried_out("")
+    assert refused.exit_code == 1
+    said = "other shapes for 3 tensors of gan: G.shared.weight, D.embed.weight, D.embed.u0"
+    assert f"{said} (class_rows: resize takes them)" in refused.output
+    made = carried_out(", class_rows: resize")
+    assert made.exit_code == 0, made.output
+    saved = open_checkpoint(tmp_path / "out.safetensors")
+    assert saved.tensors["G.shared.weight"].shape == (2, 8)
+    assert json.loads(saved.metadata["modelsoup.classes"]) == {"a": 0, "b": 1}

@@ -234,6 +234,13 @@ class OnGan(ImageTrainer):
                 f"keeps all of them, where the first are the data's"
             ) from None
 
+    def reshapes(self, o: Any) -> dict[str, str]:
+        """See `ImageTrainer`; and what has it do so."""
+        if o.class_rows == "resize":
+            return super().reshapes(o)
+        again = dataclasses.replace(o, class_rows="resize") if o.family.conditional else o
+        return dict.fromkeys(super().reshapes(again), "class_rows: resize")
+
     def rows(self, o: Any) -> dict[str, int]:
         """The embeddings', where those of a start are to be re-made."""
         if o.class_rows == "keep":

@@ -76,7 +76,7 @@ def values_for(
             found[name] = remade(opened[f"{other}.{name}"], shape[0], seed)
             continue
         if tuple(info.shape) != tuple(shape):
-            if name.endswith(".u0") and f"{name[:-2]}weight" in rows:
+            if name in map(vector_of, rows):
                 continue
             raise MismatchError(
                 f"init_from: {path}: {other}.{name} has the shape {list(info.shape)}, but in "
@@ -84,6 +84,11 @@ def values_for(
             )
         found[name] = opened[f"{other}.{name}"]
     return found
+
+
+def vector_of(weight: str) -> str:
+    """The name of the singular vector beside a weight with a row for each class."""
+    return f"{weight.removesuffix('weight')}u0"
 
 
 def with_rows(
@@ -106,7 +111,7 @@ def with_rows(
              and (anew or opened.tensors[n].shape[0] != count)]  # fmt: skip
     if not other:
         return start
-    vectors = {f"{name.rpartition('.')[0]}.u0" for name in other}
+    vectors = set(map(vector_of, other))
     tensors = {}
     for name in opened.tensors:
         if name in vectors:

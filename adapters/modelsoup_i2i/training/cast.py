@@ -113,7 +113,8 @@ class Cast(Stage):
             prepare(network, **how_trained(options, self.device))
         for name, values in kept.items():  # whatever the options say
             self._module.get_buffer(name).copy_(values)
-        known = None if start is None else classes_in(start)
+        # Those of a start whose rows were re-made are not known any more.
+        known = None if start is None or self.start != start else classes_in(start)
         self.classes = tuple(trainer.classes(options)) or known or ()
         self.deployed = tuple(trainer.translators(options))
         self._pictures: Pictures | None = None

@@ -30,7 +30,7 @@ from ..networks.shapes import Shape
 from ..pictures.images import ImageError, NonfiniteImageError, left_out
 from ..pictures.picture import Picture, files_of, read_picture
 from ..use.classes import classes_in
-from .begun import files_begun_with, source_of
+from .begun import files_begun_with, source_of, vector_of
 from .classes import by_class, must_have_classes
 from .description import Description
 from .lineages import trained_at
@@ -76,6 +76,10 @@ class ImageTrainer(Description):
         """What of it is no parameter, such as statistics of norms."""
         return {f"{name}.{tensor}" for name, network in self._written(o).items()
                 for tensor in network.buffers()}  # fmt: skip
+
+    def reshapes(self, o: Any) -> dict[str, str]:
+        """Rows of classes, and the vectors of spectral norm that are as long, where re-made."""
+        return {name: "" for row in self.rows(o) for name in (row, vector_of(row))}
 
     def identity(self, o: Any) -> dict[str, Any]:
         """What decides the result, beside the images' content."""
@@ -264,7 +268,7 @@ class ImageTrainer(Description):
                 continue
             if name in remade and tuple(shapes[name])[1:] == expected[name][1:]:
                 continue  # other classes
-            if name.endswith(".u0") and f"{name[:-2]}weight" in remade:
+            if name in map(vector_of, remade):
                 continue
             network, has = name.partition(".")[0], list(shapes[name])
             if not any(known.startswith(f"{network}.") for known in expected):
