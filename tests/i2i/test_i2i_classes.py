@@ -137,6 +137,33 @@ def test_draws_of_other_names_are_independent_of_each_other(tmp_path: Path):
         assert 20 < int((drawn[one] == drawn[other]).sum()) < 70
 
 
+def test_a_draw_has_several_pictures_of_one_class(tmp_path: Path):
+    pictures = opened(LabelledOptions(data=make_classes(tmp_path)))
+    sampler = Sampler(pictures, [Labelled(("x", "x2", "c"), balanced=True)], seed=1, batch=60)
+    drawn = sampler.batch_at(0, 0, sampler.order(0))
+    second = shades({"x": drawn["x2"]})
+    for grey_1, grey_2, label in zip(shades(drawn), second, drawn["c"].tolist(), strict=True):
+        place = list(COUNTS).index(IN_ORDER[label])  # a picture is as grey as its class's place
+        assert grey_1 // 10 == grey_2 // 10 == place
+    assert 10 < sum(map(int.__eq__, shades(drawn), second)) < 40  # drawn apart: some are the same
+
+
+def test_two_folders_are_the_classes_a_and_b(tmp_path: Path):
+    root = make_classes(tmp_path)
+    a, b = root / "Class 1", root / "class 10"
+    options = LabelledOptions(data_a=a, data_b=b, test_a=b, test_b=a)
+    own = options.class_set()
+    assert own is not None and own.names == options.class_names() == ("A", "B")
+    assert own.counts() == {"A": 6, "B": 2}
+    tests = options.class_set("test")
+    assert tests is not None and tests.counts() == {"A": 2, "B": 6}
+    assert (options.class_count, options.folders()) == (2, (a, b))
+    with pytest.raises(ValueError, match="data_a and data_b, the folders of A and of B, go toget"):
+        LabelledOptions(data_a=a)
+    with pytest.raises(ValueError, match="data and data_a both say where the pictures are"):
+        LabelledOptions(data=root, data_a=a, data_b=b)
+
+
 @pytest.mark.parametrize("balanced", [False, True])
 def test_labelled_draws_do_not_depend_on_workers_cache_or_what_came_before(
     tmp_path: Path, balanced: bool

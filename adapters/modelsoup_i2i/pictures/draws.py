@@ -132,13 +132,13 @@ class Paired:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A picture and the index of its class.
+    """A picture and the index of its class; or several, drawn apart, of one class.
 
     All pictures come in a random order, each once in as many places as there are; or with
     `balanced` all classes do, and of each any picture. Draws of other names are independent.
 
     Attributes:
-        names: of both in a batch.
+        names: in a batch, of each picture, and last of their class.
         set: of which set of pictures they are.
         balanced: draw each class equally often.
     """
@@ -148,7 +148,7 @@ class Labelled:
     balanced: bool = False
 
     def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
-        """A picture, and an integer."""
+        """A picture for each name but the last, and an integer."""
         own, among = " ".join(self.names), None
         rng = spot.rng(f"of {own}")
         if self.balanced:
@@ -158,8 +158,14 @@ class Labelled:
         else:
             place = spot.turn_of(own, len(pictures.sets[self.set]))
         taken, (picture,) = pictures.take((self.set,), place, spot.instead(own), among)
-        drawn = pictures.transform.draw(picture, rng)
-        return drawn, np.asarray(pictures.labels(self.set)[taken])
+        drawn = [pictures.transform.draw(picture, rng)]
+        label = pictures.labels(self.set)[taken]
+        for _ in self.names[2:]:
+            others = pictures.classes_of(self.set)[label]
+            place = int(others[int(rng.integers(len(others)))])
+            _, (picture,) = pictures.take((self.set,), place, spot.instead(own), others)
+            drawn.append(pictures.transform.draw(picture, rng))
+        return *drawn, np.asarray(label)
 
 
 @dataclass(frozen=True)

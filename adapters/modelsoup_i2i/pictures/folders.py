@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -125,6 +125,10 @@ def find_halves(folder: Path) -> Domains:
     return Domains(left, right)
 
 
+Classes = Path | Mapping[str, Path]
+"""A folder of folders or an HDF5 file; or the folder of each class."""
+
+
 @dataclass(frozen=True)
 class ClassSet:
     """Pictures of classes, class by class.
@@ -216,15 +220,15 @@ class Division:
 
 
 def find_classes(
-    data: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = (),
+    data: Classes, *, only: Sequence[str] = (), exclude: Sequence[str] = (),
     division: Division | None = None, part: str = "train",
 ) -> ClassSet:  # fmt: skip
-    """The pictures of a folder with a folder for each class, or of an HDF5 file.
+    """The pictures of a folder with a folder for each class, of an HDF5 file, or of some folders.
 
     Classes of folders are in natural order, and whatever lies below one is of it.
 
     Args:
-        data: the folder or file.
+        data: the folder or file; or the folder of each class.
         only: the classes that are wanted; all where there are none.
         exclude: of those, the classes that are not.
         division: which pictures of each are taken for which part; None trains on all.
@@ -236,17 +240,18 @@ def find_classes(
         ImageError: a folder is missing.
     """
     division = division or Division()
-    if data.suffix.lower() in HDF5:
+    of_class: dict[str, list[Path | Row]]
+    if isinstance(data, Path) and data.suffix.lower() in HDF5:
         names, rows = find_rows(data)
-        of_class: dict[str, list[Path | Row]] = {name: [] for name in names}
+        of_class = {name: [] for name in names}
         for row in rows:
             of_class[names[row.label]].append(row)
     else:
-        of_class = {folder.name: [*list_images(folder)] for folder in _class_folders(data)}
+        of_class = {name: [*list_images(own)] for name, own in _class_folders(data).items()}
     kept = _kept(data, list(of_class), only, exclude)
     pictures: list[Member | Row] = []
     for label, name in enumerate(kept):
-        own, called = of_class[name], f"the class {name!r} of {data}"
+        own, called = of_class[name], f"the class {name!r} of {_told(data)}"
         if len(own) < max(1, division.least):
             has = "one image" if own else "no images"
             more = "two or more" if division.least > 1 else "one or more"
@@ -257,17 +262,16 @@ def find_classes(
 
 
 def class_names(
-    data: Path, only: Sequence[str] = (), exclude: Sequence[str] = ()
+    data: Classes, only: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """The names that `find_classes` gives, of a folder without a look at its pictures.
 
     Raises:
         ParameterError: there are no classes, or one that is named is not there.
     """
-    if data.suffix.lower() in HDF5:
+    if isinstance(data, Path) and data.suffix.lower() in HDF5:
         return tuple(_kept(data, names_in(data), only, exclude))
-    folders = [folder.name for folder in _class_folders(data)]
-    return tuple(_kept(data, folders, only, exclude))
+    return tuple(_kept(data, list(_class_folders(data)), only, exclude))
 
 
 def in_no_class(data: Path) -> list[Path]:
@@ -280,7 +284,10 @@ def in_no_class(data: Path) -> list[Path]:
     ]  # fmt: skip
 
 
-def _class_folders(root: Path) -> list[Path]:
+def _class_folders(root: Classes) -> dict[str, Path]:
+    """The folder of each class."""
+    if not isinstance(root, Path):
+        return dict(root)
     if not root.is_dir():
         what = "is no folder" if root.exists() else "does not exist"
         raise ParameterError(
@@ -289,18 +296,25 @@ def _class_folders(root: Path) -> list[Path]:
     folders = [path for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
     if not folders:
         raise ParameterError(f"{root} has no folders, of which each would be a class")
-    return sorted(folders, key=lambda folder: natural(folder.name))
+    return {own.name: own for own in sorted(folders, key=lambda folder: natural(folder.name))}
+
+
+def _told(data: Classes) -> str:
+    """What errors call it."""
+    return str(data) if isinstance(data, Path) else " and ".join(map(str, data.values()))
 
 
 def _kept(
-    data: Path, names: Sequence[str], only: Sequence[str], exclude: Sequence[str]
+    data: Classes, names: Sequence[str], only: Sequence[str], exclude: Sequence[str]
 ) -> list[str]:
     for name in (*only, *exclude):
         if name not in names:
-            raise ParameterError(f"{data} has no class {name!r}{nearest(name, names)}")
+            raise ParameterError(f"{_told(data)} has no class {name!r}{nearest(name, names)}")
     kept = [name for name in names if (name in only or not only) and name not in exclude]
     if not kept:
-        raise ParameterError(f"exclude leaves no class of {data}: it has {listed(list(names))}")
+        raise ParameterError(
+            f"exclude leaves no class of {_told(data)}: it has {listed(list(names))}"
+        )
     return kept
 
 

@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from modelsoup import ParameterError
 
 from ..pictures.folders import (
+    Classes,
     ClassSet,
     Division,
     Domains,
@@ -346,11 +347,15 @@ class PairedImages(Data):
 
 @dataclass(frozen=True)
 class LabelledImages(Data):
-    """Pictures of classes: a folder of folders, or an HDF5 file.
+    """Pictures of classes: a folder of folders, an HDF5 file, or two folders.
 
     Attributes:
         data: a folder in which each folder is a class; or a file `.h5`, with `imgs` and `labels`.
-        test: likewise, of test images.
+        data_a: in its place, the folder of the class `A` …
+        data_b: … and that of `B`.
+        test: like data, of test images.
+        test_a: in its place, the folder of test images of `A` …
+        test_b: … and of `B`.
         classes: which of the classes are used; all where none are named. In place of data, how many
             there are, for what a checkpoint will hold.
         exclude: classes that are not, neither as sources nor as targets.
@@ -365,7 +370,11 @@ class LabelledImages(Data):
     """
 
     data: Annotated[Path | None, FREE] = None
+    data_a: Annotated[Path | None, FREE] = None
+    data_b: Annotated[Path | None, FREE] = None
     test: Annotated[Path | None, FREE] = None
+    test_a: Annotated[Path | None, FREE] = None
+    test_b: Annotated[Path | None, FREE] = None
     classes: tuple[str, ...] | Count = ()
     exclude: tuple[str, ...] = ()
     per_class: Annotated[int, Ge(2)] | None = None
@@ -375,18 +384,24 @@ class LabelledImages(Data):
     subset_seed: int = 0
 
     tests_are = (
-        "test, a folder of classes or an HDF5 file, or test_share or test_per_class, which hold "
-        "some of data out"
+        "test, a folder of classes or an HDF5 file, or test_a and test_b, or test_share or "
+        "test_per_class, which hold some of data out"
     )
 
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
+        for whole, first, second in (("data", "data_a", "data_b"), ("test", "test_a", "test_b")):
+            given = [name for name in (first, second) if getattr(self, name) is not None]
+            if len(given) == 1:
+                raise ValueError(f"{first} and {second}, the folders of A and of B, go together")
+            if given and getattr(self, whole) is not None:
+                raise ValueError(f"{whole} and {first} both say where the pictures are")
         if self.per_class is not None and self.train_fraction is not None:
             raise ValueError("per_class and train_fraction both say how many are trained on")
         if self.test_share is not None and self.test_per_class is not None:
             raise ValueError("test_share and test_per_class both say how many are held out")
-        if self.test_share is not None and self.test is not None:
+        if self.test_share is not None and self._tests is not None:
             raise ValueError("test_share holds out some of data, but test names other test images")
         both = [name for name in self.exclude if name in self._named]
         if both:
@@ -397,20 +412,30 @@ class LabelledImages(Data):
         """How many classes there are; 0 where nothing says so."""
         if isinstance(self.classes, int):
             return self.classes
-        return len(self.classes) or (0 if self.data is None else len(self.class_names()))
+        return len(self.classes) or (0 if self._data is None else len(self.class_names()))
 
     @property
     def _named(self) -> tuple[str, ...]:
         return () if isinstance(self.classes, int) else self.classes
 
-    def _root(self) -> Path:
-        if self.data is None:
-            raise ParameterError("data is missing: a folder of classes or an HDF5 file")
+    @property
+    def _data(self) -> Classes | None:
+        return self.data or _two(self.data_a, self.data_b)
+
+    @property
+    def _tests(self) -> Classes | None:
+        return self.test or _two(self.test_a, self.test_b)
+
+    def _root(self) -> Classes:
+        if self._data is None:
+            raise ParameterError(
+                "data is missing: a folder of classes or an HDF5 file; or data_a and data_b"
+            )
         if isinstance(self.classes, int):
             raise ParameterError(
                 f"classes is {self.classes}, but beside data it names those that are used"
             )
-        return self.data
+        return self._data
 
     def class_set(self, part: str = "train", only: tuple[str, ...] = ()) -> ClassSet | None:
         """The classes and pictures of a part; None of tests that there are none of.
@@ -424,19 +449,19 @@ class LabelledImages(Data):
         """
         if part == "test" and not self.has_tests():
             return None
-        if part == "test" and self.test is not None:
+        if part == "test" and self._tests is not None:
             whole = self.test_per_class is None
             division = Division(
                 test_per_class=self.test_per_class, least=1 if whole else 0, seed=self.subset_seed
             )
             found = find_classes(
-                self.test, only=only or self.class_names(), division=division,
+                self._tests, only=only or self.class_names(), division=division,
                 part="train" if whole else "test",
             )  # fmt: skip
             return found.in_order(only or self.class_names())
         division = Division(
             self.per_class, self.train_fraction,
-            None if self.test is not None else self.test_per_class, self.test_share,
+            None if self._tests is not None else self.test_per_class, self.test_share,
             seed=self.subset_seed,
         )  # fmt: skip
         return find_classes(
@@ -457,8 +482,8 @@ class LabelledImages(Data):
         return class_names(self._root(), self._named, self.exclude)
 
     def folders(self) -> tuple[Path, ...]:
-        """The folder, if it is one."""
-        return (self.data,) if self.data is not None and self.data.is_dir() else ()
+        """The folder, if it is one; or both."""
+        return _folders(self._data)
 
     def left_out(self) -> list[str]:
         """See `Data`; and pictures that are of no class."""
@@ -471,11 +496,11 @@ class LabelledImages(Data):
 
     def read(self) -> list[Path]:
         """See `Data`."""
-        return [path for path in (self.data, self.test) if path is not None and path.is_dir()]
+        return [*_folders(self._data), *_folders(self._tests)]
 
     def has_tests(self) -> bool:
         """See `Data`."""
-        given = (self.test, self.test_share, self.test_per_class)
+        given = (self._tests, self.test_share, self.test_per_class)
         return any(own is not None for own in given)
 
     def test_sets(self, transform: Transform) -> ClassFiles:
@@ -485,9 +510,19 @@ class LabelledImages(Data):
         tests, train = self.class_set("test"), self.class_set()
         if tests is None or train is None:
             raise ParameterError(f"there are no test images: they are {self.tests_are}")
-        place = self.test or self._root()
-        folders = (place,) if place.is_dir() else ()
+        folders = _folders(self._tests or self._root())
         return ClassFiles(tests.of_each(), train.of_each(), folders, transform)
+
+
+def _two(a: Path | None, b: Path | None) -> dict[str, Path] | None:
+    """Two folders as classes."""
+    return None if a is None or b is None else {"A": a, "B": b}
+
+
+def _folders(place: Classes | None) -> tuple[Path, ...]:
+    """Those that there are of where classes are."""
+    own = (place,) if isinstance(place, Path) else tuple((place or {}).values())
+    return tuple(folder for folder in own if folder.is_dir())
 
 
 def _sides(size: Side) -> tuple[int, int]:

@@ -259,7 +259,7 @@ class ClassOptions(Shared, LabelledImages):
     def decisive(self) -> dict[str, Any]:
         """See `Options`; how much of `test` is used decides nothing, but for which one is best."""
         told = super().decisive()
-        if self.test is not None and self.best is None:
+        if self._tests is not None and self.best is None:
             del told["test_per_class"]
         return told
 

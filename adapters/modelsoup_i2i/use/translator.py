@@ -12,6 +12,37 @@ from ..pictures.draws import Classes, Draw, Noise
 
 
 @dataclass(frozen=True)
+class Style:
+    """A vector that says how a picture is to look: of reference pictures, of noise, or both ways.
+
+    Attributes:
+        size: the numbers in it.
+        of_pictures: the network, or the joined one, that makes it of pictures, and of classes where
+            there are such; None if none does.
+        of_noise: likewise of noise; None with noise means that the noise is the style.
+        noise: how many numbers that has; 0: styles are made of pictures alone.
+        classes: how many classes both makers are told of; 0 if none.
+        name: what an exported translator calls it.
+    """
+
+    size: int
+    of_pictures: str | None = None
+    of_noise: str | None = None
+    noise: int = 0
+    classes: int = 0
+    name: str = "style"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name."""
+        return (self.name,)
+
+
+Taken = Draw | Style
+"""What a translator is called with beside pictures."""
+
+
+@dataclass(frozen=True)
 class Translator:
     """A network that makes a picture of one domain out of one of another, or out of noise.
 
@@ -22,7 +53,7 @@ class Translator:
         target: the domain of what it makes.
         label: for sheets.
         back: the network that leads back, if there is one.
-        takes: what else it is called with: noise, and a class.
+        takes: what else it is called with: noise, and a class; or a style.
         alone: where it is joined of several networks, the one that makes pictures of what it takes
             without seeing one; None if there is none.
     """
@@ -31,18 +62,25 @@ class Translator:
     target: str
     label: str
     back: str | None = None
-    takes: tuple[Draw, ...] = ()
+    takes: tuple[Taken, ...] = ()
     alone: str | None = None
 
     @property
     def classes(self) -> int:
         """How many classes it makes pictures of; 0 where it is not told one."""
-        return sum(draw.count for draw in self.takes if isinstance(draw, Classes))
+        own = sum(draw.count for draw in self.takes if isinstance(draw, Classes))
+        return own + (self.style.classes if self.style is not None else 0)
 
     @property
     def has_noise(self) -> bool:
         """Whether it makes several pictures of one."""
-        return any(isinstance(draw, Noise) for draw in self.takes)
+        of_style = self.style is not None and self.style.noise > 0
+        return of_style or any(isinstance(draw, Noise) for draw in self.takes)
+
+    @property
+    def style(self) -> Style | None:
+        """What it takes to say how pictures are to look, if it does."""
+        return next((own for own in self.takes if isinstance(own, Style)), None)
 
     def given(
         self, names: Sequence[str], label: int = 0, *, seed: int = 0, sample: int = 0
@@ -56,15 +94,17 @@ class Translator:
             sample: which of several for one picture.
 
         Returns:
-            for each of `takes`, an array of as many as there are names.
+            for each of `takes`, an array of as many as there are names; for a style the noise that
+            it is made of, see `Model.given`.
         """
         found = []
         for draw in self.takes:
-            if isinstance(draw, Noise):
+            if isinstance(draw, Noise | Style):
+                shape = draw.shape if isinstance(draw, Noise) else (draw.noise,)
                 items = [
                     np.random.default_rng(
                         (seed, sample, crc32(draw.name.encode()), crc32(name.encode()))
-                    ).standard_normal(draw.shape, np.float32)
+                    ).standard_normal(shape, np.float32)
                     for name in names
                 ]
                 found.append(np.stack(items))
