@@ -191,6 +191,23 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class Uniform:
+    """Independent numbers, each as likely as the others in [0, 1).
+
+    Attributes:
+        names: in a batch, each with numbers of its own.
+        shape: of an item.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...] = ()
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """float32 of the shape, for each name."""
+        return tuple(np.asarray(spot.rng(n).random(self.shape, np.float32)) for n in self.names)
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """The numbers by which pictures are augmented, those of each name independent of the others'.
 

@@ -92,7 +92,17 @@ def slope_penalty(
         real: N × C × H × W.
     """
     own = real.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(wide(judged(own)).sum(), own, create_graph=True)
+    return steepness(judged(own), own)
+
+
+def steepness(verdicts: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """R1 of verdicts that there are.
+
+    Args:
+        verdicts: D(y).
+        real: y, a leaf that requires a gradient.
+    """
+    (slope,) = torch.autograd.grad(wide(verdicts).sum(), real, create_graph=True)
     return 0.5 * slope.square().flatten(1).sum(1).mean()
 
 

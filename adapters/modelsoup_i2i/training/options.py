@@ -278,3 +278,25 @@ class ClassOptions(Shared, LabelledImages):
 @dataclass(frozen=True)
 class LabelledOptions(ClassOptions, Cropped):
     """The same, with pictures that are resized and cropped."""
+
+
+@dataclass(frozen=True)
+class SquareOptions(ClassOptions):
+    """The same, with the middle of each picture, of which one makes another class's.
+
+    Attributes:
+        size: pixels of a side.
+    """
+
+    size: Annotated[int, Ge(8)] = 128
+
+    def must_fit(self) -> None:
+        """See `Options`."""
+        super().must_fit()
+        if self.class_count == 1:
+            raise ValueError("one class: there is none to translate into from another one")
+
+    def transform(self) -> Transform:
+        """The largest square of a picture's middle."""
+        side = (self.size, self.size)
+        return Transform("centre_crop", side, side, self.flip)
