@@ -136,6 +136,20 @@ def deepi2i(
     )  # fmt: skip
 
 
+@import_.command(no_args_is_help=True)
+@click.argument("folder", metavar="DIR", type=PATH)
+@_IMPORTED
+@click.option(
+    "--step", type=click.IntRange(min=0), metavar="N", help="Whose files.  [default: the last]"
+)
+@FORCE
+def stargan(folder: Path, output: Path, step: int | None, force: bool) -> None:
+    """StarGAN's folder: 200000-G.ckpt and 200000-D.ckpt."""
+    with needed("i2i"):
+        from .use.stargan import import_stargan
+    _tell(import_stargan(folder, output, force=force, step=step, say=say))
+
+
 def _tell(found: Mapping[str, int]) -> None:
     for name, parameters in found.items():
         click.echo(f"{name}: {parameters:,} parameters")
