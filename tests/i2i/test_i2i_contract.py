@@ -60,6 +60,17 @@ ROWS = {
         GAN | {"scratch": True, "phase1": 1}, data="classes", use={"classes": "square"}
     ),
     "pix2pix": Row(CROP | {"width": 4, "d_width": 4, "downs": 4, "patch": 16}),
+    "stargan": Row(
+        {"size": 16, "width": 4, "blocks": 1, "d_width": 4, "n_critic": 2, "batch": 2},
+        data="two", use={"classes": "B"}, steps=3,
+        long={"width": 16, "blocks": 3, "d_width": 32, "batch": 4, "lr": 4e-4, "rate": "constant"},
+    ),
+    "starganv2": Row(
+        {"size": 32, "width": 4, "most": 8, "style": 4, "hidden": 8, "noise": 4, "batch": 2},
+        data="two", use={"classes": "B"},
+        long={"width": 16, "most": 64, "style": 16, "hidden": 64, "batch": 4, "lr": 4e-4,
+              "f_lr": 4e-5, "ema": 0.99},
+    ),
 }  # fmt: skip
 STEPS = {"cache_mb": 1, "threads": 0, "sheet_every": 0, "device": "cpu"}
 
@@ -225,9 +236,10 @@ def test_a_minute_on_a_real_pair_makes_it_better(name: str, emoji: Path):
     if row.data == "two":
         place = {f"{part}_{of}": emoji / f"{folder}{of.upper()}" for of in "ab"
                  for part, folder in (("data", "train"), ("test", "test"))}  # fmt: skip
+    sizes = {"size": 32} if hasattr(trainer.options, "size") else {"load_size": 36, "crop_size": 32}
     metric = "mfd-st-alex" if row.data == "two" else "fd-st-alex"
     options = trainer.options(**{
-        **STEPS, "load_size": 36, "crop_size": 32, **row.long, **place, "steps": 100_000,
+        **STEPS, **sizes, **row.long, **place, "steps": 100_000,
         "evaluate": [metric], "evaluate_n": 60,
     })  # fmt: skip
     own = trainer.session(options, None, seed=1)

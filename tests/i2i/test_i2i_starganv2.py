@@ -280,6 +280,8 @@ def test_how_much_pictures_are_to_differ_falls_in_a_line_to_nothing(data: Path):
     short = StarGANv2Options(classes=2, ds_steps=4)
     assert shares(short, 0, 1, 3, 4, 50) == [1, 0.75, 0.25, 0, 0]
     assert shares(StarGANv2Options(classes=2, lambda_ds=0), 0, 9) == [0, 0]
+    of_epochs = StarGANv2Options(classes=2, steps=None, epochs=3)
+    assert shares(of_epochs, 25_000) == [0.75]
     own = session(data, ds_steps=1)
     first, second = (own.optimise(next(own.batches())) for _ in range(2))
     assert "spread_latent" in first and "spread_latent" not in second
@@ -394,7 +396,7 @@ def test_groups_divide_the_generator():
         ({"classes": ("oak",)}, "one class: there is none to translate into"),
         ({"size": 48}, "size is 48, but must be a power of two"),
         ({"size": 8}, "size is 8, but must be at least 16"),
-        ({"steps": None, "epochs": 3}, "ds_steps is missing: without steps"),
+        ({"steps": 100_000, "epochs": 3}, "epochs is 3, but steps, 100000, go before it: with"),
         ({"parts": 1.5}, "parts is 1.5, but must be at most 1"),
         ({"ema": 1.0}, "ema is 1.0, but must be less than 1"),
     ],

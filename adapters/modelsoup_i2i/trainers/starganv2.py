@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..training.session import Session
 
 ROOM = "modelsoup_i2i.networks.starganv2"
+STEPS = 100_000  # of the paper
 WIDE = 2**14  # channels after the first layer, times pixels of a side
 Kind = Literal["latent", "reference"]
 """Where a style is from: of noise, or of another picture."""
@@ -51,7 +52,7 @@ class StarGANv2Options(SquareOptions):
         ema: the share of the old average of weights that a step keeps; None for no average.
         lambda_style: the weight of how far the style that is seen in a picture is from its own.
         lambda_ds: that of how much pictures of two styles differ, at first …
-        ds_steps: … which falls to 0 in so many steps; None is `steps`.
+        ds_steps: … which falls to 0 in so many steps; None is `steps`, or 100,000.
         lambda_cycle: that of the L1 distance of a picture and what is made of its translation.
         lambda_r1: that of R1 in the discriminator's objective.
         width: channels after the first layer, of which each halving makes twice as many; None is
@@ -68,7 +69,7 @@ class StarGANv2Options(SquareOptions):
     lr: Rate = 1e-4
     f_lr: Rate = 1e-6
     weight_decay: Weight = 1e-4
-    steps: Count | None = 100_000
+    steps: Count | None = STEPS
     ema: Annotated[float, Ge(0), Lt(1)] | None = 0.999
     lambda_style: Weight = 1.0
     lambda_ds: Weight = 1.0
@@ -86,8 +87,6 @@ class StarGANv2Options(SquareOptions):
         super().must_fit()
         if self.size & (self.size - 1):
             raise ValueError(f"size is {self.size}, but must be a power of two")
-        if self.ds_steps is None and self.steps is None and self.lambda_ds:
-            raise ValueError("ds_steps is missing: without steps it says when lambda_ds is 0")
 
     def transform(self) -> Transform:
         """The middle of a picture, or often a part of it."""
@@ -95,7 +94,7 @@ class StarGANv2Options(SquareOptions):
 
     def spread(self, step: int) -> float:
         """The share of `lambda_ds` in a step, counted from 0."""
-        return max(0.0, 1 - step / (self.ds_steps or self.steps or 1))
+        return max(0.0, 1 - step / (self.ds_steps or self.steps or STEPS))
 
 
 class StarGANv2(ImageTrainer):

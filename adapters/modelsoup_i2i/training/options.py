@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,6 +62,12 @@ class Steps(Options):
         super().must_fit()
         if self.epochs + self.decay_epochs < 1:
             raise ValueError("epochs and decay_epochs are both 0: there is nothing to train")
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        if usual["steps"] == self.steps is not None and self.epochs != usual["epochs"]:
+            raise ValueError(
+                f"epochs is {self.epochs}, but steps, {self.steps}, go before it: with steps: null "
+                f"they do not"
+            )
         if self.steps is not None and self.decay_epochs:
             raise ValueError("steps take the place of epochs: beside them it is decay_steps")
         if self.steps is None and self.decay_steps:
