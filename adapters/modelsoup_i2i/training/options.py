@@ -58,7 +58,7 @@ class Steps(Options):
         if self.epochs + self.decay_epochs < 1:
             raise ValueError("epochs and decay_epochs are both 0: there is nothing to train")
         if self.steps is not None and self.decay_epochs:
-            raise ValueError("steps are made at one rate: decay_epochs need epochs")
+            raise ValueError("steps are made at one rate: decay_epochs need epochs, or are 0")
 
     def decisive(self) -> dict[str, Any]:
         """See `Options`; what is as it was before there were such options is left out."""
