@@ -33,7 +33,7 @@ class _Kinds(click.Group):
 
 @click.group(name="import", cls=_Kinds)
 def import_() -> None:
-    """Read an official checkpoint; without a kind, one of CycleGAN or pix2pix.
+    """Read an official checkpoint; without a kind, one of CycleGAN, pix2pix or CUT.
 
     Weights alone are read, and no code is run.
     """
@@ -63,13 +63,13 @@ _STYLEGAN_SIZE = click.option(
 @DIRECTION
 @FORCE
 def _official(folder: Path, output: Path, epoch: str, direction: str, force: bool) -> None:
-    """CycleGAN and pix2pix: their folder, or the file of a generator."""
+    """CycleGAN, pix2pix and CUT: their folder, or the file of a generator."""
     with needed("i2i"):
         from .use.official import import_folder
     _tell(import_folder(folder, output, force=force, epoch=epoch, direction=direction))
 
 
-for _name in ("cyclegan", "pix2pix"):
+for _name in ("cut", "cyclegan", "pix2pix"):
     import_.add_command(_official, _name)
 
 

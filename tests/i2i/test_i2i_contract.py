@@ -29,6 +29,9 @@ CROP = {"load_size": 18, "crop_size": 16}
 GAN = {"ch": 8, "size": "32s", "attention": 0, "chunk": 4, "shared": 8, "accumulate": 1,
        "batch": 2}  # fmt: skip
 
+CUT = {"width": 4, "blocks": 5, "d_width": 4, "d_layers": 1, "f_width": 8, "patches": 16,
+       "decay_epochs": 0}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Row:
@@ -56,9 +59,11 @@ ROWS = {
         CROP | {"width": 4, "blocks": 1, "d_width": 4, "d_layers": 1, "pool_size": 3},
         long={"width": 16, "blocks": 3, "d_width": 16, "d_layers": 2},
     ),
+    "cut": Row(CROP | CUT, long=CUT | {"width": 16, "d_width": 16, "d_layers": 2, "f_width": 64}),
     "deepi2i": Row(
         GAN | {"scratch": True, "phase1": 1}, data="classes", use={"classes": "square"}
     ),
+    "fastcut": Row(CROP | CUT),
     "pix2pix": Row(CROP | {"width": 4, "d_width": 4, "downs": 4, "patch": 16}),
     "stargan": Row(
         {"size": 16, "width": 4, "blocks": 1, "d_width": 4, "n_critic": 2, "batch": 2},

@@ -245,6 +245,38 @@ class Classes:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Places in maps of a picture, none of them twice in a map.
+
+    Attributes:
+        name: in a batch.
+        maps: how many places each has.
+        count: how many are drawn in each; all, where there are fewer.
+    """
+
+    name: str
+    maps: tuple[int, ...]
+    count: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name."""
+        return (self.name,)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many are drawn in each map."""
+        return [min(self.count, size) for size in self.maps]
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """int64: those in the first map, in [0, its size), then those in the second, and so on."""
+        rng = spot.rng(self.name)
+        drawn = [rng.choice(size, count, replace=False)
+                 for size, count in zip(self.maps, self.counts, strict=True)]  # fmt: skip
+        return (np.concatenate(drawn),)
+
+
+@dataclass(frozen=True)
 class Sampler:
     """The batches of a training.
 

@@ -69,7 +69,10 @@ class Steps(Options):
                 f"they do not"
             )
         if self.steps is not None and self.decay_epochs:
-            raise ValueError("steps take the place of epochs: beside them it is decay_steps")
+            raise ValueError(
+                "steps take the place of epochs: beside them decay_epochs is 0, and decay_steps "
+                "may follow"
+            )
         if self.steps is None and self.decay_steps:
             raise ValueError("decay_steps follow steps: beside epochs it is decay_epochs")
 
