@@ -502,6 +502,16 @@ def test_two_processes_train_what_one_with_twice_the_batch_does(data: Path, tmp_
     assert (made[0] - made[1]).abs().max() < 0.02 * made[0].abs().max()
 
 
+@pytest.mark.needs("offline")
+def test_two_processes_end_together_where_one_has_found_a_collapse(data: Path, tmp_path: Path):
+    told = train(
+        tmp_path, data, processes=2, lr=1e-12, load_size=24, crop_size=24, evaluate_every=1,
+        evaluate=["kd-st-alex"], stop_on_collapse=1,
+    )  # fmt: skip
+    assert told.metrics["collapsed_at"] == told.metrics["steps"] == 1
+    assert (tmp_path / "out.safetensors").is_file()
+
+
 def test_a_process_that_dies_before_it_joins_is_told_at_once(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

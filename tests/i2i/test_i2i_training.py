@@ -15,6 +15,7 @@ import torch
 from i2i_domains import make_domains
 from i2i_states import flat, silent
 from modelsoup_i2i.measuring.evaluation import find_sets
+from modelsoup_i2i.pictures.images import save_png
 from modelsoup_i2i.training import estimates
 from modelsoup_i2i.training.curves import Curve
 from modelsoup_i2i.training.players import Player, Updates, backward, optimiser
@@ -326,6 +327,11 @@ def test_the_best_one_is_the_result_and_the_last_one_stays_beside_it(paired: Pat
         ({"keep": {"worst": "psnr"}}, "'keep"),
         ({"keep": {}}, r"keep is \{\}, but must be last, or \{best: METRIC\}"),
         ({"evaluate_n": 1}, "'evaluate_n' .* must be at least 2"),
+        (
+            {"stop_on_collapse": 2, "evaluate": ["psnr"], "evaluate_every": 1},
+            "stop_on_collapse is 2, .* distance of sets, such as fd-st-alex .evaluate has psnr;",
+        ),
+        ({"stop_on_collapse": 2, "evaluate": ["kid"]}, "evaluate has kid; evaluate_every is 0"),
         ({"log_every": 0}, "'log_every' .* must be at least 1"),
     ],
 )
@@ -366,9 +372,9 @@ def test_a_test_picture_that_is_gone_costs_no_training_but_where_it_chooses(tmp_
 
 def test_what_was_found_last_is_known_when_a_training_goes_on(data: Path):
     own, later = session(data), session(data)
-    own.sound, own.best = 7, {"step": 3.0, "value": 0.5}
+    own.sound, own.collapsed, own.best = 7, 2, {"step": 3.0, "value": 0.5}
     later.load_state_dict(own.state_dict())
-    assert (later.sound, later.best) == (7, {"step": 3.0, "value": 0.5})
+    assert (later.sound, later.collapsed, later.best) == (7, 2, {"step": 3.0, "value": 0.5})
 
 
 def test_what_chooses_the_result_is_part_of_its_key(paired: Path):
@@ -379,6 +385,12 @@ def test_what_chooses_the_result_is_part_of_its_key(paired: Path):
     assert Toy().identity(best) != Toy().identity(other) != Toy().identity(plain)
     tests = {file for file in paired.rglob("*.png") if file.parent.name.startswith("test")}
     assert set(Toy().files(best)) == {*Toy().files(plain), *tests} > set(Toy().files(plain))
+    seen = dataclasses.replace(plain, evaluate=["fd-st-alex"])
+    stops = dataclasses.replace(seen, stop_on_collapse=2)
+    assert Toy().identity(seen) == Toy().identity(plain) != Toy().identity(stops)
+    other = dataclasses.replace(stops, evaluate=["kid"])  # other features
+    assert Toy().identity(other) != Toy().identity(stops)
+    assert set(Toy().files(stops)) == {*Toy().files(plain), *tests}
 
 
 @pytest.mark.needs("offline")
@@ -402,6 +414,39 @@ def test_a_collapse_is_told_when_it_happens(tmp_path: Path):
     assert any("collapsed: G makes few pictures out of many (diversity 0.00" in line
                for line in told.lines)  # fmt: skip
     assert "last found sound never" in told.lines[-1]
+    assert (session.collapsed, session.sound) == (1, 0)
+    with torch.no_grad():  # what it makes now differs, and is beside itself
+        session.networks["G_ema"].model[-2].weight.normal_(0, 0.3)
+    (tmp_path / "made").mkdir()
+    for n, picture in enumerate(session.sets.read(session.sets.inputs)):
+        save_png(session._translated("G", picture=picture)[-1], tmp_path / "made" / f"{n}.png")
+    session.sets = find_sets((data / "testA", tmp_path / "made"), transform=made.transform())
+    session._evaluated(told.report, told.lines.append, session._watch())
+    assert told.metrics["collapse"] == 0 and (session.collapsed, session.sound) == (0, 0)
+
+
+@pytest.mark.needs("offline")
+def test_a_training_that_is_found_collapsed_so_often_in_a_row_ends_and_keeps_its_result(
+    tmp_path: Path,
+):
+    """At no rate to speak of, a fresh generator stays as grey as it is."""
+    data = make_domains(tmp_path / "domains", 8, 8, size=32)
+    options = {
+        "load_size": 24, "crop_size": 24, "lr": 1e-12, "evaluate": ["kd-st-alex"],
+        "evaluate_every": 2, "stop_on_collapse": 2, "checkpoint_every": 1,
+    }  # fmt: skip
+    told = trained(tmp_path / "whole", data, **options)
+    assert told.metrics["collapsed_at"] == told.metrics["steps"] == 4
+    assert told.metrics["diverged"] == 0
+    (line,) = [line for line in told.lines if "stop_on_collapse" in line]
+    assert line.startswith("ended at step 4 of 16: 2 evaluations in a row found a collapse")
+    # Killed between the two, it knows of the first; and in the end it is as one of four steps.
+    trained(tmp_path / "cut", data, until=3, **options)
+    assert trained(tmp_path / "cut", data, **options).metrics["collapsed_at"] == 4
+    assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    short = trained(tmp_path / "short", data, **options | {"steps": 4, "epochs": 1})
+    assert "collapsed_at" not in short.metrics  # it had ended anyway
+    assert same(weights(tmp_path / "short"), weights(tmp_path / "whole"))
 
 
 PEAK = """

@@ -41,6 +41,7 @@ from .kept import Kept
 from .metric_names import (
     COLLAPSE,
     extractor_of,
+    finds_collapse,
     is_of_sets,
     must_be_known,
     must_be_seen,
@@ -161,7 +162,7 @@ class ClassFiles:
             given: see `evaluate_classes`.
             kept: likewise.
         """
-        if "collapse" in metrics or any(map(is_of_sets, metrics)):
+        if finds_collapse(metrics):
             metrics = list(dict.fromkeys((*metrics, *COLLAPSE)))
         test = {name: [self._read(one) for one in own[:count]] for name, own in self.test.items()}
         train = {}

@@ -54,6 +54,11 @@ def through_features(names: Sequence[str]) -> str | None:
     return next((extractor_of(name) for name in names if is_of_sets(name)), None)
 
 
+def finds_collapse(names: Collection[str]) -> bool:
+    """Whether an evaluation of such metrics looks for a collapse."""
+    return "collapse" in names or any(map(is_of_sets, names))
+
+
 def is_of_sets(name: str) -> bool:
     """Whether a metric compares features of whole sets, or of those of each class."""
     return name.removeprefix("m").startswith(_OF_SETS)

@@ -20,7 +20,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -414,4 +414,5 @@ def _torchmetrics(module: str, name: str) -> Callable[..., Any]:
             f"torchmetrics cannot be imported ({error}): {how_to_install('i2i')}, and take "
             f"away a torchvision that does not fit torch"
         ) from error
-    return found
+    # Of several processes that train, one measures; torchmetrics would wait for the others.
+    return partial(found, sync_on_compute=False)

@@ -12,7 +12,7 @@ from annotated_types import Ge
 
 from modelsoup import ParameterError, nearest
 
-from ..measuring.metric_names import must_be_known
+from ..measuring.metric_names import finds_collapse, must_be_known
 from ..pictures.augmentation import must_be_policy
 from ..pictures.transforms import Transform
 from .data import Cropped, Data, LabelledImages, PairedImages, Pixels, TwoDomains
@@ -170,6 +170,8 @@ class Telling(Options):
         keep: the result: `last`, the weights after the last step; or `{best: METRIC}`, those of the
             evaluation that was best in a metric of `evaluate`; the last ones stay beside the
             samples.
+        stop_on_collapse: evaluations in a row that find a collapse, after which the training ends;
+            0 for never.
     """
 
     checkpoint_every: Annotated[Number, FREE] = 0
@@ -181,11 +183,17 @@ class Telling(Options):
     evaluate_every: Annotated[Number, FREE] = 0
     evaluate_n: Annotated[int, Ge(2), FREE] = 100
     keep: Literal["last"] | dict[Literal["best"], str] = "last"
+    stop_on_collapse: Number = 0
 
     @property
     def best(self) -> str | None:
         """The metric by which the result is chosen, if it is."""
         return None if isinstance(self.keep, str) else self.keep.get("best")
+
+    @property
+    def judged(self) -> bool:
+        """Whether evaluations while it trains decide the result, and so what they look at."""
+        return self.best is not None or self.stop_on_collapse > 0
 
     def must_fit(self) -> None:
         """See `Options`."""
@@ -202,6 +210,13 @@ class Telling(Options):
                 f"keep wants the best {self.best}, which is not evaluated while it trains{near} "
                 f"({said}; evaluate_every is {self.evaluate_every})"
             )
+        if self.stop_on_collapse and not (self.evaluate_every and finds_collapse(self.evaluate)):
+            said = f"evaluate has {', '.join(self.evaluate) or 'none'}"
+            raise ValueError(
+                f"stop_on_collapse is {self.stop_on_collapse}, but a collapse is looked for in "
+                f"evaluations while it trains, through the features of a distance of sets, such as "
+                f"fd-st-alex ({said}; evaluate_every is {self.evaluate_every})"
+            )
 
     def measured_with(self) -> list[Path]:
         """Files that an evaluation depends on, beside the pictures."""
@@ -212,9 +227,14 @@ class Telling(Options):
         must_be_known(self.evaluate)
 
     def decisive(self) -> dict[str, Any]:
-        """See `Options`; what is evaluated decides where the best one is kept."""
-        chosen = ("evaluate_every", "evaluate_n") if self.best is not None else ()
-        return {**super().decisive(), **{name: getattr(self, name) for name in chosen}}
+        """See `Options`; what is evaluated decides where it chooses, or ends the training."""
+        told = super().decisive()
+        chosen = ["evaluate_every", "evaluate_n"] if self.judged else []
+        if self.stop_on_collapse:
+            chosen.append("evaluate")  # through whose features it is looked for
+        else:
+            del told["stop_on_collapse"]
+        return told | {name: getattr(self, name) for name in chosen}
 
     def shown(self, work: Path | None) -> Path | None:
         """Where pages and events of the training in a work folder are to stay, if that is said."""
@@ -280,7 +300,7 @@ class ClassOptions(Shared, LabelledImages):
     def decisive(self) -> dict[str, Any]:
         """See `Options`; how much of `test` is used decides nothing, but for which one is best."""
         told = super().decisive()
-        if self._tests is not None and self.best is None:
+        if self._tests is not None and not self.judged:
             del told["test_per_class"]
         return told
 

@@ -63,6 +63,14 @@ class Place:
         dist.gather_object(value, every)
         return [value] if every is None else every
 
+    def agreed(self, value: bool) -> bool:
+        """What rank 0 says, for all."""
+        if self.world == 1:
+            return value
+        said = [value]
+        dist.broadcast_object_list(said, src=0)
+        return said[0]
+
 
 ALONE = Place()
 _JOIN = (

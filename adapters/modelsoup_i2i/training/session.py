@@ -86,7 +86,9 @@ class Session(State):
 
         A loss or gradient that is not finite ends the training, and the result has `diverged` 1.
         The weights are the last finite ones: those before that step, or with the part of it that
-        was made before it was seen, such as the generators' before a discriminator's loss.
+        was made before it was seen, such as the generators' before a discriminator's loss. As many
+        evaluations in a row as `stop_on_collapse` says, all of which find a collapse, end it too:
+        the weights are those that were evaluated last, and the result has `collapsed_at`.
 
         Returns:
             the last epoch's mean losses and other figures, also reported.
@@ -123,15 +125,21 @@ class Session(State):
                     self.losses.next_epoch()
                     if after_epoch is not None:
                         after_epoch(epoch)
-                if self.options.evaluate_every and self._due(self.options.evaluate_every):
+                if self._due(self.options.evaluate_every):
                     figures |= self._evaluated(report, log, watch)
+                    if self._gives_up():
+                        figures["collapsed_at"] = float(self.steps)
+                        log(
+                            f"ended at step {self.steps} of {self.total_steps}: "
+                            f"{counted(self.collapsed, 'evaluation')} in a row found a collapse "
+                            f"(stop_on_collapse); the result is what it is now"
+                        )
+                        self._page(log)
+                        break  # no state is kept: what is done again ends here again
                 if self._due(self.options.checkpoint_every or self.steps_per_epoch):
                     self.keep()
-                if self.options.sheet_every and self._due(self.options.sheet_every):
-                    try:
-                        self.sheet()
-                    except NonfiniteImageError:
-                        log(f"no page of samples at step {self.steps}: they hold NaN or infinity")
+                if self._due(self.options.sheet_every):
+                    self._page(log)
                 watch.tell(report, self.losses.means)
                 if (expected := watch.expected()) is not None:
                     log(expected)
@@ -291,12 +299,21 @@ class Session(State):
         folder.mkdir(parents=True, exist_ok=True)
         save(grid(rows, titles, labels), folder / f"step-{self.steps:07d}.png")
 
+    def _page(self, log: Log) -> None:
+        """A page of samples, if there are to be such."""
+        if not self.options.sheet_every:
+            return
+        try:
+            self.sheet()
+        except NonfiniteImageError:
+            log(f"no page of samples at step {self.steps}: they hold NaN or infinity")
+
     def _told_now(self) -> bool:
         """Whether something is made after this step for which all before must be known."""
         options = self.options
         every = (self.steps_per_epoch, options.evaluate_every, options.checkpoint_every,
                  options.sheet_every)  # fmt: skip
-        return any(number and self._due(number) for number in every)
+        return any(map(self._due, every))
 
     def _add(self, step: int, losses: Mapping[str, float], watch: Watch) -> None:
         """What a step told."""
@@ -319,7 +336,7 @@ class Session(State):
             log(f"not evaluated at step {self.steps}: a translation holds NaN or infinity")
             return {}
         except SoupError as error:  # a test picture is gone, say
-            if self.options.best is not None:
+            if self.options.judged:
                 raise  # the result would be another one
             log(f"not evaluated at step {self.steps}: {error}")
             return {}
@@ -329,6 +346,7 @@ class Session(State):
             self._curves[1].add(self.steps, figures)
         log(f"step {self.steps}: " + ", ".join(f"{n} {value:.4g}" for n, value in figures.items()))
         if figures.get("collapse", 0.0) >= COLLAPSED:
+            self.collapsed += 1
             before = f"at step {self.sound}" if self.sound else "never"
             log(
                 f"step {self.steps}: collapsed: {self.deployed[0]} makes few pictures out of many "
@@ -336,9 +354,16 @@ class Session(State):
                 f"last found sound {before}"
             )
         else:
-            self.sound = self.steps
+            self.sound, self.collapsed = self.steps, 0
         self._keep_best(figures)
         return figures
+
+    def _gives_up(self) -> bool:
+        """Whether so many evaluations in a row found a collapse, that it ends before its end."""
+        most = self.options.stop_on_collapse
+        if not most or self.steps == self.total_steps:
+            return False
+        return self.place.agreed(self.collapsed >= most)
 
     def _keep_best(self, figures: Mapping[str, float]) -> None:
         wanted = self.options.best
@@ -433,7 +458,8 @@ class Session(State):
         return [*self.pictures.bad, *self.options.left_out()]
 
     def _due(self, every: int) -> bool:
-        return self.steps % every == 0 or self.steps == self.total_steps
+        """Whether what is done each so many steps, never where they are 0, is done now."""
+        return every > 0 and (self.steps % every == 0 or self.steps == self.total_steps)
 
     def _translated(self, *names: str, picture: np.ndarray) -> list[np.ndarray]:
         """A picture, and what networks make of it one after the other; of one class and noise."""

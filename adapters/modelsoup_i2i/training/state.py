@@ -26,7 +26,7 @@ from .step import Steps
 from .watch import Losses
 
 STATE = "state.pt"
-FORMAT = 5
+FORMAT = 6
 
 
 class State(Steps):
@@ -37,6 +37,7 @@ class State(Steps):
         recent: their means since they were last written down.
         best: the step and the value of the best evaluation, where one is kept.
         sound: the step of the last evaluation that found no collapse; 0 where there was none.
+        collapsed: how many have found one since.
     """
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -44,7 +45,7 @@ class State(Steps):
         super().__init__(*given, **named)
         self.losses, self.recent = Losses(), Losses()
         self.best: dict[str, float] = {}
-        self.sound = 0
+        self.sound = self.collapsed = 0
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the steps to come, on the CPU or not; `load_state_dict` takes it.
@@ -60,6 +61,7 @@ class State(Steps):
             "recent": self.recent.state_dict(),
             "best": dict(self.best),
             "sound": self.sound,
+            "collapsed": self.collapsed,
             "pools": self.place.gathered(
                 {name: pool.state_dict() for name, pool in self.pools.items()}
             ),
@@ -76,7 +78,7 @@ class State(Steps):
         self.losses.load_state_dict(state["losses"])
         self.recent.load_state_dict(state["recent"])
         self.best = dict(state["best"])
-        self.sound = state["sound"]
+        self.sound, self.collapsed = state["sound"], state["collapsed"]
         self.steps = state["steps"]
 
     def keep(self) -> None:

@@ -94,9 +94,9 @@ class ImageTrainer(Description):
     def files(self, o: Any) -> list[Path]:
         """The images that are used, whose content is part of a result's key.
 
-        Where the best evaluation is kept, those are among them that it is measured on and with.
+        Where evaluations decide the result, those are among them that it is measured on and with.
         """
-        chosen = [*self.tested_on(o), *o.measured_with()] if o.best is not None else []
+        chosen = [*self.tested_on(o), *o.measured_with()] if o.judged else []
         used = files_of(picture for own in self.images(o).values() for picture in own)
         return list(dict.fromkeys([*used, *chosen, *files_begun_with(o.init_from)]))
 
