@@ -80,6 +80,7 @@ EXTRAS = dict.fromkeys([
     "deepi2i",
     "fastcut",
     "gan",
+    "modality",
     "pix2pix",
     "self-init",
     "stargan",

@@ -21,6 +21,7 @@ from modelsoup import (
 
 from .cli_evaluate import evaluate, fluctuation
 from .cli_import import import_
+from .cli_modalities import modalities
 from .cli_shared import DEVICE, DIRECTION, FORCE, PATH, needed, say
 
 _MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
@@ -279,7 +280,7 @@ def export(
     click.echo(printable(f"{output}"))
 
 
-for _command in (import_, evaluate, fluctuation):
+for _command in (import_, evaluate, fluctuation, modalities):
     i2i.add_command(_command)
 
 

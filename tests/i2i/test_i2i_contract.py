@@ -213,7 +213,9 @@ class Device(Session):
 def test_no_step_asks_the_device_for_a_value(name: str, folders: Path):
     """Fake tensors have none, and refuse."""
     trainer, row = modelsoup.get_trainer(name), ROWS[name]
-    options = trainer.options(**{**STEPS, **row.options, **placed(row, folders), "steps": row.steps + 1})
+    options = trainer.options(
+        **{**STEPS, **row.options, **placed(row, folders), "steps": row.steps + 1}
+    )
     own = Device(trainer, options, None, seed=1)
     drawn = list(own.batches())
     own.begin()

@@ -200,9 +200,14 @@ def adaptor_in(
 
 
 def remade(values: Any, count: int, seed: int) -> np.ndarray:
-    """Rows for other classes: about the mean of those that there are, as far apart as they."""
+    """Rows for other classes: about the mean of those that there are, as far apart as they.
+
+    Integers, which have no mean, are 0.
+    """
+    if np.asarray(values).dtype.kind == "i":
+        return np.zeros((count, *np.shape(values)[1:]), np.asarray(values).dtype)
     own = np.asarray(values, np.float32)
-    drawn = np.random.default_rng(seed).standard_normal((count, own.shape[1]), np.float32)
+    drawn = np.random.default_rng(seed).standard_normal((count, *own.shape[1:]), np.float32)
     made: np.ndarray = own.mean(0) + drawn * own.std(0)
     return made
 

@@ -79,7 +79,7 @@ class ResNet18(nn.Module):
         """Build it.
 
         Args:
-            classes: how many are told apart.
+            classes: how many are told apart; with 0 it has no last layer, and gives its features.
             channels: of the images.
         """
         super().__init__()
@@ -90,7 +90,7 @@ class ResNet18(nn.Module):
         self.layer2 = _stage(64, 128, 2)
         self.layer3 = _stage(128, 256, 2)
         self.layer4 = _stage(256, 512, 2)
-        self.fc = nn.Linear(512, classes)
+        self.fc = nn.Linear(512, classes) if classes else None
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """N × channels × H × W in [−1, 1] to N × 512."""
@@ -102,7 +102,8 @@ class ResNet18(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """N × classes, before a softmax."""
-        logits: torch.Tensor = self.fc(self.features(images))
+        features = self.features(images)
+        logits: torch.Tensor = features if self.fc is None else self.fc(features)
         return logits
 
 

@@ -323,13 +323,13 @@ def _unknown(name: str) -> type[Module]:
     return type(name, (Module,), {"__init__": refuse})
 
 
-def _made(*shape: Any, **_named: Any) -> Tensor:
+def _made(*shape: Any, dtype: Any = None, **_named: Any) -> Tensor:
     sizes = shape[0] if shape and isinstance(shape[0], tuple | list) else shape
-    return Tensor(*sizes)
+    return Tensor(*sizes, dtype=dtype if isinstance(dtype, str) else "F32")
 
 
-def _listed(values: Any, **_named: Any) -> Tensor:
-    return Tensor(*([len(values)] if isinstance(values, list | tuple) else []))
+def _listed(values: Any, dtype: Any = None, **_named: Any) -> Tensor:
+    return _made([len(values)] if isinstance(values, list | tuple) else [], dtype=dtype)
 
 
 def _no_parameters(name: str) -> type[Module]:
@@ -356,6 +356,7 @@ TORCH = _Named("torch")
 TORCH.__dict__.update(
     nn=_NN,
     Tensor=Tensor,
+    int64="I64",
     zeros=_made,
     ones=_made,
     empty=_made,

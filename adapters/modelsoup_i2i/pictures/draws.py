@@ -18,10 +18,12 @@ import numpy as np
 
 from .augmentation import NUMBERS
 from .cache import Pictures
+from .views import NUMBERS as OF_VIEWS
 
 if TYPE_CHECKING:
     import torch
 
+_OF_A_VIEW = sum(OF_VIEWS.values())
 _AHEAD = 4  # batches that are prepared while one is trained on, for each thread
 
 
@@ -220,6 +222,50 @@ class Augmentation:
     def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
         """float32 in [0, 1), as many as a picture wants, for each name."""
         return tuple(spot.rng(name).random(NUMBERS, np.float32) for name in self.names)
+
+
+@dataclass(frozen=True)
+class Single:
+    """A picture of any of some sets.
+
+    All come in a random order, each once in as many places as there are pictures in these sets.
+
+    Attributes:
+        name: in a batch.
+        sets: of which sets of pictures it is.
+    """
+
+    name: str = "x"
+    sets: tuple[str, ...] = ("data",)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name."""
+        return (self.name,)
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """A picture."""
+        counts = [len(pictures.sets[own]) for own in self.sets]
+        place, which = spot.turn_of(self.name, sum(counts)), 0
+        while place >= counts[which]:
+            place, which = place - counts[which], which + 1
+        _, (picture,) = pictures.take((self.sets[which],), place, spot.instead(self.name))
+        return (pictures.transform.draw(picture, spot.rng(f"of {self.name}")),)
+
+
+@dataclass(frozen=True)
+class Views:
+    """The numbers by which pictures are seen in several ways, each independent of the others.
+
+    Attributes:
+        names: in a batch, of what is given to `views.view`.
+    """
+
+    names: tuple[str, ...] = ("first", "second")
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """float32 in [0, 1), as many as all augmentations of a picture want, for each name."""
+        return tuple(spot.rng(name).random(_OF_A_VIEW, np.float32) for name in self.names)
 
 
 @dataclass(frozen=True)

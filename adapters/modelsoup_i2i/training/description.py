@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..networks.described import AVERAGED, Joined, Network
@@ -117,6 +117,14 @@ class Description:
 
     def notes(self, o: Any, images: Images) -> dict[str, Any]:
         """What else a node's record should hold, as plain data."""
+        return {}
+
+    def finish(self, s: Any, log: Callable[[str], None]) -> dict[str, float]:
+        """What is found after the last step, such as buffers that say something of all pictures.
+
+        `s` is the session. It may set what networks hold, by what they and the pictures are and
+        nothing else: after a crash it is done again. The figures are told.
+        """
         return {}
 
     def opening(self, o: Any, images: Images) -> Iterable[str]:

@@ -129,6 +129,35 @@ def patch_nce(
     return torch.stack(means).mean(0)
 
 
+def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
+    """How badly a view finds the other of its picture among all (Chen et al. 2020, eq. 1).
+
+    The cross entropy of cosine / τ over the 2N − 1 other views, averaged over all 2N.
+
+    Args:
+        first: N × d, of a view of each picture.
+        second: of another view of each.
+        temperature: τ.
+    """
+    views = F.normalize(torch.cat([wide(first), wide(second)]), dim=1)
+    alike = (views @ views.T) / temperature
+    places = torch.arange(len(views), device=views.device)
+    alike = alike.masked_fill(places[:, None] == places, -torch.inf)  # nobody looks for itself
+    result: torch.Tensor = F.cross_entropy(alike, places.roll(len(first)))
+    return result
+
+
+def divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+    """KL from N(0, 1): −½ Σ (1 + log σ² − μ² − σ²) over each code, averaged over codes.
+
+    Args:
+        mean: μ, N × d.
+        log_variance: log σ², N × d.
+    """
+    own, spread = wide(mean), wide(log_variance)
+    return (-0.5 * (1 + spread - own.square() - spread.exp()).sum(1)).mean()
+
+
 def distance(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """The mean absolute difference over all elements."""
     result: torch.Tensor = F.l1_loss(wide(made), wanted)

@@ -155,6 +155,8 @@ class Session(State):
         finally:
             steps.close()
             watch.close()
+        if not figures["diverged"] and not self.place.rank:
+            figures |= self.trainer.finish(self, log)
         figures |= {"steps": float(self.steps), "seconds_left": 0.0}
         report(1.0, figures)
         return figures
