@@ -108,6 +108,7 @@ TESTS = {
         "measuring/kept": "kept",
         "measuring/metric_names": "metrics by_class classifier",
         "measuring/metrics": "metrics kept classifier",
+        "networks/adain": "adain balagan",
         "networks/classifier": "classifier",
         "networks/classifiers": "classifier",
         "networks/described": "networks",
