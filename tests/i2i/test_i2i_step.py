@@ -429,6 +429,34 @@ def test_rates_may_fall_as_half_a_cosine(data: Path):
     assert "decay" not in line.decisive() and half.decisive()["decay"] == "cosine"
 
 
+def test_rates_of_steps_fall_as_those_of_epochs_or_are_halved(data: Path):
+    own = session(data, steps=100, decay_steps=100)
+    falling = own.options
+    rates = [falling.pace(0, step - 1) for step in (1, 100, 101, 200)]
+    assert rates == pytest.approx([1, 1, 100 / 101, 1 / 101], rel=1e-12)
+    assert own.total_steps == 200 and falling.pace(9, 500) == falling.pace(0, 199)
+    halved = replace(falling, decay_steps=0, halve_every=30)
+    paces = [halved.pace(3, step) for step in (0, 29, 30, 59, 60, 89)]
+    assert paces == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    # Where it stays as it is, keys are what they were.
+    assert not {"decay_steps", "halve_every"} & {*replace(falling, decay_steps=0).decisive()}
+    assert falling.decisive()["decay_steps"] == 100 and halved.decisive()["halve_every"] == 30
+    with pytest.raises(ValueError, match="beside epochs it is decay_epochs"):
+        replace(falling, steps=None)
+
+
+def test_a_step_is_made_at_the_rate_of_its_number(data: Path):
+    """Adam's first step is as long as its rate: after a halving, it is half as long."""
+    moved = []
+    for taken in (2, 3):
+        own = session(data, steps=4, halve_every=3, lr=1e-3)
+        before = flat(own)
+        own.steps = taken
+        own.step(*next(iter(own.batches()))[0].values())
+        moved.append(max(float((t - before[n]).abs().max()) for n, t in flat(own).items()))
+    assert moved == pytest.approx([1e-3, 5e-4], rel=1e-2)
+
+
 def test_steps_that_somebody_makes_are_those_of_a_run(data: Path):
     """At the rate of each epoch, the falling ones too."""
     options = {"epochs": 1, "decay_epochs": 2, "lr": 1e-2, "flip": False}

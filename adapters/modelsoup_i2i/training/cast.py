@@ -222,8 +222,11 @@ class Cast(Stage):
     @property
     def total_steps(self) -> int:
         """Steps of the whole training."""
-        epochs: int = self.options.epochs + self.options.decay_epochs
-        return self.options.steps or self.steps_per_epoch * epochs
+        options = self.options
+        if options.steps is not None:
+            steps: int = options.steps + options.decay_steps
+            return steps
+        return self.steps_per_epoch * int(options.epochs + options.decay_epochs)
 
     @property
     def early(self) -> bool:

@@ -33,6 +33,8 @@ class Steps(Options):
         decay_epochs: further ones, in which it falls to nearly 0.
         decay: how: in a line, or as half a period of the cosine.
         steps: how many steps are made, at this rate, in place of epochs.
+        decay_steps: further ones, in which it falls likewise.
+        halve_every: steps after which the rate is halved, each time; None for never.
         repair: batches that go through all losses before the first step, and move nothing but the
             statistics of norms and singular vectors: those of a merge are no model's.
         init: the seed of what the start lacks: one for all leaves, or they do not average.
@@ -47,6 +49,8 @@ class Steps(Options):
     decay_epochs: Number = 0
     decay: Literal["linear", "cosine"] = "linear"
     steps: Count | None = None
+    decay_steps: Number = 0
+    halve_every: Count | None = None
     repair: Number = 0
     init: Number = 0
     # Files decide by their content, wherever they lie.
@@ -58,7 +62,9 @@ class Steps(Options):
         if self.epochs + self.decay_epochs < 1:
             raise ValueError("epochs and decay_epochs are both 0: there is nothing to train")
         if self.steps is not None and self.decay_epochs:
-            raise ValueError("steps are made at one rate: decay_epochs need epochs")
+            raise ValueError("steps take the place of epochs: beside them it is decay_steps")
+        if self.steps is None and self.decay_steps:
+            raise ValueError("decay_steps follow steps: beside epochs it is decay_epochs")
 
     def decisive(self) -> dict[str, Any]:
         """See `Options`; what is as it was before there were such options is left out."""
@@ -67,20 +73,25 @@ class Steps(Options):
             del told[name]
         if not self.repair:
             del told["repair"]
-        if not self.decay_epochs or self.decay == "linear":
+        if not (self.decay_epochs or self.decay_steps) or self.decay == "linear":
             del told["decay"]
+        if not self.decay_steps:
+            del told["decay_steps"]
+        if self.halve_every is None:
+            del told["halve_every"]
         return told
 
-    def pace(self, epoch: int) -> float:
-        """The share of its learning rate that a player has in an epoch, counted from 0.
+    def pace(self, epoch: int, step: int = 0) -> float:
+        """The share of its learning rate that a player has in a step of an epoch, both from 0.
 
         After the last one it stays.
         """
+        place, steady, falling = epoch, self.epochs, self.decay_epochs
         if self.steps is not None:
-            return 1.0
-        beyond = min(max(0, epoch + 1 - self.epochs), self.decay_epochs)
-        share = beyond / (self.decay_epochs + 1)
-        return 1 - share if self.decay == "linear" else (1 + math.cos(math.pi * share)) / 2
+            place, steady, falling = step, self.steps, self.decay_steps
+        share = min(max(0, place + 1 - steady), falling) / (falling + 1)
+        own = 1 - share if self.decay == "linear" else (1 + math.cos(math.pi * share)) / 2
+        return own if self.halve_every is None else own * 0.5 ** (step // self.halve_every)
 
 
 @dataclass(frozen=True)

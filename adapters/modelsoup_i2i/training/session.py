@@ -291,7 +291,7 @@ class Session(State):
         """What a step told."""
         self.losses.add(losses)
         self.recent.add(losses)
-        pace = self.options.pace((step - 1) // self.steps_per_epoch)
+        pace = self.options.pace((step - 1) // self.steps_per_epoch, step - 1)
         watch.add(step, {**losses, "rate": pace * self.options.lr})
         if step % self.options.log_every == 0 or step == self.total_steps:
             if self._curves is not None:

@@ -129,7 +129,7 @@ class Steps(Cast):
         self, group: Sequence[Mapping[str, torch.Tensor]]
     ) -> tuple[tuple[str, ...], torch.Tensor]:
         """Names and, on the device, means of what is told."""
-        pace = self.options.pace(self.steps // self.steps_per_epoch)
+        pace = self.options.pace(self.steps // self.steps_per_epoch, self.steps)
         for updates in self._updates.values():
             updates.set_pace(pace)
         batches = [
