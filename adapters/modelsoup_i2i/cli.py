@@ -31,6 +31,10 @@ _CLASS_NAMES = click.option(
     "--classes", "several", metavar="NAME,NAME,…|all",
     help="In place of --class: several, each in a folder of its own.",
 )  # fmt: skip
+_REFERENCE = click.option(
+    "--reference", type=PATH, metavar="PICTURES",
+    help="What results are to look like: a picture, or a folder of them.",
+)  # fmt: skip
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -122,7 +126,15 @@ def train(
 @_ONE_CLASS
 @_CLASS_NAMES
 @click.option("--samples", default=1, show_default=True, help="Of each picture, by its noise.")
-@click.option("--z-seed", "seed", default=0, show_default=True, help="Of the noise.")
+@click.option("--z-seed", "seed", default=0, show_default=True, help="Of noise, and references.")
+@_REFERENCE
+@click.option(
+    "--references", default=1, show_default=True, help="Of each picture, each like another one."
+)
+@click.option(
+    "--k-shot", default=1, show_default=True, metavar="K",
+    help="Have each look like the mean of K references.",
+)  # fmt: skip
 @click.option("--batch", default=8, show_default=True, help="Pictures of one size at a time.")
 @DEVICE
 @FORCE
@@ -135,6 +147,9 @@ def translate(
     several: str | None,
     samples: int,
     seed: int,
+    reference: Path | None,
+    references: int,
+    k_shot: int,
     batch: int,
     device: str,
     force: bool,
@@ -144,8 +159,8 @@ def translate(
         from .use.translate import translate as run
     written = run(
         model, source, output, direction=direction, classes=_classes(one, several),
-        samples=samples, seed=seed, batch=batch, device=device, force=force,
-        progress=_progress(), say=say,
+        samples=samples, seed=seed, reference=reference, references=references, k_shot=k_shot,
+        batch=batch, device=device, force=force, progress=_progress(), say=say,
     )  # fmt: skip
     click.echo(printable(f"{len(written)} written to {output}"))
 
@@ -199,9 +214,15 @@ def sample(
 @_CLASS_NAMES
 @click.option("--z", "samples", default=1, show_default=True, help="Rows of a source, by noise.")
 @click.option(
-    "--kind", type=click.Choice(["classes", "interpolate"]), default="classes", show_default=True,
-    help="A column for each class; or steps between two classes, or two z of one.",
+    "--kind", type=click.Choice(["classes", "references", "interpolate"]), default="classes",
+    show_default=True,
+    help="A column for each class, or each reference; or steps between two of them, or two z.",
 )  # fmt: skip
+@_REFERENCE
+@click.option(
+    "--references", default=5, show_default=True, help="Columns, of references or styles of noise."
+)
+@DIRECTION
 @click.option("--seed", default=0, show_default=True, help="Of the noise.")
 @click.option("--transpose", is_flag=True, help="A row for each class.")
 @DEVICE
@@ -214,6 +235,9 @@ def grid(
     several: str | None,
     samples: int,
     kind: str,
+    reference: Path | None,
+    references: int,
+    direction: str,
     seed: int,
     transpose: bool,
     device: str,
@@ -224,7 +248,8 @@ def grid(
         from .use.pages import write_page
     page = write_page(
         model, output, kind=kind, data=data, sources=sources, classes=_classes(None, several),
-        samples=samples, seed=seed, transpose=transpose, device=device, force=force,
+        samples=samples, seed=seed, reference=reference, references=references,
+        direction=direction, transpose=transpose, device=device, force=force,
     )  # fmt: skip
     click.echo(printable(f"{output}: {counted(len(page.tiles), 'picture')}"))
 
@@ -234,12 +259,18 @@ def grid(
 @click.argument("output", metavar="OUT.onnx", type=PATH)
 @DIRECTION
 @click.option("--size", type=int, help="Fix height and width.  [default: any that it takes]")
+@click.option(
+    "--part", type=click.Choice(["translation", "style", "style-of-noise"]), default="translation",
+    show_default=True, help="In place of what makes pictures, what makes its styles.",
+)  # fmt: skip
 @FORCE
-def export(model: Path, output: Path, direction: str, size: int | None, force: bool) -> None:
-    """Write a generator or a translator as ONNX."""
+def export(
+    model: Path, output: Path, direction: str, size: int | None, part: Any, force: bool
+) -> None:
+    """Write a generator or a translator as ONNX; or what makes its styles."""
     with needed("i2i"):
         from .use.translate import export_onnx
-    export_onnx(model, output, direction=direction, size=size, force=force)
+    export_onnx(model, output, direction=direction, size=size, part=part, force=force)
     click.echo(printable(f"{output}"))
 
 

@@ -203,7 +203,7 @@ def making(
         made: list[np.ndarray] = []
         for start in range(0, len(pictures), AT_ONCE):
             some = slice(start, start + AT_ONCE)
-            given = model.how.given([str(number) for number in noise[some]], index, seed=seed)
+            given = model.given([str(number) for number in noise[some]], index, seed=seed)
             seen = None if model.how.source is None else pictures[some]
             made += model.made(seen, given, context=context())
         return made

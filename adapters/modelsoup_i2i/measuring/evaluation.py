@@ -15,6 +15,7 @@ from modelsoup import ParameterError
 
 from ..pictures.images import ImageError, list_images, read_image
 from ..pictures.picture import Picture, read_picture
+from ..use.generators import find
 from ..use.translate import channels_of, translate_arrays
 from . import extractors
 from .kept import Kept
@@ -182,6 +183,7 @@ def evaluate_model(
     inception_weights: StrPath | None = None,
     lpips_backbone: StrPath | None = None,
     extractor: StrPath | None = None,
+    by_reference: bool = False,
     kept: Kept | None = None,
 ) -> list[Result]:
     """Translate all test images of the source domain and measure them against the target's.
@@ -201,7 +203,9 @@ def evaluate_model(
         inception_weights: see `metrics.evaluate`.
         lpips_backbone: likewise.
         extractor: likewise.
-        kept: likewise.
+        by_reference: of a model whose pictures may look like others, each like one of the target
+            domain, drawn at random; as those do that know no other way.
+        kept: see `metrics.evaluate`.
 
     Raises:
         ParameterError: a folder is empty, or a metric is unknown or lacks what it needs.
@@ -213,11 +217,15 @@ def evaluate_model(
     else:
         sets = sets_in(Path(data), direction, real=real, transform=transform)
     channels = channels_of(model, direction)
-    inputs = sets.read(sets.inputs, channels)
-    fake = translate_arrays(model, inputs, direction=direction, device=device)
+    inputs, there = (sets.read(files, channels) for files in (sets.inputs, sets.real))
+    style = find(str(model), direction).how.style
+    like = None
+    if style is not None and style.of_pictures and (by_reference or not style.noise):
+        like = there
+    fake = translate_arrays(model, inputs, direction=direction, reference=like, device=device)
     return evaluate(
         fake,
-        sets.read(sets.real, channels),
+        there,
         inputs=inputs,
         truth=None if sets.truth is None else sets.read(sets.truth, channels),
         metrics=_chosen(metrics, extractor, inputs=True, truth=sets.truth is not None),

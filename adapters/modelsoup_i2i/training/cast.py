@@ -11,6 +11,7 @@ import shutil
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import mkdtemp
@@ -28,7 +29,7 @@ from ..networks.devices import chosen_device
 from ..pictures.cache import Pictures
 from ..pictures.draws import Paired
 from ..use.classes import classes_in
-from ..use.models import Model
+from ..use.models import Model, model_of
 from .begun import must_have_network, values_for, with_rows
 from .description import Description
 from .players import Updates
@@ -184,14 +185,12 @@ class Cast(Stage):
         """A translator, with the averages of its weights where there are such."""
         own = {n: self._module.get_submodule(n + AVERAGED if n + AVERAGED in self._averages else n)
                for n in self.trainer.networks(self.options)}  # fmt: skip
-        joined = self.trainer.joined(self.options).get(name)
-        if joined is None:
-            module = own[name]
-        elif any(part + AVERAGED in self._averages for part in joined.parts):
-            module = joined.build(own)
-        else:
-            module = self._joined[name]
-        return Model(name, self.trainer.translators(self.options)[name], module, self.classes)
+        how = self.trainer.translators(self.options)[name]
+        every = self.trainer.joined(self.options)
+        made, joined = model_of(name, how, every, own, classes=self.classes), every.get(name)
+        if joined is None or any(part + AVERAGED in self._averages for part in joined.parts):
+            return made
+        return replace(made, module=self._joined[name])  # one may have been put in its place
 
     @property
     def updates(self) -> dict[str, Updates]:

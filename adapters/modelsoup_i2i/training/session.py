@@ -24,8 +24,10 @@ from ..pictures.images import (
 )
 from ..pictures.picture import Picture, read_picture
 from ..pictures.sheets import grid, save
+from ..use.models import Model
 from ..use.pages import by_class as page_by_class
-from ..use.pages import spread
+from ..use.pages import by_reference, spread
+from ..use.references import References
 from . import estimates
 from .cast import how_trained
 from .classes import by_class
@@ -196,7 +198,9 @@ class Session(State):
             return {result.name: result.value for result in results}
         own = sets.first(options.evaluate_n)
         inputs, real = (own.read(files, options.channels) for files in (own.inputs, own.real))
-        fake = [self._translated(self.deployed[0], picture=picture)[-1] for picture in inputs]
+        model = self.in_use(self.deployed[0])
+        like = References(model, real) if model.wants_reference else None
+        fake = [self._made(model, picture, str(n), like) for n, picture in enumerate(inputs)]
         results = evaluate(
             fake, real, inputs=inputs,
             truth=None if own.truth is None else own.read(own.truth, options.channels),
@@ -260,14 +264,21 @@ class Session(State):
             if how.source is not None and how.source not in self.pictures.sets:
                 continue
             files = self.pictures.first(how.source, _SHOWN) if how.source else ()
-            if how.classes:
+            if how.style is not None and not how.classes:
+                sources = [(str(n), self._picture(f)) for n, f in enumerate(files)]
+                first = self.pictures.first(how.target, _SHOWN) if how.style.of_pictures else ()
+                like = [(str(n), self._picture(f)) for n, f in enumerate(first)] or None
+                page = by_reference(self.in_use(name), sources, (), like, count=_SHOWN)
+                own, titles = page.rows, page.titles
+            elif how.classes:
                 sources = [(str(n), self._picture(f)) for n, f in enumerate(files)]
                 shown = spread(how.classes, _SHOWN_CLASSES)
                 page = page_by_class(self.in_use(name), sources or None, shown)
                 own, titles = page.rows, page.titles
             elif how.source is None:
-                given = how.given([str(n) for n in range(_SHOWN)])
-                own, titles = [self.in_use(name).made(None, given)], ["made"] * _SHOWN
+                model = self.in_use(name)
+                given = model.given([str(n) for n in range(_SHOWN)])
+                own, titles = [model.made(None, given)], ["made"] * _SHOWN
             else:
                 names = [name, how.back] if how.back else [name]
                 own = [self._translated(*names, picture=self._picture(file)) for file in files]
@@ -428,9 +439,20 @@ class Session(State):
         """A picture, and what networks make of it one after the other; of one class and noise."""
         shown = [picture]
         for model in map(self.in_use, names):
-            given = model.how.given([""])
-            shown += model.made([shown[-1]], given, context=self.autocast())
+            like = None
+            if model.wants_reference:
+                first = self.pictures.first(model.how.target, _SHOWN)
+                like = References(model, [self._picture(file) for file in first])
+            shown.append(self._made(model, shown[-1], "", like))
         return shown
+
+    def _made(
+        self, model: Model, picture: np.ndarray, name: str, like: References | None
+    ) -> np.ndarray:
+        """What a translator makes of a picture of that name."""
+        given = model.given([name], style=None if like is None else like.style(name))
+        (made,) = model.made([picture], given, context=self.autocast())
+        return made
 
     def _picture(self, file: Picture) -> np.ndarray:
         """A training image as it is shown: whole, at the size of training."""

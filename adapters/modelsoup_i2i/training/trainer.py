@@ -219,16 +219,16 @@ class ImageTrainer(Description):
             CheckpointError: the file is missing or damaged, or holds NaN or infinity.
         """
         from ..use.generators import load_network
-        from ..use.models import Model
+        from ..use.models import model_of
+        from ..use.translator import parts_of
 
         name, how = next(iter(self.translators(o).items()))
-        joined, networks = self.joined(o).get(name), self.networks(o)
+        joined, networks = self.joined(o), self.networks(o)
         parts = {
             part: load_network(checkpoint, part, networks[part]).to(device)
-            for part in ((name,) if joined is None else joined.parts)
+            for part in parts_of(name, how, joined)
         }
-        module = parts[name] if joined is None else joined.build(parts).eval()
-        return Model(name, how, module, classes_in(checkpoint) or ())
+        return model_of(name, how, joined, parts, classes=classes_in(checkpoint) or ()).eval()
 
     def options_of(self, checkpoint: Path) -> dict[str, Any]:
         """The options that a checkpoint decides, such as widths.

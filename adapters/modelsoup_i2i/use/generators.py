@@ -30,8 +30,8 @@ from ..networks.described import AVERAGED, Joined, Network
 from ..networks.shapes import must_match, part_of
 from ..networks.spectral import folded
 from .classes import classes_in
-from .models import Model
-from .translator import Translator
+from .models import Model, model_of
+from .translator import Translator, parts_of
 
 DIRECTIONS = {"x2y": ("X", "Y"), "y2x": ("Y", "X")}
 
@@ -62,16 +62,16 @@ class Found:
     Attributes:
         name: what its trainer calls it.
         how: what it sees, makes and takes.
-        parts: the networks that it is made of, by name.
+        parts: the networks that it and what makes its styles are made of, by name.
         stored: what their names in the checkpoint begin with: with averages, those.
-        joined: how it is made of them; None where it is one itself.
+        joined: how they are made of several networks, where they are.
     """
 
     name: str
     how: Translator
     parts: dict[str, Network]
     stored: dict[str, str]
-    joined: Joined | None
+    joined: dict[str, Joined]
 
     @property
     def channels(self) -> int:
@@ -126,7 +126,7 @@ def find(checkpoint: str | Path, direction: str = "x2y") -> Found:
             continue
         known.append(f"{' or '.join(map(repr, translators))} of {called}")
         joined = trainer.joined(usual)
-        of_all = [part for name in translators for part in _parts(name, joined)]
+        of_all = [part for n, how in translators.items() for part in parts_of(n, how, joined)]
         if not any(_stored(part, present) in present for part in of_all):
             continue
         try:
@@ -134,7 +134,8 @@ def find(checkpoint: str | Path, direction: str = "x2y") -> Found:
         except MismatchError as error:
             faults[called] = error
             continue
-        whole = all(_stored(part, present) in present for part in _parts(name, joined))
+        needed = parts_of(name, translators[name], joined)
+        whole = all(_stored(part, present) in present for part in needed)
         own = sum(network in present for network in trainer.networks(usual))
         fitting.append((whole, own, called, trainer, name))
     # Those of which nothing lacks first, then by how many networks are there.
@@ -181,8 +182,11 @@ def load_model(checkpoint: str | Path, direction: str = "x2y") -> Model:
     networks = {
         name: _loaded(opened, found.stored[name], told) for name, told in found.parts.items()
     }
-    module = networks[found.name] if found.joined is None else found.joined.build(networks)
-    return Model(found.name, found.how, folded(module), names, str(checkpoint))
+    for network in networks.values():
+        folded(network)
+    return model_of(
+        found.name, found.how, found.joined, networks, classes=names, origin=str(checkpoint)
+    ).eval()
 
 
 def load_generator(checkpoint: str | Path, direction: str = "x2y") -> nn.Module:
@@ -230,8 +234,9 @@ def _told(
     Raises:
         MismatchError: a part of it is missing, or of another kind.
     """
-    joined = trainer.joined(trainer.options())
-    stored = {part: _stored(part, present) for part in _parts(name, joined)}
+    usual = trainer.options()
+    needed = parts_of(name, trainer.translators(usual)[name], trainer.joined(usual))
+    stored = {part: _stored(part, present) for part in needed}
     if lacking := [part for part, place in stored.items() if place not in present]:
         of = "" if lacking == [name] else f", of which {name} is made"
         raise MismatchError(
@@ -246,18 +251,14 @@ def _told(
         options = trainer.options(**trainer.options_in(own))
     except ValueError as error:
         raise MismatchError(f"networks of such sizes are none of its trainer's: {error}") from None
-    networks, joined = trainer.networks(options), trainer.joined(options)
+    networks = trainer.networks(options)
     for part in stored:
         there, said = part_of(own, f"{part}.", "network")
         must_match(there, networks[part].shapes(), said)
     return Found(
         name, trainer.translators(options)[name], {part: networks[part] for part in stored},
-        stored, joined.get(name),
+        stored, trainer.joined(options),
     )  # fmt: skip
-
-
-def _parts(name: str, joined: Mapping[str, Joined]) -> tuple[str, ...]:
-    return joined[name].parts if name in joined else (name,)
 
 
 def _stored(part: str, present: set[str]) -> str:

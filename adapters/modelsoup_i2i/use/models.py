@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import nn
 
 from modelsoup import MismatchError, ParameterError, listed, nearest
 
-from ..networks.layers import at_any_size
+from ..networks.described import Joined
+from ..networks.layers import at_any_size, padded
 from ..pictures.draws import Classes
 from ..pictures.images import to_image, to_tensor
 from ..pictures.transforms import Transform
@@ -30,7 +31,7 @@ class Wanted:
 
     Attributes:
         picture: of what, uint8, height × width × channels; None where the model sees none.
-        given: what else it is called with, each 1 × …: see `Translator.given`.
+        given: what else it is called with, each 1 × …: see `Model.given`.
     """
 
     picture: np.ndarray | None
@@ -47,6 +48,7 @@ class Model:
         module: on its device.
         classes: the names of those that it makes pictures of, by their indices, where it has such.
         origin: the checkpoint, for errors; empty for one in training.
+        makers: what makes styles, by name.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Model:
     module: nn.Module
     classes: tuple[str, ...] = ()
     origin: str = ""
+    makers: Mapping[str, nn.Module] = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
@@ -109,6 +112,84 @@ class Model:
                 raise ParameterError(f"the class {name!r} is named twice")
             found.append(known.index(name))
         return found
+
+    @property
+    def wants_reference(self) -> bool:
+        """Whether nothing but pictures can say how its own are to look."""
+        return self.how.style is not None and not self.how.style.noise
+
+    def to(self, device: torch.device) -> None:
+        """Bring all of it to a device."""
+        for module in (self.module, *self.makers.values()):
+            module.to(device)
+
+    def eval(self) -> Model:
+        """Have it be as in use, for good."""
+        for module in (self.module, *self.makers.values()):
+            module.eval()
+        return self
+
+    def given(
+        self, names: Sequence[str], label: int = 0, *, seed: int = 0, sample: int = 0,
+        style: np.ndarray | None = None,
+    ) -> list[np.ndarray]:  # fmt: skip
+        """What it is called with beside pictures: see `Translator.given`; a style is made here.
+
+        Args:
+            names: of the pictures, one for each.
+            label: the class's index.
+            seed: of noise.
+            sample: which of several for one picture.
+            style: what `style_of` made, float32, 1 or as many × size; None is one of noise for
+                each.
+
+        Raises:
+            ParameterError: there is none, and it makes none of noise.
+        """
+        given = self.how.given(names, label, seed=seed, sample=sample)
+        own = self.how.style
+        if own is None:
+            return given
+        place = self.how.takes.index(own)
+        if style is not None:
+            given[place] = np.repeat(style, len(names) // len(style), axis=0)
+        elif self.wants_reference:
+            raise ParameterError(
+                f"{self.called} makes pictures that look like others: it wants a picture, or a "
+                f"folder of them, as reference (--reference)"
+            )
+        elif own.of_noise is not None:
+            given[place] = self._made_by(own.of_noise, torch.from_numpy(given[place]), label)
+        return given
+
+    def style_of(self, pictures: Sequence[np.ndarray], label: int = 0) -> np.ndarray:
+        """The style of reference pictures: the mean of each one's, float32, 1 × size.
+
+        Args:
+            pictures: uint8, height × width × channels, of any sizes.
+            label: the index of their class, where styles have one.
+
+        Raises:
+            ParameterError: its styles are not those of pictures.
+        """
+        own = self.how.style
+        if own is None or own.of_pictures is None:
+            raise ParameterError(f"{self.called} does not look at reference pictures: give none")
+        multiple = int(getattr(self.makers[own.of_pictures], "multiple", 1))
+        made = []
+        for picture in pictures:
+            image = padded(to_tensor(self.seen(picture))[None], multiple)
+            made.append(self._made_by(own.of_pictures, image, label))
+        return mean_of(made)
+
+    def _made_by(self, maker: str, values: torch.Tensor, label: int) -> np.ndarray:
+        module = self.makers[maker]
+        inputs = [values.to(self.device)]
+        if self.how.style is not None and self.how.style.classes:
+            inputs.append(torch.full((len(values),), label, device=self.device))
+        with torch.no_grad(), in_use(module):
+            made: np.ndarray = module(*inputs).float().cpu().numpy()
+        return made
 
     def without_source(self) -> Model:
         """What makes its pictures without seeing any: of a joined one, its generator.
@@ -206,6 +287,25 @@ class Model:
         pictures = [one.picture for one in group if one.picture is not None]
         given = [np.concatenate(own) for own in zip(*(one.given for one in group), strict=True)]
         return self.made(pictures or None, given)
+
+
+def mean_of(styles: Sequence[np.ndarray]) -> np.ndarray:
+    """Of styles, each 1 × size."""
+    mean: np.ndarray = np.concatenate(styles).mean(axis=0, keepdims=True)
+    return mean
+
+
+def model_of(
+    name: str, how: Translator, joined: Mapping[str, Joined], networks: Mapping[str, nn.Module], *,
+    classes: Sequence[str] = (), origin: str = "",
+) -> Model:  # fmt: skip
+    """A translator, of networks that there are: see `translator.parts_of`."""
+    module, *makers = (
+        joined[own].build(networks) if own in joined else networks[own]
+        for own in (name, *how.modules)
+    )
+    made = dict(zip(how.modules, makers, strict=True))
+    return Model(name, how, module, tuple(classes), origin, made)
 
 
 def _shape(picture: np.ndarray | None) -> tuple[int, ...]:

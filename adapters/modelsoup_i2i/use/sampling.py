@@ -77,7 +77,7 @@ def sample(
     if not own.how.has_noise:
         raise MismatchError(f"{own.called} takes no noise: it makes one picture")
     labels = own.labels(classes)
-    own.module.to(place)
+    own.to(place)
     if sheet:
         sampled(own, labels, count, seed=seed).save(output, model=str(model), force=force)
         return [output]
@@ -86,9 +86,7 @@ def sample(
         (Path("" if flat else folder_of(own, label)) / f"{n + 1}.png", label, n)
         for label in labels or [0] for n in range(count)
     ]  # fmt: skip
-    wanted = (
-        Wanted(None, own.how.given([""], label, seed=seed, sample=n)) for _, label, n in named
-    )
+    wanted = (Wanted(None, own.given([""], label, seed=seed, sample=n)) for _, label, n in named)
     with pictures_in(output, [name for name, _, _ in named], force=force) as partials:
         results = own.each(wanted, batch)
         for done, (partial, result) in enumerate(zip(partials, results, strict=True), 1):

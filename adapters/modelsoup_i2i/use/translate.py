@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from modelsoup import (
     MismatchError,
@@ -33,12 +34,18 @@ from .classes import CLASSES
 from .generators import find, load_model
 from .models import ALL, Model, Wanted
 from .places import Way, translations
+from .references import References, references_in
+from .translator import Style
 
 Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
 
 _SMALLEST, _LARGEST = 16, 8192  # sides of what an exported generator takes
 _LONGEST = 200  # bytes of a class's name, beside which a folder's may have some more
+
+Part = Literal["translation", "style", "style-of-noise"]
+"""What of a model is exported."""
+_MAKES = {"style": "styles of pictures", "style-of-noise": "styles of noise"}
 
 # Warns, for each operation of torchvision's, that it is not there; no network here has one.
 _TORCHVISION_ASIDE = "torch.onnx._internal.exporter._registration"
@@ -53,6 +60,9 @@ def translate(
     classes: str | Sequence[str] | None = None,
     samples: int = 1,
     seed: int = 0,
+    reference: str | os.PathLike[str] | None = None,
+    references: int = 1,
+    k_shot: int = 1,
     batch: int = 8,
     device: str = "auto",
     force: bool = False,
@@ -77,7 +87,12 @@ def translate(
             folder in the output. A class that is itself called `all` is named in a list.
         samples: of a model that takes noise, so many of each picture; of several, `-1` and so on
             follow the names.
-        seed: of the noise, which else depends on a picture's name below the source.
+        seed: of the noise, which else depends on a picture's name below the source; likewise of
+            which references it gets.
+        reference: of a model that makes pictures look like others, such a picture, or a folder of
+            them; where that has folders called like the classes, those.
+        references: so many of each picture, each like another one of these.
+        k_shot: the mean of so many of these in the place of one.
         batch: how many neighbours of one size are translated at a time.
         device: where, as torch names it; `auto` is a GPU where there is one.
         force: replace pictures that exist.
@@ -96,7 +111,8 @@ def translate(
     """
     source, output = Path(source), Path(output)
     own = _loaded(model, direction, batch, device)
-    outcomes = _outcomes(own, classes, samples, seed)
+    like, samples = _like(own, reference, classes, samples, references, k_shot, seed)
+    outcomes = _outcomes(own, classes, samples, seed, like)
     flat = classes is None or (isinstance(classes, str) and classes != ALL)
     ways = [
         Way("" if flat else folder_of(own, label), f"-{sample + 1}" if samples > 1 else "")
@@ -108,7 +124,7 @@ def translate(
         files = [one.source for one in wanted[:: len(ways)]]
         root = source if source.is_dir() else source.parent
         named = ((f.relative_to(root).as_posix(), read_image(f, own.channels)) for f in files)
-        results = own.each(_wanted(own, named, outcomes, seed), batch)
+        results = own.each(_wanted(own, named, outcomes, seed, like), batch)
         for done, (one, result) in enumerate(zip(wanted, results, strict=True), 1):
             save_png(result, one.partial)
             if progress is not None:
@@ -124,6 +140,8 @@ def translated_arrays(
     classes: str | Sequence[str] | None = None,
     samples: int = 1,
     seed: int = 0,
+    reference: Looks | None = None,
+    k_shot: int = 1,
     batch: int = 8,
     device: str = "auto",
 ) -> Iterator[np.ndarray]:
@@ -131,10 +149,13 @@ def translated_arrays(
 
     Of a model of grey pictures, or with opacity, it is height × width × 1 or 4. Of a picture come
     its classes, and of each class its samples, one after the other: see `translate`. The noise
-    depends on the seed and the picture's place, from 0.
+    depends on the seed and the picture's place, from 0. A reference may be an array too, or a list
+    of such; then `samples` says how many of each picture are made.
     """
     own = _loaded(model, direction, batch, device)
-    outcomes = _outcomes(own, classes, samples, seed)
+    several = 1 if reference is None else samples
+    like, _ = _like(own, reference, classes, 1, several, k_shot, seed)
+    outcomes = _outcomes(own, classes, samples, seed, like)
 
     def named() -> Iterator[tuple[str, np.ndarray]]:
         for place, picture in enumerate(pictures):
@@ -145,7 +166,7 @@ def translated_arrays(
                 )
             yield str(place), picture
 
-    yield from own.each(_wanted(own, named(), outcomes, seed), batch)
+    yield from own.each(_wanted(own, named(), outcomes, seed, like), batch)
 
 
 def translate_arrays(
@@ -156,13 +177,15 @@ def translate_arrays(
     classes: str | Sequence[str] | None = None,
     samples: int = 1,
     seed: int = 0,
+    reference: Looks | None = None,
+    k_shot: int = 1,
     device: str = "cpu",
 ) -> list[np.ndarray]:
     """The same, all in memory."""
     return list(
         translated_arrays(
             model, pictures, direction=direction, classes=classes, samples=samples, seed=seed,
-            device=device,
+            reference=reference, k_shot=k_shot, device=device,
         )
     )  # fmt: skip
 
@@ -174,12 +197,15 @@ def export_onnx(
     direction: str = "x2y",
     size: int | None = None,
     batch: int | None = None,
+    part: Part = "translation",
     force: bool = False,
 ) -> Path:
-    """Write a generator or a translator as ONNX.
+    """Write a generator or a translator as ONNX; or what makes its styles.
 
     Its inputs are `image`, N × C × H × W in [−1, 1], where it sees one; then what it takes: noise
-    `z`, N × so many numbers, and `class`, the N indices of classes, int64. Its output, of the same
+    `z`, N × so many numbers, and `class`, the N indices of classes, int64; or `style`, N × so many
+    numbers. Those the parts `style` make of `image`, and `style-of-noise` of `z`, both with `class`
+    where there are some. Its output, of the same
     kind as `image`, is `translation`, or `picture` where it sees none. C is the model's, usually 3.
     N is free unless `batch` is given, H and W unless `size` is or the model has one; they must be
     multiples of what the generator wants, such as four. The file's metadata name the checkpoint,
@@ -187,6 +213,7 @@ def export_onnx(
 
     Raises:
         ParameterError: the size is no such multiple, below 16, or not the model's.
+        MismatchError: there is no such part.
         OutputError: the output exists, does not end in `.onnx`, or cannot be written.
         SoupError: onnx or onnxscript is not installed.
     """
@@ -206,13 +233,13 @@ def export_onnx(
     count = batch or 2
     of_batch: dict[int, Any] = {} if batch is not None else {0: torch.export.Dim("batch")}
     inputs: dict[str, tuple[torch.Tensor, dict[int, Any]]] = {}
-    if own.how.source is not None:
-        image, free = _image(own, size, count)
+    module, made = _part(own, part)
+    if own.how.source is not None and part != "style-of-noise":
+        image, free = _image(own, module, size, count)
         inputs["image"] = image, of_batch | free
     elif size not in (None, own.size):
         raise ParameterError(f"size is {size}, but {own.called} makes pictures of {own.size}")
-    for draw, values in zip(own.how.takes, own.how.given([""] * count), strict=True):
-        name = "class" if isinstance(draw, Classes) else draw.names[0]
+    for name, values in _beside(own, part, count).items():
         inputs[name] = torch.from_numpy(values), of_batch
     told = {} if own.how.takes else {"modelsoup.direction": direction}
     if own.how.classes:
@@ -224,9 +251,8 @@ def export_onnx(
             # The batch is one number for all inputs, which is meant.
             warnings.filterwarnings("ignore", r"# The axis name: batch will not be used")
             program: Any = torch.onnx.export(
-                own.module, tuple(values for values, _ in inputs.values()),
-                input_names=list(inputs),
-                output_names=["picture" if own.how.source is None else "translation"],
+                module, tuple(values for values, _ in inputs.values()),
+                input_names=list(inputs), output_names=[made],
                 dynamo=True, dynamic_shapes=tuple(free for _, free in inputs.values()),
                 verbose=False,
             )  # fmt: skip
@@ -241,13 +267,48 @@ def export_onnx(
     return output
 
 
-def _image(model: Model, size: int | None, count: int) -> tuple[torch.Tensor, dict[int, Any]]:
+def _part(model: Model, part: Part) -> tuple[nn.Module, str]:
+    """What is exported, and what its output is called.
+
+    Raises:
+        MismatchError: the model has no such part.
+    """
+    if part == "translation":
+        return model.module, "picture" if model.how.source is None else "translation"
+    style = model.how.style
+    name = None
+    if style is not None:
+        name = style.of_pictures if part == "style" else style.of_noise
+    if style is None or name is None:
+        raise MismatchError(f"{model.called} has nothing that makes {_MAKES[part]}")
+    return model.makers[name], style.name
+
+
+def _beside(model: Model, part: Part, count: int) -> dict[str, np.ndarray]:
+    """What a part is called with beside an image."""
+    style, found = model.how.style, {}
+    if part == "translation":
+        for draw, values in zip(model.how.takes, model.how.given([""] * count), strict=True):
+            if isinstance(draw, Style):
+                found[draw.name] = np.zeros((count, draw.size), np.float32)
+            else:
+                found["class" if isinstance(draw, Classes) else draw.names[0]] = values
+        return found
+    assert style is not None
+    if part == "style-of-noise":
+        found["z"] = np.zeros((count, style.noise), np.float32)
+    return found | ({"class": np.zeros(count, np.int64)} if style.classes else {})
+
+
+def _image(
+    model: Model, module: nn.Module, size: int | None, count: int
+) -> tuple[torch.Tensor, dict[int, Any]]:
     """An image for an export, and which of its sides are free.
 
     Raises:
         ParameterError: the model does not take such a size.
     """
-    multiple = int(getattr(model.module, "multiple", 1))
+    multiple = int(getattr(module, "multiple", 1))
     least = max(_SMALLEST, multiple)
     if model.size is not None and size not in (None, model.size):
         raise ParameterError(f"size is {size}, but {model.called} takes pictures of {model.size}")
@@ -293,6 +354,9 @@ def _without(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
+Looks = str | os.PathLike[str] | np.ndarray | Sequence[np.ndarray]
+"""A picture whose look is wanted, a folder of such, or some as arrays."""
+
 Outcome = tuple[int, int]
 """A class by its index, and which sample: what is made of a picture."""
 
@@ -312,28 +376,62 @@ def _loaded(model: str | os.PathLike[str], direction: str, batch: int, device: s
             f"{own.called} makes pictures of noise, and sees none that it could translate: soup "
             f"i2i sample has it make some"
         )
-    own.module.to(place)
+    own.to(place)
     return own
 
 
+def _like(
+    model: Model, reference: Looks | None, classes: str | Sequence[str] | None, samples: int,
+    references: int, k_shot: int, seed: int,
+) -> tuple[References | None, int]:  # fmt: skip
+    """What pictures are to look like, and how many are made of each."""
+    if reference is None:
+        if references > 1 or k_shot > 1:
+            raise ParameterError(
+                "references and k_shot say how many reference pictures are looked at, of which "
+                "there are none: name them (--reference)"
+            )
+        return None, samples
+    if samples > 1:
+        raise ParameterError(
+            "samples are of noise: with reference pictures, references says how many are made of "
+            "each picture (--references)"
+        )
+    if references < 1:
+        raise ParameterError(f"references is {references}, where at least 1 is expected")
+    labels = model.labels(classes)
+    if isinstance(reference, str | os.PathLike):
+        like = references_in(model, Path(reference), labels=labels, k_shot=k_shot, seed=seed)
+    else:
+        several = [reference] if isinstance(reference, np.ndarray) else [*reference]
+        like = References(model, several, k_shot=k_shot, seed=seed)
+    if len(like.pictures) == 1 and references > 1:
+        raise ParameterError(f"references is {references}, but there is one reference picture")
+    return like, references
+
+
 def _outcomes(
-    model: Model, classes: str | Sequence[str] | None, samples: int, seed: int
-) -> list[Outcome]:
+    model: Model, classes: str | Sequence[str] | None, samples: int, seed: int,
+    like: References | None,
+) -> list[Outcome]:  # fmt: skip
     if samples < 1:
         raise ParameterError(f"samples is {samples}, where at least 1 is expected")
-    if not model.how.has_noise and (samples > 1 or seed):
+    if like is None and not model.how.has_noise and (samples > 1 or seed):
         raise ParameterError(f"{model.called} takes no noise: it makes one picture of each")
     labels = model.labels(classes) or [0]
     return [(label, sample) for label in labels for sample in range(samples)]
 
 
 def _wanted(
-    model: Model, named: Iterable[tuple[str, np.ndarray]], outcomes: Sequence[Outcome], seed: int
-) -> Iterator[Wanted]:
+    model: Model, named: Iterable[tuple[str, np.ndarray]], outcomes: Sequence[Outcome], seed: int,
+    like: References | None,
+) -> Iterator[Wanted]:  # fmt: skip
     for name, picture in named:
         seen = model.seen(picture)
         for label, sample in outcomes:
-            yield Wanted(seen, model.how.given([name], label, seed=seed, sample=sample))
+            style = None if like is None else like.style(name, sample, label)
+            given = model.given([name], label, seed=seed, sample=sample, style=style)
+            yield Wanted(seen, given)
 
 
 def folder_of(model: Model, label: int) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
 
+from ..networks.described import Joined
 from ..pictures.draws import Classes, Draw, Noise
 
 
@@ -82,6 +83,12 @@ class Translator:
         """What it takes to say how pictures are to look, if it does."""
         return next((own for own in self.takes if isinstance(own, Style)), None)
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What makes its styles: networks, or joined ones."""
+        own = () if self.style is None else (self.style.of_pictures, self.style.of_noise)
+        return tuple(name for name in own if name is not None)
+
     def given(
         self, names: Sequence[str], label: int = 0, *, seed: int = 0, sample: int = 0
     ) -> list[np.ndarray]:
@@ -111,3 +118,17 @@ class Translator:
             else:
                 found.append(np.full(len(names), label, np.int64))
         return found
+
+
+def parts_of(name: str, how: Translator, joined: Mapping[str, Joined]) -> tuple[str, ...]:
+    """The networks that a translator and what makes its styles are made of, each once.
+
+    Args:
+        name: of the translator.
+        how: what it takes.
+        joined: the trainer's modules that are made of several networks.
+    """
+    found: dict[str, None] = {}
+    for own in (name, *how.modules):
+        found |= dict.fromkeys(joined[own].parts if own in joined else (own,))
+    return tuple(found)
