@@ -19,6 +19,7 @@ from modelsoup import (
     training_command,
 )
 
+from .cli_compare import compare
 from .cli_evaluate import evaluate, fluctuation
 from .cli_import import import_
 from .cli_shared import DEVICE, DIRECTION, FORCE, PATH, needed, say
@@ -274,7 +275,7 @@ def export(
     click.echo(printable(f"{output}"))
 
 
-for _command in (import_, evaluate, fluctuation):
+for _command in (import_, compare, evaluate, fluctuation):
     i2i.add_command(_command)
 
 
