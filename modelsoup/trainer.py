@@ -73,11 +73,20 @@ _NO_SCRIPT = re.compile(r"[\w./:=,@%+{}-]*")
 _MARK = "MODELSOUP_NODE"  # in a command's environment: for which work folder it runs
 _GRACE = 2.0  # seconds between asking a command to end and ending it
 _AGAIN = 0.2  # seconds between two looks whether what an earlier run left behind has ended
-EXTRAS = {
-    "cyclegan": "i2i", "pix2pix": "i2i", "gan": "i2i", "deepi2i": "i2i",
-    "munit": "i2i", "self-init": "i2i", "transferi2i": "i2i",
-    "openvino-qat": "openvino",
-}  # fmt: skip
+EXTRAS = dict.fromkeys([
+    "classifier",
+    "cut",
+    "cyclegan",
+    "deepi2i",
+    "fastcut",
+    "gan",
+    "munit",
+    "pix2pix",
+    "self-init",
+    "stargan",
+    "starganv2",
+    "transferi2i",
+], "i2i") | {"openvino-qat": "openvino"}  # fmt: skip
 """Trainers of ours, and the extra that brings each."""
 
 Report = Callable[[float | None, Mapping[str, float]], None]

@@ -395,6 +395,7 @@ def test_the_shell_can_complete_trainers() -> None:
     assert [line.partition(",")[2] for line in run.stdout.splitlines()] == [
         "classifier",
         "command",
+        "cut",
         "cyclegan",
     ]
 

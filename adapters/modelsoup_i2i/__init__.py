@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .training.session import Session
     from .use.official import import_folder
     from .use.pretrained import import_biggan, import_deepi2i, import_stylegan
+    from .use.stargan import import_stargan
 
 _HOMES = {
     "trainers.cyclegan": ("CycleGAN", "CycleGANOptions"),
@@ -36,6 +37,7 @@ _HOMES = {
     "use.generators": ("load_generator", "load_model"),
     "use.official": ("import_folder",),
     "use.pretrained": ("import_biggan", "import_deepi2i", "import_stylegan"),
+    "use.stargan": ("import_stargan",),
     "training.session": ("Session",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -53,6 +55,7 @@ __all__ = [
     "import_biggan",
     "import_deepi2i",
     "import_folder",
+    "import_stargan",
     "import_stylegan",
     "list_images",
     "load_generator",

@@ -90,7 +90,8 @@ def data(
 @click.option("--epochs", type=int, metavar="N", help="How long.  [default: the trainer's]")
 @click.option(
     "--size", type=click.IntRange(min=1), metavar="N",
-    help="Resize pictures to 286/256 of N, and crop N × N out of them.  [default: the trainer's]",
+    help="Of the pictures that it sees; most are resized to 286/256 of N, and N × N cropped out.  "
+    "[default: the trainer's]",
 )  # fmt: skip
 def train(
     trainer: str, a: Path, b: Path, epochs: int | None, size: int | None
@@ -101,12 +102,16 @@ def train(
     soup i2i train cyclegan A B -o model.safetensors --epochs 50 --size 128 --set width=32
     """  # noqa: D301
     short: dict[str, tuple[str, Any]] = {"data_a": ("A", str(a)), "data_b": ("B", str(b))}
+    has = {f.name: f.default for f in dataclasses.fields(get_trainer(trainer).options)}
     if epochs is not None:
         short["epochs"] = ("--epochs", epochs)
-    if size is not None:
+        if has.get("steps") is not None:  # they would go before epochs
+            short["steps"] = ("--epochs", None)
+    if size is not None and "size" in has:
+        short["size"] = ("--size", size)
+    elif size is not None:
         short["crop_size"] = ("--size", size)
         short["load_size"] = ("--size", round(size * 286 / 256))
-    has = {field.name for field in dataclasses.fields(get_trainer(trainer).options)}
     for name, (word, _) in short.items():
         if name not in has:
             raise ParameterError(

@@ -59,6 +59,10 @@ from .measuring.metric_names import COLLAPSE, extractor_of, must_be_known, own_n
 @click.option(
     "--control", is_flag=True, help="Measure its generator alone, which sees no picture, instead."
 )
+@click.option(
+    "--by-reference", is_flag=True,
+    help="Have each translation look like a picture of the target domain, not as noise says.",
+)  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="Where: a GPU if there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def evaluate(
@@ -79,6 +83,7 @@ def evaluate(
     train: Path | None,
     count: int,
     control: bool,
+    by_reference: bool,
     device: str,
     as_json: bool,
 ) -> None:
@@ -134,7 +139,9 @@ def evaluate(
                 "a model is measured on a set: name its folder with --data, or its two folders of "
                 "test pictures with --test-a and --test-b"
             )
-        results = evaluate_model(model, sets, direction=direction, **weights, **given)
+        results = evaluate_model(
+            model, sets, direction=direction, by_reference=by_reference, **weights, **given
+        )
         folders = sets.folders
     else:
         if images is None or against is None:
@@ -207,11 +214,12 @@ def _must_apply(
     for names, applies, why in (
         (["against"], what == "images", "is what --images are compared with; a model has its set"),
         (
-            ["root", "test_a", "test_b", "size", "direction", "real"], what != "images",
+            ["root", "test_a", "test_b", "size", "direction", "real", "by_reference"],
+            what != "images",
             "is for a model's inputs; --images are there already",
         ),
         (
-            ["test_a", "test_b", "size", "direction", "real"], not by_class,
+            ["test_a", "test_b", "size", "direction", "real", "by_reference"], not by_class,
             "is for models of two domains, and this one translates to classes",
         ),
         (["classifier", "train", "count"], by_class, "is for translators to classes; this is none"),

@@ -33,7 +33,7 @@ class _Kinds(click.Group):
 
 @click.group(name="import", cls=_Kinds)
 def import_() -> None:
-    """Read an official checkpoint; without a kind, one of CycleGAN or pix2pix.
+    """Read an official checkpoint; without a kind, one of CycleGAN, pix2pix or CUT.
 
     Weights alone are read, and no code is run.
     """
@@ -63,13 +63,13 @@ _STYLEGAN_SIZE = click.option(
 @DIRECTION
 @FORCE
 def _official(folder: Path, output: Path, epoch: str, direction: str, force: bool) -> None:
-    """CycleGAN and pix2pix: their folder, or the file of a generator."""
+    """CycleGAN, pix2pix and CUT: their folder, or the file of a generator."""
     with needed("i2i"):
         from .use.official import import_folder
     _tell(import_folder(folder, output, force=force, epoch=epoch, direction=direction))
 
 
-for _name in ("cyclegan", "pix2pix"):
+for _name in ("cut", "cyclegan", "pix2pix"):
     import_.add_command(_official, _name)
 
 
@@ -134,6 +134,20 @@ def deepi2i(
             seed=seed, from_scratch=from_scratch, size=size, say=say,
         )
     )  # fmt: skip
+
+
+@import_.command(no_args_is_help=True)
+@click.argument("folder", metavar="DIR", type=PATH)
+@_IMPORTED
+@click.option(
+    "--step", type=click.IntRange(min=0), metavar="N", help="Whose files.  [default: the last]"
+)
+@FORCE
+def stargan(folder: Path, output: Path, step: int | None, force: bool) -> None:
+    """StarGAN's folder: 200000-G.ckpt and 200000-D.ckpt."""
+    with needed("i2i"):
+        from .use.stargan import import_stargan
+    _tell(import_stargan(folder, output, force=force, step=step, say=say))
 
 
 def _tell(found: Mapping[str, int]) -> None:

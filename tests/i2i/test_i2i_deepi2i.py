@@ -571,7 +571,7 @@ def test_an_average_of_a_start_says_how_it_is_begun_with(data: Path, gan: Path, 
         ({"n_down": 4}, "n_down is 4, but must be 2 to 3 for 32 pixels"),
         ({"size": 32}, "no features of 4 × 4: 32s have"),
         ({"rec_pairs": "official", "batch": 1}, "compares the first two of a batch, which is 1"),
-        ({"decay_epochs": 1}, "beside them it is decay_steps"),
+        ({"decay_epochs": 1}, "beside them decay_epochs is 0"),
     ],
 )
 def test_options_that_fit_no_network_are_told(data: Path, options: dict[str, object], said: str):

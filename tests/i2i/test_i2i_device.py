@@ -104,25 +104,22 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("trainer", "options"),
     [
-        (CycleGAN(), SMALL | {"blocks": 1, "d_layers": 1, "pool_size": 2}),
         (CycleGAN(), SMALL | {"blocks": 1, "d_layers": 1, "precision": "bf16", "accumulate": 2}),
-        (Pix2Pix(), SMALL | {"downs": 4, "patch": 16}),
         (Pix2Pix(), SMALL | {"downs": 4, "patch": 16, "gan": "wgan-gp", "norm": "instance"}),
         (Toy(), SIZES),
         (Toy(), SIZES | {"accumulate": 2}),
         (Gan(), BIGGAN),
-        (DeepI2I(), BIGGAN | {"scratch": True, "phase1": 1}),
         (Gan(), STYLEGAN | {"lambda_r1": 1.0, "r1_every": 2}),
         (DeepI2I(), STYLEGAN | {"scratch": True, "phase1": 1, "source": "disc",
                                 "target": "square"}),
     ],
     ids=[
-        "cyclegan", "cyclegan-bf16", "pix2pix", "pix2pix-wgan-gp", "toy", "toy-accumulated", "gan",
-        "deepi2i", "gan-stylegan", "deepi2i-stylegan",
+        "cyclegan-bf16", "pix2pix-wgan-gp", "toy", "toy-accumulated", "gan", "gan-stylegan",
+        "deepi2i-stylegan",
     ],
 )  # fmt: skip
 def test_no_step_asks_the_device_for_a_value(data: Path, classes: Path, trainer, options: dict):
-    """Fake tensors have none, and refuse."""
+    """Fake tensors have none, and refuse; each trainer's plain step: `test_i2i_contract.py`."""
     own = on_a_device(trainer, classes if "size" in options else data, **(options | {"epochs": 4}))
     drawn = [group for group, _ in zip(own.batches(), range(6), strict=False)]
     own.begin()

@@ -59,6 +59,17 @@ def test_pictures_are_resized_a_ninth_larger_than_they_are_cropped(size: tuple[i
     assert (options["crop_size"], options["load_size"]) == (crop, load)
 
 
+def test_size_and_epochs_are_told_to_a_trainer_that_counts_steps_and_sees_the_middle() -> None:
+    words = ("i2i", "train", "stargan", *FOLDERS, "--epochs", 7, "--size", 32)
+    (node,) = json.loads(soup(*words, "--dry-run", "--json").stdout)["nodes"]
+    assert {name: node["options"][name] for name in ("epochs", "steps", "size")} == {
+        "epochs": 7, "steps": None, "size": 32,
+    }  # fmt: skip
+    # Without that steps would go before epochs, and nothing would be trained for as long.
+    told = soup("train", "stargan", "--set", "epochs=7", "-o", "out.safetensors", code=1).stderr
+    assert "epochs is 7, but steps, 200000, go before it: with steps: null they do not" in told
+
+
 def test_pages_and_curves_of_a_training_lie_beside_its_model() -> None:
     soup(
         "i2i", "train", "cyclegan", *FOLDERS, "--epochs", 1, "--size", 16, *TINY,

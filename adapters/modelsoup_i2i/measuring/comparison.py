@@ -54,7 +54,7 @@ from .metrics import Result, evaluate
 PLAN, RESULTS = "plan.json", "results.json"
 _FORMAT = 1
 _OURS = ("data_a", "data_b", "steps", "epochs", "decay_steps", "decay_epochs", "halve_every",
-         "load_size", "crop_size", "device")  # fmt: skip
+         "load_size", "crop_size", "size", "device")  # fmt: skip
 _LOADED = 286 / 256  # of the size, by which pictures are larger before they are cropped
 _MINUTE = 60.0  # seconds
 _LONG, _LEAST = 1_000_000, 10  # steps of a training that is only looked at
@@ -315,10 +315,10 @@ def _options(asked: Asked, name: str) -> dict[str, Any]:
         "data_a": str(asked.a.absolute()), "data_b": str(asked.b.absolute()),
         "device": asked.device, "sheet_every": 0,
     }  # fmt: skip
-    if "crop_size" in fields:
-        options |= {"load_size": round(asked.size * _LOADED), "crop_size": asked.size}
-    elif "size" in fields:
+    if "size" in fields:
         options["size"] = asked.size
+    else:
+        options |= {"load_size": round(asked.size * _LOADED), "crop_size": asked.size}
     options = {n: v for n, v in {**options, **own}.items() if n in fields or n in own}
     try:
         built = build_options(get_trainer(trainer), options)

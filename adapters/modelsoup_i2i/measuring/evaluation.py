@@ -218,8 +218,10 @@ def evaluate_model(
         sets = sets_in(Path(data), direction, real=real, transform=transform)
     channels = channels_of(model, direction)
     inputs, there = (sets.read(files, channels) for files in (sets.inputs, sets.real))
-    style = find(str(model), direction).how.style
-    like = None
+    found = find(str(model), direction)
+    style, like = found.how.style, None
+    if by_reference and (style is None or style.of_pictures is None):
+        raise ParameterError(f"{found.name} of {model} does not look at reference pictures")
     if style is not None and style.of_pictures and (by_reference or not style.noise):
         like = there
     fake = translate_arrays(model, inputs, direction=direction, reference=like, device=device)

@@ -29,15 +29,15 @@ _WINOGRAD = 128  # channels from which it is the faster one
 class ResidualBlock(nn.Module):
     """x + conv_block(x), with nothing after the sum."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, convolution: type[nn.Conv2d] = Convolution) -> None:
         super().__init__()
         self.conv_block = nn.Sequential(
             nn.ReflectionPad2d(1),
-            Convolution(channels, channels, 3),
+            convolution(channels, channels, 3),
             InstanceNorm(channels),
             nn.ReLU(),
             nn.ReflectionPad2d(1),
-            Convolution(channels, channels, 3),
+            convolution(channels, channels, 3),
             InstanceNorm(channels),
         )
 
@@ -74,6 +74,10 @@ class ResnetGenerator(nn.Module):
         """
         super().__init__()
         self.width, self.blocks, self.channels = width, blocks, channels
+        self.model = nn.Sequential(*self.layers_of(width, blocks, channels))
+
+    def layers_of(self, width: int, blocks: int, channels: int) -> list[nn.Module]:
+        """What it is made of, in order."""
         layers: list[nn.Module] = [
             nn.ReflectionPad2d(3), Convolution(channels, width, 7),
             InstanceNorm(width), nn.ReLU(),
@@ -89,8 +93,7 @@ class ResnetGenerator(nn.Module):
                 TransposedConvolution(wide, wide // 2, 3, stride=2, padding=1, output_padding=1),
                 InstanceNorm(wide // 2), nn.ReLU(),
             ]  # fmt: skip
-        layers += [nn.ReflectionPad2d(3), Convolution(width, channels, 7), nn.Tanh()]
-        self.model = nn.Sequential(*layers)
+        return [*layers, nn.ReflectionPad2d(3), Convolution(width, channels, 7), nn.Tanh()]
 
     def prepare_for(self, *, plain: bool, precision: str | int, pixels: int) -> None:
         """Choose the switches for a training.
@@ -115,15 +118,15 @@ class ResnetGenerator(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The translation."""
         if (self.recompute or self.winograd) and self.training and torch.is_grad_enabled():
-            return self._trained(images)
+            return self.trained(list(self.model), images)
         result: torch.Tensor = self.model(images)
         return result
 
-    def _trained(self, images: torch.Tensor) -> torch.Tensor:
+    def trained(self, layers: list[nn.Module], images: torch.Tensor) -> torch.Tensor:
+        """Some of its layers one after the other, by the switches."""
         run = _lean if self.recompute else _in_turn
-        layers = list(self.model)
         blocks = [layer for layer in layers if isinstance(layer, ResidualBlock)]
-        at = layers.index(blocks[0])
+        at = layers.index(blocks[0]) if blocks else len(layers)
         images = run(layers[:at], images)
         if self.winograd and not images.shape[2] % 2 and not images.shape[3] % 2:
             images = _by_winograd(blocks, images)
@@ -208,5 +211,5 @@ def _must_be_plain(own: Mapping[str, Sequence[int]], said: str) -> None:
     if any(name.endswith(".filt") for name in own):
         raise MismatchError(
             f"{said} has anti-aliasing filters, as those of CUT, where strided convolutions are "
-            f"expected"
+            f"expected (the trainers cut and fastcut have such a generator, as G)"
         )

@@ -191,6 +191,23 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class Uniform:
+    """Independent numbers, each as likely as the others in [0, 1).
+
+    Attributes:
+        names: in a batch, each with numbers of its own.
+        shape: of an item.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...] = ()
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """float32 of the shape, for each name."""
+        return tuple(np.asarray(spot.rng(n).random(self.shape, np.float32)) for n in self.names)
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """The numbers by which pictures are augmented, those of each name independent of the others'.
 
@@ -225,6 +242,38 @@ class Classes:
     def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
         """An integer in [0, count)."""
         return (np.asarray(spot.rng(self.name).integers(self.count)),)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Places in maps of a picture, none of them twice in a map.
+
+    Attributes:
+        name: in a batch.
+        maps: how many places each has.
+        count: how many are drawn in each; all, where there are fewer.
+    """
+
+    name: str
+    maps: tuple[int, ...]
+    count: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name."""
+        return (self.name,)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many are drawn in each map."""
+        return [min(self.count, size) for size in self.maps]
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """int64: those in the first map, in [0, its size), then those in the second, and so on."""
+        rng = spot.rng(self.name)
+        drawn = [rng.choice(size, count, replace=False)
+                 for size, count in zip(self.maps, self.counts, strict=True)]  # fmt: skip
+        return (np.concatenate(drawn),)
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,15 @@ class Transform:
         load: height and width.
         crop: height and width.
         flip: mirror left and right with probability ½.
+        parts: of `centre_crop`, the probability that a random part of the middle is shown in its
+            place: 0.8 to 1 of its area, with 0.9 to 1.1 times its ratio of sides.
     """
 
     mode: Mode = "resize_and_crop"
     load: tuple[int, int] = (286, 286)
     crop: tuple[int, int] = (256, 256)
     flip: bool = True
+    parts: float = 0.0
 
     def __post_init__(self) -> None:
         for name, size in (("load_size", self.load), ("crop_size", self.crop)):
@@ -65,7 +68,12 @@ class Transform:
         """
         height, width = image.shape[:2]
         if self.mode == "centre_crop":
-            return resized(_middle(image, self.crop), self.crop)
+            middle = _middle(image, self.crop)
+            if not self.parts:
+                return resized(middle, self.crop)
+            # A part is cut out of more pixels than are shown, where there are more.
+            most = (2 * self.crop[0], 2 * self.crop[1])
+            return middle if middle.shape[0] <= most[0] else resized(middle, most)
         if self.mode == "resize_and_crop":
             wanted = self.load
         elif self.mode in ("scale_width", "scale_width_and_crop"):
@@ -85,7 +93,10 @@ class Transform:
 
     def draw(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """What is drawn each time: the crop, and whether it is mirrored."""
-        if self.crops:
+        if self.parts:
+            part = _part(image, rng) if rng.random() < self.parts else image
+            image = resized(part, self.crop)
+        elif self.crops:
             top = int(rng.integers(image.shape[0] - self.crop[0] + 1))
             left = int(rng.integers(image.shape[1] - self.crop[1] + 1))
             image = image[top : top + self.crop[0], left : left + self.crop[1]]
@@ -99,7 +110,7 @@ class Transform:
         if self.mode == "resize_and_crop":
             return resized(image, self.crop)
         if self.mode == "centre_crop":
-            return self.prepare(image, "")
+            return resized(_middle(image, self.crop), self.crop)
         if self.mode.startswith("scale_width"):
             wide = self.crop[1] if self.crops else self.load[1]
             return resized(image, (max(round(wide * height / width), 1), wide))
@@ -112,6 +123,18 @@ def _middle(image: np.ndarray, ratio: tuple[int, int]) -> np.ndarray:
     high = min(height, max(round(width * ratio[0] / ratio[1]), 1))
     wide = min(width, max(round(height * ratio[1] / ratio[0]), 1))
     top, left = (height - high) // 2, (width - wide) // 2
+    return image[top : top + high, left : left + wide]
+
+
+def _part(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random part of a picture, of 0.8 to 1 of its area."""
+    height, width = image.shape[:2]
+    share, ratio = rng.uniform(0.8, 1), np.exp(rng.uniform(*np.log([0.9, 1.1])))
+    high, wide = (
+        min(max(round(side * (share * by) ** 0.5), 1), side)
+        for side, by in ((height, 1 / ratio), (width, ratio))
+    )
+    top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
     return image[top : top + high, left : left + wide]
 
 

@@ -6,7 +6,7 @@ over them. Formulas are for a discriminator D that is to tell images y from imag
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -92,8 +92,41 @@ def slope_penalty(
         real: N × C × H × W.
     """
     own = real.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(wide(judged(own)).sum(), own, create_graph=True)
+    return steepness(judged(own), own)
+
+
+def steepness(verdicts: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """R1 of verdicts that there are.
+
+    Args:
+        verdicts: D(y).
+        real: y, a leaf that requires a gradient.
+    """
+    (slope,) = torch.autograd.grad(wide(verdicts).sum(), real, create_graph=True)
     return 0.5 * slope.square().flatten(1).sum(1).mean()
+
+
+def patch_nce(
+    queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor], temperature: float
+) -> torch.Tensor:
+    """Whether a place in an image made is that of its source: PatchNCE (Park et al. 2020, eq. 3).
+
+    The cross-entropy of the softmax over q · k / τ, in which a place's own key is to be found among
+    those of the other places of its image.
+
+    Args:
+        queries: for each map N × S × width.
+        keys: likewise.
+        temperature: τ.
+
+    Returns:
+        N numbers, one an image: the mean over places and maps.
+    """
+    means = []
+    for own, sought in zip(queries, keys, strict=True):
+        chances = (torch.bmm(wide(own), wide(sought).mT) / temperature).log_softmax(2)
+        means.append(-chances.diagonal(dim1=1, dim2=2).mean(1))
+    return torch.stack(means).mean(0)
 
 
 def distance(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

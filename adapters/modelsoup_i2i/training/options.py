@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,8 +62,17 @@ class Steps(Options):
         super().must_fit()
         if self.epochs + self.decay_epochs < 1:
             raise ValueError("epochs and decay_epochs are both 0: there is nothing to train")
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        if usual["steps"] == self.steps is not None and self.epochs != usual["epochs"]:
+            raise ValueError(
+                f"epochs is {self.epochs}, but steps, {self.steps}, go before it: with steps: null "
+                f"they do not"
+            )
         if self.steps is not None and self.decay_epochs:
-            raise ValueError("steps take the place of epochs: beside them it is decay_steps")
+            raise ValueError(
+                "steps take the place of epochs: beside them decay_epochs is 0, and decay_steps "
+                "may follow"
+            )
         if self.steps is None and self.decay_steps:
             raise ValueError("decay_steps follow steps: beside epochs it is decay_epochs")
 
@@ -278,3 +288,25 @@ class ClassOptions(Shared, LabelledImages):
 @dataclass(frozen=True)
 class LabelledOptions(ClassOptions, Cropped):
     """The same, with pictures that are resized and cropped."""
+
+
+@dataclass(frozen=True)
+class SquareOptions(ClassOptions):
+    """The same, with the middle of each picture, of which one makes another class's.
+
+    Attributes:
+        size: pixels of a side.
+    """
+
+    size: Annotated[int, Ge(8)] = 128
+
+    def must_fit(self) -> None:
+        """See `Options`."""
+        super().must_fit()
+        if self.class_count == 1:
+            raise ValueError("one class: there is none to translate into from another one")
+
+    def transform(self) -> Transform:
+        """The largest square of a picture's middle."""
+        side = (self.size, self.size)
+        return Transform("centre_crop", side, side, self.flip)

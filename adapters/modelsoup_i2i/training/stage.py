@@ -49,7 +49,7 @@ class Stage:
             self._comparing.add(name)
         own: Call = partial(_once, torch.compile(network), network) if compiled else network
         multiple: int = getattr(network, "multiple", 1)
-        self._calls[name] = own if multiple == 1 else partial(_at_any_size, own, multiple)
+        self._calls[name] = own if multiple == 1 else partial(_whole, own, multiple)
 
     @contextmanager
     def fixed(self, *names: str) -> Iterator[None]:
@@ -89,9 +89,9 @@ class Stage:
         return made[: len(first)], made[len(first) :]
 
 
-def _at_any_size(own: Call, multiple: int, images: torch.Tensor, *others: Any) -> torch.Tensor:
-    """What a network takes beside images is of no size."""
-    return at_any_size(lambda seen: own(seen, *others), images, multiple)
+def _whole(call: Call, multiple: int, images: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """A network called with images of any size, and with what else it takes, which is of none."""
+    return at_any_size(lambda own: call(own, *others), images, multiple)
 
 
 def _once(compiled: Call, network: nn.Module, *inputs: Any, **named: Any) -> Any:

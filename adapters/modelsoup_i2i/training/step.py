@@ -11,7 +11,7 @@ A step is made with little work and memory:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,8 +137,10 @@ class Steps(Cast):
         ]
         seen: list[dict[str, torch.Tensor]] = [{} for _ in batches]
         with self._noise():
-            for turn in self.trainer.turns(self.options, self.steps):
+            turns = self.trainer.turns(self.options, self.steps)
+            for turn in turns:
                 self._take(turn, batches, seen)
+        self._average({player for turn in turns for player in turn.players})
         names = tuple(seen[0])
         return names, torch.stack([torch.stack([s[n] for n in names]) for s in seen]).mean(0)
 
@@ -202,7 +204,6 @@ class Steps(Cast):
                 del objective
         for player in players:
             self._apply(player, own)
-        self._average(turn.players)
 
     def _objective(
         self, loss: Loss, batch: Batch, turn: Turn, told: dict[str, torch.Tensor]
@@ -238,8 +239,8 @@ class Steps(Cast):
         else:
             raise DivergedError
 
-    def _average(self, players: Sequence[str]) -> None:
-        """Move the averages of what was updated: old · ema + new · (1 − ema)."""
+    def _average(self, players: Collection[str]) -> None:
+        """Move the averages of what a step updated, once: old · ema + new · (1 − ema)."""
         moved = {name for player in players for name in self.players[player].networks}
         with torch.no_grad():
             for name, (of, ema) in self._averages.items():
