@@ -81,6 +81,7 @@ EXTRAS = dict.fromkeys([
     "fastcut",
     "gan",
     "modality",
+    "munit",
     "pix2pix",
     "self-init",
     "stargan",

@@ -19,6 +19,7 @@ from modelsoup import (
     training_command,
 )
 
+from .cli_compare import compare
 from .cli_evaluate import evaluate, fluctuation
 from .cli_import import import_
 from .cli_modalities import modalities
@@ -280,7 +281,7 @@ def export(
     click.echo(printable(f"{output}"))
 
 
-for _command in (import_, evaluate, fluctuation, modalities):
+for _command in (compare, evaluate, fluctuation, import_, modalities):
     i2i.add_command(_command)
 
 

@@ -64,6 +64,12 @@ ROWS = {
         GAN | {"scratch": True, "phase1": 1}, data="classes", use={"classes": "square"}
     ),
     "fastcut": Row(CROP | CUT),
+    "munit": Row(
+        CROP | {"width": 4, "blocks": 1, "style": 3, "mlp": 8, "d_width": 4, "d_layers": 2,
+                "d_scales": 2},
+        long={"width": 16, "blocks": 2, "mlp": 64, "d_width": 16, "d_layers": 3, "d_scales": 2,
+              "lr": 4e-4, "halve_every": None},
+    ),
     "pix2pix": Row(CROP | {"width": 4, "d_width": 4, "downs": 4, "patch": 16}),
     "stargan": Row(
         {"size": 16, "width": 4, "blocks": 1, "d_width": 4, "n_critic": 2, "batch": 2},

@@ -20,6 +20,7 @@ from modelsoup import (
     MismatchError,
     ParameterError,
     SoupError,
+    TrainerError,
     how_to_install,
     open_checkpoint,
 )
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from ..measuring.class_evaluation import ClassFiles
     from ..measuring.evaluation import Sets
     from ..use.models import Model
+    from .probe import Probe
     from .processes import Place
     from .session import Session
 
@@ -146,6 +148,22 @@ class ImageTrainer(Description):
             self, options, start, seed=seed, frozen=frozen, work=work, shown=shown,
             place=place or ALONE,
         )  # fmt: skip
+
+    def probe(self, options: Any, seconds: float = 3.0) -> Probe:
+        """What a training takes: see `Probe`. In a process of its own, memory is what it needs.
+
+        Raises:
+            TrainerError: its first steps diverge.
+        """
+        session = self.session(options, None, seed=0)
+        from .probe import probe
+        from .step import DivergedError
+
+        with _threads_for(session):
+            try:
+                return probe(session, seconds)
+            except DivergedError:
+                raise TrainerError(f"the first steps of {self.name} diverge") from None
 
     def inputs(self, options: Any, network: str, part: str = "train") -> Iterator[torch.Tensor]:
         """The images that a network translates in use, at the size of training, in order.
