@@ -80,11 +80,13 @@ EXTRAS = dict.fromkeys([
     "deepi2i",
     "fastcut",
     "gan",
+    "nice-gan",
     "pix2pix",
     "self-init",
     "stargan",
     "starganv2",
     "transferi2i",
+    "ugatit",
 ], "i2i") | {"openvino-qat": "openvino"}  # fmt: skip
 """Trainers of ours, and the extra that brings each."""
 

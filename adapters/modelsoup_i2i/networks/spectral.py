@@ -151,13 +151,17 @@ class Embedding(Spectral, nn.Embedding):
 def folded(network: nn.Module) -> nn.Module:
     """A network for use, in which each such layer has become a plain one; it is changed itself.
 
-    Its state has no `u0` and `sv0` any more, and it is in evaluation mode.
+    Its state has no `u0` and `sv0` any more, and it is in evaluation mode. So are layers under
+    torch's own spectral norm, but for those that are marked `undivided`, whose weight itself is
+    wanted.
     """
     network.eval()
     for part in list(network.modules()):
         for name, layer in list(part.named_children()):
             if isinstance(layer, Spectral):
                 setattr(part, name, layer.plain())
+            elif "weight_orig" in layer._parameters and not hasattr(layer, "undivided"):
+                nn.utils.remove_spectral_norm(layer)
     return network
 
 
