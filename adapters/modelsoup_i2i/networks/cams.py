@@ -30,20 +30,33 @@ def network(room: str, kind: str, **sizes: int) -> Network:
     return Network(f"{room}:{kind}", sizes)
 
 
-def must_see(sides: Sequence[int], layers: int, option: str) -> None:
+def must_see(room: str, sides: Sequence[int], layers: int, option: str) -> None:
     """Check that a discriminator of so many layers has a verdict on images of some sides.
 
-    All layers but two halve an image, and the last two take 2 of what is left.
+    Args:
+        room: the file of networks that it is of.
+        sides: height and width.
+        layers: all but two halve an image, and the last two take 2 of what is left.
+        option: which says how many.
 
     Raises:
-        ParameterError: they are too small; the message names the option and what would do.
+        ParameterError: they are too small; the message says what would do.
     """
-    least = 3 * 2 ** (layers - 2)
-    if min(sides) < least:
-        raise ParameterError(
-            f"images of {' × '.join(map(str, sides))} are too small for discriminators of {layers} "
-            f"layers, which see {least} × {least} and more (a smaller {option} sees smaller ones)"
-        )
+    small, fewest = min(sides), FEWEST[room]
+    if small >= _least(layers):
+        return
+    fits = max((n for n in range(fewest, layers) if small >= _least(n)), default=None)
+    most = f"{option} {fewest}, the fewest, sees {_least(fewest)} × {_least(fewest)}"
+    hint = most if fits is None else f"{option} {fits} sees such"
+    raise ParameterError(
+        f"images of {' × '.join(map(str, sides))} are too small for discriminators of {layers} "
+        f"layers, which see {_least(layers)} × {_least(layers)} and more ({hint})"
+    )
+
+
+def _least(layers: int) -> int:
+    """The smallest side of what so many layers have a verdict on."""
+    return 3 << (layers - 2)
 
 
 def generator_in(room: str, tensors: Mapping[str, Sequence[int]], prefix: str) -> dict[str, int]:

@@ -125,4 +125,3 @@ class Translation(nn.Module):
         """The translation, of the same shape and range."""
         result: torch.Tensor = self.decoder(self.encoder(images, code=True))
         return result
-

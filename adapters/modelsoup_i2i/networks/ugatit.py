@@ -119,4 +119,3 @@ class Discriminator(nn.Module):
         importance = torch.cat([self.gap_fc.weight_orig, self.gmp_fc.weight_orig], 1)
         focused = self.leaky_relu(attended(maps, importance, self.conv1x1))
         return self.conv(self.pad(focused)), logits
-

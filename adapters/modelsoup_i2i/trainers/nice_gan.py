@@ -65,7 +65,7 @@ class NiceGanOptions(UnpairedOptions):
 
     def must_see(self, sides: Sequence[int]) -> None:
         """Raise a ParameterError for images that are too small for the discriminators."""
-        cams.must_see(sides, self.d_layers, "d_layers")
+        cams.must_see(NICE, sides, self.d_layers, "d_layers")
 
 
 class NiceGan(ImageTrainer):
@@ -159,7 +159,7 @@ class NiceGan(ImageTrainer):
 
         from ..training.losses import deceive, distance
 
-        if way == "a":  # both ways see codes by the encoders that have just learnt
+        if not hasattr(b, "code_a"):  # both ways see codes by the encoders that have just learnt
             with torch.no_grad():
                 b.code_a, b.code_b = s["D_A"](b.a, True), s["D_B"](b.b, True)
         forth, back = ("G_B", "G_A") if way == "a" else ("G_A", "G_B")

@@ -74,7 +74,7 @@ class UGatItOptions(UnpairedOptions):
     def must_see(self, sides: Sequence[int]) -> None:
         """Raise a ParameterError for images that are too small for the discriminators."""
         for name in ("d_layers", "d_layers_local"):
-            cams.must_see(sides, getattr(self, name), name)
+            cams.must_see(UGATIT, sides, getattr(self, name), name)
 
 
 class UGatIt(ImageTrainer):
