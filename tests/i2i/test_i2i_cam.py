@@ -257,11 +257,7 @@ def test_networks_have_the_official_counts(name: str, given, counts):
 @pytest.mark.parametrize(("name", "total"), [("ugatit", 134_021_248), ("nice-gan", 109_958_146)])
 def test_the_command_tells_the_official_count_of_the_whole(name: str, total: int):
     told = CliRunner().invoke(main, ["trainers", name, "--tensors", "--json"])
-    tensors = json.loads(told.stdout)["tensors"]
-    vectors = ("weight_u", "weight_v")
-    assert total == sum(
-        int(np.prod(one["shape"])) for one in tensors if not one["name"].endswith(vectors)
-    )
+    assert json.loads(told.stdout)["parameters"] == total
 
 
 @pytest.mark.parametrize(("room", "kind", "sizes", "shape", "plain"), PLAIN)
@@ -463,6 +459,19 @@ def test_an_encoder_in_use_is_divided_but_where_its_weight_itself_is_wanted(
     names = set(stored.module.encoder.state_dict())
     assert "model.1.weight" in names and "fc.weight_orig" in names
     assert [name for name in names if name.endswith("weight_u")] == ["fc.weight_u"]
+
+
+def test_a_merged_encoder_is_divided_by_the_values_that_it_has(data: Path, tmp_path: Path):
+    files = [tmp_path / f"{n}.safetensors" for n in range(2)]
+    for n, file in enumerate(files):
+        own = session("nice-gan", data, init=n)
+        own.optimise(next(own.batches()))
+        own.save(file)
+    modelsoup.merge(files, tmp_path / "merged.safetensors")
+    encoder = load_model(tmp_path / "merged.safetensors").module.encoder
+    for layer in (encoder.model[1], encoder.model[4]):
+        largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
+        assert largest.item() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 Side = Literal["same", "doubled", "halved"]
+ROUNDED = 1e-3  # what a unit vector's norm may be off by
+ITERATIONS = 30  # of the power method
 EPS = 1e-6  # of the norms of singular vectors, as the published runs of BigGAN and DeepI2I have it
 
 
@@ -161,8 +163,20 @@ def folded(network: nn.Module) -> nn.Module:
             if isinstance(layer, Spectral):
                 setattr(part, name, layer.plain())
             elif "weight_orig" in layer._parameters and not hasattr(layer, "undivided"):
+                _must_be_units(layer)
                 nn.utils.remove_spectral_norm(layer)
     return network
+
+
+def _must_be_units(layer: nn.Module) -> None:
+    """Vectors that are no unit ones, as those of a merge, are found anew by power iteration."""
+    left, right = layer.weight_u, layer.weight_v
+    if all(abs(float(own.norm()) - 1) < ROUNDED for own in (left, right)):
+        return
+    matrix = layer.weight_orig.detach().flatten(1)
+    for _ in range(ITERATIONS):
+        right.copy_(F.normalize(left @ matrix, dim=0))
+        left.copy_(F.normalize(matrix @ right, dim=0))
 
 
 def _with(made: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Module:

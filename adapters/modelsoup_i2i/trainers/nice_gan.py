@@ -69,7 +69,7 @@ class NiceGanOptions(UnpairedOptions):
 
 
 class NiceGan(ImageTrainer):
-    """Trains four networks on two folders of unpaired images."""
+    """Trains discriminators that encode, on two folders of unpaired images."""
 
     name = "nice-gan"
     options = NiceGanOptions

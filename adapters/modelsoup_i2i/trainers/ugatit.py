@@ -78,7 +78,7 @@ class UGatItOptions(UnpairedOptions):
 
 
 class UGatIt(ImageTrainer):
-    """Trains six networks on two folders of unpaired images."""
+    """Trains generators that attend, on two folders of unpaired images."""
 
     name = "ugatit"
     options = UGatItOptions
