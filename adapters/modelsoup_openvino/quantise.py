@@ -7,17 +7,25 @@ where each one stands is told by a configuration, which the checkpoint carries a
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from modelsoup import CheckpointError, MismatchError, ParameterError, nearest, placed
+from modelsoup import (
+    CheckpointError,
+    MismatchError,
+    ParameterError,
+    TrainerError,
+    nearest,
+    placed,
+)
 
 from .versions import Say, load_nncf, silence
 
@@ -25,12 +33,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from .deploy import Inputs
+
 HOOKS = "__nncf_hooks."
 """What the names of NNCF's own tensors begin with."""
 
 FORMAT = "modelsoup.quantised"
 CONFIG = "nncf"
 MOST_IMAGES = 300
+
+_INSTEAD = "epochs 0 calibrates it and trains nothing, which makes a model for the device too"
 
 Mode = Literal["symmetric", "asymmetric"]
 
@@ -75,7 +87,7 @@ class Quantisation:
 
 
 def quantised(
-    network: nn.Module, images: Iterable[torch.Tensor], how: Quantisation, *,
+    network: nn.Module, seen: Iterable[torch.Tensor | Inputs], how: Quantisation, *,
     frozen: Iterable[str] = (), say: Say,
 ) -> nn.Module:  # fmt: skip
     """A copy of a float network with NNCF's quantisers in it, calibrated on images.
@@ -83,8 +95,8 @@ def quantised(
     Args:
         network: in eval mode; stays as it is. Not an `nn.Sequential`, to which NNCF's own child
             would be one more layer.
-        images: what it sees in use, float32 of 1 × channels × height × width each; the first
-            `subset_size` are taken.
+        seen: what it is called with in use: images, float32 of 1 × channels × height × width each,
+            or `Inputs`; the first `subset_size` are taken.
         how: presets and exceptions.
         frozen: names of its tensors that keep their value, which bias correction would change.
         say: is told what a user may want to know.
@@ -96,7 +108,7 @@ def quantised(
     nncf = load_nncf(say)
     import torch
 
-    chosen = list(islice(iter(images), how.subset_size))
+    chosen = [arguments(own) for own in islice(iter(seen), how.subset_size)]
     if not chosen:
         raise ParameterError("there is no calibration image, where 1 to 300 are expected")
     with silence(), _quiet():
@@ -126,26 +138,45 @@ def quantised(
     return result
 
 
-def operations(network: nn.Module, example: torch.Tensor) -> list[str]:
-    """NNCF's names of a network's operations, such as `model/26/conv2d/0`, in their order."""
+def arguments(call: torch.Tensor | Inputs) -> tuple[torch.Tensor, ...]:
+    """What a network is called with: an image, or all of `Inputs`, in their order."""
+    return tuple(call.values()) if isinstance(call, Mapping) else (call,)
+
+
+def operations(network: nn.Module, example: torch.Tensor | Inputs) -> dict[str, set[str]]:
+    """NNCF's names of a network's operations, such as `model/26/conv2d/0`, in their order.
+
+    Each with the names of the network's own tensors that it computes with.
+    """
     from copy import deepcopy
 
     from nncf.torch.function_hook import wrap_model
     from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
 
     with silence():
-        graph = build_nncf_graph(wrap_model(deepcopy(network)), example)
-    return [node.node_name for node in graph.get_all_nodes()]
+        graph = build_nncf_graph(wrap_model(deepcopy(network)), arguments(example))
+    own = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+    return {
+        node.node_name: own & {before.node_name for before in graph.get_previous_nodes(node)}
+        for node in graph.get_all_nodes()
+    }
 
 
-def _ignored(nncf: Any, network: nn.Module, example: torch.Tensor, how: Quantisation) -> Any:
+def _ignored(
+    nncf: Any, network: nn.Module, example: tuple[torch.Tensor, ...], how: Quantisation
+) -> Any:
     if not (how.ignored_names or how.ignored_patterns or how.ignored_types):
         return None
-    known = operations(network, example)
+    known = operations(network, dict(enumerate(example)))
     names: list[str] = []
     for name in how.ignored_names:
-        inside = f"{name.replace('.', '/')}/"
-        found = [node for node in known if node == name or node.startswith(inside)]
+        # Where blocks are called in a loop, their place in it is not in NNCF's names.
+        inside, of_layer = f"{name.replace('.', '/')}/", f"{name}."
+        found = [
+            node for node, tensors in known.items()
+            if node == name or node.startswith(inside)
+            or any(tensor.startswith(of_layer) for tensor in tensors)
+        ]  # fmt: skip
         if not found:
             layers = [path for path, _ in network.named_modules() if path]
             raise ParameterError(
@@ -174,6 +205,101 @@ def _advanced(nncf: Any, how: Quantisation) -> Any:
     )
 
 
+def carried_over(made: nn.Module, plain: nn.Module, network: nn.Module) -> nn.Module:
+    """A copy of a network with what calibration gave a plainer form of it: quantisers and biases.
+
+    Spectral norms of a network for use are divided out (`spectral.folded`), which calibration
+    wants; here they are not, so that it can be trained, and what it computes is the same.
+
+    Args:
+        made: the plain form, quantised.
+        plain: the same before.
+        network: what is to be trained.
+    """
+    from copy import deepcopy
+
+    import nncf.torch
+    import torch
+
+    with silence():
+        module: nn.Module = nncf.torch.load_from_config(
+            deepcopy(network), nncf.torch.get_config(made)
+        )
+    before = plain.state_dict()
+    changed = {
+        name: value for name, value in made.state_dict().items()
+        if name not in before or not torch.equal(value, before[name])
+    }  # fmt: skip
+    module.load_state_dict({**module.state_dict(), **changed})
+    return module
+
+
+def apart(whole: nn.Module, place: str, example: Inputs) -> Callable[..., Any]:
+    """How a part of a quantised network is called alone: with the quantisers that it has within it.
+
+    NNCF's names of operations count within a call of the whole. Called alone a part must make the
+    same operations, in the same order, or its quantisers would stand elsewhere.
+
+    Args:
+        whole: what `quantised` or `load_quantised` gave, in evaluation mode.
+        place: of the part in it, such as `E`.
+        example: what it is called with.
+
+    Raises:
+        TrainerError: its operations are not its own; or, when it is called, are others.
+    """
+    import torch
+    from nncf.torch.function_hook.hook_executor_mode import FunctionHookMode
+    from nncf.torch.function_hook.wrapper import get_hook_storage
+
+    hooks, part = get_hook_storage(whole), whole.get_submodule(place)
+    inputs: dict[int, str] = {}  # which of its arguments are the whole's inputs
+    before: dict[str, int] = {}
+    counts: dict[str, int] = {}
+
+    def enters(_: nn.Module, given: tuple[Any, ...]) -> None:
+        before.update(mode.op_calls)
+        inputs.update({n: names[id(value)] for n, value in enumerate(given) if id(value) in names})
+
+    def leaves(*_: Any) -> None:
+        counts.update(_since(before, mode.op_calls))
+
+    watching = part.register_forward_pre_hook(enters), part.register_forward_hook(leaves)
+    mode = FunctionHookMode(model=whole, hook_storage=hooks)
+    with torch.no_grad(), silence(), mode:
+        given, named = mode.process_model_inputs(arguments(example), {})
+        signature = inspect.signature(whole.forward).parameters
+        names = {id(value): name for name, value in zip(signature, given, strict=False)}
+        whole.forward.orig_forward(*given, **named)  # type: ignore[attr-defined]
+    for one in watching:
+        one.remove()
+    if any(before.get(name) for name in counts):
+        raise TrainerError(f"{place} cannot be trained in INT8, for it is called twice: {_INSTEAD}")
+
+    def call(*given: Any, **named: Any) -> Any:
+        with FunctionHookMode(model=whole, hook_storage=hooks) as mode:
+            own = [
+                mode.execute_hooks_for_model_input(inputs[n], value) if n in inputs else value
+                for n, value in enumerate(given)
+            ]
+            quantised = dict(mode.op_calls)
+            result = part(*own, **named)
+        if _since(quantised, mode.op_calls) != counts:
+            raise TrainerError(
+                f"{place} cannot be trained in INT8, for a loss has it compute otherwise than in "
+                f"use: {_INSTEAD}"
+            )
+        return result
+
+    return call
+
+
+def _since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
+    """How often more each operation was made."""
+    more = {name: count - before.get(name, 0) for name, count in now.items()}
+    return {name: count for name, count in more.items() if count}
+
+
 def float_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """The network's own tensors, by their names in the float network; quantisers left out."""
     return {
@@ -198,7 +324,10 @@ def save_quantised(module: nn.Module, path: Path, metadata: Mapping[str, str]) -
     from safetensors.torch import save
 
     config = json.dumps(nncf.torch.get_config(module))
-    tensors = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
+    # Copies: NNCF may have one quantiser in several places, and a file has each under its name.
+    tensors = {
+        name: t.detach().cpu().contiguous().clone() for name, t in module.state_dict().items()
+    }
     header = {"format": "pt", **metadata, FORMAT: "1", CONFIG: config}
     with placed(path, force=True) as partial:
         partial.write_bytes(save(tensors, header))

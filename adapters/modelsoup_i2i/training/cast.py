@@ -35,7 +35,7 @@ from .description import Description
 from .players import Updates
 from .pool import ImagePool
 from .processes import ALONE, Place
-from .stage import Stage, prepare
+from .stage import Call, Stage, prepare
 
 REMADE = "start.safetensors"
 BEHIND = 16  # steps that a GPU makes before the host reads what they told
@@ -118,6 +118,7 @@ class Cast(Stage):
         known = None if start is None or self.start != start else classes_in(start)
         self.classes = tuple(trainer.classes(options)) or known or ()
         self.deployed = tuple(trainer.translators(options))
+        self._stand_ins: dict[str, Call | None] = {}
         self._pictures: Pictures | None = None
         self._updates: dict[str, Updates] = {}
         self._broken = torch.zeros((), dtype=torch.bool)
@@ -245,24 +246,64 @@ class Cast(Stage):
         made: float = sum(p.numel() for p in self._module.parameters()) * pixels / 16
         return made
 
-    def replace(self, name: str, module: nn.Module) -> None:
-        """Put another module in a network's place, such as a quantised one.
+    def parts(self, name: str) -> dict[str, str]:
+        """The networks that a translator is made of, and where each is in its module.
+
+        One that is itself a network is in the place `""`.
 
         Raises:
-            TrainerError: there is no such network, or steps were made.
+            TrainerError: there is no such network.
         """
         if name not in self.networks:
             raise TrainerError(
                 f"no network is called {name!r} (there are {', '.join(self.networks)})"
             )
+        if name not in self._joined:
+            return {name: ""}
+        places = {id(module): place for place, module in self._joined[name].named_modules()}
+        parts = self.trainer.joined(self.options)[name].parts
+        return {part: places[id(self._module[part])] for part in parts}
+
+    def replace(
+        self, name: str, module: nn.Module, apart: Mapping[str, Call] | None = None
+    ) -> None:
+        """Put another module in a network's place, or one joined of several: a quantised one, say.
+
+        It is trained as it is used: statistics of norms stay, and nothing is dropped. What it has
+        beside its parts, such as quantisers, moves with the last of them.
+
+        Args:
+            name: of the network, or of what is joined.
+            module: it has all that it replaces under the same names.
+            apart: how losses call a part of what is joined, by its name.
+
+        Raises:
+            TrainerError: there is no such network, or steps were made.
+        """
+        places = self.parts(name)
         if self._updates:
             raise TrainerError(f"{name} can be replaced before the first step only")
-        # What traces or wraps it wants one plain pass.
-        prepare(module, plain=True)
-        if name in self._joined:
-            self._joined[name] = module
-        else:
-            self._module[name] = module
+        for part, place in places.items():
+            own = module.get_submodule(place)
+            for key, parameter in self._module[part].named_parameters():
+                own.get_parameter(key).requires_grad_(parameter.requires_grad)
+            # What traces or wraps it wants one plain pass.
+            prepare(own, plain=True)
+            self._module[part] = own
+            self._stand_ins[part] = (apart or {}).get(part)
+        if name not in self._joined:
+            return
+        joined = self.trainer.joined(self.options)
+        built = {other: one.build(dict(self._module.items())) for other, one in joined.items()}
+        self._joined = {**built, name: module}
+        taken = {place.partition(".")[0] for place in places.values()}
+        beside = {n: child for n, child in module.named_children() if n not in taken}
+        owners = [owner for part in places for owner, player in self.players.items()
+                  if part in player.networks]  # fmt: skip
+        if beside and owners:
+            self._module[name] = nn.ModuleDict(beside)
+            player = self.players[owners[-1]]
+            self.players[owners[-1]] = replace(player, networks=(*player.networks, name))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the training."""
@@ -295,9 +336,10 @@ class Cast(Stage):
             if name not in moved:
                 self._must_have_begun(name)
                 network.requires_grad_(False)
-            if not any(parameter.requires_grad for parameter in network.parameters()):
+            trained = any(parameter.requires_grad for parameter in network.parameters())
+            if name in self._stand_ins or not trained:
                 network.eval()
-            self.put(name, network, compiled=options.compile)
+            self.put(name, network, compiled=options.compile, call=self._stand_ins.get(name))
         for name, network in self._joined.items():
             self.put(name, network, compiled=options.compile)
         early = self.early

@@ -19,6 +19,7 @@ from torch import nn
 from modelsoup import TrainerError, digest_files, open_checkpoint
 from modelsoup.torch_bridge import save_from
 
+from ..networks.described import AVERAGED
 from ..pictures.picture import files_of
 from .begun import files_begun_with
 from .classes import by_class, classes_told
@@ -124,14 +125,30 @@ class State(Steps):
         self.load_state_dict(state)
         return True
 
-    def save(self, path: Path) -> None:
-        """Write the checkpoint, one safetensors file with all networks."""
+    def save(
+        self, path: Path, *, instead: Mapping[str, nn.Module] | None = None,
+        lineage: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Write the checkpoint, one safetensors file with all networks.
+
+        Args:
+            path: of the file.
+            instead: translators by name whose weights count, in place of the last ones of the
+                networks that they are made of, and of their averages.
+            lineage: see `save_from`.
+        """
+        own = dict(self._module.items())
+        for translator, module in (instead or {}).items():
+            for part, place in self.parts(translator).items():
+                for name in {part, f"{part}{AVERAGED}"} & own.keys():
+                    own[name] = module.get_submodule(place)
         written = self.trainer.written(self.options)
         save_from(
-            nn.ModuleDict({name: self._module[of] for name, of in written.items()}),
+            nn.ModuleDict({name: own[of] for name, of in written.items()}),
             path,
             like=self.start,
             frozen=self.frozen,
+            lineage=lineage,
             metadata=classes_told(self.classes),
         )
 
