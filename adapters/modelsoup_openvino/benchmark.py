@@ -29,7 +29,7 @@ def measured(paths: Sequence[Path], rounds: int, size: int | None) -> dict[str, 
     if len({(status.st_dev, status.st_ino) for status in there}) < len(there):
         raise ParameterError(f"{paths[0]} is given twice: name another model to compare with")
     models = {str(path): export.read(path) for path in paths}
-    first, *others = models.values()
+    first = next(iter(models.values()))
     shape = list(first.input(0).get_partial_shape().to_shape())
     if size is not None:
         shape[2:] = [size, size]

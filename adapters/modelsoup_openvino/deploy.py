@@ -3,9 +3,9 @@
 Any trainer of a plan can, with four things beside `train`; nothing here knows one by name.
 `session` gives a training that has not begun: which of its networks are used afterwards
 (`deployed`), each as it is used, also where it is joined of several; and `run`, the trainer's own
-loop with its own losses, in which one may be replaced. `inputs` gives what such a network is called
-with in use; `options_of` what a checkpoint says of the options; `multiple`, of which heights and
-widths must be, where a network has no `multiple` of its own.
+loop with its own losses, before which one is given quantisers. `inputs` gives what such a network
+is called with in use; `options_of` what a checkpoint says of the options; `multiple`, of which
+heights and widths must be, where a network has no `multiple` of its own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ IMAGE, CLASS = "image", "class"
 Inputs = Mapping[str, "torch.Tensor"]
 """What a network is called with, in that order, by the names that an exported model has for it.
 
-First `image`, 1 × C × H × W in [−1, 1]; then what else it takes, each 1 × …, such as `z` or `class`.
+First `image`, 1 × C × H × W in [−1, 1]; then what else it takes, each 1 × …, such as `z`.
 """
 
 
@@ -72,28 +72,24 @@ class Session(Protocol):
 
     deployed: tuple[str, ...]
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """All networks by name, and those that are joined of several."""
+
     def in_use(self, name: str) -> Used:
         """One of those that are deployed, as it is used."""
 
-    def parts(self, name: str) -> dict[str, str]:
-        """The networks that it is made of, by their names in the checkpoint, and where in it.
+    def as_used(self, name: str) -> nn.Module:
+        """The module of one, to be given quantisers before the first step.
 
-        One that is itself a network is in the place `""`.
+        Its networks are trained as they are used, in evaluation mode, and its quantisers with them.
         """
 
-    def replace(
-        self, name: str, module: nn.Module, apart: Mapping[str, Callable[..., Any]] | None = None
-    ) -> None:
-        """Put a module in its place, before the first step; it is trained in evaluation mode.
+    def names_in(self, name: str) -> dict[str, str]:
+        """What tensors are called in that module, by their names in the checkpoint."""
 
-        `apart` says how losses call its parts, by the parts' names.
-        """
-
-    def save(
-        self, path: Path, *, instead: Mapping[str, nn.Module] | None = None,
-        lineage: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
-        """Write a checkpoint of all networks, deployed ones with the weights of others `instead`."""
+    def save(self, path: Path, *, lineage: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint of all networks, without quantisers."""
 
     def run(
         self, report: Report, log: Log, after_epoch: Callable[[int], None] | None = None

@@ -38,14 +38,14 @@ from .deploy import (
 from .measure import mean_psnr, ssim
 from .quantise import (
     Quantisation,
-    apart,
     arguments,
     carried_over,
-    float_tensors,
+    load_into,
     load_quantised,
     quantised,
     read_quantised,
     save_quantised,
+    trained_apart,
 )
 from .report import as_pixels
 
@@ -170,6 +170,7 @@ def quantisation_aware(
     training.mkdir(parents=True, exist_ok=True)
     session = trainer.session(options, start, seed=seed, frozen=frozen, work=training)
     name = chosen_network(session, network)
+    live = session.as_used(name)
     used = session.in_use(name)
     own = deepcopy(used.module).eval()
     reference = folded(deepcopy(own))
@@ -192,32 +193,27 @@ def quantisation_aware(
     else:
         height, width = held.images[0].shape[-2:]
         log(f"calibrates {name} on up to {how.subset_size} images (of {height} × {width}, say)")
-        ours = [
-            f"{place}.{key}".removeprefix(".") for part, place in session.parts(name).items()
-            for network, _, key in (tensor.partition(".") for tensor in frozen) if network == part
-        ]  # fmt: skip
+        called = session.names_in(name)
+        ours = [called[tensor] for tensor in frozen if tensor in called]
         calibration = (whole(i, multiple) for i in trainer.inputs(session, name, "train"))
         made = quantised(reference, calibration, how, frozen=ours, say=log)
         made = carried_over(made, reference, own)
         save_quantised(made, begun, {ORIGIN: json.dumps(origin)})
     # From the file in a run that goes on and in one that does not: both do the same from here on.
-    trained = load_quantised(own, begun, say=log).eval()
     twin = load_quantised(own, begun, say=log).eval()
-    bench = _Bench(work, session, name, twin, held.inputs, expected, multiple, lineage)
+    bench = _Bench(work, session, twin, held.inputs, expected, multiple, lineage)
     if not bench.candidates():
         bench.add(0)
     figures: Mapping[str, float] = {}
     if epochs:
-        places = session.parts(name)
-        calls = {part: apart(trained, place, whole(held.inputs[0], multiple))
-                 for part, place in places.items() if place}  # fmt: skip
-        session.replace(name, trained, calls)
+        trained = load_into(live.eval(), begun, say=log)
+        if name not in {tensor.partition(".")[0] for tensor in session.names_in(name)}:
+            others = [own for other, own in session.networks.items() if other != name]
+            trained_apart(trained, whole(held.inputs[0], multiple), others)
 
         def after_epoch(epoch: int) -> None:
             twin.load_state_dict(trained.state_dict())
-            after = deepcopy(own)
-            after.load_state_dict(float_tensors(twin))
-            found = bench.add(epoch, after)
+            found = bench.add(epoch)
             log(_line(found))
 
         log(_line(bench.candidates()[0]))
@@ -238,10 +234,10 @@ class _Bench:
     """Where candidates are compared and kept; files first, the list that names them last."""
 
     def __init__(
-        self, work: Path, session: Session, name: str, twin: nn.Module, inputs: Sequence[Inputs],
+        self, work: Path, session: Session, twin: nn.Module, inputs: Sequence[Inputs],
         expected: Sequence[np.ndarray], multiple: int, lineage: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        self._work, self._session, self._name, self._twin = work, session, name, twin
+        self._work, self._session, self._twin = work, session, twin
         self._inputs, self._expected = inputs, expected
         self._multiple, self._lineage = multiple, lineage
 
@@ -259,13 +255,8 @@ class _Bench:
         """The one with the highest PSNR; of equals the earliest."""
         return max(self.candidates(), key=lambda one: (one.psnr, -one.epoch))
 
-    def add(self, epoch: int, plain: nn.Module | None = None) -> Candidate:
-        """Compare the twin as it is now; keep its files if it is the best so far.
-
-        Args:
-            epoch: from 0.
-            plain: the same network without quantisers; None before it was trained.
-        """
+    def add(self, epoch: int) -> Candidate:
+        """Compare the twin as it is now; keep its files if it is the best so far."""
         made = outputs(self._twin, self._inputs, self._multiple)
         found = Candidate(epoch, mean_psnr(made, self._expected), ssim(made, self._expected))
         pictures = self._work / f"pictures-{epoch}.npz"
@@ -276,10 +267,7 @@ class _Bench:
         if all(found.psnr > one.psnr for one in others):
             origin = {ORIGIN: json.dumps({"epoch": epoch, "psnr": found.psnr})}
             save_quantised(self._twin, self._work / f"quantised-{epoch}.safetensors", origin)
-            self._session.save(
-                self._work / f"float-{epoch}.safetensors",
-                instead={} if plain is None else {self._name: plain}, lineage=self._lineage,
-            )  # fmt: skip
+            self._session.save(self._work / f"float-{epoch}.safetensors", lineage=self._lineage)
         _write(self._work / CANDIDATES, json.dumps([asdict(one) for one in [*others, found]]))
         kept = self.best().epoch
         for one in self.candidates():

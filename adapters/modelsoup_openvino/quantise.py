@@ -11,9 +11,10 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -234,79 +235,118 @@ def carried_over(made: nn.Module, plain: nn.Module, network: nn.Module) -> nn.Mo
     return module
 
 
-def apart(whole: nn.Module, place: str, example: Inputs) -> Callable[..., Any]:
-    """How a part of a quantised network is called alone: with the quantisers that it has within it.
+@dataclass
+class _Call:
+    """A call of a part within one of the whole: where in it, and of which of the whole's inputs."""
 
-    NNCF's names of operations count within a call of the whole. Called alone a part must make the
-    same operations, in the same order, or its quantisers would stand elsewhere.
+    stack: list[nn.Module]
+    inputs: dict[int, str]
+    begun: int
+    ended: int = 0
+
+
+def trained_apart(whole: nn.Module, example: Inputs, others: Iterable[nn.Module]) -> None:
+    """Have the parts of a quantised network quantise where they are called without it, too.
+
+    Losses may call them so, alone or in something else. NNCF's names of operations count within a
+    call of the whole: a part must begin with the operations that it makes there, or its quantisers
+    would stand elsewhere.
 
     Args:
-        whole: what `quantised` or `load_quantised` gave, in evaluation mode.
-        place: of the part in it, such as `E`.
+        whole: what was loaded `into` a network that is joined of others, in evaluation mode.
         example: what it is called with.
+        others: all other networks, of whose modules its parts are.
 
     Raises:
-        TrainerError: its operations are not its own; or, when it is called, are others.
+        TrainerError: a part of it is called twice; or, when one is called, it computes otherwise.
     """
     import torch
     from nncf.torch.function_hook.hook_executor_mode import FunctionHookMode
     from nncf.torch.function_hook.wrapper import get_hook_storage
 
-    hooks, part = get_hook_storage(whole), whole.get_submodule(place)
-    inputs: dict[int, str] = {}  # which of its arguments are the whole's inputs
-    before: dict[str, int] = {}
-    counts: dict[str, int] = {}
+    hooks = get_hook_storage(whole)
 
-    def enters(_: nn.Module, given: tuple[Any, ...]) -> None:
-        before.update(mode.op_calls)
-        inputs.update({n: names[id(value)] for n, value in enumerate(given) if id(value) in names})
+    class Telling(FunctionHookMode):
+        """Tells the operations, by their names in order."""
 
-    def leaves(*_: Any) -> None:
-        counts.update(_since(before, mode.op_calls))
+        def __init__(self) -> None:
+            super().__init__(model=whole, hook_storage=hooks)
+            self.made: list[str] = []
 
-    watching = part.register_forward_pre_hook(enters), part.register_forward_hook(leaves)
-    mode = FunctionHookMode(model=whole, hook_storage=hooks)
+        def get_next_op_call_name(self, fn_name: str) -> str:
+            found: str = super().get_next_op_call_name(fn_name)
+            self.made.append(found)
+            return found
+
+    shared = {id(module) for other in others for module in other.modules()}
+    calls: dict[str, list[_Call]] = {
+        name: [] for name, module in whole.named_modules() if id(module) in shared
+    }
+
+    def enters(name: str, _: nn.Module, given: tuple[Any, ...]) -> None:
+        own = {n: names[id(value)] for n, value in enumerate(given) if id(value) in names}
+        calls[name].append(_Call(mode.module_call_stack[1:], own, len(mode.made)))
+
+    def leaves(name: str, *_: Any) -> None:
+        calls[name][-1].ended = len(mode.made)
+
+    watching = [
+        handle for name in calls for handle in (
+            whole.get_submodule(name).register_forward_pre_hook(partial(enters, name)),
+            whole.get_submodule(name).register_forward_hook(partial(leaves, name)),
+        )
+    ]  # fmt: skip
+    mode = Telling()
     with torch.no_grad(), silence(), mode:
         given, named = mode.process_model_inputs(arguments(example), {})
         signature = inspect.signature(whole.forward).parameters
-        names = {id(value): name for name, value in zip(signature, given, strict=False)}
-        whole.forward.orig_forward(*given, **named)  # type: ignore[attr-defined]
-    for one in watching:
-        one.remove()
-    if any(before.get(name) for name in counts):
-        raise TrainerError(f"{place} cannot be trained in INT8, for it is called twice: {_INSTEAD}")
+        names = {id(own): name for name, own in zip(signature, given, strict=False)}
+        whole.forward.orig_forward(*given, **named)
+    for handle in watching:
+        handle.remove()
 
-    def call(*given: Any, **named: Any) -> Any:
-        with FunctionHookMode(model=whole, hook_storage=hooks) as mode:
-            own = [
-                mode.execute_hooks_for_model_input(inputs[n], value) if n in inputs else value
-                for n, value in enumerate(given)
-            ]
-            quantised = dict(mode.op_calls)
-            result = part(*own, **named)
-        if _since(quantised, mode.op_calls) != counts:
-            raise TrainerError(
-                f"{place} cannot be trained in INT8, for a loss has it compute otherwise than in "
-                f"use: {_INSTEAD}"
-            )
-        return result
+    def change(module: nn.Module, place: str) -> None:
+        for name, child in module.named_children():
+            within = f"{place}{name}"
+            found = calls.get(within, [])
+            if len(found) > 1 and any(True for _ in child.parameters()):
+                raise TrainerError(
+                    f"{within} cannot be trained in INT8, for in use it is called "
+                    f"{len(found)} times: {_INSTEAD}"
+                )
+            if len(found) == 1:
+                in_use = mode.made[found[0].begun : found[0].ended]
+                child.forward = partial(
+                    _apart, child.forward, child, within, Telling, found[0], in_use
+                )
+            else:
+                change(child, f"{within}.")
 
-    return call
-
-
-def _since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
-    """How often more each operation was made."""
-    more = {name: count - before.get(name, 0) for name, count in now.items()}
-    return {name: count for name, count in more.items() if count}
+    change(whole, "")
 
 
-def float_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The network's own tensors, by their names in the float network; quantisers left out."""
-    return {
-        name: tensor.detach()
-        for name, tensor in module.state_dict().items()
-        if not name.startswith(HOOKS)
-    }
+def _apart(
+    forward: Callable[..., Any], part: nn.Module, name: str, mode_of: Callable[[], Any],
+    within: _Call, in_use: Sequence[str], *given: Any, **named: Any,
+) -> Any:  # fmt: skip
+    """A part's forward pass, which quantises by itself unless what it is called in does."""
+    if "_call_impl" in vars(part):  # NNCF puts it there while the whole, or a part, is called
+        return forward(*given, **named)
+    with mode_of() as mode:
+        own = [
+            mode.execute_hooks_for_model_input(within.inputs[n], value)
+            if n in within.inputs else value for n, value in enumerate(given)
+        ]  # fmt: skip
+        begun = len(mode.made)
+        for module in within.stack:
+            mode.push_module_call_stack(module)
+        result = forward(*own, **named)
+    if mode.made[begun : begun + len(in_use)] != in_use:
+        raise TrainerError(
+            f"{name} cannot be trained in INT8, for a loss has it compute otherwise than in use: "
+            f"{_INSTEAD}"
+        )
+    return result
 
 
 def save_quantised(module: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
@@ -348,13 +388,16 @@ def load_quantised(network: nn.Module, path: Path, *, say: Say) -> nn.Module:
     """
     from copy import deepcopy
 
+    return load_into(deepcopy(network), path, say=say)
+
+
+def load_into(network: nn.Module, path: Path, *, say: Say) -> nn.Module:
+    """The same, of the network itself: it gets the quantisers, and the values of its tensors."""
     tensors, header = read_quantised(path)
     nncf = load_nncf(say)
     try:
         with silence():
-            module: nn.Module = nncf.torch.load_from_config(
-                deepcopy(network), json.loads(header[CONFIG])
-            )
+            module: nn.Module = nncf.torch.load_from_config(network, json.loads(header[CONFIG]))
         module.load_state_dict(tensors)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         said = " ".join(str(error).split())[:300]

@@ -79,7 +79,7 @@ def labels_of(pictures: Iterable[Picture]) -> np.ndarray:
 def in_turn(pictures: Sequence[Picture]) -> list[Picture]:
     """One of each class after the other, as long as it has some; those of no class as they are."""
     met: Counter[int] = Counter()
-    order = []
+    order: list[tuple[int, int]] = []
     for picture in pictures:
         label = picture.label if isinstance(picture, Member | Row) else len(order)
         order.append((met[label], label))

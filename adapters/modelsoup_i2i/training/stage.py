@@ -42,16 +42,12 @@ class Stage:
         """A network, or one joined of several, to be called with images of any size."""
         return self._calls[name]
 
-    def put(
-        self, name: str, network: nn.Module, *, compiled: bool = False, call: Call | None = None
-    ) -> None:
-        """Have a network called by its name: itself, or what calls it."""
+    def put(self, name: str, network: nn.Module, *, compiled: bool = False) -> None:
+        """Have a network called by its name."""
         self._trained[name] = [p for p in network.parameters() if p.requires_grad]
         if getattr(network, "compares", False):
             self._comparing.add(name)
-        own: Call = call or network
-        if compiled and call is None:
-            own = partial(_once, torch.compile(network), network)
+        own: Call = partial(_once, torch.compile(network), network) if compiled else network
         multiple: int = getattr(network, "multiple", 1)
         self._calls[name] = own if multiple == 1 else partial(_whole, own, multiple)
 

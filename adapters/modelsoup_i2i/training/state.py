@@ -125,23 +125,22 @@ class State(Steps):
         self.load_state_dict(state)
         return True
 
-    def save(
-        self, path: Path, *, instead: Mapping[str, nn.Module] | None = None,
-        lineage: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+    def save(self, path: Path, *, lineage: Mapping[str, Any] | None = None) -> None:
         """Write the checkpoint, one safetensors file with all networks.
+
+        Of those that were trained as they are used (`as_used`) it has their own tensors, and their
+        averages are these.
 
         Args:
             path: of the file.
-            instead: translators by name whose weights count, in place of the last ones of the
-                networks that they are made of, and of their averages.
             lineage: see `save_from`.
         """
-        own = dict(self._module.items())
-        for translator, module in (instead or {}).items():
-            for part, place in self.parts(translator).items():
-                for name in {part, f"{part}{AVERAGED}"} & own.keys():
-                    own[name] = module.get_submodule(place)
+        own, described = dict(self._module.items()), self.trainer.networks(self.options)
+        trained = self._as_used.values() if self.steps else ()
+        for part in {part for parts in trained for part in parts}:
+            plain, state = described[part].build(), self._module[part].state_dict()
+            plain.load_state_dict({key: state[key] for key in plain.state_dict()})
+            own |= {name: plain for name in (part, f"{part}{AVERAGED}") if name in own}
         written = self.trainer.written(self.options)
         save_from(
             nn.ModuleDict({name: own[of] for name, of in written.items()}),

@@ -30,7 +30,7 @@ from ..networks.described import AVERAGED, Network
 from ..networks.shapes import Shape
 from ..pictures.draws import Classes
 from ..pictures.images import ImageError, NonfiniteImageError, left_out
-from ..pictures.picture import Picture, files_of, in_turn, read_picture
+from ..pictures.picture import Picture, files_of, in_turn, labels_of, read_picture
 from ..use.classes import classes_in
 from .begun import files_begun_with, source_of, vector_of
 from .classes import by_class, must_have_classes
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ..measuring.evaluation import Sets
     from ..use.models import Model
     from .probe import Probe
+    from ..use.translator import Translator
     from .processes import Place
     from .session import Session
 
@@ -187,11 +188,18 @@ class ImageTrainer(Description):
 
         from ..pictures.images import to_tensor
 
-        options, how = session.options, self.translators(session.options)[network]
-        for place, (_, picture) in self._pictures(options, self._source(options, network), part):
+        options, model = session.options, session.in_use(network)
+        how, source = model.how, self._source(options, network)
+        names = ["class" if isinstance(own, Classes) else own.names[0] for own in how.takes]
+        for place, (_, picture) in self._pictures(options, source, part):
             label = (place + place // how.classes + 1) % how.classes if how.classes else 0
-            given = how.given([f"{part} {place}"], label)
-            names = ["class" if isinstance(own, Classes) else own.names[0] for own in how.takes]
+            of_pictures = how.style is not None and how.style.of_pictures is not None
+            like = None
+            # Styles of noise and, where there are such, of pictures, in turn.
+            if of_pictures and (model.wants_reference or place % 2):
+                reference = self._reference(options, how, part, place, label)
+                like = model.style_of([reference], label)
+            given = model.given([f"{part} {place}"], label, style=like)
             taken = zip(names, map(torch.from_numpy, given), strict=True)
             yield {"image": to_tensor(picture)[None], **dict(taken)}
 
@@ -328,6 +336,18 @@ class ImageTrainer(Description):
                 f"called with in use"
             )
         return source
+
+    def _reference(
+        self, options: Any, how: Translator, part: str, place: int, label: int
+    ) -> np.ndarray:
+        """A picture whose style another one is to have: of the target, and of the class."""
+        own = options.images(part)[how.target] or options.images("train")[how.target]
+        of_class = [one for one in own if [label] == labels_of([one]).tolist()]
+        chosen = of_class or own
+        picture: np.ndarray = options.transform().for_test(
+            read_picture(chosen[place % len(chosen)], options.channels)
+        )
+        return picture
 
     def _pictures(
         self, options: Any, name: str, part: str

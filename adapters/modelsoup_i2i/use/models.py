@@ -83,7 +83,7 @@ class Model:
     def noise(self) -> tuple[str, ...]:
         """The names of what it takes that is noise as it is, each number from N(0, 1)."""
         plain = [own for own in self.how.takes if isinstance(own, Noise)
-                 or isinstance(own, Style) and own.noise and own.of_noise is None]  # fmt: skip
+                 or (isinstance(own, Style) and own.noise and own.of_noise is None)]  # fmt: skip
         return tuple(own.name for own in plain)
 
     def labels(self, classes: str | Sequence[str] | None) -> list[int]:
