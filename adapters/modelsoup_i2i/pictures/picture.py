@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -73,6 +73,23 @@ def read_picture(picture: Picture, channels: int = 3) -> np.ndarray:
 def labels_of(pictures: Iterable[Picture]) -> np.ndarray:
     """The indices of the classes of pictures, of those that have one; int64."""
     return np.array([p.label for p in pictures if isinstance(p, Member | Row)], np.int64)
+
+
+def labelled(pictures: Sequence[Picture], labels: Sequence[int]) -> list[Member | Row]:
+    """Pictures with the indices of their classes, in their order.
+
+    Raises:
+        TypeError: one is half of a file, which has none.
+    """
+    found: list[Member | Row] = []
+    for picture, label in zip(pictures, labels, strict=True):
+        if isinstance(picture, Half):
+            raise TypeError(f"{picture} can have no class")
+        if isinstance(picture, Path):
+            found.append(Member(picture, label))
+        else:
+            found.append(replace(picture, label=label))
+    return found
 
 
 def files_of(pictures: Iterable[Picture]) -> list[Path]:
