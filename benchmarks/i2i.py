@@ -1,12 +1,15 @@
-"""A training step of `modelsoup_i2i`'s DeepI2I beside the published one: time and memory.
+"""A training step of `modelsoup_i2i` beside the published one: time and memory.
 
     python benchmarks/i2i.py
     python benchmarks/i2i.py --device cuda
+    python benchmarks/i2i.py --trainer balagan
 
-The published step is `deepi2i_reference.py`. Networks, batch and phase are the same on both sides:
-on a CPU the small ones of 32 pixels with 12 channels and batch 32, on a GPU those of the paper, 128
-pixels with 96 channels and batch 4; each of transferring's second phase, unless told. Ours draws
-its pictures and noise within the time that is told, the published step has its pictures already.
+The published steps are `deepi2i_reference.py` and `balagan_reference.py`. Networks, batch and phase
+are the same on both sides: on a CPU small ones of 32 pixels, of DeepI2I with 12 channels and batch
+32, of BalaGAN with width 16 and batch 8; on a GPU those of the paper, 128 pixels, with 96 channels
+and batch 4, and with width 64 and batch 10. DeepI2I's is of transferring's second phase, unless
+told. Ours draws its pictures and noise within the time that is told, the published step has its
+pictures already.
 
 Times are medians of steps made in turn, one of each kind a round; on a GPU of --steps steps between
 two synchronisations. Memory is that of a process of its own that makes four steps: on a CPU the
@@ -29,8 +32,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from balagan_reference import Original as OriginalBalaGAN
 from deepi2i_reference import Original
 from modelsoup_i2i.pictures.images import save_png
+from modelsoup_i2i.trainers.balagan import BalaGAN, BalaGANOptions
 from modelsoup_i2i.trainers.deepi2i import DeepI2I, DeepI2IOptions
 from safetensors.torch import save_file
 
@@ -44,12 +49,17 @@ SIZES: dict[str, dict[str, Any]] = {
         "batch": 4,
     },
 }  # fmt: skip
+BALAGAN: dict[str, dict[str, Any]] = {
+    "cpu": {"size": 32, "width": 16, "classes": 5, "batch": 8},
+    "cuda": {"size": 128, "width": 64, "classes": 41, "batch": 10},
+}
 ORIGINAL, OURS, FAST = "published", "ours", "ours, bf16"
 KINDS = {
     "cpu": {OURS: {}}, "cuda": {OURS: {}, FAST: {"precision": "bf16", "channels_last": True}},
 }  # fmt: skip
 # At most so much of the published step's time and memory; at least so many times its images.
-TARGETS = {"cpu": {OURS: (0.85, 0.8)}, "cuda": {OURS: (1 / 1.5, None), FAST: (1 / 3, None)}}
+ON_CPU = {"deepi2i": (0.85, 0.8), "balagan": (0.85, None)}
+ON_GPU = {OURS: (1 / 1.5, None), FAST: (1 / 3, None)}
 START = "start.safetensors"  # G and D of a GAN, with which a transfer begins
 WARM_UP = 3  # steps that allocate, and choose kernels
 
@@ -57,8 +67,10 @@ WARM_UP = 3  # steps that allocate, and choose kernels
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", choices=SIZES, default="cpu")
-    parser.add_argument("--size", help="32s, 64s, 64 or 128")
+    parser.add_argument("--trainer", choices=ON_CPU, default="deepi2i")
+    parser.add_argument("--size", help="32s, 64s, 64 or 128; of balagan a number")
     parser.add_argument("--ch", type=int)
+    parser.add_argument("--width", type=int, help="of balagan")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--classes", type=int)
     parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="passes of a step")
@@ -80,6 +92,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures(folder / "classes", sizes(arguments))
+        if arguments.trainer == "balagan":  # the last class is B
+            (folder / "classes" / f"{sizes(arguments)['classes'] - 1}").rename(folder / "B")
         made = original(arguments, "cpu").networks()
         save_file(
             {f"{n}.{tensor}": v for n in "GD" for tensor, v in made[n].state_dict().items()},
@@ -91,8 +105,9 @@ def main() -> None:
 
 def sizes(arguments: argparse.Namespace) -> dict[str, Any]:
     """Those of the device, but for what is told."""
-    told = {n: getattr(arguments, n) for n in ("size", "ch", "batch", "classes")}
-    own = SIZES[arguments.device] | {n: value for n, value in told.items() if value is not None}
+    told = {n: getattr(arguments, n) for n in ("size", "ch", "width", "batch", "classes")}
+    usual = (BALAGAN if arguments.trainer == "balagan" else SIZES)[arguments.device]
+    own = usual | {n: value for n, value in told.items() if value is not None}
     size = str(own["size"])
     return {**own, "size": int(size) if size.isdigit() else size}
 
@@ -115,7 +130,8 @@ def table(arguments: argparse.Namespace, folder: Path) -> None:
     missed = False
     for kind in kinds:
         time_share, memory_share = (own[kind] / own[ORIGINAL] for own in (taken, memory))
-        most = TARGETS[device].get(kind, (None, None))
+        targets = ON_GPU if device == "cuda" else {OURS: ON_CPU[arguments.trainer]}
+        most = targets.get(kind, (None, None))
         verdicts = [
             f"{name} {target:.2f}: {'met' if share <= target else 'missed'}"
             for name, share, target in zip(
@@ -142,9 +158,11 @@ def pictures(root: Path, own: dict[str, Any]) -> None:
             save_png(noise.astype(np.uint8), root / f"{label}" / f"{n}.png")
 
 
-def original(arguments: argparse.Namespace, device: str) -> Original:
+def original(arguments: argparse.Namespace, device: str) -> Any:
     """The published one, of the size that is asked for."""
     own = sizes(arguments)
+    if arguments.trainer == "balagan":
+        return OriginalBalaGAN(own["classes"], own["width"], device=device)
     names = ("ch", "classes", "chunk", "shared", "attention")
     return Original(
         str(own["size"]), *(own[name] for name in names), device=device,
@@ -154,7 +172,7 @@ def original(arguments: argparse.Namespace, device: str) -> Original:
 
 def stepper(kind: str, arguments: argparse.Namespace, folder: Path) -> Callable[[], object]:
     """What makes one step."""
-    own, device = sizes(arguments), arguments.device
+    own, device, of_balagan = sizes(arguments), arguments.device, arguments.trainer == "balagan"
     if kind == ORIGINAL:
         theirs = original(arguments, device)
         side, batch = int(str(own["size"]).rstrip("s")), own["batch"]
@@ -170,8 +188,17 @@ def stepper(kind: str, arguments: argparse.Namespace, folder: Path) -> Callable[
             )
             for _ in range(arguments.accumulate)
         ]
-        return lambda: theirs.step(*passes)
+        return (lambda: theirs.step(*passes[0])) if of_balagan else lambda: theirs.step(*passes)
     more = KINDS[device][kind] | ({"compile": True} if arguments.compile else {})
+    if of_balagan:
+        widths = {name: value for name, value in own.items() if name != "classes"}
+        balagan = BalaGANOptions(
+            **widths, data_a=folder / "classes", data_b=folder / "B", modalities="labels",
+            device=device, sheet_every=0, threads=0, steps=1 << 30, **more,
+        )  # fmt: skip
+        session = BalaGAN().session(balagan, folder / START, seed=0)
+        drawn = session.batches()
+        return lambda: session.optimise(next(drawn))
     options = DeepI2IOptions(
         **{name: value for name, value in own.items() if name != "classes"},
         data=folder / "classes", accumulate=arguments.accumulate, device=device, sheet_every=0,

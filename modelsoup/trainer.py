@@ -74,11 +74,13 @@ _MARK = "MODELSOUP_NODE"  # in a command's environment: for which work folder it
 _GRACE = 2.0  # seconds between asking a command to end and ending it
 _AGAIN = 0.2  # seconds between two looks whether what an earlier run left behind has ended
 EXTRAS = dict.fromkeys([
+    "balagan",
     "classifier",
     "cut",
     "cyclegan",
     "deepi2i",
     "fastcut",
+    "funit",
     "gan",
     "modality",
     "munit",

@@ -73,6 +73,27 @@ for _name in ("cut", "cyclegan", "pix2pix"):
     import_.add_command(_official, _name)
 
 
+def _funit(kind: Literal["balagan", "funit"], told: str) -> click.Command:
+    """The command of a kind, whose files have one layout."""
+
+    def run(folder: Path, output: Path, step: int | None, force: bool) -> None:
+        with needed("i2i"):
+            from .use.official_funit import import_funit
+        _tell(import_funit(folder, output, kind, force=force, step=step, say=say))
+
+    run.__doc__ = f"{told}'s folder: gen_00100000.pt, and dis_00100000.pt."
+    for made in (
+        FORCE, click.option("--step", type=int, metavar="N", help="Which files.  [default: last]"),
+        _IMPORTED, click.argument("folder", metavar="DIR", type=PATH),
+    ):  # fmt: skip
+        run = made(run)
+    return click.command(kind, no_args_is_help=True)(run)
+
+
+import_.add_command(_funit("balagan", "BalaGAN"))
+import_.add_command(_funit("funit", "FUNIT"))
+
+
 @import_.command(no_args_is_help=True)
 @click.argument("folder", metavar="DIR", type=PATH)
 @_IMPORTED

@@ -28,6 +28,8 @@ torch.set_num_threads(1)
 CROP = {"load_size": 18, "crop_size": 16}
 GAN = {"ch": 8, "size": "32s", "attention": 0, "chunk": 4, "shared": 8, "accumulate": 1,
        "batch": 2}  # fmt: skip
+FUNIT = {"size": 16, "width": 4, "downs": 2, "style_downs": 2, "latent": 6, "mlp": 8,
+         "d_halvings": 2, "d_most": 12, "batch": 2}  # fmt: skip
 
 CUT = {"width": 4, "blocks": 5, "d_width": 4, "d_layers": 1, "f_width": 8, "patches": 16,
        "decay_epochs": 0}  # fmt: skip
@@ -55,6 +57,7 @@ class Row:
 
 
 ROWS = {
+    "balagan": Row(FUNIT | {"r1": "per_sample"}, use={"reference": "references"}),
     "cyclegan": Row(
         CROP | {"width": 4, "blocks": 1, "d_width": 4, "d_layers": 1, "pool_size": 3},
         long={"width": 16, "blocks": 3, "d_width": 16, "d_layers": 2},
@@ -64,6 +67,7 @@ ROWS = {
         GAN | {"scratch": True, "phase1": 1}, data="classes", use={"classes": "square"}
     ),
     "fastcut": Row(CROP | CUT),
+    "funit": Row(FUNIT | {"class_balanced": True}, use={"reference": "references"}),
     "munit": Row(
         CROP | {"width": 4, "blocks": 1, "style": 3, "mlp": 8, "d_width": 4, "d_layers": 2,
                 "d_scales": 2},

@@ -38,7 +38,7 @@ class Pictures:
     def __init__(
         self, sets: Images, transform: Transform, *, cache_bytes: int, threads: int,
         on_bad_image: Literal["skip", "error"], channels: int = 3,
-        aligned: Iterable[tuple[str, ...]] = (), looked_at: int = LOOKED_AT,
+        aligned: Iterable[tuple[str, ...]] = (), looked_at: int = LOOKED_AT, least: int = 2,
     ) -> None:  # fmt: skip
         """Open sets of pictures.
 
@@ -52,13 +52,15 @@ class Pictures:
             aligned: names of sets of one length, whose pictures at one place belong together: they
                 are used, or left out, together.
             looked_at: up to how many are decoded now.
+            least: how many pictures of a set, and of each class of it, must be there.
 
         Raises:
             ImageError: a picture is damaged, and is not to be left out.
-            TrainerError: fewer than two pictures of a set can be used.
+            TrainerError: fewer pictures of a set can be used.
         """
         self.transform = transform
         self.channels = channels
+        self._least = least
         self.cached_bytes = 0
         self._budget = cache_bytes
         self._skip = on_bad_image == "skip"
@@ -79,7 +81,7 @@ class Pictures:
             for name, own in zip(group, zip(*good, strict=True), strict=False):
                 self.sets[name] = own
         for name, own in self.sets.items():
-            _must_have_two(name, len(sets[name]), len(own))
+            self._must_have(name, len(sets[name]), len(own))
             if len(labels_of(own)):
                 self._sort(name, sets[name])
         self._met.clear()
@@ -124,7 +126,7 @@ class Pictures:
 
         Raises:
             ImageError: a picture is damaged, and is not to be left out.
-            TrainerError: fewer than two can be used.
+            TrainerError: too few can be used.
         """
         own, rng = [self.sets[name] for name in names], None
         places = range(len(own[0])) if among is None else among
@@ -134,9 +136,11 @@ class Pictures:
             except ImageError as error:
                 if not self._skip:
                     raise ImageError(f"{error}; {_SKIP}") from None
-            if len(self._bad) > len(places) - 2:  # of other sets too: it is counted where it may be
+            if (
+                len(self._bad) > len(places) - self._least
+            ):  # of other sets too: it is counted where it may be
                 good = sum(tuple(files[n] for files in own) not in self._bad for n in places)
-                _must_have_two(names[0], len(places), good)
+                self._must_have(names[0], len(places), good)
             rng = rng or instead()
             place = int(places[int(rng.integers(len(places)))])
 
@@ -161,14 +165,21 @@ class Pictures:
             raise ImageError(f"{faults[0]}{more}; {_SKIP}")
 
     def _sort(self, name: str, every: Sequence[Picture]) -> None:
-        """Find the classes of a set, which all must have two pictures that are good."""
+        """Find the classes of a set, each of which must have enough pictures that are good."""
         before, after = (labels_of(own) for own in (every, self.sets[name]))
         self._labels[name] = after
         self._places[name] = [np.flatnonzero(after == label) for label in range(before.max() + 1)]
         for label, places in enumerate(self._places[name]):
-            example = every[int(np.flatnonzero(before == label)[0])]
-            said = f"the class of {example}"
-            _must_have_two(said, int((before == label).sum()), len(places))
+            known = np.flatnonzero(before == label)
+            if len(known):  # a class may have its pictures in another set
+                self._must_have(f"the class of {every[int(known[0])]}", len(known), len(places))
+
+    def _must_have(self, name: str, count: int, good: int) -> None:
+        if good < self._least:
+            wanted = "two or more" if self._least > 1 else "one or more"
+            raise TrainerError(
+                f"of the {count} images of {name}, {good} can be used, where {wanted} must be"
+            )
 
     def _fault(self, together: Together) -> str | None:
         try:
@@ -199,13 +210,6 @@ class Pictures:
                 self.cached_bytes += made.nbytes
                 self._cache[picture] = made
         return made
-
-
-def _must_have_two(name: str, count: int, good: int) -> None:
-    if good < 2:
-        raise TrainerError(
-            f"of the {count} images of {name}, {good} can be used, where two or more must be"
-        )
 
 
 def _must_be_alike(together: Together, made: Sequence[np.ndarray]) -> None:

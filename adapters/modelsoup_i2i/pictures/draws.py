@@ -141,12 +141,12 @@ class Labelled:
 
     Attributes:
         names: in a batch, of each picture, and last of their class.
-        set: of which set of pictures they are.
+        sets: of which sets of pictures they are, which count as one.
         balanced: draw each class equally often.
     """
 
     names: tuple[str, ...] = ("x", "c")
-    set: str = "data"
+    sets: tuple[str, ...] = ("data",)
     balanced: bool = False
 
     def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
@@ -154,18 +154,24 @@ class Labelled:
         own, among = " ".join(self.names), None
         rng = spot.rng(f"of {own}")
         if self.balanced:
-            classes = pictures.classes_of(self.set)
-            among = classes[spot.turn_of(f"class of {own}", len(classes))]
+            classes = [(name, places) for name in self.sets
+                       for places in pictures.classes_of(name) if len(places)]  # fmt: skip
+            of, among = classes[spot.turn_of(f"class of {own}", len(classes))]
             place = int(among[int(rng.integers(len(among)))])
         else:
-            place = spot.turn_of(own, len(pictures.sets[self.set]))
-        taken, (picture,) = pictures.take((self.set,), place, spot.instead(own), among)
+            lengths = [len(pictures.sets[name]) for name in self.sets]
+            place = spot.turn_of(own, sum(lengths))
+            for of, length in zip(self.sets, lengths, strict=True):  # noqa: B007  # the last one
+                if place < length:
+                    break
+                place -= length
+        taken, (picture,) = pictures.take((of,), place, spot.instead(own), among)
         drawn = [pictures.transform.draw(picture, rng)]
-        label = pictures.labels(self.set)[taken]
+        label = pictures.labels(of)[taken]
         for _ in self.names[2:]:
-            others = pictures.classes_of(self.set)[label]
+            others = pictures.classes_of(of)[label]
             place = int(others[int(rng.integers(len(others)))])
-            _, (picture,) = pictures.take((self.set,), place, spot.instead(own), others)
+            _, (picture,) = pictures.take((of,), place, spot.instead(own), others)
             drawn.append(pictures.transform.draw(picture, rng))
         return *drawn, np.asarray(label)
 

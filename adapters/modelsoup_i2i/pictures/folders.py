@@ -322,8 +322,8 @@ def _labelled(picture: Path | Row, label: int) -> Member | Row:
     return Member(picture, label) if isinstance(picture, Path) else replace(picture, label=label)
 
 
-def _found(folder: Path) -> tuple[Path, ...]:
-    """The pictures of a folder, of which there must be two."""
+def _found(folder: Path, least: int = 2) -> tuple[Path, ...]:
+    """The pictures of a folder, of which there must be two, or at least one."""
     files = list_images(folder)
     if not files:
         rest = left_out(folder)
@@ -331,7 +331,7 @@ def _found(folder: Path) -> tuple[Path, ...]:
             f"there are no images in {folder} (PNG, JPEG, WebP, BMP or TIFF)"
             + ("" if rest is None else f": there are {rest}")
         )
-    if len(files) == 1:
+    if len(files) < least:
         raise ParameterError(
             f"{folder} has one image, where a domain must have two or more to be learnt"
         )
@@ -379,7 +379,7 @@ def _drawn(count: int, seed: int) -> list[int]:
 
 def find_domains(
     folders: tuple[Path, Path], *, imbalance: float | None = None, count_b: int | None = None,
-    seed: int = 0,
+    seed: int = 0, least: int = 2,
 ) -> Domains:  # fmt: skip
     """The images of both folders, Y cut down to a subset where that is asked for.
 
@@ -387,7 +387,7 @@ def find_domains(
         ParameterError: a folder without images, with a single one, or with too few for the subset.
         ImageError: a folder is missing.
     """
-    a, b = (_found(folder) for folder in folders)
+    a, b = (_found(folder, least) for folder in folders)
     if imbalance is not None:
         count_b = subset_size(len(a), imbalance)
         if count_b > len(b):
@@ -396,10 +396,10 @@ def find_domains(
                 f"{count_b} images, but {folders[1]} has {len(b)}"
             )
     if count_b is not None:
-        if not 2 <= count_b <= len(b):
+        if not least <= count_b <= len(b):
             raise ParameterError(
-                f"a subset of {count_b} images of {folders[1]} is asked for, but must be of 2 to "
-                f"{len(b)}, the images that there are"
+                f"a subset of {count_b} images of {folders[1]} is asked for, but must be of "
+                f"{least} to {len(b)}, the images that there are"
             )
         b = choose(b, count_b, seed)
     return Domains(a, b)

@@ -13,7 +13,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -102,6 +102,15 @@ class Modalities:
                 f"of no picture of {folder} a class is known: {listed(list(own), 3)} are not in it"
             )
         return found
+
+    def beside(self, other: Modalities) -> Modalities:
+        """These of A; and in the place of B as one class those that another one has of its A."""
+        first, more = self.k_source, other.k_source
+        items = [replace(i, domain="B", label=first + i.label) for i in other.items]
+        own = [item for item in self.items if item.domain == "A"]
+        return Modalities(
+            (*self.classes[:first], *other.classes[:more]), first, (*own, *items), self.found
+        )  # fmt: skip
 
     def as_json(self) -> str:
         """See the module's text."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -86,6 +86,23 @@ def in_turn(pictures: Sequence[Picture]) -> list[Picture]:
         met[label] += 1
     places = sorted(range(len(order)), key=order.__getitem__)
     return [pictures[place] for place in places]
+
+
+def labelled(pictures: Sequence[Picture], labels: Sequence[int]) -> list[Member | Row]:
+    """Pictures with the indices of their classes, in their order.
+
+    Raises:
+        TypeError: one is half of a file, which has none.
+    """
+    found: list[Member | Row] = []
+    for picture, label in zip(pictures, labels, strict=True):
+        if isinstance(picture, Half):
+            raise TypeError(f"{picture} can have no class")
+        if isinstance(picture, Path):
+            found.append(Member(picture, label))
+        else:
+            found.append(replace(picture, label=label))
+    return found
 
 
 def files_of(pictures: Iterable[Picture]) -> list[Path]:

@@ -12,8 +12,10 @@ from modelsoup import ParameterError
 from .images import ImageError, resized
 
 Mode = Literal[
-    "resize_and_crop", "crop", "centre_crop", "scale_width", "scale_width_and_crop", "none"
-]
+    "resize_and_crop", "crop", "centre_crop", "scale_width", "scale_width_and_crop",
+    "shorter_side_and_crop", "none",
+]  # fmt: skip
+ZOOM = 140 / 128  # of FUNIT and BalaGAN: how much longer a shorter side is than what is cropped
 SIDES = 4  # `none` rounds sides to multiples of it
 
 
@@ -25,7 +27,8 @@ class Transform:
         mode: `resize_and_crop`: to the load size, whatever the ratio of sides, then a random crop;
             `crop`: only that; `centre_crop`: the largest part of its middle that has the crop's
             ratio of sides, resized to it; `scale_width`: to the load size's width, the ratio kept;
-            `scale_width_and_crop`; `none`: sides rounded to multiples of four.
+            `scale_width_and_crop`; `shorter_side_and_crop`: to the load size's shorter side, the
+            ratio kept, then a random crop; `none`: sides rounded to multiples of four.
         load: height and width.
         crop: height and width.
         flip: mirror left and right with probability ½.
@@ -44,7 +47,7 @@ class Transform:
             if min(size) < 1:
                 raise ParameterError(f"{name} is {list(size)}, but must be at least 1")
         smaller = self.load[0] < self.crop[0] or self.load[1] < self.crop[1]
-        if self.mode == "resize_and_crop" and smaller:
+        if self.mode in ("resize_and_crop", "shorter_side_and_crop") and smaller:
             raise ParameterError(
                 f"load_size {list(self.load)} is smaller than crop_size {list(self.crop)}, so that "
                 f"nothing can be cropped out of it"
@@ -76,6 +79,9 @@ class Transform:
             return middle if middle.shape[0] <= most[0] else resized(middle, most)
         if self.mode == "resize_and_crop":
             wanted = self.load
+        elif self.mode == "shorter_side_and_crop":
+            share = min(self.load) / min(height, width)
+            wanted = (round(height * share), round(width * share))
         elif self.mode in ("scale_width", "scale_width_and_crop"):
             wanted = (max(round(self.load[1] * height / width), 1), self.load[1])
             if self.mode == "scale_width_and_crop":
@@ -111,6 +117,12 @@ class Transform:
             return resized(image, self.crop)
         if self.mode == "centre_crop":
             return resized(_middle(image, self.crop), self.crop)
+        if self.mode == "shorter_side_and_crop":
+            whole = self.prepare(image, "")
+            top, left = (
+                (own - side) // 2 for own, side in zip(whole.shape, self.crop, strict=False)
+            )
+            return whole[top : top + self.crop[0], left : left + self.crop[1]]
         if self.mode.startswith("scale_width"):
             wide = self.crop[1] if self.crops else self.load[1]
             return resized(image, (max(round(wide * height / width), 1), wide))

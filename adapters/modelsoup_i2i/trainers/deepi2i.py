@@ -212,7 +212,7 @@ class DeepI2I(OnGan):
     def draws(self, o: DeepI2IOptions) -> Sequence[Draw]:
         """A picture `x` to translate, another one `y`; noise and a class for each turn."""
         (x, y), given = o.domains, (*o.given("d"), *o.given("g"))
-        return (Labelled(("x", "c_x"), x), Labelled(("y", "c_y"), y), *given)
+        return (Labelled(("x", "c_x"), (x,)), Labelled(("y", "c_y"), (y,)), *given)
 
     def weights(self, o: DeepI2IOptions, images: Images) -> dict[str, float]:
         """Of each term."""

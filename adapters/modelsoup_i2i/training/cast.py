@@ -28,6 +28,7 @@ from ..networks.described import AVERAGED
 from ..networks.devices import chosen_device
 from ..pictures.cache import Pictures
 from ..pictures.draws import Paired
+from ..pictures.picture import labelled
 from ..use.classes import classes_in
 from ..use.models import Model, model_of
 from .begun import must_have_network, values_for, with_rows
@@ -199,15 +200,21 @@ class Cast(Stage):
         self.begin()
         return self._updates
 
+    def labels(self) -> Mapping[str, Sequence[int]]:
+        """Those that a network finds, of the images of sets: see `Description.sorting`."""
+        return self.trainer.sorting(self.options, self)
+
     @property
     def pictures(self) -> Pictures:
         """The training images; damaged ones are told when this is first asked for."""
         if self._pictures is None:
-            options = self.options
+            options, labels = self.options, self.labels()
+            images = {name: labelled(own, labels[name]) if name in labels else own
+                      for name, own in self.images.items()}  # fmt: skip
             self._pictures = Pictures(
-                self.images, options.transform(), cache_bytes=options.cache_mb << 20,
+                images, options.transform(), cache_bytes=options.cache_mb << 20,
                 threads=max(options.threads, 1), on_bad_image=options.on_bad_image,
-                channels=options.channels,
+                channels=options.channels, least=options.fewest,
                 aligned=[d.sets for d in self.trainer.draws(options) if isinstance(d, Paired)],
             )  # fmt: skip
         return self._pictures

@@ -99,9 +99,11 @@ class Data(Options):
 
     Attributes:
         tests_are: what must be given for there to be test images.
+        fewest: how many pictures a set of training images must have.
     """
 
     tests_are: ClassVar[str] = ""
+    fewest: ClassVar[int] = 2
 
     def images(self, part: str = "train") -> Images:
         """The sets of pictures of a part: `train`, or `test`, of which there may be none.
@@ -235,8 +237,9 @@ class TwoDomains(Data):
             ParameterError: the folders are missing, empty, or have too few images.
         """
         return find_domains(
-            self.folders(), imbalance=self.imbalance, count_b=self.count_b, seed=self.subset_seed
-        )
+            self.folders(), imbalance=self.imbalance, count_b=self.count_b, seed=self.subset_seed,
+            least=self.fewest,
+        )  # fmt: skip
 
     def tests(self) -> tuple[Path, Path] | None:
         """The folders of test images of X and of Y; None where none are named."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from modelsoup import ParameterError, counted
 
@@ -48,6 +48,8 @@ class Split(TwoDomains):
     cluster_seed: Number = 1234
     labels: Annotated[Path | None, FREE] = None
     columns: Annotated[Count, FREE] = 10
+
+    fewest: ClassVar[int] = 1
 
     def must_fit(self) -> None:
         """See `Options`."""

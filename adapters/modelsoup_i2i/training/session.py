@@ -28,6 +28,7 @@ from ..use.models import Model
 from ..use.pages import by_class as page_by_class
 from ..use.pages import by_reference, spread
 from ..use.references import References
+from ..use.translator import Translator
 from . import estimates
 from .cast import how_trained
 from .classes import by_class
@@ -276,8 +277,8 @@ class Session(State):
             files = self.pictures.first(how.source, _SHOWN) if how.source else ()
             if how.style is not None and not how.classes:
                 sources = [(str(n), self._picture(f)) for n, f in enumerate(files)]
-                first = self.pictures.first(how.target, _SHOWN) if how.style.of_pictures else ()
-                like = [(str(n), self._picture(f)) for n, f in enumerate(first)] or None
+                first = self._references(how) if how.style.of_pictures else ()
+                like = [(str(n), picture) for n, picture in enumerate(first)] or None
                 page = by_reference(self.in_use(name), sources, (), like, count=_SHOWN)
                 own, titles = page.rows, page.titles
             elif how.classes:
@@ -431,8 +432,9 @@ class Session(State):
         tests = options.images("test") if self.classes and options.has_tests() else {}
         for part, sets in (("images", self.pictures.sets), ("test images", tests)):
             for counts in by_class(self.classes, sets).get("classes", {}).values():
-                of_each = listed([f"{name} {count}" for name, count in counts.items()])
-                yield f"{part} by class, {len(counts)}: {of_each}"
+                of_each = [f"{name} {count}" for name, count in counts.items() if count]
+                if of_each:  # others are another set's
+                    yield f"{part} by class, {len(of_each)}: {listed(of_each)}"
         yield from self.trainer.opening(options, self.pictures.sets)
 
     def _needs(self) -> Iterator[str]:
@@ -469,10 +471,14 @@ class Session(State):
         for model in map(self.in_use, names):
             like = None
             if model.wants_reference:
-                first = self.pictures.first(model.how.target, _SHOWN)
-                like = References(model, [self._picture(file) for file in first])
+                like = References(model, self._references(model.how))
             shown.append(self._made(model, shown[-1], "", like))
         return shown
+
+    def _references(self, how: Translator) -> list[np.ndarray]:
+        """Pictures of the target; or of the source, where none of the target are trained on."""
+        name = how.target if how.target in self.pictures.sets else how.source
+        return [self._picture(file) for file in self.pictures.first(name, _SHOWN)] if name else []
 
     def _made(
         self, model: Model, picture: np.ndarray, name: str, like: References | None

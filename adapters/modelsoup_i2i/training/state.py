@@ -7,8 +7,9 @@ them; what Lightning Fabric would bring (device, bf16, several GPUs) is three sh
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from .step import Steps
 from .watch import Losses
 
 STATE = "state.pt"
+LABELS = "labels.json"
 FORMAT = 6
 
 
@@ -124,6 +126,21 @@ class State(Steps):
             )
         self.load_state_dict(state)
         return True
+
+    def labels(self) -> Mapping[str, Sequence[int]]:
+        """See `Cast`; what was found stays in the work folder, for a training that goes on."""
+        kept = None if self.work is None else self.work / LABELS
+        if kept is not None and kept.exists():
+            told = json.loads(kept.read_text("utf-8"))
+            if told["of"] == self.content:
+                found: Mapping[str, Sequence[int]] = told["labels"]
+                return found
+        labels = super().labels()
+        if labels and kept is not None and not self.place.rank:
+            partial = kept.with_name(f".{LABELS}.partial")
+            partial.write_text(json.dumps({"of": self.content, "labels": labels}), "utf-8")
+            partial.replace(kept)
+        return labels
 
     def save(self, path: Path, *, lineage: Mapping[str, Any] | None = None) -> None:
         """Write the checkpoint, one safetensors file with all networks.
