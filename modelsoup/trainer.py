@@ -84,11 +84,13 @@ EXTRAS = dict.fromkeys([
     "gan",
     "modality",
     "munit",
+    "nice-gan",
     "pix2pix",
     "self-init",
     "stargan",
     "starganv2",
     "transferi2i",
+    "ugatit",
 ], "i2i") | {"openvino-qat": "openvino"}  # fmt: skip
 """Trainers of ours, and the extra that brings each."""
 

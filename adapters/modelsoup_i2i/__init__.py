@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .trainers.cyclegan import CycleGAN, CycleGANOptions
     from .trainers.pix2pix import Pix2Pix, Pix2PixOptions
     from .training.session import Session
+    from .use.cam import import_nice_gan, import_ugatit
     from .use.official import import_folder
     from .use.pretrained import import_biggan, import_deepi2i, import_stylegan
     from .use.stargan import import_stargan
@@ -34,6 +35,7 @@ _HOMES = {
     "networks.patch": ("PatchDiscriminator",),
     "networks.resnet": ("ResnetGenerator",),
     "networks.unet": ("UnetGenerator",),
+    "use.cam": ("import_nice_gan", "import_ugatit"),
     "use.generators": ("load_generator", "load_model"),
     "use.official": ("import_folder",),
     "use.pretrained": ("import_biggan", "import_deepi2i", "import_stylegan"),
@@ -55,8 +57,10 @@ __all__ = [
     "import_biggan",
     "import_deepi2i",
     "import_folder",
+    "import_nice_gan",
     "import_stargan",
     "import_stylegan",
+    "import_ugatit",
     "list_images",
     "load_generator",
     "load_model",

@@ -171,6 +171,28 @@ def stargan(folder: Path, output: Path, step: int | None, force: bool) -> None:
     _tell(import_stargan(folder, output, force=force, step=step, say=say))
 
 
+@import_.command(no_args_is_help=True)
+@click.argument("file", metavar="FILE", type=PATH)
+@_IMPORTED
+@FORCE
+def ugatit(file: Path, output: Path, force: bool) -> None:
+    """A file of UGATIT-pytorch, light: genA2B, genB2A, disGA, disGB, disLA and disLB."""
+    with needed("i2i"):
+        from .use.cam import import_ugatit
+    _tell(import_ugatit(file, output, force=force, say=say))
+
+
+@import_.command("nice-gan", no_args_is_help=True)
+@click.argument("file", metavar="FILE", type=PATH)
+@_IMPORTED
+@FORCE
+def nice_gan(file: Path, output: Path, force: bool) -> None:
+    """A file of NICE-GAN-pytorch, light: gen2A, gen2B, disA and disB."""
+    with needed("i2i"):
+        from .use.cam import import_nice_gan
+    _tell(import_nice_gan(file, output, force=force, say=say))
+
+
 def _tell(found: Mapping[str, int]) -> None:
     for name, parameters in found.items():
         click.echo(f"{name}: {parameters:,} parameters")

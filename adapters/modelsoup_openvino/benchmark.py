@@ -29,16 +29,24 @@ def measured(paths: Sequence[Path], rounds: int, size: int | None) -> dict[str, 
     if len({(status.st_dev, status.st_ino) for status in there}) < len(there):
         raise ParameterError(f"{paths[0]} is given twice: name another model to compare with")
     models = {str(path): export.read(path) for path in paths}
-    shape = list(next(iter(models.values())).input(0).get_partial_shape().to_shape())
+    first = next(iter(models.values()))
+    shape = list(first.input(0).get_partial_shape().to_shape())
     if size is not None:
         shape[2:] = [size, size]
     for name, model in models.items():
+        if _beside(model) != _beside(first):
+            raise ParameterError(f"{name} takes {_said(model)}, but {paths[0]} {_said(first)}")
         try:
-            model.reshape(shape)
+            model.reshape({0: shape})
         except RuntimeError as error:
             said = " ".join(str(error).split())[-200:]
             raise ParameterError(f"{name} cannot be reshaped to {shape}: {said}") from error
-    example = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    rng = np.random.default_rng(0)
+    example = {0: rng.uniform(-1, 1, shape).astype(np.float32)}
+    for place, (_, own, kind) in enumerate(_beside(first), 1):
+        # Indices of classes, of which there is a first one; else noise, or a style.
+        values = np.zeros(own) if kind == "i64" else rng.standard_normal(own)
+        example[place] = values.astype(np.int64 if kind == "i64" else np.float32)
     return {
         "image": shape,
         "rounds": rounds,
@@ -51,6 +59,19 @@ def measured(paths: Sequence[Path], rounds: int, size: int | None) -> dict[str, 
             for name, model in models.items()
         },
     }
+
+
+def _beside(model: Any) -> list[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and type of what a model takes beside an image."""
+    return [
+        (port.get_any_name(), tuple(port.get_shape()), port.get_element_type().to_string())
+        for port in model.inputs[1:]
+    ]
+
+
+def _said(model: Any) -> str:
+    own = [f"{name} {list(shape)}" for name, shape, _ in _beside(model)]
+    return " and ".join(["an image", *own])
 
 
 def table(told: Mapping[str, Any]) -> str:

@@ -15,6 +15,8 @@ import click
 from modelsoup import GivenPath, ParameterError, SoupError, print_json, printable
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .trainer import OpenVinoOptions
 
 _MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
@@ -121,10 +123,18 @@ def quantize(
 @click.argument("model", type=GivenPath(path_type=Path))
 @click.argument("source", metavar="IN", type=GivenPath(path_type=Path))
 @click.argument("target", metavar="OUT", type=GivenPath(path_type=Path))
+@click.option("--class", "of_class", metavar="NAME", help="Which class the pictures become.")
+@click.option("--z-seed", "seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Of the noise, as soup i2i translate draws it.")  # fmt: skip
+@click.option("--given", multiple=True, metavar="NAME=FILE.npy",
+              help="What else MODEL takes, such as a style; repeat it.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["f32", "bf16"]), default="f32", show_default=True,
               help="Of what is not INT8.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace what is there.")
-def run(model: Path, source: Path, target: Path, precision: str, force: bool) -> None:
+def run(
+    model: Path, source: Path, target: Path, of_class: str | None, seed: int,
+    given: tuple[str, ...], precision: str, force: bool,
+) -> None:  # fmt: skip
     """Translate an image, or a folder of them, with an exported MODEL.xml; torch is not needed."""
     from modelsoup_i2i.pictures.images import left_out
 
@@ -134,8 +144,8 @@ def run(model: Path, source: Path, target: Path, precision: str, force: bool) ->
         _say(f"left out: {rest}")
     show = _progress()
     for written in translate(
-        model, source, target, force=force, precision=precision,
-        progress=lambda done, of: show(done / of, {}),
+        model, source, target, force=force, precision=precision, of_class=of_class, seed=seed,
+        arrays=_arrays(given), progress=lambda done, of: show(done / of, {}),
     ):  # fmt: skip
         click.echo(printable(str(written)))
 
@@ -182,6 +192,28 @@ def _training(data: str | None, pairs: tuple[str, ...]) -> dict[str, Any]:
             found[name] = json.loads(text)
         except ValueError:
             found[name] = text
+    return found
+
+
+def _arrays(pairs: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """`--given`: arrays of numbers, each from a file of its own; no pickle."""
+    import numpy as np
+
+    found = {}
+    for pair in pairs:
+        name, equals, file = pair.partition("=")
+        if not equals or not name or not file:
+            raise ParameterError(f"--given {pair} must be NAME=FILE.npy")
+        if not Path(file).is_file():  # to open a pipe would wait for who writes to it
+            raise ParameterError(f"there is no file {file} with the array {name!r}")
+        try:
+            values = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ParameterError(f"{file} is no array as numpy.save writes one: {error}") from error
+        numbers = isinstance(values, np.ndarray) and values.dtype.kind in "fiu"
+        if not numbers or not np.isfinite(values).all():
+            raise ParameterError(f"{file} holds something else than finite numbers")
+        found[name] = values
     return found
 
 

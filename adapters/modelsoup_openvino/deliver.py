@@ -17,22 +17,19 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from modelsoup import placed
 
 from . import export, measure
-from .deploy import Deployable, Log
+from .deploy import IMAGE, Deployable, Inputs, Log
 from .place import REPORT, must_be_ours
-from .qat import Outcome
+from .qat import Outcome, whole
 from .quantise import Quantisation
 from .report import as_pixels, page, sheet
 from .versions import installed
-
-if TYPE_CHECKING:
-    import torch
 
 INT8, FP32, FP16 = "int8.xml", "fp32.xml", "fp16.xml"
 QUANTISED, FLOAT = "quantised.safetensors", "float.safetensors"
@@ -67,11 +64,9 @@ def deliver(
         OutputError: there is something else in its place, or anything without `force`.
         SoupError: the export does not compute what the network does, or cannot be written.
     """
-    from modelsoup_i2i.networks.layers import padded
-
     out = out.absolute()
     must_be_ours(out)
-    example = padded(outcome.held_out.images[0], outcome.multiple)
+    example = whole(outcome.held_out.inputs[0], outcome.multiple)
     log("converts and compares")
     models = {
         INT8: export.converted(outcome.best, example),
@@ -104,6 +99,7 @@ def deliver(
             },
             "likeness": {
                 **outputs, "agreement": {k: round(v, 2) for k, v in agreed.items()},
+                "takes": [name for name in example if name != IMAGE],
                 "saturates": measure.saturates() and how.overflow_fix != "enable",
             },
             "quality": {name: dict(values) for name, values in quality.items()},
@@ -124,7 +120,7 @@ def deliver(
 
 def _origin(outcome: Outcome, trainer: Deployable, start: Path, plain: Path) -> dict[str, str]:
     """The texts of `rt_info`: what it came from, and what `infer` must know."""
-    channels = outcome.held_out.images[0].shape[1]
+    channels, side = outcome.held_out.images[0].shape[1], getattr(outcome.reference, "size", None)
     return {
         "source": start.name,
         "source_xxh3_128": export.digest_of(start),
@@ -134,22 +130,23 @@ def _origin(outcome: Outcome, trainer: Deployable, start: Path, plain: Path) -> 
         "qat_epochs": str(outcome.kept.epoch),
         "multiple": str(outcome.multiple),
         "images": f"{_CHANNELS[channels]}, 1 x {channels} x height x width, float32 in [-1, 1]",
+        **({} if side is None else {"side": str(side)}),
+        **({"classes": json.dumps(outcome.classes)} if outcome.classes else {}),
+        **({"noise": json.dumps(outcome.noise)} if outcome.noise else {}),
     }
 
 
 def _measured_outputs(models: Mapping[str, Any], outcome: Outcome) -> dict[str, float | None]:
-    """INT8 against float32, both by OpenVINO, as they will be used."""
-    from modelsoup_i2i.networks.layers import padded
-
+    """INT8 against float32, both by OpenVINO, as they will be used: of one noise, one class."""
     compiled = {name: measure.compiled_for(model, "LATENCY") for name, model in models.items()}
     pairs: dict[str, list[np.ndarray]] = {name: [] for name in compiled}
     size = tuple(outcome.held_out.images[0].shape)
-    for image in outcome.held_out.images:
-        if tuple(image.shape) != size:  # an image of another size would compile both anew
+    for inputs in outcome.held_out.inputs:
+        if tuple(inputs[IMAGE].shape) != size:  # that would compile both anew
             continue
-        whole = padded(image, outcome.multiple).numpy()
+        seen = as_arrays(whole(inputs, outcome.multiple))
         for name, call in compiled.items():
-            made = call(whole)[0][..., : size[2], : size[3]]
+            made = call(seen)[0][..., : size[2], : size[3]]
             pairs[name].append(np.array(made))
     alike = measure.ssim(pairs[INT8], pairs[FP32])
     each = [measure.psnr(a, b) for a, b in zip(pairs[INT8], pairs[FP32], strict=True)]
@@ -170,24 +167,29 @@ def _operations(model: Any) -> dict[str, Any]:
 
 
 def _speed(
-    models: Mapping[str, Any], outcome: Outcome, example: torch.Tensor, rounds: int, folder: Path
+    models: Mapping[str, Any], outcome: Outcome, example: Inputs, rounds: int, folder: Path
 ) -> dict[str, Any]:
     import torch
 
     def eager() -> object:
         with torch.inference_mode():
-            return outcome.reference(example)
+            return outcome.reference(*example.values())
 
     found = measure.as_json(
-        measure.speeds(models, example.numpy(), rounds=rounds, others={"torch": eager})
+        measure.speeds(models, as_arrays(example), rounds=rounds, others={"torch": eager})
     )
     return {
-        "image": list(example.shape),
+        "image": list(example[IMAGE].shape),
         "rounds": rounds,
         "torch_threads": torch.get_num_threads(),
         "models": found,
         "memory_mib": {name: measure.peak_memory(folder / name) for name in models},
     }
+
+
+def as_arrays(inputs: Inputs) -> dict[str, np.ndarray]:
+    """What OpenVINO is called with."""
+    return {name: values.numpy() for name, values in inputs.items()}
 
 
 def _save_sheet(outcome: Outcome, path: Path) -> None:

@@ -1,16 +1,17 @@
 """What a trainer must tell so that one of its networks can be quantised; and asking it.
 
 Any trainer of a plan can, with four things beside `train`; nothing here knows one by name.
-`session` gives a training that has not begun: its networks by name, which of them are used
-afterwards (`deployed`), and `run`, the trainer's own loop with its own losses, in which a network
-may be replaced. `inputs` gives the images that a network sees in use; `options_of` what a
-checkpoint says of the options; `multiple`, of which heights and widths must be, where a network
-has no `multiple` of its own.
+`session` gives a training that has not begun: which of its networks are used afterwards
+(`deployed`), each as it is used, also where it is joined of several; and `run`, the trainer's own
+loop with its own losses, before which one is given quantisers. `inputs` gives what such a network
+is called with in use; `options_of` what a checkpoint says of the options; `multiple`, of which
+heights and widths must be, where a network has no `multiple` of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -35,22 +36,60 @@ Log = Callable[[str], None]
 ASKED = ("session", "inputs", "options_of", "multiple")
 
 
+IMAGE, CLASS = "image", "class"
+Inputs = Mapping[str, "torch.Tensor"]
+"""What a network is called with, in that order, by the names that an exported model has for it.
+
+First `image`, 1 × C × H × W in [−1, 1]; then what else it takes, each 1 × …, such as `z`.
+"""
+
+
+class Used(Protocol):
+    """A network as it is used.
+
+    Attributes:
+        module: of one network, or joined of several; with averages of weights, where there are.
+    """
+
+    module: nn.Module
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the classes, by the indices that it takes as `class`, if it takes such."""
+
+    @property
+    def noise(self) -> tuple[str, ...]:
+        """Which of its inputs are noise, each number from N(0, 1)."""
+
+
 class Session(Protocol):
     """A training in progress.
 
     Attributes:
-        networks: the trained networks; a checkpoint's names are `network.tensor`.
-        deployed: names of those that are used after the training, the first one by default.
+        deployed: names of the networks that are used after the training, also of such as are joined
+            of several; the first one by default.
     """
 
     deployed: tuple[str, ...]
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """By name, in the checkpoint's order."""
+        """All networks by name, and those that are joined of several."""
 
-    def replace(self, name: str, module: nn.Module) -> None:
-        """Put a module in a network's place, before the first step."""
+    def in_use(self, name: str) -> Used:
+        """One of those that are deployed, as it is used."""
+
+    def as_used(self, name: str) -> nn.Module:
+        """The module of one, to be given quantisers before the first step.
+
+        Its networks are trained as they are used, in evaluation mode, and its quantisers with them.
+        """
+
+    def names_in(self, name: str) -> dict[str, str]:
+        """What tensors are called in that module, by their names in the checkpoint."""
+
+    def save(self, path: Path, *, lineage: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint of all networks, without quantisers."""
 
     def run(
         self, report: Report, log: Log, after_epoch: Callable[[int], None] | None = None
@@ -74,11 +113,11 @@ class Deployable(Protocol):
     ) -> Session:  # fmt: skip
         """A training that has not begun. Its options have `epochs` and `lr`."""
 
-    def inputs(self, options: Any, network: str, part: str = "train") -> Iterator[torch.Tensor]:
-        """Images of `train` or `test` at the size of training, 1 × C × H × W in [−1, 1].
+    def inputs(self, session: Session, network: str, part: str = "train") -> Iterator[Inputs]:
+        """What it is called with for each image of `train` or `test`, at the size of training.
 
         Sides need not be multiples of `multiple`: they are continued by reflection, and what comes
-        out is cut back.
+        out is cut back. Noise and classes are the same each time.
         """
 
     def options_of(self, checkpoint: Path) -> dict[str, Any]:
@@ -166,7 +205,7 @@ def options_for(
         start: the checkpoint that is quantised; None where it is not there yet.
         given: names and values, as in a plan.
         epochs: of the training; 0 leaves the trainer's default, for none will be made.
-        rate: the learning rate.
+        rate: the learning rate; of all that are called so (`d_lr`), where they are not given.
         folder: what its paths are relative to; None is the current folder.
 
     Raises:
@@ -180,8 +219,11 @@ def options_for(
                 f"give that"
             )
     known = {} if start is None else trainer.options_of(start)
+    others = {f.name: rate for f in fields(trainer.options) if f.name.endswith("_lr")}
     of_training = {"lr": rate, **({"epochs": epochs} if epochs else {})}
-    return build_options(cast(Trainer, trainer), {**known, **given, **of_training}, folder)
+    return build_options(
+        cast(Trainer, trainer), {**others, **known, **given, **of_training}, folder
+    )
 
 
 def chosen_network(session: Session, wanted: str | None) -> str:

@@ -20,6 +20,8 @@ import numpy as np
 
 from modelsoup import CheckpointError, OutputError, SoupError
 
+from .deploy import IMAGE, Inputs
+from .quantise import arguments
 from .versions import load_openvino, silence
 
 if TYPE_CHECKING:
@@ -36,12 +38,13 @@ LEAST_AGREEMENT = 30.0
 """dB between a network's outputs and those of its export, below which the export is refused."""
 
 
-def converted(network: nn.Module, example: torch.Tensor, *, fold: bool = True) -> Any:
+def converted(network: nn.Module, example: torch.Tensor | Inputs, *, fold: bool = True) -> Any:
     """An `openvino.Model` that computes what a network does, on images of one size.
 
     Args:
         network: fake-quantised or float, in eval mode, on the CPU.
-        example: 1 × channels × height × width, float32.
+        example: what it is called with, whose names its inputs get; or an image alone, 1 × channels
+            × height × width, float32.
         fold: put pixels into the channels of narrow convolutions.
 
     Raises:
@@ -49,12 +52,19 @@ def converted(network: nn.Module, example: torch.Tensor, *, fold: bool = True) -
         SoupError: OpenVINO cannot convert it.
     """
     ov = load_openvino()
+    inputs = example if isinstance(example, Mapping) else {IMAGE: example}
     try:
         with silence():
-            model = ov.convert_model(network, example_input=example, input=list(example.shape))
+            model = ov.convert_model(
+                network, example_input=tuple(inputs.values()),
+                input=[list(values.shape) for values in inputs.values()],
+            )  # fmt: skip
     except Exception as error:  # whatever the tracer or one of many conversions raises
         said = " ".join(str(error).split())[:300]
         raise SoupError(f"OpenVINO cannot convert the network: {said}") from error
+    for port, name in zip(model.inputs, inputs, strict=True):
+        port.get_tensor().set_names({name})
+        port.get_node().set_friendly_name(name)
     # Folded by copying constants, which are what conversion made of the fake-quantised weights.
     for node in model.get_ordered_ops():
         if fold and node.get_type_name() == "Convolution":
@@ -152,7 +162,7 @@ def executed_operations(compiled: Any) -> dict[str, Counter[str]]:
     return found
 
 
-def agreement(network: nn.Module, model: Any, example: torch.Tensor) -> float:
+def agreement(network: nn.Module, model: Any, example: torch.Tensor | Inputs) -> float:
     """PSNR in dB between the outputs of a network and of its export, on one image.
 
     Images are taken to be in [−1, 1], so that the peak is 2.
@@ -164,9 +174,10 @@ def agreement(network: nn.Module, model: Any, example: torch.Tensor) -> float:
 
     from .measure import compiled_for, psnr, saturates
 
+    inputs = arguments(example)
     with torch.inference_mode():
-        expected = network(example).numpy()
-    got = compiled_for(model, "LATENCY")(example.numpy())[0]
+        expected = network(*inputs).numpy()
+    got = compiled_for(model, "LATENCY")([values.numpy() for values in inputs])[0]
     found = psnr(got, expected)
     if not found >= LEAST_AGREEMENT:
         integer = any(own for own, _ in integer_operations(model).values())
@@ -240,14 +251,18 @@ def _constant_weights(node: Any) -> tuple[np.ndarray, np.ndarray | None] | None:
     return None if integers is None else (integers, scale)
 
 
-_MOVES = ("Pad", "Reshape", "Transpose", "DepthToSpace", "SpaceToDepth", "Squeeze", "Unsqueeze")
+_MOVES = ("Pad", "Reshape", "Transpose", "DepthToSpace", "SpaceToDepth", "Squeeze", "Unsqueeze",
+          "Split", "VariadicSplit", "StridedSlice", "Gather")  # fmt: skip
 
 
 def _is_quantised(source: Any) -> bool:
     node = source.get_node()
     while node.get_type_name() in _MOVES:
         node = node.input_value(0).get_node()
-    return bool(node.get_type_name() == "FakeQuantize" and 1 < node.get_levels() <= 256)
+    if node.get_type_name() == "Concat":
+        return all(_is_quantised(one) for one in node.input_values())
+    levels = node.get_levels() if node.get_type_name() == "FakeQuantize" else 0
+    return bool(1 < levels <= 256)
 
 
 def _stored_as_integers(source: Any) -> bool:

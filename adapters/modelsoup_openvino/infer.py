@@ -6,17 +6,22 @@ of what the network wants are continued by reflection, and the result is cut bac
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from modelsoup_i2i.pictures.draws import Noise
 from modelsoup_i2i.pictures.images import CHANNELS
+from modelsoup_i2i.pictures.transforms import Transform
+from modelsoup_i2i.use.translator import Translator as Described
 
-from modelsoup import ParameterError, SoupError
+from modelsoup import ParameterError, SoupError, listed, nearest
 
 from . import export
+from .deploy import CLASS
 from .measure import compiled_for
 from .report import as_pixels
 
@@ -24,11 +29,18 @@ _KEPT = 4  # sizes for which the compiled model is kept
 
 
 class Translator:
-    """A model for images of any size, of as many channels as it has: 3, 1 (grey) or 4 (opacity).
+    """A model for images, of as many channels as it has: 3, 1 (grey) or 4 (opacity).
+
+    Of any size; but where the model has one, it sees an image's middle, at that size.
 
     Args:
         model: the path of an IR's `.xml`.
         precision: of what is not INT8: `f32`, or `bf16` where the CPU has it.
+
+    Attributes:
+        takes: names of what it is called with beside an image, such as `z` and `class`.
+        classes: names of the classes that it makes images of, by their indices.
+        noise: which of `takes` are noise.
 
     Raises:
         VersionError: OpenVINO is missing or of another version.
@@ -37,17 +49,23 @@ class Translator:
     """
 
     def __init__(self, model: Path, *, precision: str = "f32") -> None:
-        self._model, self._precision = export.read(model), precision
+        self._path, self._model, self._precision = model, export.read(model), precision
+        told = export.about(self._model)
         inputs, outputs = self._model.inputs, self._model.outputs
-        four = [p.get_partial_shape().rank.get_length() == 4 for p in (*inputs, *outputs)
-                if p.get_partial_shape().rank.is_static]  # fmt: skip
-        if len(inputs) != 1 or len(outputs) != 1 or four != [True, True]:
+        ranks = [port.get_partial_shape().rank for port in (*inputs, *outputs)]
+        four = [rank.is_static and rank.get_length() == 4 for rank in ranks]
+        others = [port.get_any_name() for port in inputs[1:]]
+        # Another's model of several inputs says nothing of what they are.
+        if not inputs or len(outputs) != 1 or not (four[0] and four[-1]) or (others and not told):
             raise ParameterError(
                 f"{model} has {len(inputs)} inputs and {len(outputs)} outputs, where one image in "
                 f"and one out are expected"
             )
-        told = export.about(self._model)
+        self.takes = tuple(others)
+        self.classes: tuple[str, ...] = tuple(json.loads(told.get("classes", "[]")))
+        self.noise: tuple[str, ...] = tuple(json.loads(told.get("noise", "[]")))
         self.multiple = int(told.get("multiple", "1"))
+        self.side = int(told["side"]) if "side" in told else None
         channels = inputs[0].get_partial_shape()[1]
         self.channels = channels.get_length() if channels.is_static else 0
         if self.channels not in CHANNELS:
@@ -56,14 +74,89 @@ class Translator:
             )
         self._compiled: OrderedDict[tuple[int, int], Callable[[Any], Any]] = OrderedDict()
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Translate uint8, H × W × channels, to the same shape and type."""
-        height, width, channels = image.shape
+    def given(
+        self, name: str = "", of_class: str | None = None, *, seed: int = 0,
+        arrays: Mapping[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """What it is called with beside an image: all of `takes`, by name.
+
+        Noise is what `soup i2i translate` draws for a picture of this name, and this seed.
+
+        Args:
+            name: of the picture, within the folder that is translated.
+            of_class: the name of the class that it becomes one of.
+            seed: of the noise.
+            arrays: what is not drawn: a style, say; or noise that is known.
+
+        Raises:
+            ParameterError: something lacks, is of another shape, or is not taken.
+        """
+        arrays = dict(arrays or {})
+        if unknown := [own for own in arrays if own not in self.takes]:
+            raise ParameterError(
+                f"{self._path} takes no {unknown[0]!r}{nearest(unknown[0], self.takes)} (it takes "
+                f"{', '.join(self.takes) or 'images alone'})"
+            )
+        if seed and not set(self.noise) - arrays.keys():
+            raise ParameterError(f"{self._path} takes no noise that a seed would decide")
+        if self.classes and CLASS not in arrays:
+            arrays[CLASS] = np.array([self._index(of_class)], np.int64)
+        elif of_class is not None:
+            raise ParameterError(f"{self._path} takes no name of a class here: leave it out")
+        found = {}
+        for port in self._model.inputs[1:]:
+            own, shape = port.get_any_name(), tuple(port.get_shape())
+            if own in arrays:
+                values = np.asarray(arrays[own], port.get_element_type().to_dtype())
+            elif own in self.noise:
+                (values,) = Described("", "", "", takes=(Noise(own, shape[1:]),)).given(
+                    [name], seed=seed
+                )
+            else:
+                raise ParameterError(
+                    f"{self._path} takes {own!r}, {' × '.join(map(str, shape))} numbers, which are "
+                    f"not given"
+                )
+            if values.shape not in (shape, shape[1:]):
+                raise ParameterError(
+                    f"{own!r} has the shape {list(values.shape)}, where {self._path} takes "
+                    f"{list(shape)}"
+                )
+            found[own] = np.ascontiguousarray(values.reshape(shape))
+        return found
+
+    def _index(self, of_class: str | None) -> int:
+        if of_class is None:
+            raise ParameterError(
+                f"{self._path} makes pictures of classes: name one (it has {listed(self.classes)})"
+            )
+        if of_class not in self.classes:
+            raise ParameterError(
+                f"{self._path} has no class {of_class!r}{nearest(of_class, self.classes)} (it has "
+                f"{listed(self.classes)})"
+            )
+        return self.classes.index(of_class)
+
+    def __call__(
+        self, image: np.ndarray, given: Mapping[str, np.ndarray] | None = None
+    ) -> np.ndarray:
+        """Translate uint8, H × W × channels, to the same type, and shape but for a model of one.
+
+        Args:
+            image: the picture.
+            given: what else the model takes; None is `self.given()`.
+        """
+        channels = image.shape[2]
         if channels != self.channels:
             raise ParameterError(
                 f"the picture has {channels} channels, where the model translates such of "
                 f"{self.channels}"
             )
+        others = self.given() if given is None else given
+        if self.side is not None:
+            side = (self.side, self.side)
+            image = Transform("centre_crop", side, side).for_test(image)
+        height, width = image.shape[:2]
         # Where a network has halved the sides as often as it does, its padding by reflection
         # needs two pixels.
         high, wide = (max(side, 2 * self.multiple) for side in (height, width))
@@ -72,14 +165,15 @@ class Translator:
         kind = "reflect" if below < height and right < width else "edge"
         padded = np.pad(image, ((0, below), (0, right), (0, 0)), mode=kind)  # type: ignore[call-overload]
         values = padded.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1
-        made = self._for(padded.shape[0], padded.shape[1])(np.ascontiguousarray(values))[0]
+        call = self._for(padded.shape[0], padded.shape[1])
+        made = call([np.ascontiguousarray(values), *(others[name] for name in self.takes)])[0]
         return as_pixels(np.asarray(made)[:, :, :height, :width])
 
     def _for(self, height: int, width: int) -> Callable[[Any], Any]:
         found = self._compiled.get((height, width))
         if found is None:
             try:
-                self._model.reshape([1, self.channels, height, width])
+                self._model.reshape({0: [1, self.channels, height, width]})
                 found = compiled_for(self._model, "LATENCY", precision=self._precision)
             except RuntimeError as error:
                 said = " ".join(str(error).split())[-200:]
@@ -95,6 +189,7 @@ class Translator:
 
 def translate(
     model: Path, source: Path, target: Path, *, force: bool = False, precision: str = "f32",
+    of_class: str | None = None, seed: int = 0, arrays: Mapping[str, np.ndarray] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:  # fmt: skip
     """Translate a picture, or all of a folder; what was written.
@@ -107,6 +202,9 @@ def translate(
         target: a `.png` file or a folder that exists; for a folder a folder, which is made.
         force: replace what is there.
         precision: as in `Translator`.
+        of_class: as in `Translator.given`, and so are the next two.
+        seed: of the noise.
+        arrays: what is not drawn.
         progress: is told how many are done, and of how many.
 
     Raises:
@@ -117,10 +215,14 @@ def translate(
 
     with translations(source, target, force=force) as wanted:
         network = Translator(model, precision=precision)
+        network.given("", of_class, seed=seed, arrays=arrays)
+        root = source if source.is_dir() else source.parent
         for done, one in enumerate(wanted, 1):
             picture = read_image(one.source, network.channels)
+            name = one.source.relative_to(root).as_posix()
+            given = network.given(name, of_class, seed=seed, arrays=arrays)
             try:
-                save_png(network(picture), one.partial)
+                save_png(network(picture, given), one.partial)
             except SoupError as error:
                 raise type(error)(f"{one.source}: {error}") from error
             if progress is not None:

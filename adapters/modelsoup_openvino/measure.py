@@ -26,6 +26,8 @@ from modelsoup import SoupError
 from .versions import load_openvino
 
 Hint = Literal["LATENCY", "THROUGHPUT"]
+Arrays = Mapping[Any, np.ndarray]
+"""What a model is called with, by the names of its inputs, or their places."""
 PEAK = 2.0
 """The range of images in [−1, 1]."""
 
@@ -94,14 +96,14 @@ def takes_turns(
 
 
 def speeds(
-    models: Mapping[str, Any], example: np.ndarray, *, rounds: int = 20,
+    models: Mapping[str, Any], example: np.ndarray | Arrays, *, rounds: int = 20,
     others: Mapping[str, Callable[[], object]] | None = None, whole: bool = True,
 ) -> dict[str, Speed]:  # fmt: skip
     """The speed of several models, all in the same rounds.
 
     Args:
-        models: name → `openvino.Model`, all with one input of the example's shape.
-        example: float32, 1 × channels × height × width.
+        models: name → `openvino.Model`, all with inputs of the example's names and shapes.
+        example: float32, 1 × channels × height × width; or by name all that they are called with.
         rounds: that count, after two that do not.
         others: name → what else takes turns, such as a forward pass of torch.
         whole: measure one thread and throughput too.
@@ -126,18 +128,19 @@ def speeds(
     return found
 
 
-def throughput(model: Any, example: np.ndarray, images: int) -> float:
+def throughput(model: Any, example: np.ndarray | Arrays, images: int) -> float:
     """Images a second, with as many requests at a time as OpenVINO proposes; batches of one."""
     ov = load_openvino()
     compiled = compiled_for(model, "THROUGHPUT")
     queue = ov.AsyncInferQueue(compiled)
+    inputs = _inputs(example)
     for _ in range(len(queue)):
-        queue.start_async({0: example})
+        queue.start_async(inputs)
     queue.wait_all()
     begun = time.perf_counter()
     count = max(images, 2 * len(queue))
     for _ in range(count):
-        queue.start_async({0: example})
+        queue.start_async(inputs)
     queue.wait_all()
     return count / (time.perf_counter() - begun)
 
@@ -220,7 +223,7 @@ def measured_alone(path: Path) -> dict[str, int]:
     load_openvino()
     loaded = _most_memory()
     compiled = compiled_for(path, "LATENCY")
-    compiled(np.zeros(compiled.input(0).shape, np.float32))
+    compiled([np.zeros(port.shape, port.element_type.to_dtype()) for port in compiled.inputs])
     return {"loaded": loaded, "peak": _most_memory()}
 
 
@@ -242,9 +245,14 @@ def as_json(found: Mapping[str, Speed]) -> dict[str, dict[str, float | None]]:
     }
 
 
-def _one_image(compiled: Any, example: np.ndarray) -> Callable[[], object]:
-    request = compiled.create_infer_request()
-    return lambda: request.infer({0: example})
+def _one_image(compiled: Any, example: np.ndarray | Arrays) -> Callable[[], object]:
+    request, inputs = compiled.create_infer_request(), _inputs(example)
+    return lambda: request.infer(inputs)
+
+
+def _inputs(example: np.ndarray | Arrays) -> dict[Any, np.ndarray]:
+    """An image alone is the only input there is."""
+    return {0: example} if isinstance(example, np.ndarray) else dict(example)
 
 
 def _most_memory() -> int:

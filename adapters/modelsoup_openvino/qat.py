@@ -23,15 +23,29 @@ import numpy as np
 
 from modelsoup import CheckpointError, ParameterError, TrainerError
 
-from .deploy import Deployable, Log, Report, Session, chosen_network, content, identity
+from .deploy import (
+    CLASS,
+    IMAGE,
+    Deployable,
+    Inputs,
+    Log,
+    Report,
+    Session,
+    chosen_network,
+    content,
+    identity,
+)
 from .measure import mean_psnr, ssim
 from .quantise import (
     Quantisation,
-    float_tensors,
+    arguments,
+    carried_over,
+    load_into,
     load_quantised,
     quantised,
     read_quantised,
     save_quantised,
+    trained_apart,
 )
 from .report import as_pixels
 
@@ -65,14 +79,20 @@ class HeldOut:
     """The images that candidates are compared on.
 
     Attributes:
-        images: as the network sees them.
+        inputs: what the network is called with for each: the image, and noise or a class that it
+            keeps, whoever is called.
         part: of which part of the trainer's `inputs` they are, `test` or `train`.
         first: which image of that part the first one is, from 0; the others follow it.
     """
 
-    images: tuple[torch.Tensor, ...]
+    inputs: tuple[Inputs, ...]
     part: str
     first: int
+
+    @property
+    def images(self) -> list[torch.Tensor]:
+        """As the network sees them."""
+        return [own[IMAGE] for own in self.inputs]
 
 
 @dataclass(frozen=True)
@@ -81,9 +101,11 @@ class Outcome:
 
     Attributes:
         network: the name of the quantised network.
-        reference: the float network that it was made from.
+        classes: names of the classes whose indices it takes, if it takes such.
+        noise: names of its inputs that are noise.
+        reference: the float network that it was made from, as it is used.
         multiple: of which the sides of its images must be.
-        best: the kept quantised network, in eval mode on the CPU.
+        best: the kept quantised network, likewise, in eval mode on the CPU.
         quantised: its checkpoint in the work folder.
         checkpoint: the float checkpoint in the tree's names: of epoch 0 the start's values, else
             those of all networks after that epoch, the quantised one's without its quantisers.
@@ -96,6 +118,8 @@ class Outcome:
     """
 
     network: str
+    classes: tuple[str, ...]
+    noise: tuple[str, ...]
     reference: nn.Module
     multiple: int
     best: nn.Module
@@ -140,25 +164,27 @@ def quantisation_aware(
         ParameterError: there are no images.
         SoupError: what the trainer or `quantise` raise.
     """
-    from modelsoup_i2i.networks.layers import padded
+    from modelsoup_i2i.networks.spectral import folded
 
     training = work / TRAINING
     training.mkdir(parents=True, exist_ok=True)
     session = trainer.session(options, start, seed=seed, frozen=frozen, work=training)
     name = chosen_network(session, network)
-    own = session.networks[name].eval()
-    reference = deepcopy(own)
+    live = session.as_used(name)
+    used = session.in_use(name)
+    own = deepcopy(used.module).eval()
+    reference = folded(deepcopy(own))
     multiple: int = getattr(own, "multiple", trainer.multiple)
     told = {
-        "format": 2, "start": _digest(start), "network": name, "seed": seed, "epochs": epochs,
+        "format": 3, "start": _digest(start), "network": name, "seed": seed, "epochs": epochs,
         "frozen": sorted(frozen), "held_out": held_out, "how": asdict(how),
         "training": identity(trainer, options), "images": content(trainer, options),
     }  # fmt: skip
     origin = json.loads(json.dumps(told, default=str))
-    held = _held_out(trainer, options, name, held_out, how.subset_size)
+    held = _held_out(trainer, session, name, held_out, how.subset_size)
     if held.part != "test":
         log(f"there are no test images: {len(held.images)} training images are held out to compare")
-    expected = outputs(reference, held.images, multiple)
+    expected = outputs(reference, held.inputs, multiple)
     see(name, held, [as_pixels(image) for image in expected])
     begun = work / BEGUN
     if begun.exists():
@@ -167,28 +193,27 @@ def quantisation_aware(
     else:
         height, width = held.images[0].shape[-2:]
         log(f"calibrates {name} on up to {how.subset_size} images (of {height} × {width}, say)")
-        ours = [tensor[len(name) + 1 :] for tensor in frozen if tensor.startswith(f"{name}.")]
-        calibration = (padded(image, multiple) for image in trainer.inputs(options, name, "train"))
-        made = quantised(own, calibration, how, frozen=ours, say=log)
+        called = session.names_in(name)
+        ours = [called[tensor] for tensor in frozen if tensor in called]
+        calibration = (whole(i, multiple) for i in trainer.inputs(session, name, "train"))
+        made = quantised(reference, calibration, how, frozen=ours, say=log)
+        made = carried_over(made, reference, own)
         save_quantised(made, begun, {ORIGIN: json.dumps(origin)})
     # From the file in a run that goes on and in one that does not: both do the same from here on.
-    trained = load_quantised(own, begun, say=log)
     twin = load_quantised(own, begun, say=log).eval()
-    bench = _Bench(
-        work, session, name, start, tuple(frozen), reference, twin, held.images, expected,
-        multiple, lineage,
-    )  # fmt: skip
+    bench = _Bench(work, session, twin, held.inputs, expected, multiple, lineage)
     if not bench.candidates():
-        bench.add(0, reference)
+        bench.add(0)
     figures: Mapping[str, float] = {}
     if epochs:
-        session.replace(name, trained)
+        trained = load_into(live.eval(), begun, say=log)
+        if name not in {tensor.partition(".")[0] for tensor in session.names_in(name)}:
+            others = [own for other, own in session.networks.items() if other != name]
+            trained_apart(trained, whole(held.inputs[0], multiple), others)
 
         def after_epoch(epoch: int) -> None:
             twin.load_state_dict(trained.state_dict())
-            after = deepcopy(reference)
-            after.load_state_dict(float_tensors(twin))
-            found = bench.add(epoch, after)
+            found = bench.add(epoch)
             log(_line(found))
 
         log(_line(bench.candidates()[0]))
@@ -196,8 +221,10 @@ def quantisation_aware(
     best = bench.best()
     path = work / f"quantised-{best.epoch}.safetensors"
     report(1.0, {"psnr": best.psnr, "kept_epoch": float(best.epoch)})
+    kept = folded(load_quantised(own, path, say=log))
+    classes = used.class_names if CLASS in held.inputs[0] else ()
     return Outcome(
-        name, reference, multiple, load_quantised(reference, path, say=log).eval(), path,
+        name, classes, used.noise, reference, multiple, kept, path,
         work / f"float-{best.epoch}.safetensors", best, bench.candidates(), held, expected,
         bench.pictures(), figures,
     )  # fmt: skip
@@ -207,13 +234,11 @@ class _Bench:
     """Where candidates are compared and kept; files first, the list that names them last."""
 
     def __init__(
-        self, work: Path, session: Session, name: str, start: Path, frozen: tuple[str, ...],
-        reference: nn.Module, twin: nn.Module, images: Sequence[torch.Tensor],
+        self, work: Path, session: Session, twin: nn.Module, inputs: Sequence[Inputs],
         expected: Sequence[np.ndarray], multiple: int, lineage: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        self._work, self._session, self._name = work, session, name
-        self._start, self._frozen, self._twin = start, frozen, twin
-        self._reference, self._images, self._expected = reference, images, expected
+        self._work, self._session, self._twin = work, session, twin
+        self._inputs, self._expected = inputs, expected
         self._multiple, self._lineage = multiple, lineage
 
     def candidates(self) -> tuple[Candidate, ...]:
@@ -230,9 +255,9 @@ class _Bench:
         """The one with the highest PSNR; of equals the earliest."""
         return max(self.candidates(), key=lambda one: (one.psnr, -one.epoch))
 
-    def add(self, epoch: int, plain: nn.Module) -> Candidate:
+    def add(self, epoch: int) -> Candidate:
         """Compare the twin as it is now; keep its files if it is the best so far."""
-        made = outputs(self._twin, self._images, self._multiple)
+        made = outputs(self._twin, self._inputs, self._multiple)
         found = Candidate(epoch, mean_psnr(made, self._expected), ssim(made, self._expected))
         pictures = self._work / f"pictures-{epoch}.npz"
         with pictures.open("wb") as file:
@@ -242,7 +267,7 @@ class _Bench:
         if all(found.psnr > one.psnr for one in others):
             origin = {ORIGIN: json.dumps({"epoch": epoch, "psnr": found.psnr})}
             save_quantised(self._twin, self._work / f"quantised-{epoch}.safetensors", origin)
-            self._save_float(epoch, plain)
+            self._session.save(self._work / f"float-{epoch}.safetensors", lineage=self._lineage)
         _write(self._work / CANDIDATES, json.dumps([asdict(one) for one in [*others, found]]))
         kept = self.best().epoch
         for one in self.candidates():
@@ -259,45 +284,44 @@ class _Bench:
                 found[one.epoch] = tuple(file[name] for name in file.files)
         return found
 
-    def _save_float(self, epoch: int, plain: nn.Module) -> None:
-        from torch import nn
 
-        from modelsoup.torch_bridge import save_from
-
-        networks = {**self._session.networks, self._name: plain}
-        save_from(
-            nn.ModuleDict(networks), self._work / f"float-{epoch}.safetensors", like=self._start,
-            frozen=self._frozen, lineage=self._lineage,
-        )  # fmt: skip
-
-
-def _held_out(trainer: Deployable, options: Any, name: str, most: int, calibrated: int) -> HeldOut:
+def _held_out(
+    trainer: Deployable, session: Session, name: str, most: int, calibrated: int
+) -> HeldOut:
     """Test images; without any, training images beyond those of the calibration, or the last."""
-    images = tuple(islice(trainer.inputs(options, name, "test"), most))
-    if images:
-        return HeldOut(images, "test", 0)
-    own = trainer.inputs(options, name, "train")
+    inputs = tuple(islice(trainer.inputs(session, name, "test"), most))
+    if inputs:
+        return HeldOut(inputs, "test", 0)
+    own = trainer.inputs(session, name, "train")
     seen = list(islice(own, calibrated))
-    images = tuple(islice(own, most))
-    if images:
-        return HeldOut(images, "train", len(seen))
+    inputs = tuple(islice(own, most))
+    if inputs:
+        return HeldOut(inputs, "train", len(seen))
     if not seen:
         raise ParameterError(f"there is no image for {name}, to calibrate or to compare")
-    images = tuple(seen[-most:])
-    return HeldOut(images, "train", len(seen) - len(images))
+    inputs = tuple(seen[-most:])
+    return HeldOut(inputs, "train", len(seen) - len(inputs))
 
 
-def outputs(
-    network: nn.Module, images: Sequence[torch.Tensor], multiple: int
-) -> tuple[np.ndarray, ...]:
+def whole(inputs: Inputs, multiple: int) -> Inputs:
+    """With the image continued to multiples of some number; what is beside it has no size."""
+    from modelsoup_i2i.networks.layers import padded
+
+    return {**inputs, IMAGE: padded(inputs[IMAGE], multiple)}
+
+
+def outputs(network: nn.Module, inputs: Sequence[Inputs], multiple: int) -> tuple[np.ndarray, ...]:
     """What a network makes of images, each of the size of its image."""
     import torch
-    from modelsoup_i2i.networks.layers import at_any_size
 
     from .versions import silence
 
+    made = []
     with torch.no_grad(), silence():
-        return tuple(at_any_size(network, i, multiple).float().numpy() for i in images)
+        for own in inputs:
+            height, width = own[IMAGE].shape[-2:]
+            made.append(network(*arguments(whole(own, multiple)))[..., :height, :width])
+    return tuple(image.float().numpy() for image in made)
 
 
 def _digest(start: Path) -> str:

@@ -7,17 +7,26 @@ where each one stands is told by a configuration, which the checkpoint carries a
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from modelsoup import CheckpointError, MismatchError, ParameterError, nearest, placed
+from modelsoup import (
+    CheckpointError,
+    MismatchError,
+    ParameterError,
+    TrainerError,
+    nearest,
+    placed,
+)
 
 from .versions import Say, load_nncf, silence
 
@@ -25,12 +34,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from .deploy import Inputs
+
 HOOKS = "__nncf_hooks."
 """What the names of NNCF's own tensors begin with."""
 
 FORMAT = "modelsoup.quantised"
 CONFIG = "nncf"
 MOST_IMAGES = 300
+
+_INSTEAD = "epochs 0 calibrates it and trains nothing, which makes a model for the device too"
 
 Mode = Literal["symmetric", "asymmetric"]
 
@@ -75,7 +88,7 @@ class Quantisation:
 
 
 def quantised(
-    network: nn.Module, images: Iterable[torch.Tensor], how: Quantisation, *,
+    network: nn.Module, seen: Iterable[torch.Tensor | Inputs], how: Quantisation, *,
     frozen: Iterable[str] = (), say: Say,
 ) -> nn.Module:  # fmt: skip
     """A copy of a float network with NNCF's quantisers in it, calibrated on images.
@@ -83,8 +96,8 @@ def quantised(
     Args:
         network: in eval mode; stays as it is. Not an `nn.Sequential`, to which NNCF's own child
             would be one more layer.
-        images: what it sees in use, float32 of 1 × channels × height × width each; the first
-            `subset_size` are taken.
+        seen: what it is called with in use: images, float32 of 1 × channels × height × width each,
+            or `Inputs`; the first `subset_size` are taken.
         how: presets and exceptions.
         frozen: names of its tensors that keep their value, which bias correction would change.
         say: is told what a user may want to know.
@@ -96,7 +109,7 @@ def quantised(
     nncf = load_nncf(say)
     import torch
 
-    chosen = list(islice(iter(images), how.subset_size))
+    chosen = [arguments(own) for own in islice(iter(seen), how.subset_size)]
     if not chosen:
         raise ParameterError("there is no calibration image, where 1 to 300 are expected")
     with silence(), _quiet():
@@ -126,26 +139,45 @@ def quantised(
     return result
 
 
-def operations(network: nn.Module, example: torch.Tensor) -> list[str]:
-    """NNCF's names of a network's operations, such as `model/26/conv2d/0`, in their order."""
+def arguments(call: torch.Tensor | Inputs) -> tuple[torch.Tensor, ...]:
+    """What a network is called with: an image, or all of `Inputs`, in their order."""
+    return tuple(call.values()) if isinstance(call, Mapping) else (call,)
+
+
+def operations(network: nn.Module, example: torch.Tensor | Inputs) -> dict[str, set[str]]:
+    """NNCF's names of a network's operations, such as `model/26/conv2d/0`, in their order.
+
+    Each with the names of the network's own tensors that it computes with.
+    """
     from copy import deepcopy
 
     from nncf.torch.function_hook import wrap_model
     from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
 
     with silence():
-        graph = build_nncf_graph(wrap_model(deepcopy(network)), example)
-    return [node.node_name for node in graph.get_all_nodes()]
+        graph = build_nncf_graph(wrap_model(deepcopy(network)), arguments(example))
+    own = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+    return {
+        node.node_name: own & {before.node_name for before in graph.get_previous_nodes(node)}
+        for node in graph.get_all_nodes()
+    }
 
 
-def _ignored(nncf: Any, network: nn.Module, example: torch.Tensor, how: Quantisation) -> Any:
+def _ignored(
+    nncf: Any, network: nn.Module, example: tuple[torch.Tensor, ...], how: Quantisation
+) -> Any:
     if not (how.ignored_names or how.ignored_patterns or how.ignored_types):
         return None
-    known = operations(network, example)
+    known = operations(network, dict(enumerate(example)))
     names: list[str] = []
     for name in how.ignored_names:
-        inside = f"{name.replace('.', '/')}/"
-        found = [node for node in known if node == name or node.startswith(inside)]
+        # Where blocks are called in a loop, their place in it is not in NNCF's names.
+        inside, of_layer = f"{name.replace('.', '/')}/", f"{name}."
+        found = [
+            node for node, tensors in known.items()
+            if node == name or node.startswith(inside)
+            or any(tensor.startswith(of_layer) for tensor in tensors)
+        ]  # fmt: skip
         if not found:
             layers = [path for path, _ in network.named_modules() if path]
             raise ParameterError(
@@ -174,13 +206,147 @@ def _advanced(nncf: Any, how: Quantisation) -> Any:
     )
 
 
-def float_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The network's own tensors, by their names in the float network; quantisers left out."""
-    return {
-        name: tensor.detach()
-        for name, tensor in module.state_dict().items()
-        if not name.startswith(HOOKS)
+def carried_over(made: nn.Module, plain: nn.Module, network: nn.Module) -> nn.Module:
+    """A copy of a network with what calibration gave a plainer form of it: quantisers and biases.
+
+    Spectral norms of a network for use are divided out (`spectral.folded`), which calibration
+    wants; here they are not, so that it can be trained, and what it computes is the same.
+
+    Args:
+        made: the plain form, quantised.
+        plain: the same before.
+        network: what is to be trained.
+    """
+    from copy import deepcopy
+
+    import nncf.torch
+    import torch
+
+    with silence():
+        module: nn.Module = nncf.torch.load_from_config(
+            deepcopy(network), nncf.torch.get_config(made)
+        )
+    before = plain.state_dict()
+    changed = {
+        name: value for name, value in made.state_dict().items()
+        if name not in before or not torch.equal(value, before[name])
+    }  # fmt: skip
+    module.load_state_dict({**module.state_dict(), **changed})
+    return module
+
+
+@dataclass
+class _Call:
+    """A call of a part within one of the whole: where in it, and of which of the whole's inputs."""
+
+    stack: list[nn.Module]
+    inputs: dict[int, str]
+    begun: int
+    ended: int = 0
+
+
+def trained_apart(whole: nn.Module, example: Inputs, others: Iterable[nn.Module]) -> None:
+    """Have the parts of a quantised network quantise where they are called without it, too.
+
+    Losses may call them so, alone or in something else. NNCF's names of operations count within a
+    call of the whole: a part must begin with the operations that it makes there, or its quantisers
+    would stand elsewhere.
+
+    Args:
+        whole: what was loaded `into` a network that is joined of others, in evaluation mode.
+        example: what it is called with.
+        others: all other networks, of whose modules its parts are.
+
+    Raises:
+        TrainerError: a part of it is called twice; or, when one is called, it computes otherwise.
+    """
+    import torch
+    from nncf.torch.function_hook.hook_executor_mode import FunctionHookMode
+    from nncf.torch.function_hook.wrapper import get_hook_storage
+
+    hooks = get_hook_storage(whole)
+
+    class Telling(FunctionHookMode):
+        """Tells the operations, by their names in order."""
+
+        def __init__(self) -> None:
+            super().__init__(model=whole, hook_storage=hooks)
+            self.made: list[str] = []
+
+        def get_next_op_call_name(self, fn_name: str) -> str:
+            found: str = super().get_next_op_call_name(fn_name)
+            self.made.append(found)
+            return found
+
+    shared = {id(module) for other in others for module in other.modules()}
+    calls: dict[str, list[_Call]] = {
+        name: [] for name, module in whole.named_modules() if id(module) in shared
     }
+
+    def enters(name: str, _: nn.Module, given: tuple[Any, ...]) -> None:
+        own = {n: names[id(value)] for n, value in enumerate(given) if id(value) in names}
+        calls[name].append(_Call(mode.module_call_stack[1:], own, len(mode.made)))
+
+    def leaves(name: str, *_: Any) -> None:
+        calls[name][-1].ended = len(mode.made)
+
+    watching = [
+        handle for name in calls for handle in (
+            whole.get_submodule(name).register_forward_pre_hook(partial(enters, name)),
+            whole.get_submodule(name).register_forward_hook(partial(leaves, name)),
+        )
+    ]  # fmt: skip
+    mode = Telling()
+    with torch.no_grad(), silence(), mode:
+        given, named = mode.process_model_inputs(arguments(example), {})
+        signature = inspect.signature(whole.forward).parameters
+        names = {id(own): name for name, own in zip(signature, given, strict=False)}
+        whole.forward.orig_forward(*given, **named)
+    for handle in watching:
+        handle.remove()
+
+    def change(module: nn.Module, place: str) -> None:
+        for name, child in module.named_children():
+            within = f"{place}{name}"
+            found = calls.get(within, [])
+            if len(found) > 1 and any(True for _ in child.parameters()):
+                raise TrainerError(
+                    f"{within} cannot be trained in INT8, for in use it is called "
+                    f"{len(found)} times: {_INSTEAD}"
+                )
+            if len(found) == 1:
+                in_use = mode.made[found[0].begun : found[0].ended]
+                child.forward = partial(
+                    _apart, child.forward, child, within, Telling, found[0], in_use
+                )
+            else:
+                change(child, f"{within}.")
+
+    change(whole, "")
+
+
+def _apart(
+    forward: Callable[..., Any], part: nn.Module, name: str, mode_of: Callable[[], Any],
+    within: _Call, in_use: Sequence[str], *given: Any, **named: Any,
+) -> Any:  # fmt: skip
+    """A part's forward pass, which quantises by itself unless what it is called in does."""
+    if "_call_impl" in vars(part):  # NNCF puts it there while the whole, or a part, is called
+        return forward(*given, **named)
+    with mode_of() as mode:
+        own = [
+            mode.execute_hooks_for_model_input(within.inputs[n], value)
+            if n in within.inputs else value for n, value in enumerate(given)
+        ]  # fmt: skip
+        begun = len(mode.made)
+        for module in within.stack:
+            mode.push_module_call_stack(module)
+        result = forward(*own, **named)
+    if mode.made[begun : begun + len(in_use)] != in_use:
+        raise TrainerError(
+            f"{name} cannot be trained in INT8, for a loss has it compute otherwise than in use: "
+            f"{_INSTEAD}"
+        )
+    return result
 
 
 def save_quantised(module: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
@@ -198,7 +364,10 @@ def save_quantised(module: nn.Module, path: Path, metadata: Mapping[str, str]) -
     from safetensors.torch import save
 
     config = json.dumps(nncf.torch.get_config(module))
-    tensors = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
+    # Copies: NNCF may have one quantiser in several places, and a file has each under its name.
+    tensors = {
+        name: t.detach().cpu().contiguous().clone() for name, t in module.state_dict().items()
+    }
     header = {"format": "pt", **metadata, FORMAT: "1", CONFIG: config}
     with placed(path, force=True) as partial:
         partial.write_bytes(save(tensors, header))
@@ -219,13 +388,16 @@ def load_quantised(network: nn.Module, path: Path, *, say: Say) -> nn.Module:
     """
     from copy import deepcopy
 
+    return load_into(deepcopy(network), path, say=say)
+
+
+def load_into(network: nn.Module, path: Path, *, say: Say) -> nn.Module:
+    """The same, of the network itself: it gets the quantisers, and the values of its tensors."""
     tensors, header = read_quantised(path)
     nncf = load_nncf(say)
     try:
         with silence():
-            module: nn.Module = nncf.torch.load_from_config(
-                deepcopy(network), json.loads(header[CONFIG])
-            )
+            module: nn.Module = nncf.torch.load_from_config(network, json.loads(header[CONFIG]))
         module.load_state_dict(tensors)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         said = " ".join(str(error).split())[:300]

@@ -42,6 +42,7 @@ def page(told: Mapping[str, Any]) -> str:
         f"{likeness['psnr']:.2f} dB (worst {likeness['psnr_worst']:.2f}), SSIM "
         f"{_number(likeness['ssim'], 4)}. The INT8 graph against NNCF's fake-quantised network: "
         f"{likeness['agreement']['int8']:.1f} dB.",
+        *_beside(likeness["takes"]),
         *(_SATURATES if likeness["saturates"] else ()),
         "",
         *_sizes(told["bytes"]),
@@ -134,6 +135,13 @@ def _candidates(told: Mapping[str, Any]) -> list[str]:
     else:
         lines.append("No epoch after calibration was nearer to the float network: none was kept.")
     return lines
+
+
+def _beside(takes: Sequence[str]) -> list[str]:
+    if not takes:
+        return []
+    own = " and ".join(f"`{name}`" for name in takes)
+    return ["", f"Each image has {own} of its own, the same for float32 and INT8, here and above."]
 
 
 def _sizes(sizes: Mapping[str, int]) -> list[str]:

@@ -96,7 +96,7 @@ class OpenVinoQat:
 
     name = "openvino-qat"
     options = OpenVinoOptions
-    version = "2"
+    version = "3"
 
     def groups(self, options: OpenVinoOptions) -> dict[str, Sequence[str]]:
         """The layer groups of the trainer whose networks they are."""

@@ -190,7 +190,7 @@ def test_fastcut_is_cut_with_other_options(data: Path):
     assert [(own["gan"], own["nce"]) for own in weights] == [(1, 0.5), (1, 10)]
     assert weights[0]["nce_identity"] == 0.5
     drawn = next(begun(data, FastCUT()).batches())[0]
-    assert set(drawn) == {"x", "y", "in_x", "mirror"}
+    assert set(drawn) == {"x", "y", "in_x"}
     assert set(next(begun(data).batches())[0]) == {"x", "y", "in_x", "in_y"}
 
 
@@ -214,7 +214,7 @@ def beside(data: Path, trainer, **options) -> tuple[Session, object]:
     return own, theirs
 
 
-def drawn_for(own: Session, seed: int, mirror: int) -> dict[str, torch.Tensor]:
+def drawn_for(own: Session, seed: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
     maps = known.tapped_sizes(16, 16)
     made = {n: torch.rand(2, 3, 16, 16).double() * 2 - 1 for n in "xy"}
@@ -222,21 +222,30 @@ def drawn_for(own: Session, seed: int, mirror: int) -> dict[str, torch.Tensor]:
         made[name] = torch.stack([
             torch.cat([torch.randperm(size)[:20] for size in maps]) for _ in range(2)
         ])  # fmt: skip
-    made["mirror"] = torch.tensor([mirror, 1 - mirror])
     return {n: made[n] for draw in own.trainer.draws(own.options) for n in draw.names}
 
 
-def plain_step(theirs, drawn: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Places and mirroring of a batch are those of its first item."""
+def plain_step(theirs, drawn: dict[str, torch.Tensor], mirror: bool) -> dict[str, torch.Tensor]:
+    """The places of a batch are those of its first item."""
     counts = [min(20, size) for size in known.tapped_sizes(16, 16)]
     places = [list(drawn[n][0].split(counts)) for n in ("in_x", "in_y") if n in drawn]
-    return theirs.step(
-        drawn["x"], drawn["y"], *places, flip=bool(drawn.get("mirror", torch.zeros(1))[0])
-    )
+    return theirs.step(drawn["x"], drawn["y"], *places, flip=mirror)
+
+
+def mirrors(own: Session, step: int) -> bool:
+    return own.trainer.turns(own.options, step)[0].losses[0].keywords["mirror"]
+
+
+def test_fastcut_mirrors_half_of_all_steps_and_cut_none(data: Path):
+    fast, cut = begun(data, FastCUT()), begun(data)
+    assert 450 < sum(mirrors(fast, step) for step in range(1000)) < 550
+    assert not any(mirrors(cut, step) for step in range(50))
 
 
 @pytest.mark.parametrize("switches", ["", "recompute", "winograd", "channels_last"])
-@pytest.mark.parametrize(("trainer", "mirror"), [(CUT(), 0), (FastCUT(), 0), (FastCUT(), 1)])
+@pytest.mark.parametrize(
+    ("trainer", "mirror"), [(CUT(), False), (FastCUT(), False), (FastCUT(), True)]
+)
 def test_a_step_and_its_gradients_are_the_plain_ones(data: Path, trainer, mirror, switches):
     own, theirs = beside(data, trainer, lr=1e-30, channels_last=switches == "channels_last")
     if switches in ("recompute", "winograd"):
@@ -245,8 +254,9 @@ def test_a_step_and_its_gradients_are_the_plain_ones(data: Path, trainer, mirror
     for updates in own.updates.values():
         for name, parameter in updates.parameters.items():
             parameter.register_hook(lambda g, name=name: caught.__setitem__(name, g.clone()))
-    drawn = drawn_for(own, 0, mirror)
-    made, wanted = own.optimise([drawn]), plain_step(theirs, drawn)
+    own.steps = next(n for n in range(99) if mirrors(own, n) == mirror)
+    drawn = drawn_for(own, 0)
+    made, wanted = own.optimise([drawn]), plain_step(theirs, drawn, mirror)
     assert made["judge"] == pytest.approx(wanted["D"].item(), rel=1e-9)
     assert made["gan"] == pytest.approx(wanted["G_GAN"].item(), rel=1e-9)
     scale = own.options.lambda_nce
@@ -262,9 +272,9 @@ def test_a_step_and_its_gradients_are_the_plain_ones(data: Path, trainer, mirror
 def test_after_some_steps_the_images_are_the_plain_ones(data: Path):
     own, theirs = beside(data, CUT(), lr=1e-3)
     for seed in range(4):
-        drawn = drawn_for(own, seed, 0)
+        drawn = drawn_for(own, seed)
         own.optimise([drawn])
-        plain_step(theirs, drawn)
+        plain_step(theirs, drawn, mirror=False)
     images = torch.rand(1, 3, 16, 16).double()
     with torch.no_grad():
         assert (own.networks["G"](images) - theirs.G(images)).abs().max() < 1e-6

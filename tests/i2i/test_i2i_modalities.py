@@ -191,15 +191,16 @@ def test_sizes_that_a_translator_has_trouble_with_are_told():
         return Modalities(class_names(len(sizes), 1), len(sizes), tuple(items))
 
     assert list(warnings(of(20, 20), 10)) == []
-    assert list(warnings(of(21, 19), 10)) == [
-        "A_00 has 21 pictures, more than twice as many as B, which has 10: a larger k makes "
-        "modalities of its size"
+    assert list(warnings(of(21, 19, 22), 10)) == [
+        "modalities of more than twice as many pictures as B, which has 10: A_00 21, A_02 22 (a "
+        "larger k makes smaller ones)"
     ]
     assert list(warnings(of(30, 4, 14))) == []
-    assert list(warnings(of(30, 3, 15))) == ["A_01 has 3 pictures, less than a quarter of the mean"]
-    assert list(warnings(of(30, 0))) == [
-        "A_01 is empty: more modalities are asked for than the encoder tells apart"
+    assert list(warnings(of(30, 3, 15))) == [
+        "modalities of less than a quarter of the mean, 16: A_01 3"
     ]
+    assert list(warnings(of(30, 0))) == ["modalities without pictures: A_01"]
+    assert list(warnings(of(0, 0))) == []
 
 
 def test_names_are_numbered_and_b_is_one_class_or_several():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ from modelsoup_i2i.networks.modalities import labeller, labeller_in
 from modelsoup_i2i.networks.modality import Labeller
 from modelsoup_i2i.pictures.draws import Single
 from modelsoup_i2i.pictures.images import list_images
+from modelsoup_i2i.pictures.views import NUMBERS
 from modelsoup_i2i.trainers.modality import Modality, ModalityOptions
 from modelsoup_i2i.training.losses import divergence, nt_xent
+from modelsoup_i2i.training.session import Session
 from modelsoup_i2i.use.modalities import load_labeller, must_be_one_models
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import modelsoup
 
@@ -218,6 +222,27 @@ def test_both_views_of_a_batch_are_seen_in_one_pass(data: Path):
     assert session.networks["M"].encoder.layers[1].num_batches_tracked.item() == 1
 
 
+class Device(Session):
+    """A session that goes on as on a GPU."""
+
+    early, behind = False, 3
+
+
+@pytest.mark.parametrize("kind", [SMALL | {"augment": tuple(NUMBERS)}, VAE])
+def test_no_step_asks_the_device_for_a_value(data: Path, kind: dict):
+    """Fake tensors have none, and refuse."""
+    given = ModalityOptions(**kind, data_a=data / "A", data_b=data / "B")
+    own = Device(Modality(), given, None, seed=1)
+    drawn = list(islice(own.batches(), 2))
+    own.begin()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for group in drawn:
+            own.take([{n: torch.empty_like(v) for n, v in batch.items()} for batch in group])
+        assert own.steps == 2
+        with pytest.raises(DataDependentOutputException):
+            list(own.read())
+
+
 def test_it_learns_to_find_the_other_view(data: Path):
     """Of 32 views the best guess without learning costs log 31."""
     given = options(data, steps=60, lr=3e-3, augment=["crop", "flip"])
@@ -375,6 +400,26 @@ def test_averaged_centroids_are_no_models_and_are_refused(data: Path, model: Pat
     assert load_labeller(again).centroids.shape == (3, 128)
     with pytest.raises(modelsoup.MismatchError, match="a training"):
         must_be_one_models(Labeller("small", 32, 2), "fresh")
+
+
+def test_a_training_that_diverges_leaves_no_clusters_and_is_refused(data: Path, tmp_path: Path):
+    output = trained(tmp_path / "out", options(data, lr=1e30))
+    told = json.loads((tmp_path / "out" / "told.json").read_text())
+    assert told["figures"]["diverged"] == 1 and "modalities" not in told["figures"]
+    assert not (tmp_path / "out" / "shown" / "modalities.json").exists()
+    with pytest.raises(modelsoup.MismatchError, match="diverged"):
+        load_labeller(output)
+
+
+def test_known_classes_are_as_of_a_table_or_as_of_folders(data: Path, tmp_path: Path):
+    assert set(options(data).known().values()) == {"red", "green", "blue"}
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\nred/0.png,warm\nblue/0.png,cold\nelsewhere.png,cold\n")
+    assert options(data, labels=table).known() == {"red/0.png": "warm", "blue/0.png": "cold"}
+    assert options(None, data_a=data / "A" / "red", data_b=data / "B").known() == {}
+    table.write_text("path,label\nelsewhere.png,cold\n")
+    with pytest.raises(modelsoup.ParameterError, match=r"elsewhere\.png are not in it"):
+        trained(tmp_path / "out", options(data, labels=table))
 
 
 # Options.

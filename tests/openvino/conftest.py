@@ -107,7 +107,7 @@ def quantise(data: Path, start: Path) -> Callable[..., Made]:
 
     def run(
         folder: Path, *, frozen: tuple[str, ...] = (), say: Callable[[str], None] = lambda _: None,
-        model: Path = start, force: bool = True, **given: Any,
+        model: Path = start, force: bool = True, sizes: dict[str, Any] = SIZES, **given: Any,
     ) -> Made:  # fmt: skip
         lines: list[str] = []
 
@@ -117,7 +117,7 @@ def quantise(data: Path, start: Path) -> Callable[..., Made]:
 
         out, work = folder / "out", folder / "work"
         work.mkdir(exist_ok=True)
-        training = {"data": str(data), **SIZES, **given.pop("training", {})}
+        training = {"data": str(data), **sizes, **given.pop("training", {})}
         values = {"of": "cyclegan", "out": str(out), "rounds": 0, "training": training, **given}
         options = modelsoup.build_options(OpenVinoQat(), values)
         told = quantise_to(

@@ -39,7 +39,8 @@ LEVEL = 2 / 255
 
 def held_out(data, part="test"):
     options = CycleGANOptions(data=data, **SIZES, **SHAPE)
-    return list(CycleGAN().inputs(options, "G_A", part))
+    session = CycleGAN().session(options, None, seed=0)
+    return [own["image"] for own in CycleGAN().inputs(session, "G_A", part)]
 
 
 def test_a_run_leaves_models_checkpoints_report_and_pictures(made):
@@ -258,10 +259,10 @@ def test_calibration_asks_for_training_images_alone(quantise, tmp_path):
 
         name = "watched"
 
-        def inputs(self, options, network, part="train"):
-            for image in super().inputs(options, network, part):
+        def inputs(self, session, network, part="train"):
+            for own in super().inputs(session, network, part):
                 asked.append(part)
-                yield image
+                yield own
 
     modelsoup.register_trainer(Watched())
     quantise(tmp_path, of="watched", epochs=0, say=asked.append)

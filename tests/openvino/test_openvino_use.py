@@ -91,6 +91,19 @@ def test_one_image_becomes_one_file(made, tmp_path):
     assert forced.exit_code == 0
 
 
+def test_a_model_of_images_alone_takes_neither_class_nor_seed_nor_arrays(made, data, tmp_path):
+    np.save(tmp_path / "z.npy", np.zeros(4))
+    for option, said in (
+        (("--class", "dog"), "takes no name of a class"),
+        (("--z-seed", "1"), "takes no noise"),
+        (("--given", f"z={tmp_path / 'z.npy'}"), "takes no 'z' (it takes images alone)"),
+    ):
+        done = soup("run", made.out / "int8.xml", data / "testA", tmp_path / "out", *option)
+        assert done.exit_code == 1
+        assert said in done.output
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_name_that_would_drive_the_terminal_is_spelt_out(made, tmp_path):
     (tmp_path / "in").mkdir()
     save_png(picture(8, 8), tmp_path / "in" / "a\x1b[2J\nb.png")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from modelsoup import counted, listed
+from modelsoup import listed
 
 from ..pictures.modalities import DOMAINS, Modalities
 from .clusters import mutual_information, purity
@@ -58,19 +58,22 @@ def warnings(own: Modalities, count_b: int | None = None) -> Iterator[str]:
     """
     sizes = own.sizes
     for domain, labels in _labels(own).items():
-        of_each = [sizes[n] for n in labels]
-        mean = sum(of_each) / max(len(labels), 1)
-        for label in labels if mean else ():
-            size, name = sizes[label], own.classes[label]
-            if not size:
-                yield f"{name} is empty: more modalities are asked for than the encoder tells apart"
-            elif size < mean / 4:
-                yield f"{name} has {counted(size, 'picture')}, less than a quarter of the mean"
-            elif domain == "A" and count_b is not None and size > 2 * count_b:
-                yield (
-                    f"{name} has {counted(size, 'picture')}, more than twice as many as B, which "
-                    f"has {count_b}: a larger k makes modalities of its size"
-                )
+        mean = sum(sizes[n] for n in labels) / max(len(labels), 1)
+        empty = [own.classes[n] for n in labels if mean and not sizes[n]]
+        small = [f"{own.classes[n]} {sizes[n]}" for n in labels if 0 < sizes[n] < mean / 4]
+        large = [
+            f"{own.classes[n]} {sizes[n]}" for n in labels
+            if domain == "A" and count_b is not None and sizes[n] > 2 * count_b
+        ]  # fmt: skip
+        if empty:
+            yield f"modalities without pictures: {listed(empty)}"
+        if small:
+            yield f"modalities of less than a quarter of the mean, {mean:.0f}: {listed(small)}"
+        if large:
+            yield (
+                f"modalities of more than twice as many pictures as B, which has {count_b}: "
+                f"{listed(large)} (a larger k makes smaller ones)"
+            )
 
 
 def _labels(own: Modalities) -> dict[str, range]:

@@ -295,6 +295,16 @@ class _InstanceNorm(_Norm):
     usually = (False, False)
 
 
+def _spectral_norm(layer: Module, **_named: Any) -> Module:
+    """As `torch.nn.utils.spectral_norm`: the weight by another name, and two singular vectors."""
+    weight = layer._parameters.pop("weight")
+    layer._parameters["weight_orig"] = weight
+    outs, *ins = weight.shape
+    layer._buffers["weight_u"] = Tensor(outs)
+    layer._buffers["weight_v"] = Tensor(math.prod(ins))
+    return layer
+
+
 class _Named(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -336,13 +346,15 @@ def _no_parameters(name: str) -> type[Module]:
     return type(name, (Module,), {})
 
 
+_UTILS = _Unknown("torch.nn.utils")
+_UTILS.__dict__["spectral_norm"] = _spectral_norm
 _NN = _Unknown("torch.nn")
 _NN.__dict__.update(
     {
         "Module": Module, "Parameter": Parameter, "Sequential": _Several, "ModuleList": _Several,
         "ModuleDict": _Several, "Conv2d": _Convolution, "ConvTranspose2d": _Transposed,
         "Linear": _Linear, "Embedding": _Embedding, "BatchNorm2d": _Norm,
-        "InstanceNorm2d": _InstanceNorm, "utils": _Unknown("torch.nn.utils"),
+        "InstanceNorm2d": _InstanceNorm, "utils": _UTILS,
     }
     | {
         name: _no_parameters(name)

@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 Side = Literal["same", "doubled", "halved"]
+ROUNDED = 1e-3  # what a unit vector's norm may be off by
+ITERATIONS = 30  # of the power method
 EPS = 1e-6  # of the norms of singular vectors, as the published runs of BigGAN and DeepI2I have it
 
 
@@ -151,14 +153,30 @@ class Embedding(Spectral, nn.Embedding):
 def folded(network: nn.Module) -> nn.Module:
     """A network for use, in which each such layer has become a plain one; it is changed itself.
 
-    Its state has no `u0` and `sv0` any more, and it is in evaluation mode.
+    Its state has no `u0` and `sv0` any more, and it is in evaluation mode. So are layers under
+    torch's own spectral norm, but for those that are marked `undivided`, whose weight itself is
+    wanted.
     """
     network.eval()
     for part in list(network.modules()):
         for name, layer in list(part.named_children()):
             if isinstance(layer, Spectral):
                 setattr(part, name, layer.plain())
+            elif "weight_orig" in layer._parameters and not hasattr(layer, "undivided"):
+                _must_be_units(layer)
+                nn.utils.remove_spectral_norm(layer)
     return network
+
+
+def _must_be_units(layer: nn.Module) -> None:
+    """Vectors that are no unit ones, as those of a merge, are found anew by power iteration."""
+    left, right = layer.weight_u, layer.weight_v
+    if all(abs(float(own.norm()) - 1) < ROUNDED for own in (left, right)):
+        return
+    matrix = layer.weight_orig.detach().flatten(1)
+    for _ in range(ITERATIONS):
+        right.copy_(F.normalize(left @ matrix, dim=0))
+        left.copy_(F.normalize(matrix @ right, dim=0))
 
 
 def _with(made: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Module:

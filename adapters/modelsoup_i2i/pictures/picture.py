@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,6 +74,18 @@ def read_picture(picture: Picture, channels: int = 3) -> np.ndarray:
 def labels_of(pictures: Iterable[Picture]) -> np.ndarray:
     """The indices of the classes of pictures, of those that have one; int64."""
     return np.array([p.label for p in pictures if isinstance(p, Member | Row)], np.int64)
+
+
+def in_turn(pictures: Sequence[Picture]) -> list[Picture]:
+    """One of each class after the other, as long as it has some; those of no class as they are."""
+    met: Counter[int] = Counter()
+    order: list[tuple[int, int]] = []
+    for picture in pictures:
+        label = picture.label if isinstance(picture, Member | Row) else len(order)
+        order.append((met[label], label))
+        met[label] += 1
+    places = sorted(range(len(order)), key=order.__getitem__)
+    return [pictures[place] for place in places]
 
 
 def labelled(pictures: Sequence[Picture], labels: Sequence[int]) -> list[Member | Row]:

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
+from zlib import crc32
 
+import numpy as np
 from annotated_types import Ge
 
 from ..networks import antialiaseds as known
 from ..networks.described import Joined, Network
-from ..pictures.draws import Classes, Draw, Places, Unpaired
+from ..pictures.draws import Draw, Places, Unpaired
 from ..pictures.picture import Images
 from ..training.options import UnpairedOptions
 from ..training.players import Player
@@ -46,7 +49,7 @@ class CUTOptions(UnpairedOptions):
         width: channels after the generator's first layer.
         blocks: residual blocks, of whose maps the first and the fifth are compared.
         d_width: channels after the discriminator's first layer.
-        d_layers: its layers that halve; 3 see patches of 70 × 70.
+        d_layers: its layers that halve; 3 see patches of 84 × 84, by the blur.
         f_width: numbers of the vectors that are compared.
     """
 
@@ -136,14 +139,10 @@ class CUT(ImageTrainer):
         return {n: Player(of, o.lr, settings={"betas": (0.5, 0.999)}) for n, of in every.items()}
 
     def draws(self, o: CUTOptions) -> tuple[Draw, ...]:
-        """`x`, which is translated, `y`, places in the maps of both, and whether to mirror."""
+        """`x`, which is translated, `y`, and places in the maps of those that are compared."""
         maps = known.tapped_sizes(*o.transform().crop)
-        every: list[Draw] = [Unpaired(("x", "y")), Places("in_x", maps, o.patches)]
-        if o.identity:
-            every.append(Places("in_y", maps, o.patches))
-        if o.mirrored:
-            every.append(Classes("mirror", 2))
-        return tuple(every)
+        compared = ("in_x", "in_y") if o.identity else ("in_x",)
+        return Unpaired(("x", "y")), *(Places(name, maps, o.patches) for name in compared)
 
     def weights(self, o: CUTOptions, images: Images) -> dict[str, float]:
         """Of each term."""
@@ -151,13 +150,17 @@ class CUT(ImageTrainer):
         return {"gan": o.lambda_gan, "nce": nce, "nce_identity": nce}
 
     def turns(self, o: CUTOptions, step: int) -> tuple[Turn, ...]:
-        """The discriminator's step, then the generator's, on what was translated before both."""
+        """The discriminator's step, then the generator's, on what was translated before both.
+
+        Which steps mirror depends on their number alone, so that the host knows and no device asks.
+        """
+        mirror = o.mirrored and bool(np.random.default_rng((crc32(b"mirror"), step)).integers(2))
         return (
-            Turn("discriminator", ("D",), (self.judge,)),
-            Turn("generator", ("G",), (self.translate,)),
+            Turn("discriminator", ("D",), (partial(self.judge, mirror=mirror),)),
+            Turn("generator", ("G",), (partial(self.translate, mirror=mirror),)),
         )
 
-    def judge(self, s: Session, b: Batch) -> dict[str, torch.Tensor]:
+    def judge(self, s: Session, b: Batch, *, mirror: bool) -> dict[str, torch.Tensor]:
         """The discriminator's loss on a translation that the generator's turn goes on with.
 
         Images of Y go through the generator with those of X: InstanceNorm treats each alone. The
@@ -169,18 +172,16 @@ class CUT(ImageTrainer):
 
         o = s.options
         seen = torch.cat([b.x, b.y]) if o.identity else b.x
-        if o.mirrored:
-            seen = torch.where(_once(b.mirror), seen.flip(3), seen)
-        *maps, b.made = s["tapped"](seen)
+        *maps, b.made = s["tapped"](seen.flip(3) if mirror else seen)
         with torch.no_grad():
-            if o.mirrored:
-                maps = s["tapped"](torch.cat([b.x, b.y]) if o.identity else b.x, False)
+            if mirror:
+                maps = s["tapped"](seen, False)
             keys = s["F"]([own.detach() for own in maps], _places(o, b))
         b.keys = torch.cat(keys, 1)
         of_real, of_fake = s.both("D", b.y, b.made[: len(b.x)].detach())
         return {"judge": judge(of_real, of_fake)}
 
-    def translate(self, s: Session, b: Batch) -> dict[str, torch.Tensor]:
+    def translate(self, s: Session, b: Batch, *, mirror: bool) -> dict[str, torch.Tensor]:
         """The generator's and the projection's loss."""
         from ..training.losses import deceive, patch_nce
 
@@ -188,12 +189,9 @@ class CUT(ImageTrainer):
         with s.fixed("D"):
             losses = {"gan": deceive(s["D"](b.made[:count]))}
         maps, places = s["tapped"](b.made, False), _places(o, b)
-        if o.mirrored:  # the map's place of what is compared, instead of the map mirrored
-            sides = [own.shape[3] for own in maps]
-            places = [
-                at + _once(b.mirror, 2) * (side - 1 - 2 * (at % side))
-                for at, side in zip(places, sides, strict=True)
-            ]
+        if mirror:  # the places instead of the maps
+            wide = [own.shape[3] for own in maps]
+            places = [at + n - 1 - 2 * (at % n) for at, n in zip(places, wide, strict=True)]
         queries = s["F"](maps, places)
         keys = b.keys.split([own.shape[1] for own in queries], 1)
         nce = patch_nce(queries, keys, o.temperature)
@@ -220,11 +218,6 @@ class FastCUT(CUT):
 
     name = "fastcut"
     options = FastCUTOptions
-
-
-def _once(drawn: torch.Tensor, dimensions: int = 4) -> torch.Tensor:
-    """What was drawn for the first image of a batch, for all of them."""
-    return drawn[:1].view(1, *[1] * (dimensions - 1)).bool()
 
 
 def _places(o: CUTOptions, b: Batch) -> list[torch.Tensor]:

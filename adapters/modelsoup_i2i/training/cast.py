@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelsoup import ParameterError, TrainerError
+from modelsoup import ParameterError, TrainerError, open_checkpoint
 from modelsoup.torch_bridge import freeze, load_into
 
 from ..networks.described import AVERAGED
@@ -119,6 +119,7 @@ class Cast(Stage):
         known = None if start is None or self.start != start else classes_in(start)
         self.classes = tuple(trainer.classes(options)) or known or ()
         self.deployed = tuple(trainer.translators(options))
+        self._as_used: dict[str, tuple[str, ...]] = {}
         self._pictures: Pictures | None = None
         self._updates: dict[str, Updates] = {}
         self._broken = torch.zeros((), dtype=torch.bool)
@@ -252,8 +253,12 @@ class Cast(Stage):
         made: float = sum(p.numel() for p in self._module.parameters()) * pixels / 16
         return made
 
-    def replace(self, name: str, module: nn.Module) -> None:
-        """Put another module in a network's place, such as a quantised one.
+    def as_used(self, name: str) -> nn.Module:
+        """A translator's module, whose networks are trained as they are used, and as they began.
+
+        Statistics of norms stay, nothing is dropped, and what options say of the networks' buffers
+        does not count. Other modules may be added to it, such as quantisers: where it is joined of
+        several networks, they move with the last of these.
 
         Raises:
             TrainerError: there is no such network, or steps were made.
@@ -263,13 +268,42 @@ class Cast(Stage):
                 f"no network is called {name!r} (there are {', '.join(self.networks)})"
             )
         if self._updates:
-            raise TrainerError(f"{name} can be replaced before the first step only")
-        # What traces or wraps it wants one plain pass.
-        prepare(module, plain=True)
-        if name in self._joined:
-            self._joined[name] = module
-        else:
-            self._module[name] = module
+            raise TrainerError(f"{name} can be changed before the first step only")
+        self._as_used[name] = self._parts(name)
+        begun = None if self.start is None else open_checkpoint(self.start)
+        for part in self._as_used[name]:
+            # What traces or wraps it wants one plain pass.
+            prepare(self._module[part], plain=True)
+            for own in {part, f"{part}{AVERAGED}"} & {*self._module}:
+                for key, buffer in self._module[own].named_buffers(own):
+                    if begun is not None and key in begun.tensors:
+                        dtype = np.float32 if buffer.is_floating_point() else None
+                        buffer.copy_(torch.from_numpy(np.array(begun[key], dtype)))
+        return self.networks[name]
+
+    def names_in(self, name: str) -> dict[str, str]:
+        """What tensors are called in a translator's module, by their names in the checkpoint."""
+        module = self.networks[name]
+        own = {id(t): key for key, t in (*module.named_parameters(), *module.named_buffers())}
+        every = (*self._module.named_parameters(), *self._module.named_buffers())
+        return {key: own[id(tensor)] for key, tensor in every if id(tensor) in own}
+
+    def _parts(self, name: str) -> tuple[str, ...]:
+        """The networks that a translator is made of."""
+        joined = self.trainer.joined(self.options).get(name)
+        return (name,) if joined is None else joined.parts
+
+    def _take_in(self, name: str) -> None:
+        """Have what was added to a module that is joined of several networks trained and kept."""
+        known = {id(tensor) for tensor in self._module.parameters()}
+        beside = {n: child for n, child in self._joined[name].named_children()
+                  if not any(id(tensor) in known for tensor in child.parameters())}  # fmt: skip
+        owners = [owner for part in self._as_used[name] for owner, player in self.players.items()
+                  if part in player.networks]  # fmt: skip
+        if beside and owners:
+            self._module[name] = nn.ModuleDict(beside)
+            player = self.players[owners[-1]]
+            self.players[owners[-1]] = replace(player, networks=(*player.networks, name))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the training."""
@@ -292,6 +326,9 @@ class Cast(Stage):
         if self._updates:
             return
         options = self.options
+        for name in self._as_used:
+            if name in self._joined:
+                self._take_in(name)
         layout = torch.channels_last if options.channels_last else torch.contiguous_format
         self._module.to(self.device, memory_format=layout).train()
         # What nobody moves is as in use: it has no gradients, and its statistics stay.
@@ -302,7 +339,8 @@ class Cast(Stage):
             if name not in moved:
                 self._must_have_begun(name)
                 network.requires_grad_(False)
-            if not any(parameter.requires_grad for parameter in network.parameters()):
+            trained = any(parameter.requires_grad for parameter in network.parameters())
+            if not trained or any(name in parts for parts in self._as_used.values()):
                 network.eval()
             self.put(name, network, compiled=options.compile)
         for name, network in self._joined.items():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from modelsoup import ParameterError, counted
 
 from ..pictures.images import ImageError, list_images
-from ..pictures.modalities import DOMAINS, Domain, Modalities, in_folders, read_modalities
+from ..pictures.modalities import DOMAINS, Domain, Modalities, read_modalities
 from ..pictures.picture import Picture
 from .data import TwoDomains
 from .ranges import FREE, Count, Number
@@ -104,9 +104,8 @@ class Split(TwoDomains):
         files = list_images(folder)
         if self.labels is not None:
             return read_modalities(self.labels).names(files, folder)
-        if any(len(file.relative_to(folder).parts) > 1 for file in files):
-            return in_folders(folder).names(files, folder)
-        return {}
+        paths = [file.relative_to(folder) for file in files]
+        return {path.as_posix(): path.parts[0] for path in paths if len(path.parts) > 1}
 
     def split_told(self) -> list[str]:
         """What a log should say of it; and that the domains may be the wrong way round."""

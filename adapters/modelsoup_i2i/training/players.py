@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ class Player:
         settings: what else that takes, by its own names.
         ema: the share of the old average that each step keeps, in [0, 1); None for no average.
         shares: of the rate, for tensors whose names in the checkpoint begin so; 1 for the others.
+        within: ranges into which an update puts tensors back, by patterns over those names.
     """
 
     networks: tuple[str, ...]
@@ -43,11 +45,17 @@ class Player:
     settings: Mapping[str, Any] = field(default_factory=dict)
     ema: float | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
+    within: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def share(self, name: str) -> float:
         """Of the rate, for a tensor."""
         own = (share for begins, share in self.shares.items() if name.startswith(begins))
         return next(own, 1.0)
+
+    def limits(self, name: str) -> tuple[float, float] | None:
+        """Of a tensor, where there are such."""
+        own = (limits for pattern, limits in self.within.items() if fnmatchcase(name, pattern))
+        return next(own, None)
 
 
 class NonfiniteGradientError(ArithmeticError):
@@ -77,6 +85,8 @@ class Updates:
         self._summed = early and summed
         self._complete = True
         self._waiting: dict[int, nn.Parameter] = {}
+        self._limits = {id(parameter): limits for name, parameter in parameters.items()
+                        if (limits := player.limits(name)) is not None}  # fmt: skip
         own = list(self.parameters.values())
         by_share: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.parameters.items():
@@ -147,6 +157,8 @@ class Updates:
                 one.step()
             else:
                 self._step_unless(one, unless)
+        for parameter in self.parameters.values():
+            self._put_within(parameter)
         self.forget()
 
     def _step_unless(self, one: torch.optim.Optimizer, unless: torch.Tensor) -> None:
@@ -217,7 +229,12 @@ class Updates:
             self.forget()
             raise NonfiniteGradientError
         self._of[id(parameter)].step()
+        self._put_within(parameter)
         self._forget(parameter)
+
+    def _put_within(self, parameter: nn.Parameter) -> None:
+        if id(parameter) in self._limits:
+            parameter.detach().clamp_(*self._limits[id(parameter)])
 
     def _forget(self, parameter: nn.Parameter) -> None:
         if self._summed and parameter.grad is not None:

@@ -20,6 +20,7 @@ from torch import nn
 from modelsoup import TrainerError, digest_files, open_checkpoint
 from modelsoup.torch_bridge import save_from
 
+from ..networks.described import AVERAGED
 from ..pictures.picture import files_of
 from .begun import files_begun_with
 from .classes import by_class, classes_told
@@ -141,14 +142,29 @@ class State(Steps):
             partial.replace(kept)
         return labels
 
-    def save(self, path: Path) -> None:
-        """Write the checkpoint, one safetensors file with all networks."""
+    def save(self, path: Path, *, lineage: Mapping[str, Any] | None = None) -> None:
+        """Write the checkpoint, one safetensors file with all networks.
+
+        Of those that were trained as they are used (`as_used`) it has their own tensors, and their
+        averages are these.
+
+        Args:
+            path: of the file.
+            lineage: see `save_from`.
+        """
+        own, described = dict(self._module.items()), self.trainer.networks(self.options)
+        trained = self._as_used.values() if self.steps else ()
+        for part in {part for parts in trained for part in parts}:
+            plain, state = described[part].build(), self._module[part].state_dict()
+            plain.load_state_dict({key: state[key] for key in plain.state_dict()})
+            own |= {name: plain for name in (part, f"{part}{AVERAGED}") if name in own}
         written = self.trainer.written(self.options)
         save_from(
-            nn.ModuleDict({name: self._module[of] for name, of in written.items()}),
+            nn.ModuleDict({name: own[of] for name, of in written.items()}),
             path,
             like=self.start,
             frozen=self.frozen,
+            lineage=lineage,
             metadata=classes_told(self.classes),
         )
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from modelsoup import (
     Job,
@@ -28,8 +28,9 @@ from modelsoup import (
 from ..measuring.metric_names import METRICS
 from ..networks.described import AVERAGED, Network
 from ..networks.shapes import Shape
+from ..pictures.draws import Classes
 from ..pictures.images import ImageError, NonfiniteImageError, left_out
-from ..pictures.picture import Picture, files_of, read_picture
+from ..pictures.picture import Picture, files_of, in_turn, labels_of, read_picture
 from ..use.classes import classes_in
 from .begun import files_begun_with, source_of, vector_of
 from .classes import by_class, must_have_classes
@@ -44,15 +45,9 @@ if TYPE_CHECKING:
     from ..measuring.evaluation import Sets
     from ..use.models import Model
     from .probe import Probe
+    from ..use.translator import Translator
     from .processes import Place
     from .session import Session
-
-
-class PlainTranslator(NamedTuple):
-    """The domains of a translator that is called with images alone."""
-
-    source: str
-    target: str
 
 
 class ImageTrainer(Description):
@@ -165,27 +160,48 @@ class ImageTrainer(Description):
             except DivergedError:
                 raise TrainerError(f"the first steps of {self.name} diverge") from None
 
-    def inputs(self, options: Any, network: str, part: str = "train") -> Iterator[torch.Tensor]:
-        """The images that a network translates in use, at the size of training, in order.
+    def inputs(
+        self, session: Session, network: str, part: str = "train"
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """What a translator is called with in use, in that order: pictures, and what it takes.
+
+        Pictures come at the size of training, in order; those of classes in turn, one of each. What
+        else there is depends on a picture's place alone: noise, and classes, so that as many rounds
+        as there are classes have each picture's class with each that it becomes.
 
         Args:
-            options: of the training, with its data and sizes.
+            session: with its networks, data and sizes.
             network: one of `translators`.
             part: `train`; or `test`, of which there is none where no test folders are named, or
                 the data have no `testA` and `testB`.
 
         Yields:
-            float32, 1 × channels × height × width in [−1, 1].
+            by the names that an exported model has for them: `image`, float32, 1 × channels ×
+            height × width in [−1, 1]; `class`, the index; and others, each 1 × ….
 
         Raises:
-            ParameterError: the training folders are missing or do not fit; or the network is one
-                that is called with more than images.
+            ParameterError: the training folders are missing or do not fit; or the network sees no
+                pictures.
             ImageError: a picture is damaged, and is not to be left out.
         """
+        import torch
+
         from ..pictures.images import to_tensor
 
-        for _, picture in self._pictures(options, self._plain(options, network).source, part):
-            yield to_tensor(picture)[None]
+        options, model = session.options, session.in_use(network)
+        how, source = model.how, self._source(options, network)
+        names = ["class" if isinstance(own, Classes) else own.names[0] for own in how.takes]
+        for place, (_, picture) in self._pictures(options, source, part):
+            label = (place + place // how.classes + 1) % how.classes if how.classes else 0
+            of_pictures = how.style is not None and how.style.of_pictures is not None
+            like = None
+            # Styles of noise and, where there are such, of pictures, in turn.
+            if of_pictures and (model.wants_reference or place % 2):
+                reference = self._reference(options, how, part, place, label)
+                like = model.style_of([reference], label)
+            given = model.given([f"{part} {place}"], label, style=like)
+            taken = zip(names, map(torch.from_numpy, given), strict=True)
+            yield {"image": to_tensor(picture)[None], **dict(taken)}
 
     def tested_on(self, options: Any) -> list[Path]:
         """The test images, by which somebody else may choose among networks."""
@@ -217,11 +233,11 @@ class ImageTrainer(Description):
         """
         from ..measuring.metrics import evaluate
 
-        how = self._plain(options, network)
-        seen = self._pictures(options, how.source, part)
+        source, target = self._source(options, network), self.translators(options)[network].target
+        seen = (own for _, own in self._pictures(options, source, part))
         own = dict(islice(seen, first, first + len(images)))
-        real = dict(self._pictures(options, how.target, part))
-        truth = options.truth(list(own), how.source, how.target, part)
+        real = dict(own for _, own in self._pictures(options, target, part))
+        truth = options.truth(list(own), source, target, part)
         if truth is not None and not real.keys() >= set(truth):  # one of them is damaged
             truth = None
         results = evaluate(
@@ -311,27 +327,44 @@ class ImageTrainer(Description):
         other = [f"{n}: {value}" for n, value in told.items() if own.get(n) != value]
         return f" (the start has {', '.join(other)})" if other else ""
 
-    def _plain(self, options: Any, network: str) -> PlainTranslator:
-        """A translator that is called with images and nothing else."""
-        how = self.translators(options)[network]
-        if how.source is None or how.takes:
-            more = " and ".join(name for draw in how.takes for name in draw.names)
+    def _source(self, options: Any, network: str) -> str:
+        """The set of what a translator sees."""
+        source = self.translators(options)[network].source
+        if source is None:
             raise ParameterError(
-                f"{network} of {self.name} is called with {more}, not with images alone"
+                f"{network} of {self.name} sees no pictures, and nothing else says what it is "
+                f"called with in use"
             )
-        return PlainTranslator(how.source, how.target)
+        return source
 
-    def _pictures(self, options: Any, name: str, part: str) -> Iterator[tuple[Picture, np.ndarray]]:
-        """The pictures of a part of a set that can be read, and each at the size of training."""
+    def _reference(
+        self, options: Any, how: Translator, part: str, place: int, label: int
+    ) -> np.ndarray:
+        """A picture whose style another one is to have: of the target, and of the class."""
+        own = options.images(part)[how.target] or options.images("train")[how.target]
+        of_class = [one for one in own if [label] == labels_of([one]).tolist()]
+        chosen = of_class or own
+        picture: np.ndarray = options.transform().for_test(
+            read_picture(chosen[place % len(chosen)], options.channels)
+        )
+        return picture
+
+    def _pictures(
+        self, options: Any, name: str, part: str
+    ) -> Iterator[tuple[int, tuple[Picture, np.ndarray]]]:
+        """The pictures of a part of a set that can be read, each at the size of training.
+
+        Before it stands its place among all of them, so that what is left out moves no other.
+        """
         transform = options.transform()
-        for file in options.images(part)[name]:
+        for place, file in enumerate(in_turn(options.images(part)[name])):
             try:
                 picture = read_picture(file, options.channels)
             except ImageError:
                 if options.on_bad_image == "error":
                     raise
                 continue
-            yield file, transform.for_test(picture)
+            yield place, (file, transform.for_test(picture))
 
     def _written(self, o: Any) -> dict[str, Network]:
         """The networks of a checkpoint, averages too."""

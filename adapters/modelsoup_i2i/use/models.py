@@ -16,10 +16,10 @@ from modelsoup import MismatchError, ParameterError, listed, nearest
 
 from ..networks.described import Joined
 from ..networks.layers import at_any_size, padded
-from ..pictures.draws import Classes
+from ..pictures.draws import Classes, Noise
 from ..pictures.images import to_image, to_tensor
 from ..pictures.transforms import Transform
-from .translator import Translator
+from .translator import Style, Translator
 
 ALL = "all"  # in place of names: every class
 AT_ONCE = 16  # pictures that are made in one pass
@@ -78,6 +78,13 @@ class Model:
     def class_names(self) -> tuple[str, ...]:
         """By their indices; the indices themselves where a checkpoint has no names."""
         return self.classes or tuple(map(str, range(self.how.classes)))
+
+    @property
+    def noise(self) -> tuple[str, ...]:
+        """The names of what it takes that is noise as it is, each number from N(0, 1)."""
+        plain = [own for own in self.how.takes if isinstance(own, Noise)
+                 or (isinstance(own, Style) and own.noise and own.of_noise is None)]  # fmt: skip
+        return tuple(own.name for own in plain)
 
     def labels(self, classes: str | Sequence[str] | None) -> list[int]:
         """The indices of classes.
