@@ -24,7 +24,7 @@ from modelsoup_i2i.networks.modality import Labeller
 from modelsoup_i2i.pictures import cache, picture
 from modelsoup_i2i.pictures.draws import Labelled, Sampler
 from modelsoup_i2i.pictures.images import ImageError, read_image, save_png, to_tensor
-from modelsoup_i2i.pictures.transforms import Transform
+from modelsoup_i2i.pictures.transforms import zoomed
 from modelsoup_i2i.trainers import balagan
 from modelsoup_i2i.trainers.balagan import FUNIT, BalaGAN, BalaGANOptions, FUNITOptions
 from modelsoup_i2i.training.state import LABELS
@@ -326,7 +326,7 @@ def start(modal: Path, tmp_path: Path) -> Path:
     """Of an M whose centroids are a red picture's embedding and a green one's."""
     torch.manual_seed(0)
     own = Labeller("small", 16, 2).eval()
-    look = Transform("centre_crop", (16, 16), (16, 16), False)
+    look = zoomed(16)
     files = [modal / "trainA" / colour / "0.png" for colour in ("green", "red")]
     seen = torch.stack([to_tensor(look.for_test(read_image(file))) for file in files])
     with torch.no_grad():
@@ -350,7 +350,7 @@ def test_the_starts_network_says_who_is_of_which_modality(modal: Path, start: Pa
     assert labels(own)["Y"] == [2] * 4
     again = Labeller("small", 16, 2).eval()
     again.load_state_dict({n[2:]: values for n, values in load_file(start).items()})
-    look = Transform("centre_crop", (16, 16), (16, 16), False)
+    look = zoomed(16)
     with torch.no_grad():
         seen = torch.stack([to_tensor(look.for_test(read_image(path))) for path in found])
         assert again(seen, 0).tolist() == list(found.values())

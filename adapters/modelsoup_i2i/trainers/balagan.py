@@ -18,7 +18,7 @@ from ..networks.described import Joined, Network
 from ..networks.modalities import labeller, labeller_in
 from ..pictures.draws import Labelled
 from ..pictures.picture import Images
-from ..pictures.transforms import ZOOM, Transform
+from ..pictures.transforms import Transform, zoomed
 from ..training.options import Shared
 from ..training.players import Player
 from ..training.ranges import Count, Number, Rate, Weight
@@ -101,8 +101,7 @@ class BalaGANOptions(Shared, ModalDomains):
 
     def transform(self) -> Transform:
         """See `Pixels`."""
-        load = round(ZOOM * self.size)
-        return Transform("shorter_side_and_crop", (load,) * 2, (self.size,) * 2, self.flip)
+        return zoomed(self.size, flip=self.flip)
 
 
 class BalaGAN(ImageTrainer):
