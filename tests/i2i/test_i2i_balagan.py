@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 import types
 from collections import Counter
 from itertools import pairwise
@@ -522,3 +526,46 @@ def test_pictures_of_other_ratios_keep_theirs(tmp_path: Path):
     assert transform.for_test(wide).shape == (128, 128, 3)
     assert math.isclose(transform.load[0] / 128, 140 / 128)
     assert modelsoup.get_trainer(f"{balagan.__name__}:BalaGAN").name == "balagan"
+
+
+# A whole plan.
+
+PLAN = """soup: 1
+models:
+  modalities:
+    train: {trainer: modality, data_a: modal/trainA, data_b: modal/trainB, k: 2, encoder: small,
+            size: 16, batch: 4, steps: 2, augment: [crop, flip], sheet_every: 0, device: cpu}
+tree:
+  of: [modalities]
+  finetune: {trainer: balagan, data_a: modal/trainA, data_b: modal/trainB, k: 2, encoder: small,
+             size: 16, width: 4, downs: 2, style_downs: 2, latent: 6, mlp: 8, d_halvings: 2,
+             d_most: 12, batch: 2, steps: 60, checkpoint_every: 1, sheet_every: 0, device: cpu}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_plan_of_modalities_and_a_translator_goes_on_where_it_was_killed(
+    modal: Path, tmp_path: Path
+):
+    command = [sys.executable, "-m", "modelsoup", "run", "plan.yaml"]
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "modal").symlink_to(modal)
+        (tmp_path / name / "plan.yaml").write_text(PLAN)
+    subprocess.run(command, cwd=tmp_path / "whole", check=True)
+    process = subprocess.Popen(command, cwd=tmp_path / "killed")
+    found: list[Path] = []
+    while process.poll() is None and not found:  # the translator's work folder is the one with both
+        found = [own for own in (tmp_path / "killed").rglob(LABELS)
+                 if (own.parent / "state.pt").exists()]  # fmt: skip
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)  # the command ends its training too
+    process.wait()
+    assert found and not list((tmp_path / "killed").glob("*.safetensors"))
+    subprocess.run(command, cwd=tmp_path / "killed", check=True)
+    made = [list((tmp_path / name).glob("*.safetensors")) for name in ("whole", "killed")]
+    (one,), (other,) = made
+    assert one.read_bytes() == other.read_bytes()
+    names = modelsoup.open_checkpoint(one).tensors
+    assert {name.partition(".")[0] for name in names} == {"G", "G_ema", "D", "M"}
