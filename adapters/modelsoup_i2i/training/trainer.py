@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from ..measuring.class_evaluation import ClassFiles
     from ..measuring.evaluation import Sets
     from ..use.models import Model
-    from .probe import Probe
     from ..use.translator import Translator
+    from .probe import Probe
     from .processes import Place
     from .session import Session
 
