@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 import types
 from collections import Counter
 from itertools import pairwise
@@ -24,7 +28,7 @@ from modelsoup_i2i.networks.modality import Labeller
 from modelsoup_i2i.pictures import cache, picture
 from modelsoup_i2i.pictures.draws import Labelled, Sampler
 from modelsoup_i2i.pictures.images import ImageError, read_image, save_png, to_tensor
-from modelsoup_i2i.pictures.transforms import Transform
+from modelsoup_i2i.pictures.transforms import zoomed
 from modelsoup_i2i.trainers import balagan
 from modelsoup_i2i.trainers.balagan import FUNIT, BalaGAN, BalaGANOptions, FUNITOptions
 from modelsoup_i2i.training.state import LABELS
@@ -163,26 +167,19 @@ def test_r1_of_a_batch_is_that_of_each_picture_over_the_batchs_square(root: Path
     assert per_sample > 0
 
 
-def test_r1_is_the_squared_slope_of_a_mean_verdict(root: Path):
-    """By differences, of two pictures."""
-    own = session(root, r1="per_sample")
+def test_r1_is_the_squared_slope_of_each_pictures_mean_verdict(root: Path):
+    own = session(root, r1="per_sample", batch=3)
     own.begin()
     judge = own.networks["D"].double()
     (drawn,) = next(own.batches())
     y, labels = drawn["y"].double(), drawn["c_y"]
     found = own.trainer.judge_real(own, types.SimpleNamespace(y=y, c_y=labels))["r1"]
-    slope = torch.zeros_like(y)
-    with torch.no_grad():
-        for place in range(y[0].numel()):
-            step = torch.zeros(y[0].numel(), dtype=torch.float64)
-            step[place] = 1e-6
-            ahead, behind = (
-                judge(y + sign * step.view_as(y[0]), labels).verdicts.mean((1, 2))
-                for sign in (1, -1)
-            )
-            slope.flatten(1)[:, place] = (ahead - behind) / 2e-6
-    by_hand = slope.square().flatten(1).sum(1).mean()
-    assert float(found.detach()) == pytest.approx(float(by_hand), rel=1e-4)
+    squares = []
+    for image, label in zip(y, labels, strict=True):  # each alone
+        leaf = image[None].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(judge(leaf, label[None]).verdicts.mean(), leaf)
+        squares.append(slope.square().sum())
+    torch.testing.assert_close(found.detach(), torch.stack(squares).mean())
 
 
 def test_losses_are_the_papers(root: Path):
@@ -333,7 +330,7 @@ def start(modal: Path, tmp_path: Path) -> Path:
     """Of an M whose centroids are a red picture's embedding and a green one's."""
     torch.manual_seed(0)
     own = Labeller("small", 16, 2).eval()
-    look = Transform("centre_crop", (16, 16), (16, 16), False)
+    look = zoomed(16)
     files = [modal / "trainA" / colour / "0.png" for colour in ("green", "red")]
     seen = torch.stack([to_tensor(look.for_test(read_image(file))) for file in files])
     with torch.no_grad():
@@ -357,7 +354,7 @@ def test_the_starts_network_says_who_is_of_which_modality(modal: Path, start: Pa
     assert labels(own)["Y"] == [2] * 4
     again = Labeller("small", 16, 2).eval()
     again.load_state_dict({n[2:]: values for n, values in load_file(start).items()})
-    look = Transform("centre_crop", (16, 16), (16, 16), False)
+    look = zoomed(16)
     with torch.no_grad():
         seen = torch.stack([to_tensor(look.for_test(read_image(path))) for path in found])
         assert again(seen, 0).tolist() == list(found.values())
@@ -529,3 +526,46 @@ def test_pictures_of_other_ratios_keep_theirs(tmp_path: Path):
     assert transform.for_test(wide).shape == (128, 128, 3)
     assert math.isclose(transform.load[0] / 128, 140 / 128)
     assert modelsoup.get_trainer(f"{balagan.__name__}:BalaGAN").name == "balagan"
+
+
+# A whole plan.
+
+PLAN = """soup: 1
+models:
+  modalities:
+    train: {trainer: modality, data_a: modal/trainA, data_b: modal/trainB, k: 2, encoder: small,
+            size: 16, batch: 4, steps: 2, augment: [crop, flip], sheet_every: 0, device: cpu}
+tree:
+  of: [modalities]
+  finetune: {trainer: balagan, data_a: modal/trainA, data_b: modal/trainB, k: 2, encoder: small,
+             size: 16, width: 4, downs: 2, style_downs: 2, latent: 6, mlp: 8, d_halvings: 2,
+             d_most: 12, batch: 2, steps: 60, checkpoint_every: 1, sheet_every: 0, device: cpu}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_plan_of_modalities_and_a_translator_goes_on_where_it_was_killed(
+    modal: Path, tmp_path: Path
+):
+    command = [sys.executable, "-m", "modelsoup", "run", "plan.yaml"]
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "modal").symlink_to(modal)
+        (tmp_path / name / "plan.yaml").write_text(PLAN)
+    subprocess.run(command, cwd=tmp_path / "whole", check=True)
+    process = subprocess.Popen(command, cwd=tmp_path / "killed")
+    found: list[Path] = []
+    while process.poll() is None and not found:  # the translator's work folder is the one with both
+        found = [own for own in (tmp_path / "killed").rglob(LABELS)
+                 if (own.parent / "state.pt").exists()]  # fmt: skip
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)  # the command ends its training too
+    process.wait()
+    assert found and not list((tmp_path / "killed").glob("*.safetensors"))
+    subprocess.run(command, cwd=tmp_path / "killed", check=True)
+    made = [list((tmp_path / name).glob("*.safetensors")) for name in ("whole", "killed")]
+    (one,), (other,) = made
+    assert one.read_bytes() == other.read_bytes()
+    names = modelsoup.open_checkpoint(one).tensors
+    assert {name.partition(".")[0] for name in names} == {"G", "G_ema", "D", "M"}

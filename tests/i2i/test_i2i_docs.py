@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = {
     "i2i.md": {"i2i"}, "i2i_training.md": {"i2i"}, "i2i_trainers.md": {"i2i"},
     "i2i_use.md": {"i2i", "onnx"}, "i2i_classes.md": {"i2i"}, "i2i_modalities.md": {"i2i"},
+    "i2i_balagan.md": {"i2i"},
     "i2i_compare.md": {"i2i", "offline"},
     "i2i_metrics.md": {"i2i", "offline", "pretrained"}, "openvino.md": {"openvino"},
     "torch.md": {"torch"},

@@ -15,6 +15,16 @@ ROOM = "modelsoup_i2i.networks.funit"
 GENERATOR, DISCRIMINATOR = f"{ROOM}:Generator", f"{ROOM}:Discriminator"
 STYLES = Joined(f"{ROOM}:Styles", ("G",))
 SIZES = ("width", "downs", "blocks", "style_downs", "latent", "mlp", "channels")
+JUDGES = {
+    "width": "width", "halvings": "d_halvings", "most": "d_most", "heads": "heads",
+    "depth": "head_depth", "channels": "channels",
+}  # fmt: skip
+"""A discriminator's sizes but for its classes, and which options of a trainer they are."""
+GROUPS = {
+    "generator": ("",), "content": ("enc_content",), "style": ("enc_class_model",),
+    "decoder": ("mlp", "dec"),
+}  # fmt: skip
+"""Parts of a generator; the first is all of it."""
 
 
 def generator_in(tensors: Mapping[str, Sequence[int]], prefix: str = "G.") -> dict[str, int]:

@@ -18,7 +18,7 @@ from ..networks.described import Joined, Network
 from ..networks.modalities import labeller, labeller_in
 from ..pictures.draws import Labelled
 from ..pictures.picture import Images
-from ..pictures.transforms import ZOOM, Transform
+from ..pictures.transforms import Transform, zoomed
 from ..training.options import Shared
 from ..training.players import Player
 from ..training.ranges import Count, Number, Rate, Weight
@@ -101,8 +101,7 @@ class BalaGANOptions(Shared, ModalDomains):
 
     def transform(self) -> Transform:
         """See `Pixels`."""
-        load = round(ZOOM * self.size)
-        return Transform("shorter_side_and_crop", (load,) * 2, (self.size,) * 2, self.flip)
+        return zoomed(self.size, flip=self.flip)
 
 
 class BalaGAN(ImageTrainer):
@@ -112,17 +111,11 @@ class BalaGAN(ImageTrainer):
 
     def networks(self, o: BalaGANOptions) -> dict[str, Network]:
         """See `Description`, as all that follows."""
+        judge = {size: getattr(o, option) for size, option in funits.JUDGES.items()}
         own = {
             "G": Network(funits.GENERATOR, {name: getattr(o, name) for name in funits.SIZES}),
-            "D": Network(
-                funits.DISCRIMINATOR,
-                {
-                    "classes": sum(o.split), "width": o.width, "halvings": o.d_halvings,
-                    "most": o.d_most, "heads": o.heads, "depth": o.head_depth,
-                    "channels": o.channels,
-                },
-            ),
-        }  # fmt: skip
+            "D": Network(funits.DISCRIMINATOR, {"classes": sum(o.split), **judge}),
+        }
         if o.found_by == "start":
             k = o.split[0] + (o.k_b or 0)
             own["M"] = labeller(o.encoder, o.size, k, o.channels, o.embedding)
@@ -134,21 +127,15 @@ class BalaGAN(ImageTrainer):
 
     def groups(self, o: BalaGANOptions) -> dict[str, list[str]]:
         """As the generator is made, and its average, which is what is used."""
-        return {
-            "discriminator": ["D.*"],
-            **{
-                name: [f"{of}.{part}" for of in ("G", "G_ema") for part in parts]
-                for name, parts in (
-                    ("generator", ("*",)), ("content", ("enc_content.*",)),
-                    ("style", ("enc_class_model.*",)), ("decoder", ("mlp.*", "dec.*")),
-                )
-            },
+        return {"discriminator": ["D.*"]} | {
+            name: [f"{of}.{part}.*" if part else f"{of}.*" for of in ("G", "G_ema")
+                   for part in parts]
+            for name, parts in funits.GROUPS.items()
         }  # fmt: skip
 
     def translators(self, o: BalaGANOptions) -> dict[str, Translator]:
         """The generator, which is told a style."""
-        style = Style(size=o.latent, of_pictures="S")
-        return {"G": Translator("X", "Y", "A to B", takes=(style,))}
+        return {"G": Translator("X", "Y", "A to B", takes=(Style(o.latent, "S"),))}
 
     def players(self, o: BalaGANOptions) -> dict[str, Player]:
         """Each network by itself."""
@@ -241,10 +228,8 @@ class BalaGAN(ImageTrainer):
         found: dict[str, Any] = dict(funits.generator_in(shapes))
         if any(name.startswith("D.") for name in shapes):
             told = funits.discriminator_in(shapes)
-            found |= {
-                "k": max(told["classes"] - 1, 1), "heads": told["heads"], "d_most": told["most"],
-                "head_depth": told["depth"], "d_halvings": told["halvings"],
-            }  # fmt: skip
+            found = {own: told[size] for size, own in funits.JUDGES.items()} | found
+            found["k"] = max(told["classes"] - 1, 1)
         if any(name.startswith("M.") for name in shapes):
             sizes = labeller_in(shapes).sizes
             found |= {name: sizes[name] for name in ("encoder", "embedding")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..networks.described import AVERAGED, Joined, Network
 from ..pictures.draws import Draw
@@ -11,9 +11,6 @@ from ..pictures.picture import Images
 from ..use.translator import Translator
 from .players import Player
 from .turns import Turn
-
-if TYPE_CHECKING:
-    from .cast import Cast
 
 
 class Description:
@@ -105,10 +102,10 @@ class Description:
         found: Images = o.images()
         return found
 
-    def sorting(self, o: Any, s: Cast) -> Mapping[str, Sequence[int]]:
+    def sorting(self, o: Any, s: Any) -> Mapping[str, Sequence[int]]:
         """Labels of the training images by sets, where a network that does not move finds them.
 
-        They are found once, before the first step, and kept beside the state.
+        They are found once, before the first step, and kept beside the state. `s` is the session.
         """
         return {}
 

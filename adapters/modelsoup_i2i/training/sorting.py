@@ -22,7 +22,7 @@ from modelsoup import ParameterError, counted, listed
 from ..pictures.images import ImageError
 from ..pictures.modalities import DOMAINS, Modalities, class_names, in_folders, read_modalities
 from ..pictures.picture import Images, Picture, labelled, labels_of, read_picture
-from ..pictures.transforms import Transform
+from ..pictures.transforms import zoomed
 from .data import TwoDomains
 from .ranges import FREE, Count
 
@@ -211,8 +211,7 @@ def find_labels(s: Cast) -> dict[str, list[int]]:
 
     o, labeller = s.options, s.networks["M"]
     must_be_one_models(labeller, "the start")
-    side = (int(labeller.side),) * 2
-    transform = Transform("centre_crop", side, side, False)  # as it saw them when it was trained
+    transform = zoomed(int(labeller.side))  # as it saw them when it was trained
 
     def read(picture: Picture) -> np.ndarray | None:
         try:
