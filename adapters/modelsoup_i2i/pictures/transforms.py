@@ -129,6 +129,11 @@ class Transform:
         return resized(image, (_rounded(height), _rounded(width)))
 
 
+def zoomed(side: int, *, flip: bool = False) -> Transform:
+    """As FUNIT and BalaGAN see pictures: a crop of almost all of the shorter side."""
+    return Transform("shorter_side_and_crop", (round(ZOOM * side),) * 2, (side, side), flip)
+
+
 def _middle(image: np.ndarray, ratio: tuple[int, int]) -> np.ndarray:
     """The largest part of its middle with such a ratio of height and width."""
     height, width = image.shape[:2]

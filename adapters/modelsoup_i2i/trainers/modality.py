@@ -19,7 +19,7 @@ from ..networks import modalities
 from ..networks.described import Joined, Network
 from ..pictures.draws import Draw, Noise, Single, Views
 from ..pictures.picture import Images
-from ..pictures.transforms import Transform
+from ..pictures.transforms import Transform, zoomed
 from ..pictures.views import JITTER, TILES, must_be_set, view
 from ..training.modalities import Split, find_modalities
 from ..training.options import Shared
@@ -43,8 +43,8 @@ class ModalityOptions(Shared, Split):
 
     Attributes:
         encoder: `resnet18` and `small` are trained by contrast; `vae` to make pictures again.
-        size: the side to which the largest square in the middle of a picture is resized, which is
-            what is seen; of `vae` 64.
+        size: the side of what is seen: a crop of a picture whose shorter side is 140/128 of that;
+            its middle, once pictures are clustered. Of `vae` 64.
         augment: what views of a picture may differ by, see `modelsoup_i2i.pictures.views`.
         jitter: of `color`: how far brightness, contrast, saturation and hue go.
         temperature: τ of NT-Xent.
@@ -105,8 +105,7 @@ class ModalityOptions(Shared, Split):
 
     def transform(self) -> Transform:
         """See `Pixels`. Views are mirrored by `augment`."""
-        side = (self.size, self.size)
-        return Transform("centre_crop", side, side, self.flip and self.encoder == "vae")
+        return zoomed(self.size, flip=self.flip and self.encoder == "vae")
 
 
 class Modality(ImageTrainer):

@@ -136,11 +136,11 @@ def find_modalities(s: Session, log: Callable[[str], None]) -> dict[str, float]:
     from ..pictures.sheets import save
     from ..use import modalities as use
 
-    o, labeller = s.options, s.networks["M"].eval()
+    o, labeller, transform = s.options, s.networks["M"].eval(), s.pictures.transform
 
     def read(picture: Picture) -> np.ndarray | None:
         try:
-            return s.pictures[picture]
+            return transform.for_test(s.pictures[picture])
         except ImageError:
             if o.on_bad_image == "error":
                 raise

@@ -20,7 +20,7 @@ from ..networks.modality import Labeller
 from ..pictures.images import list_images, natural, read_image, to_tensor
 from ..pictures.modalities import DOMAINS, Domain, Item, Modalities, class_names, read_modalities
 from ..pictures.sheets import grid
-from ..pictures.transforms import Transform
+from ..pictures.transforms import Transform, zoomed
 from .generators import load_network
 from .places import pictures_in
 
@@ -165,8 +165,7 @@ def modalities_of(
         return made
     labeller = load_labeller(model)
     where = chosen_device(device)
-    side = int(labeller.side)
-    transform = Transform("centre_crop", (side, side), (side, side))
+    transform = zoomed(int(labeller.side))
     found: list[Item] = []
     for domain, own in files.items():
         _, embeddings = embedded(
