@@ -773,7 +773,7 @@ def test_without_torch_a_training_says_what_to_install(data: Path, tmp_path: Pat
         ({"device": "gpu"}, "device is 'gpu', but must be auto, cpu, cuda or cuda:N"),
         ({"device": "cuda:1", "processes": 2}, "one GPU"),
         ({"precision": 16}, "precision"),
-        ({"channels": 2}, "channels"),
+        ({"channels": 0}, "'channels' .* must be at least 1"),
         ({"lambda_cycle": -1}, "'lambda_cycle' .* is -1, but must be at least 0"),
         ({"epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
     ],

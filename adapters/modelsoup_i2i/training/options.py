@@ -12,7 +12,7 @@ from annotated_types import Ge
 
 from modelsoup import ParameterError, nearest
 
-from ..measuring.metric_names import finds_collapse, must_be_known
+from ..measuring.metric_names import finds_collapse, must_be_known, must_be_looked_at
 from ..pictures.augmentation import must_be_policy
 from ..pictures.transforms import Transform
 from .data import Cropped, Data, LabelledImages, PairedImages, Pixels, TwoDomains
@@ -250,6 +250,7 @@ class Shared(Telling, Machine, Steps, Pixels, Data):
         super().must_fit()
         if self.evaluate and not self.has_tests():
             raise ValueError(f"evaluate needs test images: {self.tests_are}")
+        must_be_looked_at(self.evaluate, self.channels)
         if self.samples is not None:
             self.must_be_apart("samples", self.samples)
         if not self.transform().crops and self.batch > 1:
