@@ -29,7 +29,7 @@ from .watch import Losses
 
 STATE = "state.pt"
 LABELS = "labels.json"
-FORMAT = 6
+FORMAT = 7
 
 
 class State(Steps):
