@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 import zipfile
@@ -27,7 +28,9 @@ from modelsoup_i2i.pictures.images import (
     with_channels,
 )
 from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
+from modelsoup_i2i.trainers.gan import Gan, GanOptions
 from modelsoup_i2i.trainers.pix2pix import Pix2Pix, Pix2PixOptions
+from modelsoup_i2i.use.sampling import sample
 from modelsoup_i2i.use.translate import export_onnx, translate
 from PIL import Image
 from test_i2i_images import grey_tiff, tiff16
@@ -248,6 +251,24 @@ def test_a_model_of_five_channels_is_trained_used_and_exported(suffix: str, tmp_
     ):
         evaluate_model(model, data, metrics=["psnr", "fd-st-alex"])
     assert [found.name for found in evaluate_model(model, data)] == ["psnr", "ssim"]
+
+
+def test_what_a_gan_of_five_channels_makes_is_an_array(tmp_path: Path):
+    options = GanOptions(
+        size="32s", ch=8, chunk=4, shared=8, attention=0, channels=5, classes=2, device="cpu"
+    )
+    (tmp_path / "data").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir()
+        for n in range(2):
+            save_picture(noise(5, 32, n), tmp_path / "data" / name / f"{n}.npy")
+    session = Gan().session(
+        dataclasses.replace(options, classes=(), data=tmp_path / "data"), None, seed=1
+    )
+    session.save(tmp_path / "m.safetensors")
+    made = sample(tmp_path / "m.safetensors", tmp_path / "out", classes="b", count=2, device="cpu")
+    assert [path.name for path in made] == ["1.npy", "2.npy"]
+    assert read_image(made[1], 5).shape == (32, 32, 5)
 
 
 @pytest.mark.needs("onnx")
