@@ -165,7 +165,7 @@ TESTS = {
         "pictures/transforms": "data cyclegan deployment",
         "trainers/balagan": "balagan balagan_reference contract",
         "trainers/classifier": "classifier",
-        "trainers/cut": "cut device",
+        "trainers/cut": "cut contract",
         "trainers/cyclegan": "losses step deployment",
         "trainers/deepi2i": "deepi2i stylegan_trainers deepi2i_reference",
         "trainers/family": "deepi2i stylegan_trainers",
