@@ -183,7 +183,7 @@ def test_without_test_pictures_it_is_said_what_was_measured(data: Path):
         (["--trainers", "cyclegan"], "--minutes or --steps: give one of the two"),
         (["--trainers", "cyclegan", "--steps", "1", "--minutes", "1"], "give one of the two"),
         (["--trainers", "cycelgan", "--steps", "1"], "'cycelgan'; did you mean 'cyclegan'"),
-        (["--trainers", "classifier", "--steps", "1"], "(cyclegan, "),
+        (["--trainers", "classifier", "--steps", "1"], "cyclegan, "),
         (["--trainers", "cyclegan,cyclegan", "--steps", "1"], "as in other=cyclegan"),
         (["--trainers", "a/b=cyclegan", "--steps", "1"], "digits, - and _ are expected"),
         (["--trainers", "cyclegan,", "--steps", "1"], "must be NAME or CALLED=NAME"),

@@ -74,8 +74,6 @@ ROWS = {
     "munit": Row(
         CROP | {"width": 4, "blocks": 1, "style": 3, "mlp": 8, "d_width": 4, "d_layers": 2,
                 "d_scales": 2},
-        long={"width": 16, "blocks": 2, "mlp": 64, "d_width": 16, "d_layers": 3, "d_scales": 2,
-              "lr": 4e-4, "halve_every": None},
     ),
     "nice-gan": Row(
         {"load_size": 52, "crop_size": 48, "width": 4, "blocks": 1, "d_layers": 6},
