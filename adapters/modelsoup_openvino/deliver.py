@@ -129,7 +129,8 @@ def _origin(outcome: Outcome, trainer: Deployable, start: Path, plain: Path) -> 
         "network": outcome.network,
         "qat_epochs": str(outcome.kept.epoch),
         "multiple": str(outcome.multiple),
-        "images": f"{_CHANNELS[channels]}, 1 x {channels} x height x width, float32 in [-1, 1]",
+        "images": f"{_CHANNELS.get(channels, 'arrays')}, 1 x {channels} x height x width, float32 "
+        f"in [-1, 1]",
         **({} if side is None else {"side": str(side)}),
         **({"classes": json.dumps(outcome.classes)} if outcome.classes else {}),
         **({"noise": json.dumps(outcome.noise)} if outcome.noise else {}),

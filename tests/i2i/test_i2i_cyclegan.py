@@ -659,6 +659,7 @@ DECIDE = {
     "channels": 1, "width": 8, "blocks": 2, "d_width": 8, "d_layers": 2, "init": 1,
     "pool_size": 4, "processes": 2, "precision": "bf16", "on_bad_image": "skip",
     "keep": {"best": "psnr"}, "steps": 5, "repair": 2, "decay": "cosine",
+    "stop_on_collapse": 2, "decay_steps": 2, "halve_every": 2,
 }  # fmt: skip
 DO_NOT = {
     "device": "auto", "channels_last": True, "compile": True, "checkpoint_every": 3,
@@ -681,7 +682,11 @@ def test_an_option_that_decides_the_result_changes_its_key(option: str, data: Pa
         other["count_b"] = None
     if option == "keep":
         other |= {"evaluate": ["psnr"], "evaluate_every": 1}
-    also = {"decay_epochs": 2} if option == "decay" else {}
+    also: dict[str, object] = {"decay_epochs": 2} if option == "decay" else {}
+    if option == "decay_steps":
+        also = {"steps": 5}
+    if option == "stop_on_collapse":
+        also = {"evaluate": ["fd-st-alex"], "evaluate_every": 1}
     assert key(data, **also, **other) != key(data, **also)
 
 
@@ -773,7 +778,7 @@ def test_without_torch_a_training_says_what_to_install(data: Path, tmp_path: Pat
         ({"device": "gpu"}, "device is 'gpu', but must be auto, cpu, cuda or cuda:N"),
         ({"device": "cuda:1", "processes": 2}, "one GPU"),
         ({"precision": 16}, "precision"),
-        ({"channels": 2}, "channels"),
+        ({"channels": 0}, "'channels' .* must be at least 1"),
         ({"lambda_cycle": -1}, "'lambda_cycle' .* is -1, but must be at least 0"),
         ({"epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
     ],

@@ -108,13 +108,13 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (Pix2Pix(), SMALL | {"downs": 4, "patch": 16, "gan": "wgan-gp", "norm": "instance"}),
         (Toy(), SIZES),
         (Toy(), SIZES | {"accumulate": 2}),
-        (Gan(), BIGGAN),
+        (Gan(), BIGGAN | {"augment": ["color", "cutout"], "ada": 0.6, "ada_every": 2}),
         (Gan(), STYLEGAN | {"lambda_r1": 1.0, "r1_every": 2}),
         (DeepI2I(), STYLEGAN | {"scratch": True, "phase1": 1, "source": "disc",
                                 "target": "square"}),
     ],
     ids=[
-        "cyclegan-bf16", "pix2pix-wgan-gp", "toy", "toy-accumulated", "gan", "gan-stylegan",
+        "cyclegan-bf16", "pix2pix-wgan-gp", "toy", "toy-accumulated", "gan-ada", "gan-stylegan",
         "deepi2i-stylegan",
     ],
 )  # fmt: skip

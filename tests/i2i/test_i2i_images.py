@@ -300,8 +300,7 @@ def test_every_value_survives_the_way_to_a_tensor_and_back():
     assert to_image(tensor * 3).max() == 255
     with pytest.raises(ImageError, match="NaN"):
         to_image(tensor * torch.nan)
-    for wrong in (tensor[None], tensor[:2]):
-        with pytest.raises(ImageError, match="3 × height × width"):
-            to_image(wrong)
+    with pytest.raises(ImageError, match="channels × height × width"):
+        to_image(tensor[None])
     for picture in (every[:, :, :1], np.dstack([every, every[:, :, :1]])):
         assert np.array_equal(to_image(to_tensor(picture)), picture)

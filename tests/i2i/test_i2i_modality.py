@@ -386,6 +386,13 @@ def test_other_ways_of_clustering_are_labelled_too(data: Path, tmp_path: Path, m
     )
 
 
+def test_b_may_have_one_picture(data: Path, tmp_path: Path):
+    make_classes(tmp_path / "B", {"other": 1}, 36)
+    output = trained(tmp_path / "out", options(None, data_a=data / "A", data_b=tmp_path / "B"))
+    found = json.loads((output.parent / "shown" / "modalities.json").read_text())
+    assert [i["label"] for i in found["items"] if i["domain"] == "B"] == [3]
+
+
 def test_a_vae_is_clustered_by_its_means(data: Path, tmp_path: Path):
     given = ModalityOptions(**VAE, data_a=data / "A", data_b=data / "B")
     own = load_labeller(trained(tmp_path / "vae", given))

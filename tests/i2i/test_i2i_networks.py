@@ -243,8 +243,14 @@ class Own(nn.Module):
         self.tail = nn.Sequential(nn.ConvTranspose2d(width, 2, (3, 1), bias=False), nn.Dropout(0.1))
         if layer == "recurrent":
             self.recurrent = nn.GRU(width, width)
+        if layer == "divided":
+            self.divided = nn.utils.spectral_norm(nn.Conv2d(width, 5, 3))
+            self.back = nn.utils.spectral_norm(nn.ConvTranspose2d(width, 5, 3))
+            self.rows = nn.Linear(width, width)
+            self.rows.rows = nn.Parameter(torch.ones(2, 7))
+            nn.utils.spectral_norm(self.rows, "rows")
         if layer == "normed":
-            self.normed = nn.utils.spectral_norm(nn.Linear(width, width))
+            self.normed = nn.utils.parametrizations.spectral_norm(nn.Linear(width, width))
 
     def forward(self, images):
         return F.relu(images) * self.scale
@@ -269,12 +275,22 @@ def test_a_network_of_ones_own_is_described_as_torch_has_it(own):
 
 
 @pytest.mark.parametrize(
-    ("layer", "said"), [("recurrent", "torch.nn.GRU"), ("normed", "torch.nn.utils.spectral_norm")]
+    ("layer", "said"),
+    [
+        ("recurrent", "torch.nn.GRU"),
+        ("normed", "torch.nn.utils.parametrizations.spectral_norm"),
+    ],
 )
 def test_a_layer_that_is_not_known_is_told_and_never_left_out(own, layer: str, said: str):
     with pytest.raises(modelsoup.ParameterError, match=f"^{said} is not known to networks/descr"):
         own(layer=layer).tensors()
     assert any(layer in name for name in own(layer=layer).build().state_dict())
+
+
+def test_torchs_spectral_norm_is_known_of_any_weight(own):
+    divided = own(layer="divided")
+    assert divided.shapes() == {n: tuple(t.shape) for n, t in divided.build().state_dict().items()}
+    assert {"divided.weight_u", "back.weight_v", "rows.rows_u"} <= divided.buffers()
 
 
 def test_a_file_of_networks_that_is_not_there_is_told():

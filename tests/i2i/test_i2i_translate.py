@@ -84,8 +84,8 @@ def test_pictures_have_as_many_channels_as_the_model(photos, tmp_path, channels)
         list(translated_arrays(model, [np.zeros((8, 8, 3), np.uint8)], device="cpu"))
 
 
-def test_a_model_of_no_pictures_is_told(photos, tmp_path):
-    with pytest.raises(modelsoup.MismatchError, match=r"2\.safetensors translates images of 2 ch"):
+def test_pictures_of_other_channels_than_the_model_s_are_told(photos, tmp_path):
+    with pytest.raises(modelsoup.SoupError, match=r"PNG of 3 channels, where 2 are expected"):
         translate(of_channels(tmp_path, 2), photos, tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
 

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING
 
 from modelsoup import ParameterError
 
-from ..pictures.images import ImageError, list_images, read_image
+from ..pictures.images import CHANNELS, ImageError, list_images, read_image
 from ..pictures.picture import Picture, read_picture
 from ..use.generators import find
 from ..use.translate import channels_of, translate_arrays
 from . import extractors
 from .kept import Kept
 from .metric_names import (
+    ANY_CHANNELS,
     OFFLINE,
     extractor_of,
     must_be_known,
+    must_be_looked_at,
     must_have,
     must_suffice,
     own_names,
@@ -47,6 +49,7 @@ class Sets:
         truth: what the inputs should become, in their order; None where not all have it.
         folders: where inputs and real pictures were found.
         transform: by whose test part all come to size; None takes them as they are.
+        channels: as many as will be looked at.
     """
 
     inputs: tuple[Picture, ...]
@@ -54,6 +57,7 @@ class Sets:
     truth: tuple[Picture, ...] | None
     folders: tuple[Path, ...]
     transform: Transform | None = None
+    channels: int = 3
 
     def read(self, files: Sequence[Picture], channels: int = 3) -> list[np.ndarray]:
         """Some of them, uint8, height × width × channels."""
@@ -89,7 +93,7 @@ class Sets:
         sizes: dict[Picture, tuple[int, int]] = {}
         for file in dict.fromkeys((*self.inputs, *self.real, *(self.truth or ()))):
             try:
-                height, width, _ = self._read(file, 3).shape
+                height, width, _ = self._read(file, self.channels).shape
                 sizes[file] = height, width
             except ImageError as error:
                 if not skip:
@@ -189,7 +193,8 @@ def evaluate_model(
     """Translate all test images of the source domain and measure them against the target's.
 
     Where every one of them has a picture of its name among the target's test images, that is its
-    truth. Pictures have as many channels as the model's; they are compared as they look.
+    truth. Pictures have as many channels as the model's; they are read as 8 bits and compared as
+    they look, or, of other channels than people see, by `psnr` and `ssim` alone.
 
     Args:
         model: a checkpoint with `G_A.*` or `G_B.*`.
@@ -217,6 +222,10 @@ def evaluate_model(
     else:
         sets = sets_in(Path(data), direction, real=real, transform=transform)
     channels = channels_of(model, direction)
+    chosen = _chosen(metrics, extractor, inputs=True, truth=sets.truth is not None)
+    if metrics is None and channels not in CHANNELS:
+        chosen = [name for name in chosen if name in ANY_CHANNELS] or chosen
+    must_be_looked_at(chosen, channels)
     inputs, there = (sets.read(files, channels) for files in (sets.inputs, sets.real))
     found = find(str(model), direction)
     style, like = found.how.style, None
@@ -230,7 +239,7 @@ def evaluate_model(
         there,
         inputs=inputs,
         truth=None if sets.truth is None else sets.read(sets.truth, channels),
-        metrics=_chosen(metrics, extractor, inputs=True, truth=sets.truth is not None),
+        metrics=chosen,
         inception_weights=inception_weights,
         lpips_backbone=lpips_backbone,
         extractor=extractor,

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from modelsoup import ParameterError, nearest
 
+from ..pictures.arrays import LOOKS
+
 DIMENSIONS = (64, 192, 768, 2048)
 _READINGS = ("pairs", "to_real", "to_input", "to_truth")
 _FAMILIES = {"lpips": "lpips-alex", "st-lpips": "st-alex"}
@@ -30,6 +32,7 @@ CLASS_METRICS = (
     *(f"{family}_{OVER_NOISE}" for family in _FAMILIES), *COLLAPSE,
 )  # fmt: skip
 """Those of a translator to classes."""
+ANY_CHANNELS = ("psnr", "ssim")  # of pictures that nobody can look at, these alone
 _OF_SETS = ("fid", "kid", "fd-", "kd-")
 _HIGHER = ("psnr", "ssim", "rc", "fc", "diversity", "spread", *USE)
 
@@ -47,6 +50,16 @@ def own_names(file: Path | None, *, by_class: bool = False) -> tuple[str, ...]:
             f"the extractor {file} would lend its distances the name of another network: rename it"
         )
     return tuple(f"{'m' * by_class}{kind}d-{file.stem}" for kind in "fk")
+
+
+def must_be_looked_at(names: Sequence[str], channels: int) -> None:
+    """Raise a ParameterError for a metric that looks at colours, where pictures have none."""
+    for name in names:
+        if channels not in LOOKS and name not in ANY_CHANNELS:
+            raise ParameterError(
+                f"the metric {name} looks at colours, and pictures of {channels} channels have "
+                f"none: {' and '.join(ANY_CHANNELS)}, which need the truth, compare any"
+            )
 
 
 def through_features(names: Sequence[str]) -> str | None:

@@ -32,13 +32,15 @@ from torch import nn
 from modelsoup import ParameterError, SoupError, how_to_install
 
 from ..networks.devices import chosen_device
-from ..pictures.images import as_rgb, list_images, read_image, resized
+from ..pictures.arrays import in_8_bits
+from ..pictures.images import CHANNELS, as_rgb, list_images, read_image, resized
 from . import extractors
 from .extractors import Extractor
 from .kept import Kept
 from .metric_names import (
     extractor_of,
     must_be_known,
+    must_be_looked_at,
     must_have,
     must_suffice,
     needs,
@@ -133,6 +135,7 @@ def evaluate(
         f"translation {number}": picture.shape[:2]
         for number, picture in enumerate(sets["fake"] or [], 1)
     }
+    must_be_looked_at(metrics, (sets["fake"] or [])[0].shape[2])
     for name in metrics:
         must_suffice(name, sizes, len(sets["real"] or []))
     given = {
@@ -385,7 +388,7 @@ def _pictures(given: Pictures, role: str) -> list[np.ndarray]:
         found, what = list(given), role
     if not found:
         raise ParameterError(f"{what} holds no images")
-    return [as_rgb(picture) for picture in found]
+    return [as_rgb(one) if one.shape[2] in CHANNELS else in_8_bits(one) for one in found]
 
 
 def _stack(pictures: Sequence[np.ndarray]) -> torch.Tensor:

@@ -295,13 +295,17 @@ class _InstanceNorm(_Norm):
     usually = (False, False)
 
 
-def _spectral_norm(layer: Module, **_named: Any) -> Module:
-    """As `torch.nn.utils.spectral_norm`: the weight by another name, and two singular vectors."""
-    weight = layer._parameters.pop("weight")
-    layer._parameters["weight_orig"] = weight
-    outs, *ins = weight.shape
-    layer._buffers["weight_u"] = Tensor(outs)
-    layer._buffers["weight_v"] = Tensor(math.prod(ins))
+def _spectral_norm(
+    layer: Module, name: str = "weight", n_power_iterations: int = 1, eps: float = 1e-12,
+    dim: int | None = None,
+) -> Module:  # fmt: skip
+    """As `torch.nn.utils.spectral_norm`: a weight by another name, and two singular vectors."""
+    weight = layer._parameters.pop(name)
+    layer._parameters[f"{name}_orig"] = weight
+    along = int(isinstance(layer, _Transposed)) if dim is None else dim
+    outs = weight.shape[along]
+    layer._buffers[f"{name}_u"] = Tensor(outs)
+    layer._buffers[f"{name}_v"] = Tensor(math.prod(weight.shape) // outs)
     return layer
 
 
@@ -318,7 +322,7 @@ class _Unknown(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if name[0].isupper() or self.__name__.endswith("utils"):
+        if name[0].isupper() or "utils" in self.__name__:
             return _unknown(f"{self.__name__}.{name}")
         return Nothing
 
@@ -347,7 +351,9 @@ def _no_parameters(name: str) -> type[Module]:
 
 
 _UTILS = _Unknown("torch.nn.utils")
-_UTILS.__dict__["spectral_norm"] = _spectral_norm
+_UTILS.__dict__.update(
+    spectral_norm=_spectral_norm, parametrizations=_Unknown("torch.nn.utils.parametrizations")
+)
 _NN = _Unknown("torch.nn")
 _NN.__dict__.update(
     {

@@ -1,6 +1,8 @@
 """DiffAugment: what a discriminator sees, real and made, is changed at random, differentiably.
 
 Zhao, Liu, Lin, Zhu and Han, "Differentiable Augmentation for Data-Efficient GAN Training", NeurIPS
+2020. Each change may be made with a probability that follows what the discriminator says of real
+pictures: ADA, Karras et al., "Training Generative Adversarial Networks with Limited Data", NeurIPS
 2020. All of it is arithmetic on tensors by numbers that the host drew, so nothing waits for a
 device, and what is drawn again is the same again.
 """
@@ -15,8 +17,10 @@ from modelsoup import ParameterError, nearest
 if TYPE_CHECKING:
     import torch
 
-NUMBERS = 7
-"""For each picture, in [0, 1): brightness, saturation, contrast, two shifts, two centres."""
+NUMBERS = 10
+"""For each picture, in [0, 1): brightness, saturation, contrast, two shifts, two centres; then
+whether each of the three changes is made."""
+_COINS = 7  # where those begin
 _SHIFT, _CUT = 0.125, 0.5  # shares of the sides, as in the paper's appendix
 
 
@@ -35,7 +39,10 @@ def must_be_policy(names: Sequence[str]) -> None:
             raise ParameterError(f"the augmentation {name!r} is named twice")
 
 
-def augmented(images: torch.Tensor, policy: Sequence[str], numbers: torch.Tensor) -> torch.Tensor:
+def augmented(
+    images: torch.Tensor, policy: Sequence[str], numbers: torch.Tensor,
+    probability: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Images after the augmentations of a policy, in its order.
 
     What a discriminator judges is changed by one policy, be it real or made, but each by numbers of
@@ -45,6 +52,8 @@ def augmented(images: torch.Tensor, policy: Sequence[str], numbers: torch.Tensor
         images: N × channels × height × width, in [−1, 1]; the result may leave that range.
         policy: of `color`, `translation` and `cutout`; none returns the images themselves.
         numbers: N × `NUMBERS` in [0, 1), as `draws.Augmentation` draws them.
+        probability: that a picture goes through each of them, a tensor on their device without a
+            dimension, whose value nobody asks for; None for always.
 
     Raises:
         ParameterError: there is no such augmentation, or there are not so many numbers.
@@ -54,9 +63,37 @@ def augmented(images: torch.Tensor, policy: Sequence[str], numbers: torch.Tensor
         raise ParameterError(
             f"numbers are {list(numbers.shape)}, where {[len(images), NUMBERS]} are expected"
         )
+    import torch
+
+    if policy:
+        numbers = numbers.to(images.device)
     for name in policy:
-        images = POLICY[name](images, numbers.to(images.device))
+        changed = POLICY[name](images, numbers)
+        if probability is None:
+            images = changed
+        else:
+            coins = numbers[:, _COINS + list(POLICY).index(name), None, None, None]
+            images = torch.where(coins < probability, changed, images)
     return images
+
+
+def adapted(state: torch.Tensor, target: float, by: float) -> torch.Tensor:
+    """ADA's state after its probability was moved, on the state's device.
+
+    r_t, the mean sign of what the discriminator says of real pictures as it sees them, is 0 where
+    it cannot tell them from others and 1 where it knows them by heart: above the target the
+    probability rises, and below it falls. It stays in [0, 1].
+
+    Args:
+        state: the probability; the sum of the signs, and how many there were, since it was moved.
+        target: of r_t; 0.6 in the paper.
+        by: how far it moves.
+    """
+    import torch
+
+    probability, signs, count = state.unbind()
+    way = torch.sign(signs - target * count)  # where nothing was said, it stays
+    return torch.stack([(probability + by * way).clamp(0, 1), signs * 0, count * 0])
 
 
 def _color(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:

@@ -204,7 +204,7 @@ class Pictures:
         return made
 
     def _decoded(self, picture: Picture) -> np.ndarray:
-        made = self.transform.prepare(read_picture(picture, self.channels), picture)
+        made = self.transform.prepare(read_picture(picture, self.channels, deep=True), picture)
         with self._lock:
             if self.cached_bytes + made.nbytes <= self._budget and picture not in self._cache:
                 self.cached_bytes += made.nbytes

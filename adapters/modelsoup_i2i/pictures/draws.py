@@ -18,6 +18,7 @@ import numpy as np
 
 from .augmentation import NUMBERS
 from .cache import Pictures
+from .images import half, to_tensor
 from .views import NUMBERS as OF_VIEWS
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Draw(Protocol):
         """One for each array of `at`."""
 
     def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
-        """An array for each name: pictures as uint8, height × width × channels; or numbers."""
+        """An array for each name: pictures, uint8 or uint16, H × W × channels; or numbers."""
 
 
 @dataclass(frozen=True)
@@ -359,18 +360,22 @@ class Sampler:
         for draw in self.draws:
             items = [draw.at(self.pictures, spot) for spot in spots]
             for name, own in zip(draw.names, zip(*items, strict=True), strict=True):
-                made[name] = _tensor(np.stack(own))
+                made[name] = _tensor(own)
         return made
 
 
-def _tensor(items: np.ndarray) -> torch.Tensor:
+def _tensor(items: Sequence[np.ndarray]) -> torch.Tensor:
+    """Numbers as they are; pictures, which may differ in depth, in [−1, 1]."""
     import torch
 
-    if items.dtype != np.uint8:
-        numbers: torch.Tensor = torch.from_numpy(items)
+    depths = {item.dtype for item in items}
+    if not depths <= {np.dtype(np.uint8), np.dtype(np.uint16)}:
+        numbers: torch.Tensor = torch.from_numpy(np.stack(items))
         return numbers
-    images = np.ascontiguousarray(items.transpose(0, 3, 1, 2), np.float32)
-    made: torch.Tensor = torch.from_numpy(images).div_(127.5).sub_(1)
+    if len(depths) > 1:
+        return torch.stack([to_tensor(item) for item in items])
+    images = np.ascontiguousarray(np.stack(items).transpose(0, 3, 1, 2), np.float32)
+    made: torch.Tensor = torch.from_numpy(images).div_(half(*depths)).sub_(1)
     return made
 
 

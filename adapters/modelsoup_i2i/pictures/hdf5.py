@@ -36,8 +36,8 @@ class Row:
     def __str__(self) -> str:
         return f"{self.file} (imgs[{self.row}])"
 
-    def read(self, channels: int) -> np.ndarray:
-        """The picture, uint8, height × width × channels.
+    def read(self, channels: int, *, deep: bool = False) -> np.ndarray:
+        """The picture, uint8, height × width × channels; such files hold none of 16 bits.
 
         Raises:
             ImageError: the file is missing or damaged.
@@ -49,6 +49,8 @@ class Row:
                 first = _channels_first(images.shape)
         except ParameterError as error:
             raise ImageError(f"{self}: {error}") from error
+        if channels not in CHANNELS:
+            raise ImageError(f"{self} has 1, 3 or 4 channels, where {channels} are expected")
         return with_channels(picture.transpose(1, 2, 0) if first else picture, channels)
 
 

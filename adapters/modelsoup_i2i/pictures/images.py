@@ -1,10 +1,11 @@
-"""One picture file to and from one array: uint8, height × width × channels.
+"""One picture file to and from one array: uint8, or uint16 where that is asked for, H × W × C.
 
 Channels are 3, RGB; 1, grey; or 4, RGB with opacity: as many as a network has. Pillow decodes; what
 is decided here is how anything else becomes so: 16-bit values are scaled, not clipped; palettes are
 looked up; what is transparent lies over white, unless opacity is a channel; a photo is turned as
 its EXIF says. Of an animation or of several pages, the first counts. Colour profiles are ignored,
-as every training of such networks does.
+as every training of such networks does. Of any other number of channels are arrays, and TIFFs with
+a grey page, or a band, for each: see `arrays.py`.
 """
 
 from __future__ import annotations
@@ -12,28 +13,32 @@ from __future__ import annotations
 import os
 import re
 import struct
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
 
 from modelsoup import OutputError, SoupError, how_to_install
 
+from . import arrays
+
 if TYPE_CHECKING:
     import torch
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", *arrays.SUFFIXES})
 NOT_READ = frozenset({
     ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga", ".ppm", ".pgm", ".pbm", ".pnm",
     ".pcx", ".ico", ".svg", ".psd", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw",
 })  # fmt: skip
 """Pictures by their suffix that are left out, and named."""
-CHANNELS = (1, 3, 4)
+CHANNELS = arrays.LOOKS
+HOLD_ANY = (*arrays.SUFFIXES, ".tif", ".tiff")  # any number of channels
 MAX_PIXELS = 1 << 26
 """A header that claims more than 8192² pixels is refused before anything is decoded."""
 
@@ -80,19 +85,25 @@ def left_out(folder: str | os.PathLike[str]) -> str | None:
     return f"{len(files)} of {folder}, whose kind is not read ({kinds}), such as {files[0].name}"
 
 
-def read_image(path: str | os.PathLike[str], channels: int = 3) -> np.ndarray:
-    """Decode a PNG, JPEG, WebP, BMP or TIFF file, whatever its suffix says.
+def read_image(
+    path: str | os.PathLike[str], channels: int = 3, *, deep: bool = False
+) -> np.ndarray:
+    """Decode a PNG, JPEG, WebP, BMP, TIFF or numpy file, whatever its suffix says.
 
     Args:
         path: the file.
-        channels: 3 for RGB, 1 for grey, 4 for RGB with opacity.
+        channels: 3 for RGB, 1 for grey, 4 for RGB with opacity; any other number, of arrays and of
+            TIFFs.
+        deep: keep 16 bits where the file has them.
 
     Returns:
-        uint8, height × width × channels, its own memory.
+        height × width × channels, its own memory: uint8; with `deep` uint16 of a file that has
+        more than 8 bits a channel.
 
     Raises:
         ImageError: the file is missing, empty, truncated, damaged, no such picture, has more than
-            16 bits a channel, or claims more than `MAX_PIXELS`.
+            16 bits a channel, other channels, or claims more than `MAX_PIXELS`.
+        SoupError: a TIFF of several bands needs a package.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a pipe would be waited for
@@ -103,35 +114,62 @@ def read_image(path: str | os.PathLike[str], channels: int = 3) -> np.ndarray:
         raise ImageError(f"there is no image {path}") from None
     except OSError as error:
         raise ImageError(f"the image {path} cannot be read: {error.strerror}") from error
-    return decode(data, str(path), channels)
+    return decode(data, str(path), channels, deep=deep)
 
 
-def decode(data: bytes, name: str, channels: int = 3) -> np.ndarray:
+def decode(data: bytes, name: str, channels: int = 3, *, deep: bool = False) -> np.ndarray:
     """The picture in a file's bytes, as `read_image` gives it; `name` is for its errors."""
     pillow = _pillow()
     try:
-        with pillow.Image.open(BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise _too_large(name, f"{image.width} × {image.height} pixels")
-            bits, white_is_zero = _stored_as(image)
-            image.load()
-            transparent = image.info.get("transparency")
-            turned = pillow.ImageOps.exif_transpose(image)
-            if turned.mode.startswith("I"):  # 16-bit grey, "I;16" or, in older versions, "I"
-                values = np.asarray(turned)
-                turned = _in_8_bits(values, bits, transparent, white_is_zero=white_is_zero)
-            return _with_channels(turned, channels)
+        if arrays.is_array(data):
+            picture = arrays.array_in(data, channels, MAX_PIXELS)
+            if picture.shape[0] * picture.shape[1] > MAX_PIXELS:
+                raise _too_large(name, f"{picture.shape[1]} × {picture.shape[0]} pixels")
+        elif channels in CHANNELS:
+            picture = _look(data, name, channels, deep)
+        else:
+            picture = _stack(data, name, channels)
+        picture = picture if deep else arrays.in_8_bits(picture)
+        return picture if channels not in CHANNELS else with_channels(picture, channels)
     except (pillow.Image.DecompressionBombError, pillow.Image.DecompressionBombWarning):
         raise _too_large(name, "twice as many pixels as any decoder takes") from None
     except pillow.UnidentifiedImageError:
-        what = "is not a PNG, JPEG, WebP, BMP or TIFF image" if data else "is empty"
+        what = "is not a PNG, JPEG, WebP, BMP or TIFF image, or an array" if data else "is empty"
         raise ImageError(f"{name} {what}") from None
     except _BROKEN as error:
         raise ImageError(f"{name} cannot be read as an image: {error}") from error
 
 
+def save_picture(picture: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Write uint8 or uint16, height × width × channels; the file is whole or not there.
+
+    PNG, where that can hold it; of another number of channels than 1, 3 and 4, by the path's
+    suffix, `.npy`, `.npz`, or TIFF with a grey page for each.
+
+    Raises:
+        ImageError: the array has another shape or dtype.
+        OutputError: the path has another suffix, or cannot be written.
+    """
+    path = Path(path)
+    if picture.ndim == 3 and picture.shape[2] in CHANNELS:
+        save_png(picture, path)
+        return
+    if picture.dtype not in (np.uint8, np.uint16) or picture.ndim != 3 or not picture.size:
+        raise ImageError(
+            f"{path}: a picture is uint8 or uint16 of the shape height × width × channels, not "
+            f"{picture.dtype} of {list(picture.shape)}"
+        )
+    suffix = path.suffix.lower()
+    if suffix not in HOLD_ANY:
+        raise OutputError(
+            f"{path} must end in {' or '.join(HOLD_ANY)}: no other format here holds "
+            f"{picture.shape[2]} channels"
+        )
+    _write(path, lambda file: arrays.write(picture, file, suffix))
+
+
 def save_png(array: np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Write uint8, height × width × channels, as a PNG file; the file is whole or not there.
+    """Write uint8 or uint16, height × width × channels, as a PNG file, whole or not at all.
 
     Raises:
         ImageError: the array has another shape or dtype.
@@ -139,24 +177,31 @@ def save_png(array: np.ndarray, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     if (
-        array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in CHANNELS
-        or not array.size
+        array.dtype not in (np.uint8, np.uint16) or array.ndim != 3
+        or array.shape[2] not in CHANNELS or not array.size
     ):  # fmt: skip
         raise ImageError(
-            f"{path}: an image is uint8 of the shape height × width × 3, 1 or 4, not {array.dtype} "
-            f"of {list(array.shape)}"
+            f"{path}: an image is uint8 or uint16 of the shape height × width × 3, 1 or 4, not "
+            f"{array.dtype} of {list(array.shape)}"
         )
     if path.suffix.lower() != ".png":
         raise OutputError(f"the image {path} must end in .png: no other format here is lossless")
-    save_atomically(pillow_image(array), path)
+    if array.dtype == np.uint16:
+        _write(path, lambda file: file.write(arrays.as_png(array)))
+    else:
+        save_atomically(pillow_image(array), path)
 
 
 def save_atomically(image: Any, path: Path) -> None:
     """Write a `PIL.Image` as PNG next to its place, and move it there."""
+    _write(path, lambda file: image.save(file, format="PNG"))
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with temporary.open("xb") as file:
-            image.save(file, format="PNG")
+        with temporary.open("x+b") as file:  # TIFF reads what it wrote
+            write(file)
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -170,7 +215,7 @@ def pillow_image(array: np.ndarray) -> Any:
 
 
 def resized(array: np.ndarray, size: tuple[int, int], *, smooth: bool = True) -> np.ndarray:
-    """A picture, uint8, in another height and width, anti-aliased where it shrinks.
+    """A picture in another height and width, anti-aliased where it shrinks.
 
     Args:
         array: height × width × channels.
@@ -180,56 +225,164 @@ def resized(array: np.ndarray, size: tuple[int, int], *, smooth: bool = True) ->
     if array.shape[:2] == size:
         return array
     how = _pillow().Image.Resampling.BICUBIC if smooth else _pillow().Image.Resampling.BILINEAR
-    made = np.asarray(pillow_image(array).resize((size[1], size[0]), how))
-    return made.reshape(*size, array.shape[2])
+    wide = (size[1], size[0])
+    if array.dtype == np.uint8 and array.shape[2] in CHANNELS:
+        return np.asarray(pillow_image(array).resize(wide, how)).reshape(*size, array.shape[2])
+    kind = np.uint8 if array.dtype == np.uint8 else np.float32  # modes of one channel
+    as_numbers = [_pillow().Image.fromarray(np.ascontiguousarray(channel, kind))
+                  for channel in np.moveaxis(array, 2, 0)]  # fmt: skip
+    values = np.stack([np.asarray(one.resize(wide, how)) for one in as_numbers], axis=2)
+    scaled: np.ndarray = np.rint(values).clip(0, 2 * half(array.dtype)).astype(array.dtype)
+    return scaled
 
 
 def as_rgb(array: np.ndarray) -> np.ndarray:
-    """A picture of any channels as it looks: uint8, height × width × 3; opacity over white."""
-    return with_channels(array, 3)
+    """A picture of any channels as it looks: uint8, height × width × 3; opacity over white.
+
+    Of 2 channels, or more than 4, the first looks grey, or the first three red, green and blue.
+    """
+    if array.shape[2] not in CHANNELS:
+        array = array[:, :, : 1 if array.shape[2] == 2 else 3]
+    return with_channels(arrays.in_8_bits(array), 3)
 
 
 def with_channels(array: np.ndarray, channels: int) -> np.ndarray:
     """A picture of 1, 3 or 4 channels with as many as are wanted of these."""
     if array.shape[2] == channels:
         return array
+    if array.dtype == np.uint16:
+        return arrays.with_looks(array, channels)
     return _with_channels(pillow_image(array), channels)
 
 
-def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """uint8, H × W × channels, as the networks want it: float32, channels × H × W, in [−1, 1].
+def half(dtype: np.dtype[Any]) -> float:
+    """Half of the largest value: a picture over it is in [0, 2]."""
+    return 32767.5 if dtype == np.uint16 else 127.5
 
-    0 becomes −1 and 255 becomes 1: x / 127.5 − 1.
+
+def to_tensor(array: np.ndarray) -> torch.Tensor:
+    """A picture, H × W × channels, as networks want it: float32, channels × H × W, in [−1, 1].
+
+    0 becomes −1 and the largest value 1: x / 127.5 − 1, of 16 bits x / 32767.5 − 1.
     """
     import torch
 
     # A copy: the array may be read-only, or a cache's, and torch would share it.
     tensor: torch.Tensor = torch.from_numpy(np.array(array.transpose(2, 0, 1), np.float32))
-    return tensor.div_(127.5).sub_(1)
+    return tensor.div_(half(array.dtype)).sub_(1)
 
 
-def to_image(tensor: torch.Tensor) -> np.ndarray:
+def to_image(tensor: torch.Tensor, *, deep: bool = False) -> np.ndarray:
     """The inverse: a float tensor, channels × H × W, rounded to uint8, H × W × channels.
 
-    (x + 1) · 127.5, rounded to nearest even; what lies outside [−1, 1] is clamped.
+    (x + 1) · 127.5, rounded to nearest even; what lies outside [−1, 1] is clamped. With `deep`,
+    uint16 and 32767.5.
 
     Raises:
         ImageError: the tensor has another shape.
         NonfiniteImageError: it holds NaN or infinity.
     """
-    if tensor.ndim != 3 or tensor.shape[0] not in CHANNELS:
+    if tensor.ndim != 3:
         raise ImageError(
-            f"a picture is a tensor 3 × height × width, or one with 1 or 4 channels, not "
-            f"{list(tensor.shape)}"
+            f"a picture is a tensor channels × height × width, not {list(tensor.shape)}"
         )
     values = tensor.detach().to("cpu").float()
     if not values.isfinite().all():
         raise NonfiniteImageError(
             "a picture holds NaN or infinity: the model that made it is broken"
         )
-    scaled = values.add(1).mul_(127.5).round_().clamp_(0, 255)
-    array: np.ndarray = np.ascontiguousarray(scaled.permute(1, 2, 0).numpy().astype(np.uint8))
+    dtype = np.dtype(np.uint16 if deep else np.uint8)
+    scaled = values.add(1).mul_(half(dtype)).round_().clamp_(0, 2 * half(dtype))
+    array: np.ndarray = np.ascontiguousarray(scaled.permute(1, 2, 0).numpy().astype(dtype))
     return array
+
+
+def _look(data: bytes, name: str, channels: int, deep: bool) -> np.ndarray:
+    """A picture of 1, 3 or 4 channels, of 16 bits where those are asked for and there."""
+    pillow = _pillow()
+    with _opened(data, name) as image:
+        bits, white_is_zero = _stored_as(image)
+        low = _low_bytes(data, name, image) if deep else None
+        image.load()
+        transparent = image.info.get("transparency")
+        turned = pillow.ImageOps.exif_transpose(image)
+        if turned.mode.startswith("I"):  # 16-bit grey, "I;16" or, in older versions, "I"
+            values = np.asarray(turned)
+            if deep:
+                return _in_16_bits(values, bits, transparent, white_is_zero=white_is_zero)
+            turned = _in_8_bits(values, bits, transparent, white_is_zero=white_is_zero)
+        elif low is not None:
+            wide: np.ndarray = np.asarray(turned).astype(np.uint16) << 8 | low
+            if transparent is None:
+                return wide
+            opaque = np.where((wide == np.array(transparent)).all(axis=2), 0, 65535)
+            return np.concatenate([wide, opaque[:, :, None].astype(np.uint16)], axis=2)
+        return _with_channels(turned, channels)
+
+
+def _stack(data: bytes, name: str, channels: int) -> np.ndarray:
+    """The pages, or the bands, of a TIFF: a channel each."""
+    pillow, pages = _pillow(), []
+    if not data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        with _opened(data, name) as image:
+            raise ValueError(
+                f"it is {image.format} of {len(image.getbands())} channels, where {channels} are "
+                f"expected, which arrays (.npy, .npz) and TIFFs have"
+            )
+    try:
+        with _opened(data, name) as image:
+            for page in range(min(image.n_frames, channels + 1)):
+                image.seek(page)
+                if image.width * image.height > MAX_PIXELS:
+                    raise _too_large(name, f"{image.width} × {image.height} pixels")
+                bits, white_is_zero = _stored_as(image)
+                grey = image if image.mode.startswith("I") else image.convert("L")
+                if len(image.getbands()) > 1:
+                    return arrays.bands_in(data, channels)
+                values = np.asarray(grey)
+                if grey.mode.startswith("I"):
+                    values = _in_16_bits(values, bits, None, white_is_zero=white_is_zero)[:, :, 0]
+                pages.append(values)
+    except (pillow.UnidentifiedImageError, SyntaxError):  # of such bands it knows no mode
+        return arrays.bands_in(data, channels)
+    return arrays.stacked(pages, channels)
+
+
+def _opened(data: bytes, name: str) -> Any:
+    """A `PIL.Image` that is not decoded yet, of a size that may be.
+
+    Raises:
+        ImageError: it is larger.
+    """
+    image = _pillow().Image.open(BytesIO(data), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(name, f"{image.width} × {image.height} pixels")
+    return image
+
+
+_OTHER_BYTE = {";16B": ";16L", ";16L": ";16B"}
+
+
+def _low_bytes(data: bytes, name: str, image: Any) -> np.ndarray | None:
+    """The lower bytes of a picture of 16 bits and several channels; None of any other one.
+
+    Pillow's modes of several channels have 8 bits, for which its decoder takes the upper byte of
+    each value: the first, or the second, as the file says. Told the other way, it takes the lower.
+    """
+    if len(image.tile) != 1 or image.mode not in ("RGB", "RGBA"):
+        return None
+    kind, extents, offset, args = image.tile[0]
+    raw = args if isinstance(args, str) else args[0]
+    raw = raw.replace(";16N", ";16L" if sys.byteorder == "little" else ";16B")
+    if raw not in (f"{image.mode}{order}" for order in _OTHER_BYTE):
+        return None
+    other = image.mode + _OTHER_BYTE[raw[len(image.mode) :]]
+    with _opened(data, name) as again:
+        again.tile = [
+            (kind, extents, offset, other if isinstance(args, str) else (other, *args[1:]))
+        ]
+        low: np.ndarray = np.asarray(_pillow().ImageOps.exif_transpose(again)).astype(np.uint16)
+    return low
 
 
 def _with_channels(image: Any, channels: int) -> np.ndarray:
@@ -281,6 +434,21 @@ def _in_8_bits(grey: np.ndarray, bits: int, transparent: int | None, *, white_is
         opaque = np.where(grey == transparent, 0, 255).astype(np.uint8)
         image.putalpha(_pillow().Image.fromarray(opaque))
     return image
+
+
+def _in_16_bits(
+    grey: np.ndarray, bits: int, transparent: int | None, *, white_is_zero: bool
+) -> np.ndarray:
+    """Grey of 16 bits, height × width × 1; where one value is transparent, of 4 channels."""
+    most = 2**bits - 1
+    scaled = ((grey.astype(np.int64) * 65535 + most // 2) // most)[:, :, None]
+    if white_is_zero:
+        scaled = 65535 - scaled
+    if transparent is not None:
+        opaque = np.where(grey == transparent, 0, 65535)[:, :, None]
+        scaled = np.concatenate([scaled, scaled, scaled, opaque], axis=2)
+    made: np.ndarray = scaled.astype(np.uint16)
+    return made
 
 
 def _listed(folder: str | os.PathLike[str], suffixes: frozenset[str]) -> list[Path]:

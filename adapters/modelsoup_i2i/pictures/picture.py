@@ -27,9 +27,9 @@ class Half:
     def __str__(self) -> str:
         return f"{self.file} (its {self.side} half)"
 
-    def read(self, channels: int) -> np.ndarray:
+    def read(self, channels: int, *, deep: bool = False) -> np.ndarray:
         """The picture, as `read_image` gives one."""
-        both = read_image(self.file, channels)
+        both = read_image(self.file, channels, deep=deep)
         middle, odd = divmod(both.shape[1], 2)
         if odd or not middle:
             raise ImageError(
@@ -50,9 +50,9 @@ class Member:
     def __str__(self) -> str:
         return str(self.file)
 
-    def read(self, channels: int) -> np.ndarray:
+    def read(self, channels: int, *, deep: bool = False) -> np.ndarray:
         """The picture, as `read_image` gives one."""
-        return read_image(self.file, channels)
+        return read_image(self.file, channels, deep=deep)
 
 
 Picture: TypeAlias = Path | Half | Member | Row
@@ -60,15 +60,15 @@ Images = Mapping[str, Sequence[Picture]]
 """Sets of pictures, by what errors call them."""
 
 
-def read_picture(picture: Picture, channels: int = 3) -> np.ndarray:
-    """uint8, height × width × channels.
+def read_picture(picture: Picture, channels: int = 3, *, deep: bool = False) -> np.ndarray:
+    """Height × width × channels, uint8; with `deep`, uint16 of a file that has so many bits.
 
     Raises:
         ImageError: the file is missing or damaged, as `read_image` says it.
     """
     if isinstance(picture, Path):
-        return read_image(picture, channels)
-    return picture.read(channels)
+        return read_image(picture, channels, deep=deep)
+    return picture.read(channels, deep=deep)
 
 
 def labels_of(pictures: Iterable[Picture]) -> np.ndarray:

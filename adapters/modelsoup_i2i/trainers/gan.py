@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..networks.described import Network
-from ..pictures.augmentation import augmented
 from ..pictures.draws import Augmentation, Draw, Labelled
 from ..training.options import Augmented
 from ..training.players import Player
@@ -47,6 +46,11 @@ class GanOptions(NetworkOptions, Augmented):
         most = len(self.family.judges(self))
         if self.freeze_d > most:
             raise ValueError(f"freeze_d is {self.freeze_d}, but D has {most} blocks")
+        if self.ada is not None and self.gan == "wgan-gp":
+            raise ValueError(
+                "ada follows the signs of D's verdicts, which say nothing with gan wgan-gp: hinge "
+                "or softplus is expected"
+            )
 
 
 class Gan(OnGan):
@@ -89,7 +93,7 @@ class Gan(OnGan):
 
     def real(self, s: Session, b: Batch) -> torch.Tensor:
         """Pictures that are augmented, as what is made is."""
-        return augmented(b.y, s.options.augment, b.t_y)
+        return s.augmented(b.y, b.t_y)
 
     def judge(self, s: Session, b: Batch) -> dict[str, torch.Tensor]:
         """The discriminator's loss."""
@@ -97,14 +101,14 @@ class Gan(OnGan):
 
         with torch.no_grad():
             made = s["G"](b.z_d, b.c_d)
-        return self.judged(s, b, augmented(made, s.options.augment, b.t_d))
+        return self.judged(s, b, s.augmented(made, b.t_d))
 
     def make(self, s: Session, b: Batch) -> dict[str, torch.Tensor]:
         """The generator's loss."""
         from ..training.losses import deceive
 
         with s.fixed("D"):
-            fake = augmented(s["G"](b.z_g, b.c_g), s.options.augment, b.t_g)
+            fake = s.augmented(s["G"](b.z_g, b.c_g), b.t_g)
             return {"gan": deceive(s["D"](fake, b.c_g), s.options.gan)}
 
     def options_in(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:

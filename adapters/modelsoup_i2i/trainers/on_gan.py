@@ -275,6 +275,7 @@ class OnGan(ImageTrainer):
 
         real, o = self.real(s, b), s.options
         of_fake, of_real = s.both("D", fake, real, (b.c_d, b.c_y))
+        s.said(of_real)
         losses = {"judge": judge(of_real, of_fake, o.gan)}
         if o.gan == "wgan-gp":
             share = torch.rand(len(real), device=real.device)

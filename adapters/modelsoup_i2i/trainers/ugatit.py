@@ -142,33 +142,32 @@ class UGatIt(ImageTrainer):
         )
 
     def judge(self, s: Session, b: Batch, *, way: str) -> dict[str, torch.Tensor]:
-        """The discriminators' loss of one way, from X to Y (`a`) or back (`b`).
+        """The discriminators' loss of one way, from X to Y (`a`) or back (`b`)."""
+        import torch
 
-        What the generator makes, of images of both domains in one pass, is left to its own turn.
-        """
         from ..training.losses import judge
 
         source, target = _images(s, b, way)
-        of_source, of_target = _both(s[GENERATORS[way == "b"]], source, target, True)
-        fake, same = of_source[0], of_target[0]
-        setattr(b, f"made_{way}", (fake, same, of_source[1], of_target[1]))
+        with torch.no_grad():
+            fake = s[GENERATORS[way == "b"]](source)
         losses = []
         for name in _judges(way):
-            real, made = _both(s[name], target, fake.detach())
+            real, made = _both(s[name], target, fake)
             losses += [judge(of_real, of_fake) for of_real, of_fake in zip(real, made, strict=True)]
         return {f"judge_{way}": 2 * sum(losses[1:], losses[0])}  # the official code halves nothing
 
     def translate(self, s: Session, b: Batch, *, way: str) -> dict[str, torch.Tensor]:
-        """A generator's losses: what it translates its domain's images to, and its own."""
+        """The generators' losses of one way; one sees images of both domains in one pass."""
         from ..training.losses import deceive, distance, judge
 
         source, target = _images(s, b, way)
-        fake, same, of_source, of_target = getattr(b, f"made_{way}")
+        forth, back = GENERATORS if way == "a" else GENERATORS[::-1]
+        (fake, of_source, _), (same, of_target, _) = _both(s[forth], source, target, True)
         with s.fixed(*_judges(way)):
             gan = [deceive(verdicts) for name in _judges(way) for verdicts in s[name](fake)]
         return {
             f"identity_{way}": distance(same, target),
-            f"cycle_{way}": distance(s[GENERATORS[way == "a"]](fake), source),
+            f"cycle_{way}": distance(s[back](fake), source),
             f"cam_{way}": judge(of_source, of_target, "softplus"),
             f"gan_{way}": sum(gan[1:], gan[0]),
         }

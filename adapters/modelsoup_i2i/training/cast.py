@@ -357,6 +357,7 @@ class Cast(Stage):
             }  # fmt: skip
             self._updates[name] = Updates(player, own, early=early, summed=name in several)
         self._broken = torch.zeros((), dtype=torch.bool, device=self.device)
+        self.adaptive = self.adaptive.to(self.device)
 
 
 def how_trained(options: Any, device: torch.device) -> dict[str, Any]:

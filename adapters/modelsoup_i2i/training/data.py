@@ -43,14 +43,15 @@ class Pixels(Options):
 
     Attributes:
         flip: mirror half of them.
-        channels: of the images: 3, or 1 for grey, or 4 for colour and opacity.
+        channels: of the images: 3, or 1 for grey, or 4 for colour and opacity; any other number, of
+            arrays and of TIFFs with a page or a band for each.
         on_bad_image: `error`, or `skip` to leave damaged ones out, of training and of tests.
         threads: that prepare images; 0 is none beside the training.
         cache_mb: MiB of decoded images that are kept in memory.
     """
 
     flip: bool = True
-    channels: Literal[1, 3, 4] = 3
+    channels: Count = 3
     on_bad_image: Literal["error", "skip"] = "error"
     threads: Annotated[Number, FREE] = 2
     cache_mb: Annotated[Number, FREE] = 2048

@@ -151,7 +151,8 @@ def find_modalities(s: Session, log: Callable[[str], None]) -> dict[str, float]:
     rows, belongs = [], []
     for place, (name, domain, k) in enumerate(zip(o.sets, DOMAINS, o.clusters(), strict=False)):
         files, own = use.embedded(labeller, s.pictures.sets[name], read, threads=o.threads)
-        paths = [Path(str(file)).relative_to(folders[domain]).as_posix() for file in files]
+        paths = [file.relative_to(folders[domain]).as_posix() for file in files
+                 if isinstance(file, Path)]  # fmt: skip
         embedded[domain] = paths, own
         if k:
             clusters = spherical_kmeans(

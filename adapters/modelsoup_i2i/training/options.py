@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 
 from modelsoup import ParameterError, nearest
 
-from ..measuring.metric_names import finds_collapse, must_be_known
+from ..measuring.metric_names import finds_collapse, must_be_known, must_be_looked_at
 from ..pictures.augmentation import must_be_policy
 from ..pictures.transforms import Transform
 from .data import Cropped, Data, LabelledImages, PairedImages, Pixels, TwoDomains
@@ -110,9 +110,17 @@ class Augmented(Options):
 
     Attributes:
         augment: DiffAugment's `color`, `translation`, `cutout`, in their order; none by default.
+        ada: the share of real pictures, 0.6 in ADA's paper, by which the discriminator's verdicts
+            on them may be positive rather than negative: each change is made with a probability,
+            0 at first, that rises where it is more, and falls where it is less. None: always.
+        ada_every: steps after which the probability is moved.
+        ada_images: real pictures after which it could have come from 0 to 1.
     """
 
     augment: list[str] = field(default_factory=list)
+    ada: Annotated[float, Gt(0), Lt(1)] | None = None
+    ada_every: Count = 4
+    ada_images: Count = 500_000
 
     def must_fit(self) -> None:
         """See `Options`."""
@@ -121,6 +129,19 @@ class Augmented(Options):
             must_be_policy(self.augment)
         except ParameterError as error:
             raise ValueError(f"augment: {error}") from None
+        if self.ada is not None and not self.augment:
+            raise ValueError(
+                "ada says how often augmentations are made, but augment names none (it has color, "
+                "translation and cutout)"
+            )
+
+    def decisive(self) -> dict[str, Any]:
+        """See `Options`; what is as it was before there was ADA is left out."""
+        told = super().decisive()
+        if self.ada is None:
+            for name in ("ada", "ada_every", "ada_images"):
+                del told[name]
+        return told
 
 
 @dataclass(frozen=True)
@@ -250,6 +271,7 @@ class Shared(Telling, Machine, Steps, Pixels, Data):
         super().must_fit()
         if self.evaluate and not self.has_tests():
             raise ValueError(f"evaluate needs test images: {self.tests_are}")
+        must_be_looked_at(self.evaluate, self.channels)
         if self.samples is not None:
             self.must_be_apart("samples", self.samples)
         if not self.transform().crops and self.batch > 1:

@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 from ..networks.layers import at_any_size
+from ..pictures.augmentation import augmented
+from .losses import wide
+from .options import Augmented
 from .pool import ImagePool
 
 Call = Callable[..., Any]
@@ -23,6 +26,8 @@ class Stage:
         options: of the training.
         weights: of each loss, by its name; 1 where there is none.
         pools: the images that discriminators see again, by name.
+        adaptive: on the device, ADA's probability, the sum of the signs of what was said of real
+            images since it was moved, and their number: see `pictures.augmentation.adapted`.
     """
 
     options: Any
@@ -37,6 +42,7 @@ class Stage:
     ) -> None:
         self.options, self.weights, self.pools = options, weights, pools
         self._calls, self._trained, self._comparing = {}, {}, set()
+        self.adaptive = torch.zeros(3)
 
     def __getitem__(self, name: str) -> Call:
         """A network, or one joined of several, to be called with images of any size."""
@@ -50,6 +56,24 @@ class Stage:
         own: Call = partial(_once, torch.compile(network), network) if compiled else network
         multiple: int = getattr(network, "multiple", 1)
         self._calls[name] = own if multiple == 1 else partial(_whole, own, multiple)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether augmentations are made with a probability that follows the discriminator."""
+        return isinstance(self.options, Augmented) and self.options.ada is not None
+
+    def augmented(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """What the discriminator sees of images, real or made: see `pictures.augmentation`."""
+        probability = self.adaptive[0] if self.adapts else None
+        return augmented(images, self.options.augment, numbers, probability)
+
+    def said(self, verdicts: torch.Tensor) -> None:
+        """Let ADA know what the discriminator says of real images, in its own turn."""
+        if self.adapts:
+            with torch.no_grad():
+                signs = wide(verdicts).sign()
+                self.adaptive[1] += signs.sum()
+                self.adaptive[2] += signs.numel()
 
     @contextmanager
     def fixed(self, *names: str) -> Iterator[None]:

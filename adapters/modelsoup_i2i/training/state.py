@@ -29,7 +29,7 @@ from .watch import Losses
 
 STATE = "state.pt"
 LABELS = "labels.json"
-FORMAT = 6
+FORMAT = 7
 
 
 class State(Steps):
@@ -65,6 +65,7 @@ class State(Steps):
             "best": dict(self.best),
             "sound": self.sound,
             "collapsed": self.collapsed,
+            "adaptive": self.adaptive.cpu(),
             "pools": self.place.gathered(
                 {name: pool.state_dict() for name, pool in self.pools.items()}
             ),
@@ -81,6 +82,7 @@ class State(Steps):
         self.losses.load_state_dict(state["losses"])
         self.recent.load_state_dict(state["recent"])
         self.best = dict(state["best"])
+        self.adaptive.copy_(state["adaptive"])
         self.sound, self.collapsed = state["sound"], state["collapsed"]
         self.steps = state["steps"]
 

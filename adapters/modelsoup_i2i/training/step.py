@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..pictures.augmentation import adapted
 from .cast import Cast
 from .players import NonfiniteGradientError, Updates, backward
 from .turns import Batch, Loss, Turn
@@ -39,7 +40,7 @@ class Taken:
     Attributes:
         names: of what it told.
         told: on the device: a number for each name, and whether anything was not finite, 1 or 0.
-        statistics: all buffers, and what they were before it.
+        statistics: all buffers and ADA's state, and what they were before it.
     """
 
     names: tuple[str, ...]
@@ -141,19 +142,33 @@ class Steps(Cast):
             for turn in turns:
                 self._take(turn, batches, seen)
         self._average({player for turn in turns for player in turn.players})
+        if self.adapts:
+            self._adapt(seen)
         names = tuple(seen[0])
         return names, torch.stack([torch.stack([s[n] for n in names]) for s in seen]).mean(0)
+
+    def _adapt(self, seen: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Move ADA's probability, where it is time, and tell it."""
+        o, world = self.options, self.place.world
+        if (self.steps + 1) % o.ada_every == 0:
+            self.place.average([self.adaptive])
+            images = o.batch * o.accumulate * world * o.ada_every
+            self.adaptive.copy_(adapted(self.adaptive, o.ada, images / o.ada_images))
+        for told in seen:
+            told["augment_p"] = self.adaptive[0].clone()
 
     def settle(self, group: Sequence[Mapping[str, torch.Tensor]]) -> None:
         """Have batches go through all losses, of which statistics move and nothing else does."""
         self.begin()
         pools = {name: pool.state_dict() for name, pool in self.pools.items()}
+        adaptive = self.adaptive.clone()
         with self._noise(), self.autocast():
             for drawn in group:
                 batch = Batch({name: self.placed(values) for name, values in drawn.items()})
                 for turn in self.trainer.turns(self.options, self.total_steps - 1):
                     for loss in turn.losses:
                         loss(self, batch)
+        self.adaptive.copy_(adaptive)
         for name, pool in self.pools.items():
             pool.load_state_dict(pools[name], self.device)
         for name, (of, _) in self._averages.items():
@@ -162,10 +177,9 @@ class Steps(Cast):
                 own.copy_(buffers[key])
 
     def _statistics(self) -> Statistics:
-        own = list(self._module.buffers())
+        own = [*self._module.buffers(), self.adaptive]
         before = [torch.empty_like(buffer) for buffer in own]
-        if own:
-            torch._foreach_copy_(before, own)
+        torch._foreach_copy_(before, own)
         return own, before
 
     @contextmanager

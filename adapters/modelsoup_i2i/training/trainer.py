@@ -400,7 +400,8 @@ class ImageTrainer(Description):
     def _sets(self, job: Job) -> Sets | ClassFiles:
         """The test images, all of which can be measured with the metrics that are asked for."""
         options = job.options
-        sets: Sets | ClassFiles = options.test_sets(options.transform())
+        found: Sets | ClassFiles = options.test_sets(options.transform())
+        sets: Sets | ClassFiles = dataclasses.replace(found, channels=options.channels)
         sets, bad = sets.must_allow(options.evaluate, skip=options.on_bad_image == "skip")
         rest = [said for folder in sets.folders if (said := left_out(folder)) is not None]
         for fault in (*bad, *rest):

@@ -253,12 +253,13 @@ class Model:
         """What becomes of a batch.
 
         Args:
-            pictures: uint8, height × width × channels, of one size; None where it sees none.
+            pictures: uint8 or uint16, height × width × channels, of one size; None where it sees
+                none.
             given: an array for each draw of `how.takes`: see `Translator.given`.
             context: of the computation, such as autocast.
 
         Returns:
-            uint8, height × width × channels.
+            height × width × channels; each of its picture's depth, or else uint8.
 
         Raises:
             NonfiniteImageError: one holds NaN or infinity.
@@ -273,7 +274,8 @@ class Model:
                 # What it takes beside images is of no size.
                 result = at_any_size(lambda own: self.module(own, *others), images.to(self.device),
                                      multiple)  # fmt: skip
-        return [to_image(image.float()) for image in result]
+        deep = [picture.dtype == np.uint16 for picture in pictures or ()] or [False] * len(result)
+        return [to_image(image.float(), deep=own) for image, own in zip(result, deep, strict=True)]
 
     def each(self, wanted: Iterable[Wanted], batch: int = AT_ONCE) -> Iterator[np.ndarray]:
         """Pictures one after the other, made `batch` at a time; no more are in memory.

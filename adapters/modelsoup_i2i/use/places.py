@@ -10,7 +10,7 @@ from pathlib import Path
 
 from modelsoup import OutputError, ParameterError, beside, check_output, place, placed
 
-from ..pictures.images import ImageError, list_images
+from ..pictures.images import CHANNELS, ImageError, list_images
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Way:
 
     folder: str = ""
     ending: str = ""
+
+    def called(self, file: Path, channels: int) -> Path:
+        """A file's name after it: `.png`, or its own suffix where PNG cannot hold the channels."""
+        suffix = ".png" if channels in CHANNELS else file.suffix
+        return file.with_name(f"{file.stem}{self.ending}{suffix}")
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,13 @@ class Translation:
 
 @contextmanager
 def translations(
-    source: Path, output: Path, *, force: bool, ways: Sequence[Way] = (Way(),)
+    source: Path, output: Path, *, force: bool, ways: Sequence[Way] = (Way(),), channels: int = 3
 ) -> Iterator[list[Translation]]:
     """What becomes of a picture, or of a folder's; it is put in place when the block ends.
 
-    Names are kept, their suffix becomes `.png`. Other files of a folder that exists stay. Only an
-    error of the system in the midst of moving into such a folder leaves a part of the pictures.
+    Names are kept, their suffix becomes `.png`, or stays where PNG cannot hold the channels. Other
+    files of a folder that exists stay. Only an error of the system in the midst of moving into such
+    a folder leaves a part of the pictures.
 
     Args:
         source: a picture, or a folder.
@@ -56,6 +62,7 @@ def translations(
             are several ways, a folder, which is made with those above it.
         force: replace pictures that exist.
         ways: in which each picture is translated: in the list they follow each other.
+        channels: of what is made.
 
     Raises:
         ParameterError: the folder holds no images.
@@ -63,7 +70,7 @@ def translations(
         OutputError: an output exists, is one of the pictures or of two of them, or cannot be
             written.
     """
-    pairs = _pairs(source, output, force, ways)
+    pairs = _pairs(source, output, force, ways, channels)
     if not source.is_dir() and tuple(ways) == (Way(),):
         ((file, into),) = pairs
         with placed(into, force=force, fsync=False) as partial:
@@ -110,7 +117,9 @@ def pictures_in(output: Path, names: Sequence[Path], *, force: bool) -> Iterator
                     parent.rmdir()
 
 
-def _pairs(source: Path, output: Path, force: bool, ways: Sequence[Way]) -> list[tuple[Path, Path]]:
+def _pairs(
+    source: Path, output: Path, force: bool, ways: Sequence[Way], channels: int
+) -> list[tuple[Path, Path]]:
     """Each input with its outputs; checked before anything is made."""
     if source.is_dir():
         files, root = list_images(source), source
@@ -120,21 +129,24 @@ def _pairs(source: Path, output: Path, force: bool, ways: Sequence[Way]) -> list
         if not source.exists():
             raise ImageError(f"{source} does not exist, where images are expected")
         files, root = [source], source.parent
+    suffix = Way().called(source, channels).suffix
     if source.is_dir() or tuple(ways) != (Way(),):
-        if not source.is_dir() and not output.is_dir() and output.suffix.lower() == ".png":
+        is_named = suffix and output.suffix.lower() == suffix.lower()
+        if not source.is_dir() and not output.is_dir() and is_named:
             raise OutputError(
                 f"{output} is a picture's name, where a folder is expected for what becomes of "
                 f"{source}"
             )
         pairs = [
-            (file, _called(output / way.folder / file.relative_to(root), way.ending))
+            (file, way.called(output / way.folder / file.relative_to(root), channels))
             for file in files for way in ways
         ]  # fmt: skip
     else:
-        into = output / f"{source.stem}.png" if output.is_dir() else output
-        if into.suffix.lower() != ".png":
+        into = output / f"{source.stem}{suffix}" if output.is_dir() else output
+        if into.suffix.lower() != suffix.lower():
             raise OutputError(
-                f"the image {into} must end in .png (a folder that exists takes it under its name)"
+                f"the image {into} must end in {suffix} (a folder that exists takes it under its "
+                f"name)"
             )
         check_output(into, force=True, kind="file")
         if os.path.lexists(into):
@@ -149,10 +161,6 @@ def _pairs(source: Path, output: Path, force: bool, ways: Sequence[Way]) -> list
         if into.resolve() in sources:
             raise OutputError(f"{into} would replace its own input")
     return pairs
-
-
-def _called(file: Path, ending: str) -> Path:
-    return file.with_name(f"{file.stem}{ending}.png")
 
 
 def _must_be_free(output: Path, files: Sequence[Path], force: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from modelsoup import MismatchError, ParameterError
 
-from ..pictures.images import save_png
+from ..pictures.images import CHANNELS, save_picture
 from .generators import load_model
 from .models import ALL, AT_ONCE, Wanted
 from .pages import must_be_page, sampled
@@ -32,7 +32,8 @@ def sample(
 ) -> list[Path]:
     """Have a model make pictures of noise, in a folder as `1.png` and so on, or on one page.
 
-    Only one batch is in memory, but for a page. They are put in place when all are made.
+    What PNG cannot hold, for it has other channels than 1, 3 or 4, is `1.npy`. Only one batch is in
+    memory, but for a page. They are put in place when all are made.
 
     Args:
         model: a checkpoint with a generator.
@@ -65,7 +66,7 @@ def sample(
     place = device_called(device)
     if sheet:
         must_be_page(output, force=force)
-    channels_of(model)
+    suffix = ".png" if channels_of(model) in CHANNELS else ".npy"
     own = load_model(str(model))
     if without_source:
         own = own.without_source()
@@ -83,14 +84,14 @@ def sample(
         return [output]
     flat = classes is None or (isinstance(classes, str) and classes != ALL)
     named = [
-        (Path("" if flat else folder_of(own, label)) / f"{n + 1}.png", label, n)
+        (Path("" if flat else folder_of(own, label)) / f"{n + 1}{suffix}", label, n)
         for label in labels or [0] for n in range(count)
     ]  # fmt: skip
     wanted = (Wanted(None, own.given([""], label, seed=seed, sample=n)) for _, label, n in named)
     with pictures_in(output, [name for name, _, _ in named], force=force) as partials:
         results = own.each(wanted, batch)
         for done, (partial, result) in enumerate(zip(partials, results, strict=True), 1):
-            save_png(result, partial)
+            save_picture(result, partial)
             if progress is not None:
                 progress(done, len(named))
     return [output / name for name, _, _ in named]

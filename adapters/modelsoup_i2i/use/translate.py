@@ -29,7 +29,7 @@ from modelsoup import (
 
 from ..networks.devices import chosen_device
 from ..pictures.draws import Classes
-from ..pictures.images import CHANNELS, left_out, read_image, save_png
+from ..pictures.images import left_out, read_image, save_picture
 from .classes import CLASSES
 from .generators import find, load_model
 from .models import ALL, Model, Wanted
@@ -69,13 +69,14 @@ def translate(
     progress: Progress | None = None,
     say: Say = lambda _: None,
 ) -> list[Path]:
-    """Translate a picture, or all of a folder and its sub-folders, to PNG files.
+    """Translate a picture, or all of a folder and its sub-folders.
 
     Any size: the sides are padded by reflection to multiples of what the generator wants, such as
     four, and cut back; of a model of one size, the middle of each picture is brought to it. Names
     are kept, their suffix becomes `.png`; pictures are grey, RGB or RGB with opacity as the model's
-    are. Only one batch is in memory. Pictures are put in place when all are made, so that a failure
-    leaves no part of them.
+    are, and of 16 bits where the file is. Those of other channels stay of their kind: `.npy`,
+    `.npz`, or TIFF with a page for each. Only one batch is in memory. Pictures are put in place
+    when all are made, so that a failure leaves no part of them.
 
     Args:
         model: a checkpoint with the networks of a trainer that translates: `G_A.*`, `G_B.*`, `G.*`,
@@ -118,15 +119,19 @@ def translate(
         Way("" if flat else folder_of(own, label), f"-{sample + 1}" if samples > 1 else "")
         for label, sample in outcomes
     ]
-    with translations(source, output, force=force, ways=ways) as wanted:
+    way = translations(source, output, force=force, ways=ways, channels=own.channels)
+    with way as wanted:
         if source.is_dir() and (rest := left_out(source)) is not None:
             say(f"left out: {rest}")
         files = [one.source for one in wanted[:: len(ways)]]
         root = source if source.is_dir() else source.parent
-        named = ((f.relative_to(root).as_posix(), read_image(f, own.channels)) for f in files)
+        named = (
+            (file.relative_to(root).as_posix(), read_image(file, own.channels, deep=True))
+            for file in files
+        )
         results = own.each(_wanted(own, named, outcomes, seed, like), batch)
         for done, (one, result) in enumerate(zip(wanted, results, strict=True), 1):
-            save_png(result, one.partial)
+            save_picture(result, one.partial)
             if progress is not None:
                 progress(done, len(wanted))
     return [one.output for one in wanted]
@@ -145,12 +150,12 @@ def translated_arrays(
     batch: int = 8,
     device: str = "auto",
 ) -> Iterator[np.ndarray]:
-    """uint8 height × width × 3 in and out, in order; one batch is in memory, nothing is saved.
+    """uint8 or uint16, height × width × 3, in and out, in order; nothing is saved.
 
-    Of a model of grey pictures, or with opacity, it is height × width × 1 or 4. Of a picture come
-    its classes, and of each class its samples, one after the other: see `translate`. The noise
-    depends on the seed and the picture's place, from 0. A reference may be an array too, or a list
-    of such; then `samples` says how many of each picture are made.
+    One batch is in memory. Of a model of other channels, it is height × width × so many. Of a
+    picture come its classes, and of each class its samples, one after the other: see `translate`.
+    The noise depends on the seed and the picture's place, from 0. A reference may be an array too,
+    or a list of such; then `samples` says how many of each picture are made.
     """
     own = _loaded(model, direction, batch, device)
     several = 1 if reference is None else samples
@@ -329,17 +334,12 @@ def _image(
 
 
 def channels_of(model: str | os.PathLike[str], direction: str = "x2y") -> int:
-    """The channels of the pictures that a checkpoint's generator translates: 1, 3 or 4.
+    """The channels of the pictures that a checkpoint's generator translates.
 
     Raises:
-        MismatchError: there is no such generator, or none of pictures.
+        MismatchError: there is no such generator.
     """
-    channels = find(str(model), direction).channels
-    if channels not in CHANNELS:
-        raise MismatchError(
-            f"{model} translates images of {channels} channels, where pictures have 1, 3 or 4"
-        )
-    return channels
+    return find(str(model), direction).channels
 
 
 @contextmanager
