@@ -168,20 +168,20 @@ def executed_operations(compiled: Any) -> dict[str, Counter[str]]:
 def agreement(network: nn.Module, model: Any, example: torch.Tensor | Inputs) -> float:
     """PSNR in dB between the outputs of a network and of its export, on one image.
 
-    Images are taken to be in [−1, 1], so that the peak is 2.
+    Images are taken to be in [−1, 1], so that the peak is 2; or more where a network's are not.
 
     Raises:
         SoupError: it is below `LEAST_AGREEMENT`: the export does not compute what the network does.
     """
     import torch
 
-    from .measure import compiled_for, psnr, saturates
+    from .measure import PEAK, compiled_for, psnr, saturates
 
     inputs = arguments(example)
     with torch.inference_mode():
         expected = network(*inputs).numpy()
     got = compiled_for(model, "LATENCY")([values.numpy() for values in inputs])[0]
-    found = psnr(got, expected)
+    found = psnr(got, expected, max(PEAK, float(np.ptp(expected))))
     if not found >= LEAST_AGREEMENT:
         integer = any(own for own, _ in integer_operations(model).values())
         hint = "; this CPU has no VNNI and may cut sums off, which overflow_fix 'enable' avoids"
