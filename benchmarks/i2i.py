@@ -3,13 +3,15 @@
     python benchmarks/i2i.py
     python benchmarks/i2i.py --device cuda
     python benchmarks/i2i.py --trainer balagan
+    python benchmarks/i2i.py --trainer cut
 
 The published steps are `deepi2i_reference.py` and `balagan_reference.py`. Networks, batch and phase
 are the same on both sides: on a CPU small ones of 32 pixels, of DeepI2I with 12 channels and batch
 32, of BalaGAN with width 16 and batch 8; on a GPU those of the paper, 128 pixels, with 96 channels
 and batch 4, and with width 64 and batch 10. DeepI2I's is of transferring's second phase, unless
-told. Ours draws its pictures and noise within the time that is told, the published step has its
-pictures already.
+told. CUT's is `cut_reference.py`, with the paper's networks and batch 1, of 128 pixels on a CPU and
+256 on a GPU; FastCUT is `--trainer fastcut`. Ours draws its pictures and noise within the time that
+is told, the published step has its pictures already.
 
 Times are medians of steps made in turn, one of each kind a round; on a GPU of --steps steps between
 two synchronisations. Memory is that of a process of its own that makes four steps: on a CPU the
@@ -19,6 +21,7 @@ highest resident set, less what it had before its networks were made; on a GPU w
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import statistics
@@ -33,9 +36,12 @@ from typing import Any
 import numpy as np
 import torch
 from balagan_reference import Original as OriginalBalaGAN
+from cut_reference import Original as OriginalCUT
 from deepi2i_reference import Original
+from modelsoup_i2i.networks.antialiaseds import tapped_sizes
 from modelsoup_i2i.pictures.images import save_png
 from modelsoup_i2i.trainers.balagan import BalaGAN, BalaGANOptions
+from modelsoup_i2i.trainers.cut import CUT, FastCUT
 from modelsoup_i2i.trainers.deepi2i import DeepI2I, DeepI2IOptions
 from safetensors.torch import save_file
 
@@ -53,12 +59,17 @@ BALAGAN: dict[str, dict[str, Any]] = {
     "cpu": {"size": 32, "width": 16, "classes": 5, "batch": 8},
     "cuda": {"size": 128, "width": 64, "classes": 41, "batch": 10},
 }
+OF_CUT: dict[str, dict[str, Any]] = {
+    "cpu": {"size": 128, "width": 64, "blocks": 9, "batch": 1},
+    "cuda": {"size": 256, "width": 64, "blocks": 9, "batch": 1},
+}
+USUAL = {"deepi2i": SIZES, "balagan": BALAGAN, "cut": OF_CUT, "fastcut": OF_CUT}
 ORIGINAL, OURS, FAST = "published", "ours", "ours, bf16"
 KINDS = {
     "cpu": {OURS: {}}, "cuda": {OURS: {}, FAST: {"precision": "bf16", "channels_last": True}},
 }  # fmt: skip
 # At most so much of the published step's time and memory; at least so many times its images.
-ON_CPU = {"deepi2i": (0.85, 0.8), "balagan": (0.85, None)}
+ON_CPU = dict.fromkeys(("balagan", "cut", "fastcut"), (0.85, None)) | {"deepi2i": (0.85, 0.8)}
 ON_GPU = {OURS: (1 / 1.5, None), FAST: (1 / 3, None)}
 START = "start.safetensors"  # G and D of a GAN, with which a transfer begins
 WARM_UP = 3  # steps that allocate, and choose kernels
@@ -68,9 +79,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", choices=SIZES, default="cpu")
     parser.add_argument("--trainer", choices=ON_CPU, default="deepi2i")
-    parser.add_argument("--size", help="32s, 64s, 64 or 128; of balagan a number")
+    parser.add_argument("--size", help="32s, 64s, 64 or 128; of others a number")
     parser.add_argument("--ch", type=int)
-    parser.add_argument("--width", type=int, help="of balagan")
+    parser.add_argument("--width", type=int, help="of balagan and cut")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--classes", type=int)
     parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="passes of a step")
@@ -94,19 +105,20 @@ def main() -> None:
         pictures(folder / "classes", sizes(arguments))
         if arguments.trainer == "balagan":  # the last class is B
             (folder / "classes" / f"{sizes(arguments)['classes'] - 1}").rename(folder / "B")
-        made = original(arguments, "cpu").networks()
-        save_file(
-            {f"{n}.{tensor}": v for n in "GD" for tensor, v in made[n].state_dict().items()},
-            folder / START,
-        )
-        del made
+        if arguments.trainer not in ("cut", "fastcut"):
+            made = original(arguments, "cpu").networks()
+            save_file(
+                {f"{n}.{tensor}": v for n in "GD" for tensor, v in made[n].state_dict().items()},
+                folder / START,
+            )
+            del made
         table(arguments, folder)
 
 
 def sizes(arguments: argparse.Namespace) -> dict[str, Any]:
     """Those of the device, but for what is told."""
     told = {n: getattr(arguments, n) for n in ("size", "ch", "width", "batch", "classes")}
-    usual = (BALAGAN if arguments.trainer == "balagan" else SIZES)[arguments.device]
+    usual = USUAL[arguments.trainer][arguments.device]
     own = usual | {n: value for n, value in told.items() if value is not None}
     size = str(own["size"])
     return {**own, "size": int(size) if size.isdigit() else size}
@@ -151,7 +163,7 @@ def table(arguments: argparse.Namespace, folder: Path) -> None:
 def pictures(root: Path, own: dict[str, Any]) -> None:
     """Two of noise a class: what is in them does not matter to time or memory."""
     side = int(str(own["size"]).rstrip("s"))
-    for label in range(own["classes"]):
+    for label in range(own.get("classes", 2)):
         (root / f"{label}").mkdir(parents=True)
         for n in range(2):
             noise = np.random.default_rng((label, n)).integers(0, 256, (side, side, 3))
@@ -172,6 +184,8 @@ def original(arguments: argparse.Namespace, device: str) -> Any:
 
 def stepper(kind: str, arguments: argparse.Namespace, folder: Path) -> Callable[[], object]:
     """What makes one step."""
+    if arguments.trainer in ("cut", "fastcut"):
+        return stepper_of_cut(kind, arguments, folder)
     own, device, of_balagan = sizes(arguments), arguments.device, arguments.trainer == "balagan"
     if kind == ORIGINAL:
         theirs = original(arguments, device)
@@ -207,6 +221,30 @@ def stepper(kind: str, arguments: argparse.Namespace, folder: Path) -> Callable[
     )  # fmt: skip
     start = None if arguments.scratch else folder / START
     session = DeepI2I().session(options, start, seed=0)
+    drawn = session.batches()
+    return lambda: session.optimise(next(drawn))
+
+
+def stepper_of_cut(kind: str, arguments: argparse.Namespace, folder: Path) -> Callable[[], object]:
+    """CUT's; the published FastCUT mirrors every second time, ours half of the times."""
+    own, device, fast = sizes(arguments), arguments.device, arguments.trainer == "fastcut"
+    size = own.pop("size")
+    if kind == ORIGINAL:
+        more: dict[str, Any] = {"nce": 10.0, "identity": False} if fast else {}
+        theirs = OriginalCUT(own["width"], own["blocks"], device=device, **more)
+        x, y = (torch.rand(own["batch"], 3, size, size, device=device) * 2 - 1 for _ in range(2))
+        maps = tapped_sizes(size, size)
+        places = [[torch.randperm(n, device=device)[:256] for n in maps] for _ in range(2 - fast)]
+        flips = itertools.cycle((False, fast))
+        return lambda: theirs.step(x, y, *places, flip=next(flips))
+    trainer = FastCUT() if fast else CUT()
+    more = KINDS[device][kind] | ({"compile": True} if arguments.compile else {})
+    options = trainer.options(
+        **own, data_a=folder / "classes" / "0", data_b=folder / "classes" / "1", load_size=size,
+        crop_size=size, device=device, sheet_every=0, threads=0, steps=1 << 30, decay_epochs=0,
+        **more,
+    )  # fmt: skip
+    session = trainer.session(options, None, seed=0)
     drawn = session.batches()
     return lambda: session.optimise(next(drawn))
 

@@ -219,11 +219,13 @@ def options_for(
                 f"give that"
             )
     known = {} if start is None else trainer.options_of(start)
-    others = {f.name: rate for f in fields(trainer.options) if f.name.endswith("_lr")}
-    of_training = {"lr": rate, **({"epochs": epochs} if epochs else {})}
-    return build_options(
-        cast(Trainer, trainer), {**others, **known, **given, **of_training}, folder
-    )
+    names = {option.name for option in fields(trainer.options)}
+    usual: dict[str, Any] = {name: rate for name in names if name.endswith("_lr")}
+    of_training: dict[str, Any] = {"lr": rate}
+    if epochs:
+        of_training["epochs"] = epochs
+        usual |= dict.fromkeys(names & {"steps"})  # which would go before epochs
+    return build_options(cast(Trainer, trainer), {**usual, **known, **given, **of_training}, folder)
 
 
 def chosen_network(session: Session, wanted: str | None) -> str:

@@ -1,10 +1,11 @@
 """From a torch network, fake-quantised or float, to OpenVINO's IR: two files, `.xml` and `.bin`.
 
-The graph is that of the network but for one place, which computes the same numbers: a wide
-convolution with very few output channels (the last one of a generator: 64 to 3, 7 × 7) would leave
-most of a vector register empty. Four neighbouring pixels become channels instead: the weights are
-laid four times, each shifted by a pixel, into one kernel that is a pixel larger, with stride 2;
-what it makes is put back in order by a depth-to-space. Integers are copied, never rounded again.
+The graph is that of the network but for two places, which compute the same numbers. Group norms of
+single channels are spelt out. And a wide convolution with very few output channels (the last one of
+a generator: 64 to 3, 7 × 7) would leave most of a vector register empty. Four neighbouring pixels
+become channels instead: the weights are laid four times, each shifted by a pixel, into one kernel
+that is a pixel larger, with stride 2; what it makes is put back in order by a depth-to-space.
+Integers are copied, never rounded again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from modelsoup import CheckpointError, OutputError, SoupError
 
 from .deploy import IMAGE, Inputs
-from .quantise import arguments
+from .quantise import arguments, traced
 from .versions import load_openvino, silence
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def converted(network: nn.Module, example: torch.Tensor | Inputs, *, fold: bool 
     ov = load_openvino()
     inputs = example if isinstance(example, Mapping) else {IMAGE: example}
     try:
-        with silence():
+        with silence(), traced():
             model = ov.convert_model(
                 network, example_input=tuple(inputs.values()),
                 input=[list(values.shape) for values in inputs.values()],
@@ -69,6 +70,8 @@ def converted(network: nn.Module, example: torch.Tensor | Inputs, *, fold: bool 
     for node in model.get_ordered_ops():
         if fold and node.get_type_name() == "Convolution":
             _fold(ov, model, node)
+        if node.get_type_name() == "GroupNormalization":
+            _spell_out(ov, node)
     model.validate_nodes_and_infer_types()
     return model
 
@@ -165,20 +168,20 @@ def executed_operations(compiled: Any) -> dict[str, Counter[str]]:
 def agreement(network: nn.Module, model: Any, example: torch.Tensor | Inputs) -> float:
     """PSNR in dB between the outputs of a network and of its export, on one image.
 
-    Images are taken to be in [−1, 1], so that the peak is 2.
+    Images are taken to be in [−1, 1], so that the peak is 2; or more where a network's are not.
 
     Raises:
         SoupError: it is below `LEAST_AGREEMENT`: the export does not compute what the network does.
     """
     import torch
 
-    from .measure import compiled_for, psnr, saturates
+    from .measure import PEAK, compiled_for, psnr, saturates
 
     inputs = arguments(example)
     with torch.inference_mode():
         expected = network(*inputs).numpy()
     got = compiled_for(model, "LATENCY")([values.numpy() for values in inputs])[0]
-    found = psnr(got, expected)
+    found = psnr(got, expected, max(PEAK, float(np.ptp(expected))))
     if not found >= LEAST_AGREEMENT:
         integer = any(own for own, _ in integer_operations(model).values())
         hint = "; this CPU has no VNNI and may cut sums off, which overflow_fix 'enable' avoids"
@@ -233,6 +236,24 @@ def _fold(ov: Any, model: Any, node: Any) -> None:
         reader.replace_source_output(ordered.output(0))
 
 
+def _spell_out(ov: Any, node: Any) -> None:
+    """Replace a group norm of one channel a group by what it is: a norm, a product and a sum.
+
+    OpenVINO 2026.4 crashes where it compiles such a one for float32.
+    """
+    channels, told = node.get_output_partial_shape(0)[1], node.get_attributes()
+    if channels.is_dynamic or told["num_groups"] != channels.get_length():
+        return
+    op = ov.opset13
+    data, *others = node.input_values()
+    scale, bias = (op.reshape(own, op.constant([1, -1, 1, 1]), False) for own in others)
+    normal = op.mvn(data, op.constant([2, 3]), True, told["epsilon"], "inside_sqrt")
+    made = op.add(op.multiply(normal, scale), bias)
+    made.set_friendly_name(node.get_friendly_name())
+    for reader in list(node.output(0).get_target_inputs()):
+        reader.replace_source_output(made.output(0))
+
+
 def _constant(node: Any) -> np.ndarray | None:
     return np.array(node.data) if node.get_type_name() == "Constant" else None
 
@@ -252,7 +273,7 @@ def _constant_weights(node: Any) -> tuple[np.ndarray, np.ndarray | None] | None:
 
 
 _MOVES = ("Pad", "Reshape", "Transpose", "DepthToSpace", "SpaceToDepth", "Squeeze", "Unsqueeze",
-          "Split", "VariadicSplit", "StridedSlice", "Gather")  # fmt: skip
+          "Split", "VariadicSplit", "StridedSlice", "Gather", "Broadcast")  # fmt: skip
 
 
 def _is_quantised(source: Any) -> bool:

@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -166,10 +167,11 @@ def operations(network: nn.Module, example: torch.Tensor | Inputs) -> dict[str, 
 def _ignored(
     nncf: Any, network: nn.Module, example: tuple[torch.Tensor, ...], how: Quantisation
 ) -> Any:
-    if not (how.ignored_names or how.ignored_patterns or how.ignored_types):
-        return None
     known = operations(network, dict(enumerate(example)))
-    names: list[str] = []
+    # Norms stay float, as instance norms do; and a scale of theirs is more than NNCF can quantise.
+    names = [node for node in known if "group_norm" in node.split("/")]
+    if not (names or how.ignored_names or how.ignored_patterns or how.ignored_types):
+        return None
     for name in how.ignored_names:
         # Where blocks are called in a loop, their place in it is not in NNCF's names.
         inside, of_layer = f"{name.replace('.', '/')}/", f"{name}."
@@ -204,6 +206,51 @@ def _advanced(nncf: Any, how: Quantisation) -> Any:
             mode=None if how.activations is None else QuantizationScheme(how.activations)
         ),
     )
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """While a quantised network is traced, when sizes of tensors are tensors themselves.
+
+    What is computed of them are operations then, which they are not when it is called, and NNCF
+    would count them: quantisers would stand elsewhere.
+    """
+    if "nncf" not in sys.modules:  # so that nothing has quantisers
+        yield
+        return
+    import torch
+    from nncf.torch.function_hook import wrapper
+    from torch.utils._pytree import tree_leaves
+
+    usual = wrapper.FunctionHookMode
+
+    class WithSizes(usual):  # type: ignore[misc, valid-type]
+        """Leaves alone what is computed of sizes."""
+
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self.computed: list[torch.Tensor] = []
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            tensors = [own for own in tree_leaves((args, kwargs)) if isinstance(own, torch.Tensor)]
+            if not tensors or not all(map(self.is_size, tensors)):
+                return super().__torch_function__(func, types, args, kwargs)
+            made = func(*args, **(kwargs or {}))
+            self.computed += [own for own in tree_leaves(made) if isinstance(own, torch.Tensor)]
+            return made
+
+        def is_size(self, tensor: torch.Tensor) -> bool:
+            if tensor.ndim == 0 and not tensor.is_floating_point():
+                return True
+            return any(tensor is own for own in self.computed)
+
+    wrapper.FunctionHookMode = WithSizes
+    try:
+        yield
+    finally:
+        wrapper.FunctionHookMode = usual
 
 
 def carried_over(made: nn.Module, plain: nn.Module, network: nn.Module) -> nn.Module:

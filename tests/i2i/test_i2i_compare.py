@@ -183,7 +183,7 @@ def test_without_test_pictures_it_is_said_what_was_measured(data: Path):
         (["--trainers", "cyclegan"], "--minutes or --steps: give one of the two"),
         (["--trainers", "cyclegan", "--steps", "1", "--minutes", "1"], "give one of the two"),
         (["--trainers", "cycelgan", "--steps", "1"], "'cycelgan'; did you mean 'cyclegan'"),
-        (["--trainers", "classifier", "--steps", "1"], "(cyclegan, "),
+        (["--trainers", "classifier", "--steps", "1"], "cyclegan, "),
         (["--trainers", "cyclegan,cyclegan", "--steps", "1"], "as in other=cyclegan"),
         (["--trainers", "a/b=cyclegan", "--steps", "1"], "digits, - and _ are expected"),
         (["--trainers", "cyclegan,", "--steps", "1"], "must be NAME or CALLED=NAME"),
@@ -228,8 +228,9 @@ def test_names_from_files_cannot_write_into_the_page(data: Path):
     for part in ("testA", "testB"):
         (data / part / "0.png").rename(data / part / f"{name}.png")
     made = row(name, "psnr", 1.0)
-    made.took, made.pictures = [1.0], data / "testA"
-    made.options, made.given = {name: name}, (name,)
+    made = dataclasses.replace(
+        made, took=[1.0], pictures=data / "testA", options={name: name}, given=(name,)
+    )
     text = page([made], data / "testA", data / "testB", title=name, budget=name, seeds=1,
                 metrics=["psnr"], remarks=[name], command=name)  # fmt: skip
     assert "script" not in Pictures(text).tags and "&lt;script&gt;" in text

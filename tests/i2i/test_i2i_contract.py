@@ -74,13 +74,11 @@ ROWS = {
     "munit": Row(
         CROP | {"width": 4, "blocks": 1, "style": 3, "mlp": 8, "d_width": 4, "d_layers": 2,
                 "d_scales": 2},
-        long={"width": 16, "blocks": 2, "mlp": 64, "d_width": 16, "d_layers": 3, "d_scales": 2,
-              "lr": 4e-4, "halve_every": None},
     ),
     "nice-gan": Row(
         {"load_size": 52, "crop_size": 48, "width": 4, "blocks": 1, "d_layers": 6},
         long={"load_size": 52, "crop_size": 48, "width": 12, "blocks": 2, "d_layers": 6,
-              "lr": 2e-4},
+              "lr": 5e-4},
     ),
     "pix2pix": Row(CROP | {"width": 4, "d_width": 4, "downs": 4, "patch": 16}),
     "stargan": Row(
@@ -97,8 +95,8 @@ ROWS = {
     "ugatit": Row(
         {"load_size": 26, "crop_size": 24, "width": 4, "blocks": 1, "d_width": 4, "d_layers": 5,
          "d_layers_local": 4},
-        long={"width": 16, "blocks": 2, "d_width": 16, "d_layers": 5, "d_layers_local": 4,
-              "lr": 2e-4},
+        long={"width": 8, "blocks": 2, "d_width": 8, "d_layers": 5, "d_layers_local": 4,
+              "lr": 5e-4},
     ),
 }  # fmt: skip
 STEPS = {"cache_mb": 1, "threads": 0, "sheet_every": 0, "device": "cpu"}

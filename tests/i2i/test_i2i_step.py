@@ -379,19 +379,28 @@ def test_bf16_trains_in_float32_weights(data: Path):
     assert all(tensor.dtype == torch.float32 for tensor in flat(own).values())
 
 
-def test_another_module_may_stand_in_before_the_first_step(data: Path):
+def test_a_network_that_is_given_more_is_trained_as_it_is_used(data: Path, tmp_path: Path):
     own = session(data)
-    import copy
-
-    other = copy.deepcopy(own.networks["G_A"])
-    own.replace("G_A", other)
+    network = own.as_used("G_A")
+    network.beside = torch.nn.Linear(1, 1)
+    before = network.beside.weight.clone()
+    network.register_forward_hook(lambda module, _, made: made * module.beside.weight)
     ((a, b),) = images(1)
     own.step(a, b)
-    assert own.networks["G_A"] is other and not other.recompute and not other.winograd
+    assert own.networks["G_A"] is network and not network.recompute and not network.winograd
+    assert not network.training and own.networks["G_B"].training
+    assert not torch.equal(network.beside.weight, before)  # by the player whose network it is
+    own.save(tmp_path / "result.safetensors")
+    session(data).save(tmp_path / "plain.safetensors")
+    names = [
+        set(modelsoup.open_checkpoint(tmp_path / f"{n}.safetensors").tensors)
+        for n in ("result", "plain")
+    ]
+    assert names[0] == names[1]
     with pytest.raises(modelsoup.TrainerError, match="before the first step only"):
-        own.replace("G_A", other)
+        own.as_used("G_A")
     with pytest.raises(modelsoup.TrainerError, match="no network is called 'G_C'"):
-        own.replace("G_C", other)
+        own.as_used("G_C")
 
 
 @pytest.mark.parametrize("different", [{"width": 8}, {"blocks": 1}, {"blocks": 3}, {"d_width": 8}])

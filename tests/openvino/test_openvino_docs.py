@@ -16,22 +16,25 @@ PAGE = (Path(__file__).parents[2] / "docs" / "openvino.md").read_text("utf-8")
 
 
 def test_the_commands_of_the_page_have_the_options_that_they_show():
-    meant = {
-        "quantize": {
-            "model": Path("tree.safetensors"), "of": "cyclegan", "data": "data/apple2orange",
-            "epochs": 2, "output": Path("edge"),
-        },
-        "run": {
-            "model": Path("edge/int8.xml"), "source": Path("photos"), "target": Path("translated"),
-        },
-        "bench": {"model": Path("edge/int8.xml"), "against": Path("edge/fp32.xml")},
+    photos = {
+        "model": Path("edge/int8.xml"), "source": Path("photos"), "target": Path("translated"),
     }  # fmt: skip
+    meant = [
+        ("quantize", {"model": Path("tree.safetensors"), "of": "cyclegan", "epochs": 2,
+                      "data": "data/apple2orange", "output": Path("edge")}),
+        ("run", photos),
+        ("bench", {"model": Path("edge/int8.xml"), "against": Path("edge/fp32.xml")}),
+        ("quantize", {"model": Path("deepi2i.safetensors"), "of": "deepi2i", "data": "clothes",
+                      "training": ("phase1=0",), "output": Path("edge")}),
+        ("run", photos | {"of_class": "Boot", "seed": 3}),
+        ("run", photos | {"of_class": "Boot", "given": ("z=noise.npy",)}),
+    ]  # fmt: skip
     lines = [line for line in PAGE.splitlines() if line.startswith("soup openvino ")]
-    assert [line.split()[2] for line in lines] == [*meant]
-    for line in lines:
+    assert [line.split()[2] for line in lines] == [name for name, _ in meant]
+    for line, (_, own) in zip(lines, meant, strict=True):
         name, *arguments = shlex.split(line)[2:]
         understood = openvino.commands[name].make_context(name, arguments).params
-        assert understood.items() >= meant[name].items()
+        assert understood.items() >= own.items()
 
 
 def test_the_options_of_the_page_are_the_commands():

@@ -242,7 +242,7 @@ def compare(
                 device=asked.device, kept=Kept(features_folder(), say),
             )  # fmt: skip
             row.add(results)
-            row.pictures = row.pictures or made
+            row = dataclasses.replace(row, pictures=row.pictures or made)
             say(f"{place}: {_told(results)}")
         rows.append(row)
     text = page(

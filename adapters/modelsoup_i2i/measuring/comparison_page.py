@@ -33,7 +33,7 @@ pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--rule); }
 """
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
     """What became of one trainer.
 

@@ -201,7 +201,9 @@ class ImageTrainer(Description):
                 like = model.style_of([reference], label)
             given = model.given([f"{part} {place}"], label, style=like)
             taken = zip(names, map(torch.from_numpy, given), strict=True)
-            yield {"image": to_tensor(picture)[None], **dict(taken)}
+            # Some networks compute otherwise on images in another order in memory.
+            image = to_tensor(picture)[None].contiguous()
+            yield {"image": image, **dict(taken)}
 
     def tested_on(self, options: Any) -> list[Path]:
         """The test images, by which somebody else may choose among networks."""
@@ -265,7 +267,7 @@ class ImageTrainer(Description):
         return model_of(name, how, joined, parts, classes=classes_in(checkpoint) or ()).eval()
 
     def options_of(self, checkpoint: Path) -> dict[str, Any]:
-        """The options that a checkpoint decides, such as widths.
+        """The options that a checkpoint decides, such as widths; classes are the data's.
 
         Where its lineage says at which size it was trained, that too: the mode and both sizes of
         the trainings that are nearest to it, if they agree.
@@ -280,7 +282,8 @@ class ImageTrainer(Description):
         names = (self.name, f"{kind.__module__}:{kind.__name__}", *self.called)
         sizes = trained_at(opened, names)
         known = {field.name for field in dataclasses.fields(self.options)}
-        return self.options_in(shapes) | {n: own for n, own in sizes.items() if n in known}
+        told = self.options_in(shapes) | {n: own for n, own in sizes.items() if n in known}
+        return {name: value for name, value in told.items() if name != "classes"}
 
     def must_start(self, o: Any, start: Path) -> None:
         """Check that what a start checkpoint holds, which may be a part, fits the options.
