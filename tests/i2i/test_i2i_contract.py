@@ -59,7 +59,7 @@ class Row:
 ROWS = {
     "balagan": Row(
         FUNIT | {"r1": "per_sample"}, use={"reference": "references"},
-        long={"width": 8, "batch": 4, "lr": 4e-4, "ema": 0.95, "lambda_rec": 1.0},
+        long={"width": 8, "batch": 2, "lr": 4e-4, "ema": 0.9, "lambda_rec": 1.0},
     ),
     "cyclegan": Row(
         CROP | {"width": 4, "blocks": 1, "d_width": 4, "d_layers": 1, "pool_size": 3},
