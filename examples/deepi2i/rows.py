@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,12 +24,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from fashion import EXTRACTOR, JUDGE, carry_out, classifier, file_of, spread
+
 NETWORKS = {"size": "32s", "ch": 12, "chunk": 16, "shared": 64, "attention": 0}
 TRAINING = {
     "batch": 32, "lr": 2e-4, "d_lr": 4e-4, "ema": 0.99, "average": "instead", "sheet_every": 500,
     "threads": 0,
 }  # fmt: skip
-EXTRACTOR, JUDGE = "fmnist-cnn64", "judge"  # classifiers: of features, and of RC
 METRICS = ("mfd-fmnist-cnn64", "mkd-fmnist-cnn64", "rc", "fc", "st-lpips_over_noise", "collapse",
            "diversity", "source_use", "source_rank")  # fmt: skip
 # TransferI2I is tried across a gap: pretrained on some classes, a translator between the others.
@@ -158,19 +158,6 @@ def command(name: str, data: Path, seed: int | None) -> list[str]:
     return words
 
 
-def classifier(name: str, data: Path) -> list[str]:
-    """The command of a classifier of all training pictures, of a seed of its own."""
-    seed = (EXTRACTOR, JUDGE).index(name)
-    words = ["soup", "train", "classifier", "-o", f"{name}.safetensors", "--seed", str(seed)]
-    options = {
-        "data": (data / "train.h5").resolve(), "test": (data / "test.h5").resolve(),
-        "load_size": 32, "crop_size": 32, "epochs": 5, "init": seed, "threads": 0, "sheet_every": 0,
-    }  # fmt: skip
-    return words + [
-        word for name, value in options.items() for word in ("--set", f"{name}={value}")
-    ]
-
-
 def evaluation(name: str, data: Path, seed: int | None) -> list[str]:
     """The `soup i2i evaluate` command of a row; of a control its name ends in `-control`."""
     row, control = name.removesuffix("-control"), name.endswith("-control")
@@ -180,11 +167,6 @@ def evaluation(name: str, data: Path, seed: int | None) -> list[str]:
     return [*words, "--metrics", ",".join(METRICS), *(["--control"] if control else [])]
 
 
-def file_of(name: str, seed: int | None, suffix: str = ".safetensors") -> str:
-    """A row's checkpoint, or what was measured of it."""
-    return f"{name}{'' if seed is None else f'-seed-{seed}'}{suffix}"
-
-
 def needed(name: str) -> Iterator[str]:
     """The rows that a row begins with, the first ones first, and itself."""
     row = rows()[name]
@@ -192,14 +174,6 @@ def needed(name: str) -> Iterator[str]:
         if before is not None:
             yield from needed(before)
     yield name
-
-
-def carry_out(words: list[str], folder: Path, **how: Any) -> subprocess.CompletedProcess[str]:
-    """A command in the folder of results, with one thread: two rows fit side by side."""
-    print("+", shlex.join(words), flush=True)
-    program = [sys.executable, "-m", "modelsoup", *words[1:]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(program, cwd=folder, check=True, text=True, env=environment, **how)
 
 
 def measure(name: str, data: Path, folder: Path, seed: int | None) -> None:
@@ -227,16 +201,9 @@ def table(folder: Path) -> str:
         ]
         told = every[name.removesuffix("-control")].told
         told += ", G alone" if name.endswith("-control") else ""
-        cells = [_spread([own[metric] for own in found if metric in own]) for metric in METRICS]
+        cells = [spread([own[metric] for own in found if metric in own]) for metric in METRICS]
         lines.append(f"| {name} | {told} | " + " | ".join([*cells, str(len(found))]) + " |")
     return "\n".join(lines)
-
-
-def _spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The rows of examples/deepi2i are commands that the trainers take."""
+"""The rows of examples/deepi2i and of examples/balagan are commands that the trainers take."""
 
 from __future__ import annotations
 
@@ -19,21 +19,30 @@ h5py = pytest.importorskip("h5py")
 from modelsoup import get_trainer  # noqa: E402
 from modelsoup.trainer import build_options  # noqa: E402
 
-FILE = Path(__file__).parents[2] / "examples" / "deepi2i" / "rows.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 CLASSES = (
     "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
     "ankle-boot",
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def rows() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("deepi2i_rows", FILE)
+def loaded(example: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{example}_rows", EXAMPLES / example / "rows.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def rows() -> ModuleType:
+    return loaded("deepi2i")
+
+
+@pytest.fixture(scope="module")
+def balagan() -> ModuleType:
+    return loaded("balagan")
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +56,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def taken(name: str, words: list[str], folder: Path) -> None:
+    """Have a trainer take a command's options."""
+    pairs = [word.partition("=") for at, word in pairwise(words) if at == "--set"]
+    trainer = get_trainer(name)
+    options = build_options(
+        trainer, {option: yaml.safe_load(value) for option, _, value in pairs}, folder=folder
+    )
+    assert trainer.networks(options)
+    assert trainer.turns(options, 0)
+
+
 def test_each_row_is_a_command_that_its_trainer_takes(rows: ModuleType, data: Path, tmp_path: Path):
     for name, row in rows.rows().items():
         words = rows.command(name, data, 3)
         assert words[:5] == ["soup", "train", row.trainer, "-o", f"{name}-seed-3.safetensors"]
-        pairs = [word.partition("=") for at, word in pairwise(words)
-                 if at == "--set"]  # fmt: skip
-        given = {option: yaml.safe_load(value) for option, _, value in pairs}
-        trainer = get_trainer(row.trainer)
-        options = build_options(trainer, given, folder=tmp_path)
-        assert trainer.networks(options)
-        assert trainer.turns(options, 0)
+        taken(row.trainer, words, tmp_path)
         before = list(rows.needed(name))
         assert before[-1] == name
         assert all(own in rows.rows() for own in before)
@@ -77,3 +91,30 @@ def test_a_table_has_means_and_spreads_of_what_was_measured(rows: ModuleType, tm
     (row,) = rows.table(tmp_path).splitlines()[2:]
     assert row.startswith("| D1 | transfer | 2.000 ± 1.414 |")
     assert row.endswith("| 2 |")
+
+
+def test_each_row_of_balagan_is_a_command_that_its_trainer_takes(
+    balagan: ModuleType, tmp_path: Path
+):
+    with h5py.File(tmp_path / "train.h5", "w") as file:
+        file["imgs"] = np.zeros((200, 8, 8, 1), np.uint8)
+        file["labels"] = np.arange(200) % 10
+        file.attrs["classes"] = list(CLASSES)
+    (tmp_path / "test.h5").write_bytes((tmp_path / "train.h5").read_bytes())
+    balagan.pictures(tmp_path, tmp_path)
+    assert len(list((tmp_path / "trainA").rglob("*.png"))) == 80
+    assert len(list((tmp_path / "testB").rglob("*.png"))) == 20
+    for name, row in balagan.rows().items():
+        words = balagan.command(f"{name}:5", 3)
+        assert words[:5] == ["soup", "train", row.trainer, "-o", f"{name}-of-5-seed-3.safetensors"]
+        taken(row.trainer, words, tmp_path)
+        start = [] if row.start is None else [f"{row.start}-of-5-seed-3.safetensors"]
+        assert [word for at, word in pairwise(words) if at == "--start"] == start
+        assert balagan.needed(f"{name}:5")[-1] == f"{name}:5"
+        translated = balagan.translation(name, None)
+        assert (translated[-1] == "testB") == (row.trainer == "balagan")
+    figures = dict.fromkeys(balagan.MEASURED, 1.0)
+    for seed in (0, 1):
+        (tmp_path / f"k4-of-5-seed-{seed}.json").write_text(json.dumps(figures), "utf-8")
+    (row,) = balagan.table(tmp_path).splitlines()[2:]
+    assert row.startswith("| k4 | 4 modalities | 5 | 1.000 ± 0.000 |") and row.endswith("| 2 |")

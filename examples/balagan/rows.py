@@ -1,0 +1,269 @@
+"""The claims of BalaGAN on Fashion-MNIST, as rows of `soup train` commands.
+
+    soup i2i data fashion fashion --pretrain 30000
+    python examples/balagan/rows.py --data fashion k1 k4
+    python examples/balagan/rows.py --data fashion --print random cut
+    python examples/balagan/rows.py --data fashion --table
+
+A, the rich domain, are T-shirts, dresses, coats and shirts, 500 of each, which nobody is told; B,
+the poor one, are pullovers. A row's name says what it is, and after a colon how many pictures B
+has: `k4` is `k4:200`. What a row begins with is made first. It is measured on test pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shlex
+import sys
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from fashion import EXTRACTOR, JUDGE, carry_out, classifier, file_of, spread
+
+RICH, POOR = ("T-shirt", "dress", "coat", "shirt"), "pullover"
+EACH, TESTS = 500, 250  # pictures of a kind of A; test pictures of each
+USUAL = 200  # pictures of B, where a row does not say
+STEPS = 3000
+TRANSLATOR = {
+    "size": 32, "width": 16, "downs": 2, "style_downs": 3, "latent": 16, "mlp": 64,
+    "d_most": 128, "batch": 8, "ema": 0.99,
+}  # fmt: skip
+ENCODER = {
+    "encoder": "small", "size": 32, "batch": 128, "steps": 800, "augment": ["crop", "flip", "blur"],
+}  # fmt: skip
+CYCLES = {"load_size": 35, "crop_size": 32, "width": 16, "d_layers": 2, "d_width": 32}
+MEASURED = ("fd", "kd", "rc", "diversity", "duplicates", "source_rank")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training of a translator, or of an encoder.
+
+    Attributes:
+        trainer: whose.
+        options: beside those that all have.
+        start: the row that it begins with, with as many pictures of B.
+        told: what it shows.
+    """
+
+    trainer: str
+    options: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    told: str = ""
+
+
+def rows() -> dict[str, Row]:
+    """All of them by name."""
+    found = {
+        "encoder": Row("modality", ENCODER | {"k": 4}, told="contrastive, k 4"),
+        "encoder-vae": Row(
+            "modality", {"encoder": "vae", "size": 64, "batch": 144, "epochs": 20, "lr": 5e-3,
+                         "gamma": 0.95, "weight_decay": 0, "k": 4}, told="VAE, k 4",
+        ),
+        "k1": Row("balagan", told="one class each"),
+        "k4": Row("balagan", {"k": 4, "encoder": "small"}, "encoder", told="4 modalities"),
+        "vae": Row("balagan", {"k": 4, "encoder": "vae"}, "encoder-vae", told="4, of a VAE"),
+        "labels": Row("balagan", {"modalities": "labels"}, told="4, the true kinds"),
+        "random": Row("balagan", {"modalities": "random.csv"}, told="4, dealt out at random"),
+        "one-head": Row(
+            "balagan", {"k": 4, "encoder": "small", "heads": 1, "cls_weight": 0}, "encoder",
+            told="without D_cls",
+        ),
+        "excluded": Row(
+            "balagan", {"modalities": "labels", "heads": 1, "cls_weight": 0,
+                        "exclude_target": True}, told="without B, of the true kinds",
+        ),
+        "per-sample": Row(
+            "balagan", {"k": 4, "encoder": "small", "r1": "per_sample"}, "encoder",
+            told="R1 of each picture",
+        ),
+        "balanced": Row(
+            "balagan", {"k": 4, "encoder": "small", "class_balanced": True}, "encoder",
+            told="classes drawn equally often",
+        ),
+        "cyclegan": Row("cyclegan", CYCLES | {"blocks": 6}, told="CycleGAN"),
+        "cut": Row("cut", CYCLES | {"blocks": 6, "f_width": 64, "decay_epochs": 0}, told="CUT"),
+        "munit": Row(
+            "munit", CYCLES | {"blocks": 2, "mlp": 64, "d_layers": 3, "d_scales": 2,
+                               "d_width": 16, "halve_every": None}, told="MUNIT",
+        ),
+    }  # fmt: skip
+    for k in (2, 8, 16, 40):
+        more = {"k": k, "encoder": "small"}
+        again = {"k": k, "encoder": "small", "size": 32, "recluster": True, "steps": 1,
+                 "batch": 128}  # fmt: skip
+        found[f"encoder-{k}"] = Row("modality", again, "encoder", told=f"the same, k {k}")
+        found[f"k{k}"] = Row("balagan", more, f"encoder-{k}", told=f"{k} modalities")
+    return found
+
+
+def parted(name: str) -> tuple[Row, int]:
+    """A row by its name, and how many pictures of B it has."""
+    own, _, count = name.partition(":")
+    return rows()[own], int(count or USUAL)
+
+
+def file_name(name: str, seed: int | None, suffix: str = ".safetensors") -> str:
+    """A row's checkpoint, or what was measured of it."""
+    return file_of(name.replace(":", "-of-"), seed, suffix)
+
+
+def pictures(data: Path, folder: Path) -> None:
+    """Folders of A, by kinds, and of B, for training and tests; and kinds dealt out at random."""
+    import h5py
+    import numpy as np
+    from modelsoup_i2i.pictures.images import save_png
+
+    if (folder / "random.csv").exists():
+        return
+    for part, each, file in (("train", EACH, "train.h5"), ("test", TESTS, "test.h5")):
+        with h5py.File(data / file) as stored:
+            names = [str(name) for name in stored.attrs["classes"]]
+            labels = np.asarray(stored["labels"])
+            for name in (*RICH, POOR):
+                count = 4 * TESTS if name == POOR and part == "test" else each
+                place = folder / (f"{part}B" if name == POOR else f"{part}A/{name}")
+                place.mkdir(parents=True, exist_ok=True)
+                for n, at in enumerate(np.flatnonzero(labels == names.index(name))[:count]):
+                    save_png(np.repeat(np.asarray(stored["imgs"][at]), 3, 2), place / f"{n}.png")
+    rng = np.random.default_rng(0)
+    with (folder / "random.csv").open("w", newline="", encoding="utf-8") as table:
+        writer = csv.writer(table)
+        writer.writerow(["path", "label"])
+        for name, n in product(RICH, range(EACH)):
+            writer.writerow([f"{name}/{n}.png", rng.integers(4)])
+
+
+def command(name: str, seed: int | None, steps: int = STEPS) -> list[str]:
+    """The `soup train` command of a row, in the folder of results."""
+    row, count = parted(name)
+    options: dict[str, Any] = {"data_a": "trainA", "data_b": "trainB", "count_b": count}
+    options |= {"threads": 0, "sheet_every": 0 if row.trainer == "modality" else 500}
+    if row.trainer != "modality":
+        options |= {"steps": steps} | (TRANSLATOR if row.trainer == "balagan" else {})
+    options |= row.options
+    words = ["soup", "train", row.trainer, "-o", file_name(name, seed)]
+    words += [] if seed is None else ["--seed", str(seed)]
+    if row.start is not None:
+        words += ["--start", file_name(_with(row.start, name), seed)]
+    for option, value in options.items():
+        words += ["--set", f"{option}={value if isinstance(value, str) else json.dumps(value)}"]
+    return words
+
+
+def translation(name: str, seed: int | None) -> list[str]:
+    """The command that translates the test pictures of A, each like one of B's where that helps."""
+    words = ["soup", "i2i", "translate", file_name(name, seed), "testA"]
+    words += [file_name(name, seed, "-made"), "--device", "cpu"]
+    return words + (["--reference", "testB"] if parted(name)[0].trainer == "balagan" else [])
+
+
+def needed(name: str) -> list[str]:
+    """The rows that a row begins with, the first ones first, and itself."""
+    start = parted(name)[0].start
+    return [*([] if start is None else needed(_with(start, name))), name]
+
+
+def _with(start: str, name: str) -> str:
+    """A row that has as many pictures of B as another."""
+    return ":".join([start, *name.partition(":")[2:]]) if ":" in name else start
+
+
+def measure(name: str, folder: Path, seed: int | None) -> None:
+    """Keep what is measured of a row, once: distances, share seen as B, collapse, rank."""
+    from modelsoup_i2i.measuring import extractors
+    from modelsoup_i2i.measuring.by_class import accuracy, indices_in
+    from modelsoup_i2i.measuring.collapse import collapse, source_rank
+    from modelsoup_i2i.measuring.metrics import evaluate, features
+    from modelsoup_i2i.pictures.images import list_images, read_image
+
+    kept, made = folder / file_name(name, seed, ".json"), folder / file_name(name, seed, "-made")
+    if kept.exists():
+        return
+    if not made.exists():
+        carry_out(translation(name, seed), folder)
+    fake, real, seen = (
+        [read_image(file) for file in list_images(place)]
+        for place in (made, folder / "testB", folder / "testA")
+    )
+    own = folder / f"{EXTRACTOR}.safetensors"
+    names = [f"fd-{EXTRACTOR}", f"kd-{EXTRACTOR}"]
+    found = evaluate(fake, real, metrics=names, extractor=own)
+    told = dict(zip(("fd", "kd"), (one.value for one in found), strict=True))
+    judge = extractors.classifier(folder / f"{JUDGE}.safetensors")
+    told["rc"] = accuracy(judge, {POOR: fake}, indices_in(judge, [POOR])).value
+    looks = extractors.classifier(own)
+    of_fake, of_real = (features(some, looks) for some in (fake, real))
+    figures = collapse({"": of_fake}, {"": of_real}, rank=source_rank(seen, fake)).figures()
+    told |= {metric: figures[metric] for metric in MEASURED if metric in figures}
+    kept.write_text(json.dumps(told), "utf-8")
+
+
+def table(folder: Path) -> str:
+    """What was measured: mean and standard deviation over the seeds of a row."""
+    lines = ["| row | | \\|B\\| | " + " | ".join(MEASURED) + " | seeds |"]
+    lines.append("|---|---|" + "--:|" * (len(MEASURED) + 2))
+    for own, row in rows().items():
+        of_count: dict[int, list[dict[str, float]]] = {}
+        for file in sorted(folder.glob("*.json")):
+            name = file.stem.partition("-seed-")[0]
+            name, _, count = name.partition("-of-")
+            if name == own:
+                told = json.loads(file.read_text("utf-8"))
+                of_count.setdefault(int(count or USUAL), []).append(told)
+        for count, found in sorted(of_count.items()):
+            cells = [spread([one[metric] for one in found if metric in one]) for metric in MEASURED]
+            cells = [own, row.told, str(count), *cells, str(len(found))]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(rows())}")
+    parser.add_argument("--data", type=Path, required=True, help="the folder of `soup i2i data`")
+    parser.add_argument("--results", type=Path, default=Path("balagan-results"))
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a translator")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[None], metavar="N",
+        help="of the trainings  [default: the one that soup train takes]",
+    )  # fmt: skip
+    parser.add_argument("--print", action="store_true", help="the commands, carried out by nobody")
+    parser.add_argument("--table", action="store_true", help="what was measured so far")
+    given = parser.parse_args()
+    known = rows()
+    if unknown := [name for name in given.rows if name.partition(":")[0] not in known]:
+        parser.error(f"there is no row {unknown[0]!r} (there are {', '.join(known)})")
+    if given.table:
+        print(table(given.results))
+        return
+    given.results.mkdir(parents=True, exist_ok=True)
+    trainings = [classifier(name, given.data) for name in (EXTRACTOR, JUDGE)]
+    for seed in given.seeds:
+        of_seed = dict.fromkeys(own for name in given.rows for own in needed(name))
+        trainings += [command(name, seed, given.steps) for name in of_seed]
+    if not given.print:
+        pictures(given.data, given.results)
+    for words in trainings:
+        if given.print:
+            print(shlex.join(words))
+        elif not (given.results / words[words.index("-o") + 1]).exists():
+            carry_out(words, given.results)
+    for seed, name in product(given.seeds, given.rows):
+        if known[name.partition(":")[0]].trainer == "modality":
+            continue
+        if given.print:
+            print(shlex.join(translation(name, seed)))
+        else:
+            measure(name, given.results, seed)
+    if not given.print:
+        print(table(given.results))
+
+
+if __name__ == "__main__":
+    main()
