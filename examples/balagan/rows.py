@@ -115,22 +115,21 @@ def file_name(name: str, seed: int | None, suffix: str = ".safetensors") -> str:
 
 def pictures(data: Path, folder: Path) -> None:
     """Folders of A, by kinds, and of B, for training and tests; and kinds dealt out at random."""
-    import h5py
     import numpy as np
+    from modelsoup_i2i.pictures.folders import find_classes
     from modelsoup_i2i.pictures.images import save_png
+    from modelsoup_i2i.pictures.picture import read_picture
 
     if (folder / "random.csv").exists():
         return
     for part, each, file in (("train", EACH, "train.h5"), ("test", TESTS, "test.h5")):
-        with h5py.File(data / file) as stored:
-            names = [str(name) for name in stored.attrs["classes"]]
-            labels = np.asarray(stored["labels"])
-            for name in (*RICH, POOR):
-                count = 4 * TESTS if name == POOR and part == "test" else each
-                place = folder / (f"{part}B" if name == POOR else f"{part}A/{name}")
-                place.mkdir(parents=True, exist_ok=True)
-                for n, at in enumerate(np.flatnonzero(labels == names.index(name))[:count]):
-                    save_png(np.repeat(np.asarray(stored["imgs"][at]), 3, 2), place / f"{n}.png")
+        stored = find_classes(data / file, only=(*RICH, POOR)).of_each()
+        for name in (*RICH, POOR):
+            count = 4 * TESTS if name == POOR and part == "test" else each
+            place = folder / (f"{part}B" if name == POOR else f"{part}A/{name}")
+            place.mkdir(parents=True, exist_ok=True)
+            for n, picture in enumerate(stored[name][:count]):
+                save_png(read_picture(picture, 3), place / f"{n}.png")
     rng = np.random.default_rng(0)
     with (folder / "random.csv").open("w", newline="", encoding="utf-8") as table:
         writer = csv.writer(table)
