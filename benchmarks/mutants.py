@@ -226,7 +226,7 @@ TESTS = {
         "infer": "use joined",
         "measure": "quality path joined",
         "qat": "path faults joined",
-        "quantise": "measure path faults joined",
+        "quantise": "measure path faults joined trainers",
         "report": "measure path joined",
         "trainer": "faults path place",
         "versions": "faults",
