@@ -221,7 +221,7 @@ TESTS = {
         "benchmark": "measure use joined",
         "cli": "docs faults use",
         "deliver": "place path joined",
-        "deploy": "faults path joined",
+        "deploy": "faults path joined trainers",
         "export": "path faults joined",
         "infer": "use joined",
         "measure": "quality path joined",
