@@ -7,6 +7,7 @@ import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -18,6 +19,7 @@ from modelsoup_i2i.measuring.comparison_page import Row, best, page
 from modelsoup_i2i.measuring.metrics import Result as Measured
 from modelsoup_i2i.pictures.images import read_image, save_png
 from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
+from modelsoup_i2i.use.translate import translate
 
 from modelsoup.cli import main
 
@@ -25,6 +27,12 @@ SMALL = [
     word for option in (
         "width=4", "blocks=1", "d_width=4", "d_layers=2", "threads=1", "pool_size=2",
         "munit.d_scales=2", "mlp=8", "style=4",
+    ) for word in ("--set", option)
+]  # fmt: skip
+BALAGAN = [
+    word for option in (
+        "width=4", "downs=2", "style_downs=2", "latent=6", "mlp=8", "d_halvings=2", "d_most=12",
+        "batch=2", "threads=0",
     ) for word in ("--set", option)
 ]  # fmt: skip
 TWO = ["--trainers", "cyclegan,munit", "--size", "24", "--metrics", "psnr,ssim", *SMALL]
@@ -98,6 +106,24 @@ def test_two_trainers_are_compared_on_one_page_and_again_at_no_cost(data: Path):
     Path("page.html").unlink()
     said = refused(data, *TWO, "--steps", "4")
     assert "page/plan.json is of another comparison, with other steps" in said
+
+
+def test_references_are_test_pictures_of_b(data: Path):
+    """As of `soup i2i evaluate`: those of the training would be of another set."""
+    black = np.zeros((28, 28, 3), np.uint8)
+    for file in (data / "testB").iterdir():
+        save_png(black, file)
+    run = soup(data, "--trainers", "balagan", "--steps", "1", "--size", "24", "--metrics", "psnr",
+               *BALAGAN)  # fmt: skip
+    assert run.exit_code == 0, run.stderr
+    Path("like").mkdir()
+    save_png(black[:24, :24], Path("like/black.png"))
+    model = Path("page/models/balagan-0.safetensors")
+    for reference, same in ((Path("like"), True), (data / "trainB", False)):
+        files = translate(model, "page/inputs", f"by {reference.name}", reference=reference)
+        made = [read_image(Path("page/translations/balagan-0") / file.name) for file in files]
+        every = zip(files, made, strict=True)
+        assert all(np.array_equal(read_image(file), own) for file, own in every) == same
 
 
 def test_minutes_become_steps_that_a_second_run_keeps(data: Path):

@@ -231,7 +231,7 @@ def compare(
             if record["metrics"].get("diverged"):
                 row.remarks.append(f"seed {seed} diverged")
             try:
-                made = _translated(model, inputs, folder / "translations" / place, asked)
+                made = _translated(model, inputs, real, folder / "translations" / place, asked)
             except NonfiniteImageError:
                 row.remarks.append(f"translations of seed {seed} hold NaN or infinity")
                 continue
@@ -437,12 +437,12 @@ def _read(sets: Sets, files: Sequence[Picture]) -> Iterator[Any]:
     return (own for file in files for own in sets.read([file]))
 
 
-def _translated(model: Path, inputs: Path, output: Path, asked: Asked) -> Path:
-    """Test pictures of A as such of B; of what looks at references, each like one of B's."""
+def _translated(model: Path, inputs: Path, real: Path, output: Path, asked: Asked) -> Path:
+    """Test pictures of A as such of B; of what must see a reference, each like a real one."""
     how = find(model).how
     options: dict[str, Any] = {"classes": "B"} if how.classes else {}
     if how.style is not None and not how.style.noise:
-        options["reference"] = asked.b
+        options["reference"] = real
     output.parent.mkdir(exist_ok=True)
     with placed(output, force=True) as partial:  # none of other test pictures stay
         translate(model, inputs, partial, device=asked.device, **options)
