@@ -126,6 +126,21 @@ def test_references_are_test_pictures_of_b(data: Path):
         assert all(np.array_equal(read_image(file), own) for file, own in every) == same
 
 
+def test_with_one_picture_of_b_it_is_said_what_can_be_measured(data: Path):
+    words = ["--trainers", "cyclegan", "--steps", "1", "--size", "24", *SMALL[:8]]
+    for file in sorted((data / "testB").iterdir())[1:]:
+        file.unlink()
+    asked = "kd-st-alex,st-lpips_pairs,st-lpips_to_input"
+    said = refused(data, *words, "--metrics", asked)
+    assert "kd-st-alex needs at least 2 pictures of each set, not 1: name folders of more" in said
+    assert "with --test-a and --test-b, or measure what needs fewer: --metrics" in said
+    assert not Path("page").exists()
+    told = said[said.rindex("--metrics") :].split()
+    assert told == ["--metrics", "st-lpips_pairs,st-lpips_to_input"]
+    run = soup(data, *words, *told)
+    assert run.exit_code == 0, run.stderr
+
+
 def test_minutes_become_steps_that_a_second_run_keeps(data: Path):
     """Whatever the machine does meanwhile."""
     asked = Asked(

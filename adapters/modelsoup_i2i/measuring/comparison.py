@@ -48,7 +48,7 @@ from .comparison_page import Row, page
 from .cost import cost
 from .evaluation import Sets, find_sets, paired
 from .kept import Kept, features_folder
-from .metric_names import OFFLINE, must_be_known, own_names
+from .metric_names import OFFLINE, must_be_known, must_be_many, own_names
 from .metrics import Result, evaluate
 
 PLAN, RESULTS = "plan.json", "results.json"
@@ -204,6 +204,7 @@ def compare(
     check_output(output, force=force, kind="file")
     sets = find_sets(asked.tests, transform=_transform(asked.size))
     names = _metrics(metrics, extractor, has_truth=sets.truth is not None)
+    _must_suffice(sets, names)
     sets.must_allow([name for name in names if name not in own_names(extractor)])
     folder = output.with_suffix("")
     check_apart(folder, [asked.a, asked.b, *asked.tests], what="folder beside the page,")
@@ -409,6 +410,22 @@ def _metrics(
     if extractor is not None:
         open_checkpoint(extractor)
     return metrics
+
+
+def _must_suffice(sets: Sets, names: Sequence[str]) -> None:
+    """Raise a ParameterError for metrics of more pictures than there are, with what would do."""
+    said, enough = [], []
+    for name in names:
+        try:
+            must_be_many(name, len(sets.inputs), len(sets.real))
+            enough.append(name)
+        except ParameterError as error:
+            said.append(str(error))
+    if said:
+        fewer = f", or measure what needs fewer: --metrics {','.join(enough)}" if enough else ""
+        raise ParameterError(
+            f"{said[0]}: name folders of more test pictures with --test-a and --test-b{fewer}"
+        )
 
 
 def _transform(size: int) -> Transform:
