@@ -20,6 +20,7 @@ from modelsoup_i2i.measuring.metrics import Result as Measured
 from modelsoup_i2i.pictures.images import read_image, save_png
 from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_i2i.use.translate import translate
+from PIL import Image
 
 from modelsoup.cli import main
 
@@ -141,6 +142,24 @@ def test_with_one_picture_of_b_it_is_said_what_can_be_measured(data: Path):
     assert run.exit_code == 0, run.stderr
 
 
+def test_pictures_of_one_name_but_for_the_suffix_are_measured_apart(data: Path):
+    """And pairs stay pairs, though one of the folders has none such."""
+    Image.open(data / "testB" / "0.png").save(data / "testB" / "0.bmp")
+    words = ["--trainers", "cyclegan", "--steps", "1", "--size", "24", *SMALL[:8]]
+    run = soup(data, *words, "--metrics", "psnr", "--json")
+    assert run.exit_code == 0, run.stderr
+    (row,) = json.loads(run.stdout)
+    assert row["results"]["psnr"][0]["n_fake"] == 5
+    assert sorted(file.name for file in Path("page/real").iterdir()) == [
+        "0.bmp.png", *(f"{n}.png.png" for n in range(5))
+    ]  # fmt: skip
+    # Translated, they are apart, too.
+    Image.open(data / "testA" / "0.png").save(data / "testA" / "0.bmp")
+    run = soup(data, *words, "--metrics", "psnr", "--json", "--force")
+    assert run.exit_code == 0, run.stderr
+    assert json.loads(run.stdout)[0]["results"]["psnr"][0]["n_fake"] == 6
+
+
 def test_minutes_become_steps_that_a_second_run_keeps(data: Path):
     """Whatever the machine does meanwhile."""
     asked = Asked(
@@ -225,6 +244,7 @@ def test_without_test_pictures_it_is_said_what_was_measured(data: Path):
         (["--trainers", "cyclegan", "--steps", "1", "--minutes", "1"], "give one of the two"),
         (["--trainers", "cycelgan", "--steps", "1"], "'cycelgan'; did you mean 'cyclegan'"),
         (["--trainers", "classifier", "--steps", "1"], "cyclegan, "),
+        (["--trainers", "self-init", "--steps", "1"], "pix2pix, stargan, "),
         (["--trainers", "cyclegan,cyclegan", "--steps", "1"], "as in other=cyclegan"),
         (["--trainers", "a/b=cyclegan", "--steps", "1"], "digits, - and _ are expected"),
         (["--trainers", "cyclegan,", "--steps", "1"], "must be NAME or CALLED=NAME"),

@@ -349,8 +349,9 @@ def _takes_part(trainer: Any) -> bool:
     fields = {own.name for own in dataclasses.fields(trainer.options)}
     if not {"data_a", "data_b", "steps"} <= fields or not hasattr(trainer, "probe"):
         return False
-    made = trainer.translators(trainer.options())
-    return any(how.source is not None for how in made.values())
+    own = trainer.options()
+    drawn = {name for draw in trainer.draws(own) for name in getattr(draw, "sets", ())}
+    return any(how.source in drawn for how in trainer.translators(own).values())
 
 
 def _must_be_set(asked: Asked) -> None:
@@ -435,15 +436,16 @@ def _transform(size: int) -> Transform:
 def _written(sets: Sets, folder: Path) -> tuple[Path, Path]:
     """The test pictures at the size of training: what is translated, and what is real."""
     made = []
-    for name, files, root in zip(
-        ("inputs", "real"), (sets.inputs, sets.real), sets.folders, strict=True
-    ):
+    every = [[Path(str(file)).relative_to(root) for file in files] for files, root in
+             zip((sets.inputs, sets.real), sets.folders, strict=True)]  # fmt: skip
+    # Beside a.jpg, a.png keeps its suffix, and so do all others, that pairs stay pairs.
+    keep = any(len({own.with_suffix("") for own in names}) < len(names) for names in every)
+    for name, files, names in zip(("inputs", "real"), (sets.inputs, sets.real), every, strict=True):
         with placed(folder / name, force=True) as partial:
             partial.mkdir()
-            for file, picture in zip(files, _read(sets, files), strict=True):
-                place = (partial / Path(str(file)).relative_to(root)).with_suffix(".png")
-                if place.exists():
-                    raise ParameterError(f"two pictures of {root} are called {place.stem}")
+            for own, picture in zip(names, _read(sets, files), strict=True):
+                called = f"{own.name}.png" if keep else f"{own.stem}.png"
+                place = partial / own.with_name(called)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 save_png(picture, place)
         made.append(folder / name)
