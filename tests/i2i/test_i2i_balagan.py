@@ -30,6 +30,7 @@ from modelsoup_i2i.pictures.images import ImageError, read_image, save_png, to_t
 from modelsoup_i2i.pictures.transforms import zoomed
 from modelsoup_i2i.trainers import balagan
 from modelsoup_i2i.trainers.balagan import FUNIT, BalaGAN, BalaGANOptions, FUNITOptions
+from modelsoup_i2i.trainers.modality import Modality
 from modelsoup_i2i.training.state import LABELS
 from safetensors.torch import load_file, save_file
 
@@ -492,7 +493,7 @@ def test_a_start_of_another_k_is_refused_by_its_number(modal: Path, tmp_path: Pa
         session(modal, start=tmp_path / "three.safetensors")
     stripped = {k: v.clone() for k, v in flat(own).items()}
     save_file(stripped, tmp_path / "plain.safetensors")
-    with pytest.raises(MismatchError, match=r"cnn_c\.0\.conv\.weight.*the start has k: 3"):
+    with pytest.raises(MismatchError, match=r"cnn_c\.0\.conv\.weight.*the start has classes: 4"):
         session(modal, start=tmp_path / "plain.safetensors")
 
 
@@ -511,6 +512,39 @@ def test_a_checkpoint_tells_its_options(modal: Path, tmp_path: Path):
     assert found == wanted | {
         "blocks": 1, "channels": 3, "k": 3, "heads": 1, "head_depth": 2
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"k": 2}, {"k": 2, "exclude_target": True}, {"k": 2, "k_b": 2}, {"k": 1, "k_b": 1}],
+    ids=str,
+)
+def test_a_result_tells_how_its_classes_are_split(modal: Path, start: Path, tmp_path: Path, more):
+    read, k_b = load_file(start), more.get("k_b", 0)
+    both = more["k"] + k_b
+    read["M.belongs"] = torch.tensor([0] * more["k"] + [1] * k_b)
+    read["M.centroids"] = read["M.centroids"][[n % 2 for n in range(both)]]
+    save_file(read, start)
+    own = session(modal, start=start, encoder="small", modalities="start", **more)
+    own.save(tmp_path / "own.safetensors")
+    found = BalaGAN().options_of(tmp_path / "own.safetensors")
+    assert {name: found.get(name) for name in ("k", "k_b", "exclude_target")} == {
+        "k": None, "k_b": None, "exclude_target": None, **more
+    }  # fmt: skip
+    told = Modality().options_of(start)
+    assert (told["k"], told.get("k_b")) == (more["k"], more.get("k_b"))
+
+
+def test_a_result_of_folders_that_exclude_b_leaves_it_to_the_data(modal: Path, tmp_path: Path):
+    by_folders = {"modalities": "labels", "exclude_target": True}
+    session(modal, **by_folders).save(tmp_path / "own.safetensors")
+    found = BalaGAN().options_of(tmp_path / "own.safetensors")
+    assert "k" not in found
+    again = BalaGAN().session(
+        BalaGANOptions(data=modal, **{**TINY, **found, **by_folders}),
+        tmp_path / "own.safetensors", seed=1,
+    )  # fmt: skip
+    assert again.classes == ("blue", "green", "red")
 
 
 def test_pictures_of_other_ratios_keep_theirs(tmp_path: Path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -25,6 +26,7 @@ from ..training.modalities import Split, find_modalities
 from ..training.options import Shared
 from ..training.players import Player
 from ..training.ranges import Count, Number, Rate, Weight
+from ..training.sorting import split_in
 from ..training.trainer import ImageTrainer
 from ..training.turns import Batch, Turn
 from ..use.translator import Translator
@@ -205,3 +207,7 @@ class Modality(ImageTrainer):
         """The encoder, its channels, what is clustered, and into how many."""
         sizes = modalities.labeller_in(shapes).sizes
         return {name: own for name, own in sizes.items() if name != "size"}
+
+    def options_of(self, checkpoint: Path) -> dict[str, Any]:
+        """See `ImageTrainer`; and whose the clusters are."""
+        return super().options_of(checkpoint) | split_in(checkpoint)
