@@ -416,7 +416,7 @@ def test_averaged_centroids_are_no_models_and_are_refused(data: Path, model: Pat
     }
     merged = tmp_path / "merged.safetensors"
     save_file(mean, merged)
-    with pytest.raises(modelsoup.MismatchError, match=r"merge.*recluster: true and steps: 1"):
+    with pytest.raises(modelsoup.MismatchError, match=r"merge.*--start.*recluster: true and steps: 1"):
         load_labeller(merged)
     again = trained(tmp_path / "again", options(data, recluster=True, steps=1), merged)
     assert load_labeller(again).centroids.shape == (3, 128)
@@ -491,6 +491,17 @@ def test_domains_the_wrong_way_round_are_told(data: Path):
 def test_options_that_do_not_fit_are_told(said: str, more: dict):
     with pytest.raises(ValueError, match=said):
         options(None, **more)
+
+
+def test_nothing_but_a_start_or_init_from_has_an_encoder_to_cluster_anew(
+    model: Path, data: Path, tmp_path: Path
+):
+    again = {"recluster": True, "steps": 1}
+    with pytest.raises(modelsoup.TrainerError, match=r"M is not trained here.*--start.*init_from"):
+        trained(tmp_path / "random", options(data, **again))
+    assert not (tmp_path / "random" / "out.safetensors").exists()
+    begun = trained(tmp_path / "begun", options(data, **again, init_from={"M": model}))
+    assert torch.equal(load_file(begun)["M.centroids"], load_file(model)["M.centroids"])
 
 
 def test_frozen_centroids_are_refused_before_the_training(model: Path, data: Path, tmp_path: Path):

@@ -143,15 +143,15 @@ class Cast(Stage):
         lacking = all(f"{network}.{name}" in self.missing for name in names)
         return lacking and network not in self.options.init_from
 
-    def _must_have_begun(self, network: str) -> None:
+    def must_have_begun(self, network: str) -> None:
         """Raise a TrainerError for a network that nobody trains and nothing was loaded into."""
         own = any(True for _ in self._module[network].parameters())
         if own and network not in self._averages and self._lacks(network):
             whose = self.trainer.begin_as(self.options).get(network)
             other = f", or of {whose}" if whose else ""
             raise TrainerError(
-                f"{network} is not trained here, so it must begin with weights: of a start or of "
-                f"init_from{other}"
+                f"{network} is not trained here, so it must begin with weights: of a start "
+                f"(--start), or of init_from ({network}: file){other}"
             )
 
     def _follow(self, network: str, of: str) -> None:
@@ -337,9 +337,10 @@ class Cast(Stage):
             if hasattr(network, "lay_out"):
                 network.lay_out()
             if name not in moved:
-                self._must_have_begun(name)
                 network.requires_grad_(False)
             trained = any(parameter.requires_grad for parameter in network.parameters())
+            if not trained:
+                self.must_have_begun(name)
             if not trained or any(name in parts for parts in self._as_used.values()):
                 network.eval()
             self.put(name, network, compiled=options.compile)
