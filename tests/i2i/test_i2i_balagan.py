@@ -500,6 +500,8 @@ def test_a_start_of_another_k_is_refused_by_its_number(modal: Path, tmp_path: Pa
 def test_a_start_without_the_network_that_finds_labels_is_refused(modal: Path):
     with pytest.raises(TrainerError, match="M is not trained here, so it must begin with weights"):
         session(modal, **K2).run(silent, silent)
+    with pytest.raises(TrainerError, match=r"of a start \(--start\), or of init_from \(M: file\)"):
+        labels(session(modal, **K2))  # what a training tells of its pictures comes before its steps
 
 
 def test_a_checkpoint_tells_its_options(modal: Path, tmp_path: Path):

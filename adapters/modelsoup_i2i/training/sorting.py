@@ -237,9 +237,11 @@ def find_labels(s: Cast) -> dict[str, list[int]]:
     Raises:
         ImageError: a picture is damaged, and is not to be left out.
         MismatchError: M's centroids are none that a training found, but those of a merge, say.
+        TrainerError: neither a start nor `init_from` has M.
     """
     from ..use.modalities import embedded, must_be_one_models
 
+    s.must_have_begun("M")
     o, labeller = s.options, s.networks["M"]
     must_be_one_models(labeller, "the start")
     transform = zoomed(int(labeller.side))  # as it saw them when it was trained
