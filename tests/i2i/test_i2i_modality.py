@@ -504,6 +504,20 @@ def test_nothing_but_a_start_or_init_from_has_an_encoder_to_cluster_anew(
     assert torch.equal(load_file(begun)["M.centroids"], load_file(model)["M.centroids"])
 
 
+def test_a_result_sees_pictures_at_the_size_at_which_its_encoder_was_trained(
+    model: Path, data: Path, tmp_path: Path
+):
+    """Of a start of another size too; an encoder that is clustered anew keeps its own."""
+    larger = trained(tmp_path / "larger", options(data, size=40, steps=1), model)
+    assert load_file(larger)["M.side"].item() == 40
+    begun = options(data, size=40, steps=1, init_from={"M": model})
+    assert load_file(trained(tmp_path / "begun", begun))["M.side"].item() == 40
+    again = trained(tmp_path / "again", options(data, size=40, recluster=True, steps=1), model)
+    before, after = load_file(model), load_file(again)
+    assert after["M.side"].item() == 32
+    assert torch.equal(after["M.centroids"], before["M.centroids"])
+
+
 def test_frozen_centroids_are_refused_before_the_training(model: Path, data: Path, tmp_path: Path):
     with pytest.raises(modelsoup.ParameterError, match=r"M\.centroids is frozen.*recluster"):
         trained(tmp_path / "out", options(data), model, frozen=["M.centroids"])

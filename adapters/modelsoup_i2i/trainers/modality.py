@@ -199,6 +199,13 @@ class Modality(ImageTrainer):
         job.options.known()
         super().train(job)
 
+    def session(self, options: ModalityOptions, *given: Any, **named: Any) -> Session:
+        """See `ImageTrainer`. A start's encoder that is trained at another size is of that one."""
+        made = super().session(options, *given, **named)
+        if not options.recluster:
+            made.networks["M"].side.fill_(options.size)
+        return made
+
     def finish(self, s: Session, log: Callable[[str], None]) -> dict[str, float]:
         """The modalities."""
         return find_modalities(s, log)
