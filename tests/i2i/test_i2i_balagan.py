@@ -314,6 +314,12 @@ def test_a_picture_of_both_domains_is_drawn_as_often_as_any_other(modal: Path):
     assert drawn(session(modal, modalities="labels"), 32) == {0: 8, 1: 10, 2: 6, 3: 8}
 
 
+def test_an_epoch_is_both_domains_or_a_where_b_is_excluded(modal: Path):
+    by_folders = {"modalities": "labels", "steps": None, "epochs": 1}
+    assert session(modal, **by_folders).total_steps == (12 + 4) / TINY["batch"]
+    assert session(modal, **by_folders, exclude_target=True).total_steps == 12 / TINY["batch"]
+
+
 def test_balanced_each_class_is_drawn_as_often_as_any_other(modal: Path):
     own = session(modal, modalities="labels")
     assert drawn(own, 40, balanced=True) == dict.fromkeys(range(4), 10)

@@ -416,7 +416,9 @@ def test_averaged_centroids_are_no_models_and_are_refused(data: Path, model: Pat
     }
     merged = tmp_path / "merged.safetensors"
     save_file(mean, merged)
-    with pytest.raises(modelsoup.MismatchError, match=r"merge.*--start.*recluster: true and steps: 1"):
+    with pytest.raises(
+        modelsoup.MismatchError, match=r"merge.*--start.*recluster: true and steps: 1"
+    ):
         load_labeller(merged)
     again = trained(tmp_path / "again", options(data, recluster=True, steps=1), merged)
     assert load_labeller(again).centroids.shape == (3, 128)
@@ -526,6 +528,15 @@ def test_frozen_centroids_are_refused_before_the_training(model: Path, data: Pat
 def test_each_epoch_leaves_a_share_of_the_rate():
     given = options(None, gamma=0.95, steps=None, epochs=9)
     assert [given.pace(n) for n in range(3)] == pytest.approx([1, 0.95, 0.95**2])
+
+
+@pytest.mark.parametrize(("more", "steps"), [({}, 4), ({"exclude_target": True}, 3)])
+def test_an_epoch_is_every_picture_of_both_domains_once(data: Path, more: dict, steps: int):
+    own = options(data, steps=None, epochs=2, batch=8, **more)  # A has 24 pictures and B 8
+    made = Modality().session(own, None, seed=1)
+    assert (made.steps_per_epoch, made.total_steps) == (steps, 2 * steps)
+    drawn = torch.cat([group[0]["x"] for group in islice(made.batches(), steps)])
+    assert len({picture.numpy().tobytes() for picture in drawn}) == 8 * steps
 
 
 def test_a_start_of_another_encoder_is_told_with_the_option(model: Path, data: Path):

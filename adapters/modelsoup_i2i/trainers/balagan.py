@@ -87,7 +87,7 @@ class BalaGANOptions(Shared, ModalDomains):
     ema: Annotated[float, Ge(0), Lt(1)] = 0.999
     batch: Count = 10
     lr: Rate = 1e-4
-    epochs: Number = 100  # of the paper's 10,000 dogs, the 100,000 steps that it makes
+    epochs: Number = 100  # of A and B: of the paper's 11,000 dogs 110,000 steps; it makes 100,000
 
     def must_fit(self) -> None:
         """See `Options`."""

@@ -27,7 +27,7 @@ from modelsoup.torch_bridge import freeze, load_into
 from ..networks.described import AVERAGED
 from ..networks.devices import chosen_device
 from ..pictures.cache import Pictures
-from ..pictures.draws import Paired
+from ..pictures.draws import Paired, epoch
 from ..pictures.picture import labelled
 from ..use.classes import classes_in
 from ..use.models import Model, model_of
@@ -221,10 +221,10 @@ class Cast(Stage):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which each image of the largest set is seen once."""
+        """Steps in which each image of the largest set, or of sets that count as one, is seen."""
         options = self.options
         seen: int = options.batch * options.accumulate * self.place.world
-        return -(-self.pictures.length // seen)
+        return -(-epoch(self.trainer.draws(options), self.pictures) // seen)
 
     @property
     def total_steps(self) -> int:
