@@ -30,6 +30,7 @@ from modelsoup_i2i.pictures.images import ImageError, read_image, save_png, to_t
 from modelsoup_i2i.pictures.transforms import zoomed
 from modelsoup_i2i.trainers import balagan
 from modelsoup_i2i.trainers.balagan import FUNIT, BalaGAN, BalaGANOptions, FUNITOptions
+from modelsoup_i2i.trainers.modality import Modality
 from modelsoup_i2i.training.state import LABELS
 from safetensors.torch import load_file, save_file
 
@@ -313,6 +314,12 @@ def test_a_picture_of_both_domains_is_drawn_as_often_as_any_other(modal: Path):
     assert drawn(session(modal, modalities="labels"), 32) == {0: 8, 1: 10, 2: 6, 3: 8}
 
 
+def test_an_epoch_is_both_domains_or_a_where_b_is_excluded(modal: Path):
+    by_folders = {"modalities": "labels", "steps": None, "epochs": 1}
+    assert session(modal, **by_folders).total_steps == (12 + 4) / TINY["batch"]
+    assert session(modal, **by_folders, exclude_target=True).total_steps == 12 / TINY["batch"]
+
+
 def test_balanced_each_class_is_drawn_as_often_as_any_other(modal: Path):
     own = session(modal, modalities="labels")
     assert drawn(own, 40, balanced=True) == dict.fromkeys(range(4), 10)
@@ -492,13 +499,15 @@ def test_a_start_of_another_k_is_refused_by_its_number(modal: Path, tmp_path: Pa
         session(modal, start=tmp_path / "three.safetensors")
     stripped = {k: v.clone() for k, v in flat(own).items()}
     save_file(stripped, tmp_path / "plain.safetensors")
-    with pytest.raises(MismatchError, match=r"cnn_c\.0\.conv\.weight.*the start has k: 3"):
+    with pytest.raises(MismatchError, match=r"cnn_c\.0\.conv\.weight.*the start has classes: 4"):
         session(modal, start=tmp_path / "plain.safetensors")
 
 
 def test_a_start_without_the_network_that_finds_labels_is_refused(modal: Path):
     with pytest.raises(TrainerError, match="M is not trained here, so it must begin with weights"):
         session(modal, **K2).run(silent, silent)
+    with pytest.raises(TrainerError, match=r"of a start \(--start\), or of init_from \(M: file\)"):
+        labels(session(modal, **K2))  # what a training tells of its pictures comes before its steps
 
 
 def test_a_checkpoint_tells_its_options(modal: Path, tmp_path: Path):
@@ -511,6 +520,39 @@ def test_a_checkpoint_tells_its_options(modal: Path, tmp_path: Path):
     assert found == wanted | {
         "blocks": 1, "channels": 3, "k": 3, "heads": 1, "head_depth": 2
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"k": 2}, {"k": 2, "exclude_target": True}, {"k": 2, "k_b": 2}, {"k": 1, "k_b": 1}],
+    ids=str,
+)
+def test_a_result_tells_how_its_classes_are_split(modal: Path, start: Path, tmp_path: Path, more):
+    read, k_b = load_file(start), more.get("k_b", 0)
+    both = more["k"] + k_b
+    read["M.belongs"] = torch.tensor([0] * more["k"] + [1] * k_b)
+    read["M.centroids"] = read["M.centroids"][[n % 2 for n in range(both)]]
+    save_file(read, start)
+    own = session(modal, start=start, encoder="small", modalities="start", **more)
+    own.save(tmp_path / "own.safetensors")
+    found = BalaGAN().options_of(tmp_path / "own.safetensors")
+    assert {name: found.get(name) for name in ("k", "k_b", "exclude_target")} == {
+        "k": None, "k_b": None, "exclude_target": None, **more
+    }  # fmt: skip
+    told = Modality().options_of(start)
+    assert (told["k"], told.get("k_b")) == (more["k"], more.get("k_b"))
+
+
+def test_a_result_of_folders_that_exclude_b_leaves_it_to_the_data(modal: Path, tmp_path: Path):
+    by_folders = {"modalities": "labels", "exclude_target": True}
+    session(modal, **by_folders).save(tmp_path / "own.safetensors")
+    found = BalaGAN().options_of(tmp_path / "own.safetensors")
+    assert "k" not in found
+    again = BalaGAN().session(
+        BalaGANOptions(data=modal, **{**TINY, **found, **by_folders}),
+        tmp_path / "own.safetensors", seed=1,
+    )  # fmt: skip
+    assert again.classes == ("blue", "green", "red")
 
 
 def test_pictures_of_other_ratios_keep_theirs(tmp_path: Path):

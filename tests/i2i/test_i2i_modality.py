@@ -416,7 +416,9 @@ def test_averaged_centroids_are_no_models_and_are_refused(data: Path, model: Pat
     }
     merged = tmp_path / "merged.safetensors"
     save_file(mean, merged)
-    with pytest.raises(modelsoup.MismatchError, match=r"merge.*recluster: true and steps: 1"):
+    with pytest.raises(
+        modelsoup.MismatchError, match=r"merge.*--start.*recluster: true and steps: 1"
+    ):
         load_labeller(merged)
     again = trained(tmp_path / "again", options(data, recluster=True, steps=1), merged)
     assert load_labeller(again).centroids.shape == (3, 128)
@@ -493,6 +495,31 @@ def test_options_that_do_not_fit_are_told(said: str, more: dict):
         options(None, **more)
 
 
+def test_nothing_but_a_start_or_init_from_has_an_encoder_to_cluster_anew(
+    model: Path, data: Path, tmp_path: Path
+):
+    again = {"recluster": True, "steps": 1}
+    with pytest.raises(modelsoup.TrainerError, match=r"M is not trained here.*--start.*init_from"):
+        trained(tmp_path / "random", options(data, **again))
+    assert not (tmp_path / "random" / "out.safetensors").exists()
+    begun = trained(tmp_path / "begun", options(data, **again, init_from={"M": model}))
+    assert torch.equal(load_file(begun)["M.centroids"], load_file(model)["M.centroids"])
+
+
+def test_a_result_sees_pictures_at_the_size_at_which_its_encoder_was_trained(
+    model: Path, data: Path, tmp_path: Path
+):
+    """Of a start of another size too; an encoder that is clustered anew keeps its own."""
+    larger = trained(tmp_path / "larger", options(data, size=40, steps=1), model)
+    assert load_file(larger)["M.side"].item() == 40
+    begun = options(data, size=40, steps=1, init_from={"M": model})
+    assert load_file(trained(tmp_path / "begun", begun))["M.side"].item() == 40
+    again = trained(tmp_path / "again", options(data, size=40, recluster=True, steps=1), model)
+    before, after = load_file(model), load_file(again)
+    assert after["M.side"].item() == 32
+    assert torch.equal(after["M.centroids"], before["M.centroids"])
+
+
 def test_frozen_centroids_are_refused_before_the_training(model: Path, data: Path, tmp_path: Path):
     with pytest.raises(modelsoup.ParameterError, match=r"M\.centroids is frozen.*recluster"):
         trained(tmp_path / "out", options(data), model, frozen=["M.centroids"])
@@ -501,6 +528,15 @@ def test_frozen_centroids_are_refused_before_the_training(model: Path, data: Pat
 def test_each_epoch_leaves_a_share_of_the_rate():
     given = options(None, gamma=0.95, steps=None, epochs=9)
     assert [given.pace(n) for n in range(3)] == pytest.approx([1, 0.95, 0.95**2])
+
+
+@pytest.mark.parametrize(("more", "steps"), [({}, 4), ({"exclude_target": True}, 3)])
+def test_an_epoch_is_every_picture_of_both_domains_once(data: Path, more: dict, steps: int):
+    own = options(data, steps=None, epochs=2, batch=8, **more)  # A has 24 pictures and B 8
+    made = Modality().session(own, None, seed=1)
+    assert (made.steps_per_epoch, made.total_steps) == (steps, 2 * steps)
+    drawn = torch.cat([group[0]["x"] for group in islice(made.batches(), steps)])
+    assert len({picture.numpy().tobytes() for picture in drawn}) == 8 * steps
 
 
 def test_a_start_of_another_encoder_is_told_with_the_option(model: Path, data: Path):

@@ -100,7 +100,7 @@ class Pictures:
 
     @property
     def length(self) -> int:
-        """Pictures in an epoch: those of the largest set; or what is drawn without any."""
+        """Pictures of the largest set; or what is drawn in an epoch without any."""
         return max(map(len, self.sets.values()), default=WITHOUT)
 
     def __getitem__(self, picture: Picture) -> np.ndarray:

@@ -260,6 +260,12 @@ class Single:
         return (pictures.transform.draw(picture, spot.rng(f"of {self.name}")),)
 
 
+def epoch(draws: Sequence[Draw], pictures: Pictures) -> int:
+    """How many pictures are drawn in an epoch: the largest set, or sets that count as one, once."""
+    unions = (own.sets for own in draws if isinstance(own, Labelled | Single))
+    return max(pictures.length, *(sum(len(pictures.sets[n]) for n in own) for own in unions), 0)
+
+
 @dataclass(frozen=True)
 class Views:
     """The numbers by which pictures are seen in several ways, each independent of the others.

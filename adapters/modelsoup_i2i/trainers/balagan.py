@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
@@ -22,7 +23,7 @@ from ..pictures.transforms import Transform, zoomed
 from ..training.options import Shared
 from ..training.players import Player
 from ..training.ranges import Count, Number, Rate, Weight
-from ..training.sorting import ModalDomains, find_labels, remarks
+from ..training.sorting import ModalDomains, find_labels, remarks, split_in
 from ..training.trainer import ImageTrainer
 from ..training.turns import Batch, Turn
 from ..use.translator import Style, Translator
@@ -86,7 +87,7 @@ class BalaGANOptions(Shared, ModalDomains):
     ema: Annotated[float, Ge(0), Lt(1)] = 0.999
     batch: Count = 10
     lr: Rate = 1e-4
-    epochs: Number = 100  # of the paper's 10,000 dogs, the 100,000 steps that it makes
+    epochs: Number = 100  # of A and B: of the paper's 11,000 dogs 110,000 steps; it makes 100,000
 
     def must_fit(self) -> None:
         """See `Options`."""
@@ -224,16 +225,20 @@ class BalaGAN(ImageTrainer):
         }
 
     def options_in(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-        """Sizes of the networks that there are, and how many modalities A has beside one B."""
+        """Sizes of the networks that there are, and how many classes: see `options_of`."""
         found: dict[str, Any] = dict(funits.generator_in(shapes))
         if any(name.startswith("D.") for name in shapes):
             told = funits.discriminator_in(shapes)
             found = {own: told[size] for size, own in funits.JUDGES.items()} | found
-            found["k"] = max(told["classes"] - 1, 1)
+            found["classes"] = told["classes"]
         if any(name.startswith("M.") for name in shapes):
             sizes = labeller_in(shapes).sizes
             found |= {name: sizes[name] for name in ("encoder", "embedding")}
         return found
+
+    def options_of(self, checkpoint: Path) -> dict[str, Any]:
+        """See `ImageTrainer`; and which of the classes are A's, where the checkpoint tells."""
+        return super().options_of(checkpoint) | split_in(checkpoint)
 
 
 @dataclass(frozen=True)

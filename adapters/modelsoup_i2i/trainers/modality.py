@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -25,6 +26,7 @@ from ..training.modalities import Split, find_modalities
 from ..training.options import Shared
 from ..training.players import Player
 from ..training.ranges import Count, Number, Rate, Weight
+from ..training.sorting import split_in
 from ..training.trainer import ImageTrainer
 from ..training.turns import Batch, Turn
 from ..use.translator import Translator
@@ -197,6 +199,13 @@ class Modality(ImageTrainer):
         job.options.known()
         super().train(job)
 
+    def session(self, options: ModalityOptions, *given: Any, **named: Any) -> Session:
+        """See `ImageTrainer`. A start's encoder that is trained at another size is of that one."""
+        made = super().session(options, *given, **named)
+        if not options.recluster:
+            made.networks["M"].side.fill_(options.size)
+        return made
+
     def finish(self, s: Session, log: Callable[[str], None]) -> dict[str, float]:
         """The modalities."""
         return find_modalities(s, log)
@@ -205,3 +214,7 @@ class Modality(ImageTrainer):
         """The encoder, its channels, what is clustered, and into how many."""
         sizes = modalities.labeller_in(shapes).sizes
         return {name: own for name, own in sizes.items() if name != "size"}
+
+    def options_of(self, checkpoint: Path) -> dict[str, Any]:
+        """See `ImageTrainer`; and whose the clusters are."""
+        return super().options_of(checkpoint) | split_in(checkpoint)

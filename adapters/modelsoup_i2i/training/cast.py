@@ -27,7 +27,7 @@ from modelsoup.torch_bridge import freeze, load_into
 from ..networks.described import AVERAGED
 from ..networks.devices import chosen_device
 from ..pictures.cache import Pictures
-from ..pictures.draws import Paired
+from ..pictures.draws import Paired, epoch
 from ..pictures.picture import labelled
 from ..use.classes import classes_in
 from ..use.models import Model, model_of
@@ -143,15 +143,15 @@ class Cast(Stage):
         lacking = all(f"{network}.{name}" in self.missing for name in names)
         return lacking and network not in self.options.init_from
 
-    def _must_have_begun(self, network: str) -> None:
+    def must_have_begun(self, network: str) -> None:
         """Raise a TrainerError for a network that nobody trains and nothing was loaded into."""
         own = any(True for _ in self._module[network].parameters())
         if own and network not in self._averages and self._lacks(network):
             whose = self.trainer.begin_as(self.options).get(network)
             other = f", or of {whose}" if whose else ""
             raise TrainerError(
-                f"{network} is not trained here, so it must begin with weights: of a start or of "
-                f"init_from{other}"
+                f"{network} is not trained here, so it must begin with weights: of a start "
+                f"(--start), or of init_from ({network}: file){other}"
             )
 
     def _follow(self, network: str, of: str) -> None:
@@ -221,10 +221,10 @@ class Cast(Stage):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which each image of the largest set is seen once."""
+        """Steps in which each image of the largest set, or of sets that count as one, is seen."""
         options = self.options
         seen: int = options.batch * options.accumulate * self.place.world
-        return -(-self.pictures.length // seen)
+        return -(-epoch(self.trainer.draws(options), self.pictures) // seen)
 
     @property
     def total_steps(self) -> int:
@@ -337,9 +337,10 @@ class Cast(Stage):
             if hasattr(network, "lay_out"):
                 network.lay_out()
             if name not in moved:
-                self._must_have_begun(name)
                 network.requires_grad_(False)
             trained = any(parameter.requires_grad for parameter in network.parameters())
+            if not trained:
+                self.must_have_begun(name)
             if not trained or any(name in parts for parts in self._as_used.values()):
                 network.eval()
             self.put(name, network, compiled=options.compile)

@@ -12,7 +12,8 @@ from modelsoup import ParameterError, counted
 
 from ..pictures.images import ImageError, list_images
 from ..pictures.modalities import DOMAINS, Domain, Modalities, read_modalities
-from ..pictures.picture import Picture
+from ..pictures.picture import Picture, read_picture
+from ..pictures.transforms import zoomed
 from .data import TwoDomains
 from .ranges import FREE, Count, Number
 
@@ -136,11 +137,16 @@ def find_modalities(s: Session, log: Callable[[str], None]) -> dict[str, float]:
     from ..pictures.sheets import save
     from ..use import modalities as use
 
-    o, labeller, transform = s.options, s.networks["M"].eval(), s.pictures.transform
+    o, labeller = s.options, s.networks["M"].eval()
+    side = int(labeller.side)  # another than size where an encoder is clustered anew
+    transform = zoomed(side)
 
     def read(picture: Picture) -> np.ndarray | None:
         try:
-            return transform.for_test(s.pictures[picture])
+            prepared = side == o.size
+            return transform.for_test(
+                s.pictures[picture] if prepared else read_picture(picture, o.channels)
+            )
         except ImageError:
             if o.on_bad_image == "error":
                 raise

@@ -30,7 +30,8 @@ class Steps(Options):
         batch: images of each kind in a pass.
         accumulate: passes whose gradients make one step.
         lr: the learning rate.
-        epochs: epochs, as long as the largest set of images, at this rate.
+        epochs: epochs, as long as the largest set of images, or as those together of which one
+            picture is drawn, at this rate.
         decay_epochs: further ones, in which it falls to nearly 0.
         decay: how: in a line, or as half a period of the cosine.
         steps: how many steps are made, at this rate, in place of epochs.

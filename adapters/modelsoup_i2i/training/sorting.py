@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from modelsoup import ParameterError, counted, listed
+from modelsoup import ParameterError, counted, listed, open_checkpoint
 
 from ..pictures.images import ImageError
 from ..pictures.modalities import DOMAINS, Modalities, class_names, in_folders, read_modalities
 from ..pictures.picture import Images, Picture, labelled, labels_of, read_picture
 from ..pictures.transforms import zoomed
+from ..use.classes import classes_in
 from .data import TwoDomains
 from .ranges import FREE, Count
 
@@ -195,6 +196,36 @@ def remarks(names: Sequence[str], sets: Images, batch: int) -> list[str]:
     return found
 
 
+def split_in(checkpoint: Path) -> dict[str, Any]:
+    """How a result's classes are split, as options: by its M, or by names that only such have.
+
+    Nothing where neither tells: folders and files call their modalities whatever they like.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+        MismatchError: its metadata give no index to each class.
+    """
+    opened, names = open_checkpoint(checkpoint), classes_in(checkpoint) or ()
+    if "M.belongs" in opened.tensors:
+        belongs = opened["M.belongs"].tolist()
+        k, k_b = belongs.count(0), belongs.count(1)
+        excluded = not k_b and len(names) == k
+    else:
+        of_all = len(names)
+        fit = [k for k in range(1, of_all + 1)
+               if names == class_names(k, of_all - k) or names[k:] == ("B",)]  # fmt: skip
+        if not fit:
+            return {}
+        k, k_b, excluded = fit[0], of_all - fit[0], fit[0] == of_all
+        k_b = 0 if k_b == 1 else k_b
+    found: dict[str, Any] = {"k": k}
+    if k_b:
+        found["k_b"] = k_b
+    if excluded:
+        found["exclude_target"] = True
+    return found
+
+
 # Labels that a network finds.
 
 
@@ -206,9 +237,11 @@ def find_labels(s: Cast) -> dict[str, list[int]]:
     Raises:
         ImageError: a picture is damaged, and is not to be left out.
         MismatchError: M's centroids are none that a training found, but those of a merge, say.
+        TrainerError: neither a start nor `init_from` has M.
     """
     from ..use.modalities import embedded, must_be_one_models
 
+    s.must_have_begun("M")
     o, labeller = s.options, s.networks["M"]
     must_be_one_models(labeller, "the start")
     transform = zoomed(int(labeller.side))  # as it saw them when it was trained

@@ -61,8 +61,8 @@ def must_be_one_models(labeller: Labeller, origin: str) -> None:
     if not torch.allclose(lengths, torch.ones_like(lengths), atol=1e-2) or own not in ([0], [0, 1]):
         raise MismatchError(
             f"{origin}: M.centroids are none that a training found, which have length 1: so they "
-            f"are after a merge, or where it diverged (the trainer modality finds them anew with "
-            f"recluster: true and steps: 1)"
+            f"are after a merge, or where it diverged (soup train modality with --start, that "
+            f"checkpoint, and its encoder finds them anew with recluster: true and steps: 1)"
         )
 
 
