@@ -15,6 +15,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from modelsoup_i2i.pictures.images import CHANNELS
+
 from modelsoup import (
     ParameterError,
     Trainer,
@@ -214,6 +216,7 @@ def options_for(
 
     Raises:
         TrainerError: an unknown option, or a value of the wrong type.
+        ParameterError: its pictures have other channels than an exported model's.
         SoupError: the start is no checkpoint of this trainer.
     """
     for name, instead in (("epochs", "epochs"), ("lr", "rate")):
@@ -229,7 +232,15 @@ def options_for(
     if epochs:
         of_training["epochs"] = epochs
         usual |= {name: value for name, value in _EPOCHS_ALONE.items() if name in names}
-    return build_options(cast(Trainer, trainer), {**usual, **known, **given, **of_training}, folder)
+    told = {**usual, **known, **given, **of_training}
+    built: Any = build_options(cast(Trainer, trainer), told, folder)
+    channels = getattr(built, "channels", CHANNELS[0])
+    if channels not in CHANNELS:
+        raise ParameterError(
+            f"the networks of {trainer.name!r} have pictures of {channels} channels here, where a "
+            f"model for OpenVINO has 1, 3 or 4"
+        )
+    return built
 
 
 def chosen_network(session: Session, wanted: str | None) -> str:

@@ -22,6 +22,8 @@ from safetensors.numpy import save_file
 import modelsoup
 from modelsoup.cli import main
 
+from conftest import SHAPE, SIZES  # isort: skip
+
 QUICK = ("--epochs", "0", "--rounds", "0", "--set", "crop_size=32", "--set", "load_size=36")
 
 
@@ -103,6 +105,24 @@ def test_missing_images_are_told(start, tmp_path):
     network = load_generator(start, "x2y")
     with pytest.raises(modelsoup.ParameterError, match="no calibration image"):
         quantised(network, [], Quantisation(), say=print)
+
+
+def test_pictures_that_no_model_has_are_told_before_anything_is_computed(tmp_path):
+    for part in ("trainA", "trainB"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        for n in range(2):
+            np.save(tmp_path / "data" / part / f"{n}.npy", np.full((36, 36, 5), n, np.uint8))
+    given = {"data": str(tmp_path / "data"), **SIZES, **SHAPE, "channels": 5}
+    trainer = modelsoup.get_trainer("cyclegan")
+    model = tmp_path / "five.safetensors"
+    trainer.session(modelsoup.build_options(trainer, given), None, seed=0).save(model)
+    done = quantize(model, tmp_path / "data", tmp_path / "out")
+    assert refused(done, "pictures of 5 channels", "1, 3 or 4")
+    assert "calibrates" not in done.output
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "five.safetensors"}
+    qat, told = OpenVinoQat(), {"of": "cyclegan", "out": str(tmp_path / "out"), "training": given}
+    with pytest.raises(modelsoup.ParameterError, match="pictures of 5 channels"):
+        qat.identity(modelsoup.build_options(qat, told))  # as a plan is checked, by no checkpoint
 
 
 def test_a_layer_to_ignore_that_is_not_there_is_told(start):
