@@ -145,7 +145,15 @@ class Translator:
         Args:
             image: the picture.
             given: what else the model takes; None is `self.given()`.
+
+        Raises:
+            ParameterError: the picture is of another type, or has other channels than the model's.
         """
+        if image.dtype != np.uint8 or image.ndim != 3:
+            raise ParameterError(
+                f"the picture is an array of {image.dtype} and the shape {list(image.shape)}, "
+                f"where the model translates uint8 of the shape height × width × channels"
+            )
         channels = image.shape[2]
         if channels != self.channels:
             raise ParameterError(

@@ -77,6 +77,30 @@ def test_sides_are_continued_and_cut_back_as_in_the_training(made, start, height
     assert np.abs(got.astype(int) - to_image(expected[0])).max() <= 1
 
 
+@pytest.mark.parametrize(
+    "array", [picture(32, 32) * np.uint16(257), picture(32, 32) / 255, picture(32, 32)[..., 0]]
+)
+def test_what_is_no_picture_of_8_bits_is_refused(made, array):
+    with pytest.raises(modelsoup.ParameterError) as refused:
+        Translator(made.out / "int8.xml")(array)
+    assert str(refused.value) == (
+        f"the picture is an array of {array.dtype} and the shape {list(array.shape)}, where the "
+        f"model translates uint8 of the shape height × width × channels"
+    )
+
+
+def test_a_picture_of_16_bits_is_read_and_written_with_8(made, tmp_path):
+    shallow, deep = tmp_path / "shallow.png", tmp_path / "deep.png"
+    save_png(picture(32, 32), shallow)
+    save_png(picture(32, 32) * np.uint16(257), deep)
+    (tmp_path / "out").mkdir()
+    for path in (shallow, deep):
+        translate(made.out / "int8.xml", path, tmp_path / "out" / path.name)
+    made_of = [read_image(tmp_path / "out" / path.name, deep=True) for path in (shallow, deep)]
+    assert made_of[1].dtype == np.uint8
+    assert np.array_equal(*made_of)
+
+
 def test_one_image_becomes_one_file(made, tmp_path):
     save_png(picture(20, 24), tmp_path / "in.png")
     done = soup("run", made.out / "int8.xml", tmp_path / "in.png", tmp_path / "out.png")
