@@ -102,6 +102,19 @@ def test_funit_has_one_head():
     assert counts(BalaGANOptions(k=4, **small))["G"] == 553_843
 
 
+def test_a_training_of_two_classes_says_that_it_is_one(root: Path):
+    given = {**TINY, "data": root}
+    for trainer, options, said in (
+        (BalaGAN(), BalaGANOptions(**given), "BalaGAN without modalities"),
+        (FUNIT(), FUNITOptions(**given), "FUNIT of two classes"),
+    ):
+        log: list[str] = []
+        trainer.session(options, None, seed=1).run(silent, log.append)
+        (line,) = [line for line in log if "this is" in line]
+        assert said in line
+    assert not BalaGAN().remarks(BalaGANOptions(**{**given, "k": 2}))
+
+
 def test_networks_tell_what_they_are_without_torch():
     o = BalaGANOptions(**TINY)
     for name, network in BalaGAN().networks(o).items():
