@@ -192,6 +192,8 @@ def test_a_budget_keeps_the_shape_of_a_trainers_schedule():
     CycleGANOptions(**_scheduled("cyclegan", falling, 1))  # it may be trained
     assert _scheduled("munit", {}, 500) == {"steps": 500, "halve_every": 50}
     assert _scheduled("munit", {}, 3)["halve_every"] == 1
+    for name in ("ugatit", "nice-gan"):
+        assert _scheduled(name, {}, 10) == {"steps": 5, "decay_steps": 5}
     assert _scheduled("cyclegan", {}, 7) == {"steps": 7}
 
 
