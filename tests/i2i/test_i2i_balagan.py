@@ -93,6 +93,15 @@ def test_with_heads_of_two_layers_the_trunk_is_shorter():
     assert found["D"] == 73_007_040 + 2050 * 41
 
 
+def test_funit_makes_the_papers_steps_unless_epochs_take_their_place():
+    assert (FUNITOptions().steps, FUNITOptions().batch) == (100_000, 64)
+    assert BalaGANOptions().steps is None
+    with pytest.raises(ValueError, match="epochs is 3, but steps, 100000, go before it: with"):
+        FUNITOptions(epochs=3)
+    told = FUNITOptions(epochs=3, steps=None)
+    assert (told.epochs, told.steps) == (3, None)
+
+
 def test_funit_has_one_head():
     told = BalaGAN().networks(FUNITOptions(k=118))["D"]
     assert parameters(told.tensors()) == 54_252_599

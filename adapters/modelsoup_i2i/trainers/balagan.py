@@ -254,6 +254,7 @@ class FUNITOptions(BalaGANOptions):
 
     heads: Literal[1, 2] = 1
     batch: Count = 64
+    steps: Count | None = 100_000
 
 
 class FUNIT(BalaGAN):
