@@ -108,6 +108,8 @@ def train(
         short["epochs"] = ("--epochs", epochs)
         if has.get("steps") is not None:  # they would go before epochs
             short["steps"] = ("--epochs", None)
+        if has.get("decay_steps"):
+            short["decay_steps"] = ("--epochs", 0)
     if size is not None and "size" in has:
         short["size"] = ("--size", size)
     elif size is not None:

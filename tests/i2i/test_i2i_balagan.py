@@ -93,6 +93,15 @@ def test_with_heads_of_two_layers_the_trunk_is_shorter():
     assert found["D"] == 73_007_040 + 2050 * 41
 
 
+def test_funit_makes_the_papers_steps_unless_epochs_take_their_place():
+    assert (FUNITOptions().steps, FUNITOptions().batch) == (100_000, 64)
+    assert BalaGANOptions().steps is None
+    with pytest.raises(ValueError, match="epochs is 3, but steps, 100000, go before it: with"):
+        FUNITOptions(epochs=3)
+    told = FUNITOptions(epochs=3, steps=None)
+    assert (told.epochs, told.steps) == (3, None)
+
+
 def test_funit_has_one_head():
     told = BalaGAN().networks(FUNITOptions(k=118))["D"]
     assert parameters(told.tensors()) == 54_252_599
@@ -100,6 +109,19 @@ def test_funit_has_one_head():
     assert counts(FUNITOptions(k=4, **small))["D"] == 846_581
     assert counts(BalaGANOptions(k=4, **small))["D"] == 847_226
     assert counts(BalaGANOptions(k=4, **small))["G"] == 553_843
+
+
+def test_a_training_of_two_classes_says_that_it_is_one(root: Path):
+    given = {**TINY, "data": root}
+    for trainer, options, said in (
+        (BalaGAN(), BalaGANOptions(**given), "BalaGAN without modalities"),
+        (FUNIT(), FUNITOptions(**given), "FUNIT of two classes"),
+    ):
+        log: list[str] = []
+        trainer.session(options, None, seed=1).run(silent, log.append)
+        (line,) = [line for line in log if "this is" in line]
+        assert said in line
+    assert not BalaGAN().remarks(BalaGANOptions(**{**given, "k": 2}))
 
 
 def test_networks_tell_what_they_are_without_torch():

@@ -44,7 +44,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def session(name: str, data: Path, start: Path | None = None, *, frozen=(), **given) -> Session:
     trainer = modelsoup.get_trainer(name)
-    own = {"data": data, "steps": 3, "sheet_every": 0, "threads": 0, "device": "cpu"}
+    own = {
+        "data": data,
+        "steps": 3,
+        "decay_steps": 0,
+        "sheet_every": 0,
+        "threads": 0,
+        "device": "cpu",
+    }
     options = trainer.options(**own | TINY[name] | given)
     return trainer.session(options, start, seed=1, frozen=frozen)
 
@@ -107,6 +114,19 @@ def decoded(x, p: State, blocks: int):
         y = conv(y, p[f"{own}conv2.weight"], 1)
         x = x + plainly_mixed(y, p[f"{own}norm2.rho"], gamma, beta)
     return x
+
+
+@pytest.mark.parametrize(("name", "half"), [("ugatit", 500_000), ("nice-gan", 150_000)])
+def test_in_the_second_half_of_a_papers_steps_the_rate_falls(name: str, half: int):
+    o = modelsoup.get_trainer(name).options()
+    assert (o.steps, o.decay_steps) == (half, half)
+    assert [o.pace(0, step) for step in (0, half - 1)] == [1, 1]
+    assert o.pace(0, half + half // 2 - 1) == pytest.approx(0.5, abs=1e-5)
+    assert 0 < o.pace(0, 2 * half - 1) < 1e-5
+    # In place of steps, epochs; what is said to that is what does it.
+    with pytest.raises(ValueError, match="steps: null and decay_steps: 0 they"):
+        type(o)(epochs=3)
+    assert type(o)(epochs=3, steps=None, decay_steps=0).pace(2) == 1
 
 
 def ugatit_generator(x, p: State, blocks: int):

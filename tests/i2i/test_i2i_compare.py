@@ -109,7 +109,7 @@ def test_two_trainers_are_compared_on_one_page_and_again_at_no_cost(data: Path):
     assert "page/plan.json is of another comparison, with other steps" in said
 
 
-def test_references_are_test_pictures_of_b(data: Path):
+def test_references_are_test_pictures_of_b_and_that_there_are_no_modalities_is_said(data: Path):
     """As of `soup i2i evaluate`: those of the training would be of another set."""
     black = np.zeros((28, 28, 3), np.uint8)
     for file in (data / "testB").iterdir():
@@ -117,6 +117,8 @@ def test_references_are_test_pictures_of_b(data: Path):
     run = soup(data, "--trainers", "balagan", "--steps", "1", "--size", "24", "--metrics", "psnr",
                *BALAGAN)  # fmt: skip
     assert run.exit_code == 0, run.stderr
+    said = "balagan: A and B are not split: this is BalaGAN without modalities"
+    assert said in run.stderr and said in Path("page.html").read_text("utf-8")
     Path("like").mkdir()
     save_png(black[:24, :24], Path("like/black.png"))
     model = Path("page/models/balagan-0.safetensors")
@@ -190,6 +192,8 @@ def test_a_budget_keeps_the_shape_of_a_trainers_schedule():
     CycleGANOptions(**_scheduled("cyclegan", falling, 1))  # it may be trained
     assert _scheduled("munit", {}, 500) == {"steps": 500, "halve_every": 50}
     assert _scheduled("munit", {}, 3)["halve_every"] == 1
+    for name in ("ugatit", "nice-gan"):
+        assert _scheduled(name, {}, 10) == {"steps": 5, "decay_steps": 5}
     assert _scheduled("cyclegan", {}, 7) == {"steps": 7}
 
 

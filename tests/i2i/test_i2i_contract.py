@@ -76,7 +76,8 @@ ROWS = {
                 "d_scales": 2},
     ),
     "nice-gan": Row(
-        {"load_size": 52, "crop_size": 48, "width": 4, "blocks": 1, "d_layers": 6},
+        {"load_size": 52, "crop_size": 48, "width": 4, "blocks": 1, "d_layers": 6,
+         "decay_steps": 0},
         long={"load_size": 52, "crop_size": 48, "width": 12, "blocks": 2, "d_layers": 6,
               "lr": 5e-4},
     ),
@@ -94,7 +95,7 @@ ROWS = {
     ),
     "ugatit": Row(
         {"load_size": 26, "crop_size": 24, "width": 4, "blocks": 1, "d_width": 4, "d_layers": 5,
-         "d_layers_local": 4},
+         "d_layers_local": 4, "decay_steps": 0},
         long={"width": 8, "blocks": 2, "d_width": 8, "d_layers": 5, "d_layers_local": 4,
               "lr": 5e-4},
     ),

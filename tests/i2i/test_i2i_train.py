@@ -65,6 +65,11 @@ def test_size_and_epochs_are_told_to_a_trainer_that_counts_steps_and_sees_the_mi
     assert {name: node["options"][name] for name in ("epochs", "steps", "size")} == {
         "epochs": 7, "steps": None, "size": 32,
     }  # fmt: skip
+    words = ("i2i", "train", "ugatit", *FOLDERS, "--epochs", 7)
+    (node,) = json.loads(soup(*words, "--dry-run", "--json").stdout)["nodes"]
+    assert {name: node["options"][name] for name in ("epochs", "steps", "decay_steps")} == {
+        "epochs": 7, "steps": None, "decay_steps": 0,
+    }  # fmt: skip
     # Without that steps would go before epochs, and nothing would be trained for as long.
     told = soup("train", "stargan", "--set", "epochs=7", "-o", "out.safetensors", code=1).stderr
     assert "epochs is 7, but steps, 200000, go before it: with steps: null they do not" in told

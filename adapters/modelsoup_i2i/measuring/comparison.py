@@ -211,13 +211,20 @@ def compare(
     leaves = _planned(asked, folder, force=force, say=say)
     say(f"{counted(len(leaves) * seeds, 'training')} of {asked.budget}: about "
         f"{_long(sum(leaf.seconds * leaf.total for leaf in leaves.values()) * seeds)}")  # fmt: skip
+    built = {
+        n: build_options(get_trainer(leaf.trainer), leaf.options) for n, leaf in leaves.items()
+    }
+    remarks = {n: _described(leaf.trainer).remarks(built[n]) for n, leaf in leaves.items()}
+    for remark in (f"{n}: {told}" for n, every in remarks.items() for told in every):
+        say(remark)
     inputs, real = _written(sets, folder)
     rows = []
     for name, leaf in leaves.items():
-        own = build_options(get_trainer(leaf.trainer), leaf.options)
+        own = built[name]
         row = Row(
             name, leaf.trainer, options_as_json(own), tuple(leaf.options), leaf.total,
             leaf.seconds, leaf.memory, parameters(_described(leaf.trainer).tensors(own)),
+            remarks=[*remarks[name]],
         )  # fmt: skip
         for seed in range(seeds):
             place = f"{name}-{seed}"

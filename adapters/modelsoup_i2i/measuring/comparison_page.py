@@ -48,7 +48,7 @@ class Row:
         parameters: of all networks.
         took: seconds of each training.
         results: of each metric, one for each seed.
-        remarks: what went wrong.
+        remarks: what went wrong, or is to be known.
         pictures: the folder of the first seed's translations.
     """
 

@@ -109,6 +109,7 @@ class BalaGAN(ImageTrainer):
     """Trains a translator that takes its style from a reference, among modalities."""
 
     name, options = "balagan", BalaGANOptions
+    of_two = "BalaGAN without modalities, of which k makes several"
 
     def networks(self, o: BalaGANOptions) -> dict[str, Network]:
         """See `Description`, as all that follows."""
@@ -154,6 +155,12 @@ class BalaGAN(ImageTrainer):
     def sorting(self, o: BalaGANOptions, s: Cast) -> dict[str, list[int]]:
         """By the start's M."""
         return find_labels(s) if o.found_by == "start" else {}
+
+    def remarks(self, o: BalaGANOptions) -> list[str]:
+        """That there are no modalities."""
+        if max(o.split) > 1:
+            return []
+        return [f"A and B are not split: this is {self.of_two} (docs/i2i_balagan.md)"]
 
     def opening(self, o: BalaGANOptions, images: Images) -> list[str]:
         """What modalities are too small, and which domain is."""
@@ -247,9 +254,11 @@ class FUNITOptions(BalaGANOptions):
 
     heads: Literal[1, 2] = 1
     batch: Count = 64
+    steps: Count | None = 100_000
 
 
 class FUNIT(BalaGAN):
     """Trains a translator that takes its style from a reference, among given classes."""
 
     name, options = "funit", FUNITOptions
+    of_two = "FUNIT of two classes, where modalities: labels has one for each folder in A"

@@ -21,7 +21,7 @@ from ..pictures.draws import Unpaired
 from ..pictures.picture import Images
 from ..training.options import UnpairedOptions
 from ..training.players import Player
-from ..training.ranges import Count, Rate, Weight
+from ..training.ranges import Count, Number, Rate, Weight
 from ..training.trainer import ImageTrainer
 from ..training.turns import Batch, Turn
 from ..use.translator import Translator
@@ -50,6 +50,8 @@ class NiceGanOptions(UnpairedOptions):
     """
 
     lr: Rate = 1e-4
+    steps: Count | None = 150_000
+    decay_steps: Number = 150_000
     lambda_gan: Weight = 1.0
     lambda_cycle: Weight = 10.0
     lambda_reconstruction: Weight = 10.0

@@ -134,6 +134,10 @@ class Description:
         """
         return {}
 
+    def remarks(self, o: Any) -> Sequence[str]:
+        """What whoever reads a result must know of its options: the log and comparisons say it."""
+        return ()
+
     def opening(self, o: Any, images: Images) -> Iterable[str]:
         """What else the log should say before the first step."""
         return ()

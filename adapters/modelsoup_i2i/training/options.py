@@ -65,9 +65,10 @@ class Steps(Options):
             raise ValueError("epochs and decay_epochs are both 0: there is nothing to train")
         usual = {field.name: field.default for field in dataclasses.fields(self)}
         if usual["steps"] == self.steps is not None and self.epochs != usual["epochs"]:
+            instead = " and decay_steps: 0" if self.decay_steps else ""
             raise ValueError(
-                f"epochs is {self.epochs}, but steps, {self.steps}, go before it: with steps: null "
-                f"they do not"
+                f"epochs is {self.epochs}, but steps, {self.steps}, go before it: with steps: null"
+                f"{instead} they do not"
             )
         if self.steps is not None and self.decay_epochs not in (0, usual["decay_epochs"]):
             raise ValueError(
@@ -75,7 +76,9 @@ class Steps(Options):
                 "may follow"
             )
         if self.steps is None and self.decay_steps:
-            raise ValueError("decay_steps follow steps: beside epochs it is decay_epochs")
+            raise ValueError(
+                "decay_steps follow steps: beside epochs it is 0, and decay_epochs may follow"
+            )
 
     def decisive(self) -> dict[str, Any]:
         """See `Options`; what is as it was before there were such options is left out."""

@@ -435,6 +435,7 @@ class Session(State):
                 of_each = [f"{name} {count}" for name, count in counts.items() if count]
                 if of_each:  # others are another set's
                     yield f"{part} by class, {len(of_each)}: {listed(of_each)}"
+        yield from self.trainer.remarks(options)
         yield from self.trainer.opening(options, self.pictures.sets)
 
     def _needs(self) -> Iterator[str]:
