@@ -240,6 +240,14 @@ def test_both_domains_may_be_split(tmp_path: Path):
     assert [p.label for p in o.images()["Y"]] == [2, 2, 3, 3, 3, 3]
 
 
+def test_folders_of_one_name_in_both_domains_are_two_modalities(tmp_path: Path):
+    make_classes(tmp_path / "A", {"asleep": 3, "A_asleep": 2}, size=20)
+    make_classes(tmp_path / "B", {"asleep": 2, "on a lawn": 4}, size=20)
+    o = BalaGANOptions(data_a=tmp_path / "A", data_b=tmp_path / "B", modalities="labels", k_b=2)
+    assert o.class_names() == ("A_A_asleep", "A_asleep", "B_asleep", "B_on a lawn")
+    assert [picture.label for picture in o.images()["Y"]] == [2] * 2 + [3] * 4
+
+
 def listed(root: Path, labels: dict[str, int], k: int) -> dict[str, object]:
     items = [{"path": path, "domain": "A", "label": label, "score": None}
              for path, label in labels.items()]  # fmt: skip
