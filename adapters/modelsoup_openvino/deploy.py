@@ -192,6 +192,10 @@ def must_measure(trainer: Deployable, names: Sequence[str]) -> None:
             )
 
 
+_EPOCHS_ALONE = {"steps": None, "decay_epochs": 0, "decay_steps": 0, "halve_every": None}
+"""Steps would go before epochs; and what follows a training from nothing follows no other one."""
+
+
 def options_for(
     trainer: Deployable, start: Path | None, given: Mapping[str, Any], *, epochs: int, rate: float,
     folder: Path | None = None,
@@ -224,7 +228,7 @@ def options_for(
     of_training: dict[str, Any] = {"lr": rate}
     if epochs:
         of_training["epochs"] = epochs
-        usual |= dict.fromkeys(names & {"steps"})  # which would go before epochs
+        usual |= {name: value for name, value in _EPOCHS_ALONE.items() if name in names}
     return build_options(cast(Trainer, trainer), {**usual, **known, **given, **of_training}, folder)
 
 

@@ -7,6 +7,7 @@ import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -18,6 +19,8 @@ from modelsoup_i2i.measuring.comparison_page import Row, best, page
 from modelsoup_i2i.measuring.metrics import Result as Measured
 from modelsoup_i2i.pictures.images import read_image, save_png
 from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
+from modelsoup_i2i.use.translate import translate
+from PIL import Image
 
 from modelsoup.cli import main
 
@@ -25,6 +28,12 @@ SMALL = [
     word for option in (
         "width=4", "blocks=1", "d_width=4", "d_layers=2", "threads=1", "pool_size=2",
         "munit.d_scales=2", "mlp=8", "style=4",
+    ) for word in ("--set", option)
+]  # fmt: skip
+BALAGAN = [
+    word for option in (
+        "width=4", "downs=2", "style_downs=2", "latent=6", "mlp=8", "d_halvings=2", "d_most=12",
+        "batch=2", "threads=0",
     ) for word in ("--set", option)
 ]  # fmt: skip
 TWO = ["--trainers", "cyclegan,munit", "--size", "24", "--metrics", "psnr,ssim", *SMALL]
@@ -98,6 +107,57 @@ def test_two_trainers_are_compared_on_one_page_and_again_at_no_cost(data: Path):
     Path("page.html").unlink()
     said = refused(data, *TWO, "--steps", "4")
     assert "page/plan.json is of another comparison, with other steps" in said
+
+
+def test_references_are_test_pictures_of_b(data: Path):
+    """As of `soup i2i evaluate`: those of the training would be of another set."""
+    black = np.zeros((28, 28, 3), np.uint8)
+    for file in (data / "testB").iterdir():
+        save_png(black, file)
+    run = soup(data, "--trainers", "balagan", "--steps", "1", "--size", "24", "--metrics", "psnr",
+               *BALAGAN)  # fmt: skip
+    assert run.exit_code == 0, run.stderr
+    Path("like").mkdir()
+    save_png(black[:24, :24], Path("like/black.png"))
+    model = Path("page/models/balagan-0.safetensors")
+    for reference, same in ((Path("like"), True), (data / "trainB", False)):
+        files = translate(model, "page/inputs", f"by {reference.name}", reference=reference)
+        made = [read_image(Path("page/translations/balagan-0") / file.name) for file in files]
+        every = zip(files, made, strict=True)
+        assert all(np.array_equal(read_image(file), own) for file, own in every) == same
+
+
+def test_with_one_picture_of_b_it_is_said_what_can_be_measured(data: Path):
+    words = ["--trainers", "cyclegan", "--steps", "1", "--size", "24", *SMALL[:8]]
+    for file in sorted((data / "testB").iterdir())[1:]:
+        file.unlink()
+    asked = "kd-st-alex,st-lpips_pairs,st-lpips_to_input"
+    said = refused(data, *words, "--metrics", asked)
+    assert "kd-st-alex needs at least 2 pictures of each set, not 1: name folders of more" in said
+    assert "with --test-a and --test-b, or measure what needs fewer: --metrics" in said
+    assert not Path("page").exists()
+    told = said[said.rindex("--metrics") :].split()
+    assert told == ["--metrics", "st-lpips_pairs,st-lpips_to_input"]
+    run = soup(data, *words, *told)
+    assert run.exit_code == 0, run.stderr
+
+
+def test_pictures_of_one_name_but_for_the_suffix_are_measured_apart(data: Path):
+    """And pairs stay pairs, though one of the folders has none such."""
+    Image.open(data / "testB" / "0.png").save(data / "testB" / "0.bmp")
+    words = ["--trainers", "cyclegan", "--steps", "1", "--size", "24", *SMALL[:8]]
+    run = soup(data, *words, "--metrics", "psnr", "--json")
+    assert run.exit_code == 0, run.stderr
+    (row,) = json.loads(run.stdout)
+    assert row["results"]["psnr"][0]["n_fake"] == 5
+    assert sorted(file.name for file in Path("page/real").iterdir()) == [
+        "0.bmp.png", *(f"{n}.png.png" for n in range(5))
+    ]  # fmt: skip
+    # Translated, they are apart, too.
+    Image.open(data / "testA" / "0.png").save(data / "testA" / "0.bmp")
+    run = soup(data, *words, "--metrics", "psnr", "--json", "--force")
+    assert run.exit_code == 0, run.stderr
+    assert json.loads(run.stdout)[0]["results"]["psnr"][0]["n_fake"] == 6
 
 
 def test_minutes_become_steps_that_a_second_run_keeps(data: Path):
@@ -184,6 +244,7 @@ def test_without_test_pictures_it_is_said_what_was_measured(data: Path):
         (["--trainers", "cyclegan", "--steps", "1", "--minutes", "1"], "give one of the two"),
         (["--trainers", "cycelgan", "--steps", "1"], "'cycelgan'; did you mean 'cyclegan'"),
         (["--trainers", "classifier", "--steps", "1"], "cyclegan, "),
+        (["--trainers", "self-init", "--steps", "1"], "pix2pix, stargan, "),
         (["--trainers", "cyclegan,cyclegan", "--steps", "1"], "as in other=cyclegan"),
         (["--trainers", "a/b=cyclegan", "--steps", "1"], "digits, - and _ are expected"),
         (["--trainers", "cyclegan,", "--steps", "1"], "must be NAME or CALLED=NAME"),

@@ -183,6 +183,10 @@ def test_the_rate_is_the_official_one():
     assert [cut.pace(n) for n in (0, 199, 200, 399)] == [1, 1, 1 - 1 / 201, 1 - 200 / 201]
     assert [fast.pace(n) for n in (149, 150, 199)] == [1, 1 - 1 / 51, 1 - 50 / 51]
     assert (cut.epochs + cut.decay_epochs, fast.epochs + fast.decay_epochs) == (400, 200)
+    # Steps take the place of both, and need not be told so; other words contradict them.
+    assert [CUTOptions(steps=4).pace(9, n) for n in (0, 9)] == [1, 1]
+    with pytest.raises(ValueError, match="beside them decay_epochs is 0"):
+        CUTOptions(steps=4, decay_epochs=7)
 
 
 def test_fastcut_is_cut_with_other_options(data: Path):

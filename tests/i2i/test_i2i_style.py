@@ -107,15 +107,16 @@ def test_a_model_that_knows_no_other_way_wants_a_reference():
 def test_references_are_drawn_by_a_pictures_name_and_no_two_of_one_mean_are_one():
     model = painter()
     all_of_them = [plain(n) for n in range(0, 250, 10)]
-    own = References(model, all_of_them, k_shot=3, seed=1)
-    chosen = [own.chosen("a", n) for n in range(20)]
-    levels = [sorted(int(one[0, 0, 0]) for one in some) for some in chosen]
-    assert all(len(set(some)) == 3 for some in levels) and len(set(map(tuple, levels))) > 15
-    assert [int(one[0, 0, 0]) for one in own.chosen("a", 4)] == [
-        int(one[0, 0, 0]) for one in References(model, all_of_them, k_shot=3, seed=1).chosen("a", 4)
-    ]
-    wanted = np.mean([level(int(one[0, 0, 0])) for one in own.chosen("a", 4)])
+    own = References(model, all_of_them, k_shot=3, samples=8, seed=1)
+    levels = [[int(one[0, 0, 0]) for one in own.chosen("a", n)] for n in range(8)]
+    assert len({shade for some in levels for shade in some}) == 24  # none of them twice
+    again = References(model, all_of_them, k_shot=3, samples=8, seed=1)
+    assert [int(one[0, 0, 0]) for one in again.chosen("a", 4)] == levels[4]
+    assert [int(one[0, 0, 0]) for one in own.chosen("b", 4)] != levels[4]
+    wanted = np.mean([level(shade) for shade in levels[4]])
     np.testing.assert_allclose(own.style("a", 4), wanted, atol=1e-5)
+    with pytest.raises(ParameterError, match="9 references of 3 each are more than the 25 pictur"):
+        References(model, all_of_them, k_shot=3, samples=9)
     for few in (0, 26):
         with pytest.raises(ParameterError, match=f"k_shot is {few}, but must be from 1 to 25"):
             References(model, all_of_them, k_shot=few)

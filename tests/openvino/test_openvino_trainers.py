@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 from modelsoup_i2i.pictures.images import save_png
 from modelsoup_openvino import export
+from modelsoup_openvino.deploy import deployable, options_for
 
 from modelsoup import build_options, get_trainer
+from modelsoup.trainer import EXTRAS
 
 sys.path.append(str(Path(__file__).parents[1] / "i2i"))
 from i2i_domains import drawing, make_domains
 from test_i2i_contract import ROWS, STEPS, placed
 
-BEGINS = ("lr", "epochs", "steps", "scratch", "phase1")  # what a training from nothing is told
+LASTS = ("epochs", "decay_epochs", "steps", "decay_steps", "halve_every")
+BEGINS = ("lr", "scratch", "phase1", *LASTS)  # what a training from nothing is told
+TRANSLATORS = {**ROWS, "transferi2i": ROWS["deepi2i"]}
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +30,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n in range(2):
             save_png(drawing(kind, n, 36), root / "classes" / name / f"{n}.png")
     return root
+
+
+def test_every_trainer_is_here_that_learns_from_pictures_to_make_others_of_them():
+    ours = {name for name, extra in EXTRAS.items() if extra == "i2i"}
+    assert ours - TRANSLATORS.keys() == {"classifier", "gan", "modality", "self-init"}
+
+
+@pytest.mark.parametrize("name", sorted(TRANSLATORS))
+def test_a_training_in_int8_lasts_the_epochs_that_are_asked_for(name, folders):
+    row, trainer = TRANSLATORS[name], deployable(name)
+    told = {**row.options, **STEPS, **{n: str(path) for n, path in placed(row, folders).items()}}
+    given = {option: value for option, value in told.items() if option not in ("lr", *LASTS)}
+    session = trainer.session(options_for(trainer, None, given, epochs=2, rate=1e-5), None, seed=1)
+    assert session.total_steps == 2 * session.steps_per_epoch
 
 
 @pytest.mark.slow

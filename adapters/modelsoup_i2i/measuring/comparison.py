@@ -48,7 +48,7 @@ from .comparison_page import Row, page
 from .cost import cost
 from .evaluation import Sets, find_sets, paired
 from .kept import Kept, features_folder
-from .metric_names import OFFLINE, must_be_known, own_names
+from .metric_names import OFFLINE, must_be_known, must_be_many, own_names
 from .metrics import Result, evaluate
 
 PLAN, RESULTS = "plan.json", "results.json"
@@ -204,6 +204,7 @@ def compare(
     check_output(output, force=force, kind="file")
     sets = find_sets(asked.tests, transform=_transform(asked.size))
     names = _metrics(metrics, extractor, has_truth=sets.truth is not None)
+    _must_suffice(sets, names)
     sets.must_allow([name for name in names if name not in own_names(extractor)])
     folder = output.with_suffix("")
     check_apart(folder, [asked.a, asked.b, *asked.tests], what="folder beside the page,")
@@ -231,7 +232,7 @@ def compare(
             if record["metrics"].get("diverged"):
                 row.remarks.append(f"seed {seed} diverged")
             try:
-                made = _translated(model, inputs, folder / "translations" / place, asked)
+                made = _translated(model, inputs, real, folder / "translations" / place, asked)
             except NonfiniteImageError:
                 row.remarks.append(f"translations of seed {seed} hold NaN or infinity")
                 continue
@@ -348,8 +349,9 @@ def _takes_part(trainer: Any) -> bool:
     fields = {own.name for own in dataclasses.fields(trainer.options)}
     if not {"data_a", "data_b", "steps"} <= fields or not hasattr(trainer, "probe"):
         return False
-    made = trainer.translators(trainer.options())
-    return any(how.source is not None for how in made.values())
+    own = trainer.options()
+    drawn = {name for draw in trainer.draws(own) for name in getattr(draw, "sets", ())}
+    return any(how.source in drawn for how in trainer.translators(own).values())
 
 
 def _must_be_set(asked: Asked) -> None:
@@ -411,6 +413,22 @@ def _metrics(
     return metrics
 
 
+def _must_suffice(sets: Sets, names: Sequence[str]) -> None:
+    """Raise a ParameterError for metrics of more pictures than there are, with what would do."""
+    said, enough = [], []
+    for name in names:
+        try:
+            must_be_many(name, len(sets.inputs), len(sets.real))
+            enough.append(name)
+        except ParameterError as error:
+            said.append(str(error))
+    if said:
+        fewer = f", or measure what needs fewer: --metrics {','.join(enough)}" if enough else ""
+        raise ParameterError(
+            f"{said[0]}: name folders of more test pictures with --test-a and --test-b{fewer}"
+        )
+
+
 def _transform(size: int) -> Transform:
     return Transform(load=(size, size), crop=(size, size), flip=False)
 
@@ -418,15 +436,16 @@ def _transform(size: int) -> Transform:
 def _written(sets: Sets, folder: Path) -> tuple[Path, Path]:
     """The test pictures at the size of training: what is translated, and what is real."""
     made = []
-    for name, files, root in zip(
-        ("inputs", "real"), (sets.inputs, sets.real), sets.folders, strict=True
-    ):
+    every = [[Path(str(file)).relative_to(root) for file in files] for files, root in
+             zip((sets.inputs, sets.real), sets.folders, strict=True)]  # fmt: skip
+    # Beside a.jpg, a.png keeps its suffix, and so do all others, that pairs stay pairs.
+    keep = any(len({own.with_suffix("") for own in names}) < len(names) for names in every)
+    for name, files, names in zip(("inputs", "real"), (sets.inputs, sets.real), every, strict=True):
         with placed(folder / name, force=True) as partial:
             partial.mkdir()
-            for file, picture in zip(files, _read(sets, files), strict=True):
-                place = (partial / Path(str(file)).relative_to(root)).with_suffix(".png")
-                if place.exists():
-                    raise ParameterError(f"two pictures of {root} are called {place.stem}")
+            for own, picture in zip(names, _read(sets, files), strict=True):
+                called = f"{own.name}.png" if keep else f"{own.stem}.png"
+                place = partial / own.with_name(called)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 save_png(picture, place)
         made.append(folder / name)
@@ -437,12 +456,12 @@ def _read(sets: Sets, files: Sequence[Picture]) -> Iterator[Any]:
     return (own for file in files for own in sets.read([file]))
 
 
-def _translated(model: Path, inputs: Path, output: Path, asked: Asked) -> Path:
-    """Test pictures of A as such of B; of what looks at references, each like one of B's."""
+def _translated(model: Path, inputs: Path, real: Path, output: Path, asked: Asked) -> Path:
+    """Test pictures of A as such of B; of what must see a reference, each like a real one."""
     how = find(model).how
     options: dict[str, Any] = {"classes": "B"} if how.classes else {}
     if how.style is not None and not how.style.noise:
-        options["reference"] = asked.b
+        options["reference"] = real
     output.parent.mkdir(exist_ok=True)
     with placed(output, force=True) as partial:  # none of other test pictures stay
         translate(model, inputs, partial, device=asked.device, **options)

@@ -136,6 +136,11 @@ def must_suffice(name: str, sizes: Mapping[str, tuple[int, int]], n_real: int) -
     # An extractor gets all at the size of the first one, and pixels are compared at each one's own.
     for called, size in islice(sizes.items(), None if through is None else 1):
         must_be_seen(through or name, called, size, said=name)
+    must_be_many(name, n_fake, n_real)
+
+
+def must_be_many(name: str, n_fake: int, n_real: int) -> None:
+    """Raise a ParameterError for a metric that so few translations or real pictures cannot give."""
     if reading_of(name) == "pairs" and n_fake < 2:
         raise ParameterError(f"{name} needs at least 2 translations")
     if is_of_sets(name) and min(n_fake, n_real) < 2:

@@ -69,7 +69,7 @@ class Steps(Options):
                 f"epochs is {self.epochs}, but steps, {self.steps}, go before it: with steps: null "
                 f"they do not"
             )
-        if self.steps is not None and self.decay_epochs:
+        if self.steps is not None and self.decay_epochs not in (0, usual["decay_epochs"]):
             raise ValueError(
                 "steps take the place of epochs: beside them decay_epochs is 0, and decay_steps "
                 "may follow"

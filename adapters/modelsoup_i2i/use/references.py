@@ -26,6 +26,7 @@ class References:
         pictures: all of them: files, or uint8, height × width × channels.
         of_class: in their place, those of a class, by its index.
         k_shot: of how many each style is the mean.
+        samples: how many are made of each picture at most.
         seed: of which are drawn.
     """
 
@@ -33,6 +34,7 @@ class References:
     pictures: Sequence[Reference]
     of_class: Mapping[int, Sequence[Reference]] = field(default_factory=dict)
     k_shot: int = 1
+    samples: int = 1
     seed: int = 0
     _made: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
 
@@ -43,12 +45,17 @@ class References:
                 f"k_shot is {self.k_shot}, but must be from 1 to {least}, of which there are "
                 f"reference pictures"
             )
+        if self.k_shot * self.samples > least:
+            raise ParameterError(
+                f"{self.samples} references of {self.k_shot} each are more than the {least} "
+                f"pictures that there are: at most {least // self.k_shot} can differ"
+            )
 
     def chosen(self, name: str, sample: int = 0, label: int = 0) -> list[Reference]:
-        """Those of a picture's n-th sample: the same for the same seed, name and n."""
+        """Those of a picture's n-th sample, which no other of its samples has."""
         own = self.of_class.get(label, self.pictures)
-        rng = np.random.default_rng((self.seed, sample, crc32(name.encode())))
-        return [own[n] for n in rng.choice(len(own), self.k_shot, replace=False)]
+        order = np.random.default_rng((self.seed, crc32(name.encode()))).permutation(len(own))
+        return [own[n] for n in order[sample * self.k_shot : (sample + 1) * self.k_shot]]
 
     def style(self, name: str, sample: int = 0, label: int = 0) -> np.ndarray:
         """The mean of their styles, float32, 1 × size."""
@@ -68,8 +75,9 @@ def read(model: Model, one: Reference) -> np.ndarray:
 
 
 def references_in(
-    model: Model, place: Path, *, labels: Sequence[int] = (), k_shot: int = 1, seed: int = 0
-) -> References:
+    model: Model, place: Path, *, labels: Sequence[int] = (), k_shot: int = 1, samples: int = 1,
+    seed: int = 0,
+) -> References:  # fmt: skip
     """A picture, or a folder of them; where that has folders called like classes, theirs.
 
     Raises:
@@ -88,4 +96,4 @@ def references_in(
             raise ParameterError(
                 f"the folder {place / names[label]}, of references, holds no images"
             )
-    return References(model, files, own, k_shot, seed)
+    return References(model, files, own, k_shot, samples, seed)

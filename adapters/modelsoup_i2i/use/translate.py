@@ -401,12 +401,12 @@ def _like(
         raise ParameterError(f"references is {references}, where at least 1 is expected")
     labels = model.labels(classes)
     if isinstance(reference, str | os.PathLike):
-        like = references_in(model, Path(reference), labels=labels, k_shot=k_shot, seed=seed)
+        like = references_in(
+            model, Path(reference), labels=labels, k_shot=k_shot, samples=references, seed=seed
+        )
     else:
         several = [reference] if isinstance(reference, np.ndarray) else [*reference]
-        like = References(model, several, k_shot=k_shot, seed=seed)
-    if len(like.pictures) == 1 and references > 1:
-        raise ParameterError(f"references is {references}, but there is one reference picture")
+        like = References(model, several, k_shot=k_shot, samples=references, seed=seed)
     return like, references
 
 
