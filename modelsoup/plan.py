@@ -45,6 +45,7 @@ from .trainer import (
     build_options,
     get_trainer,
     named_files,
+    trainer_fitting,
     trainer_identity,
     trainer_notices,
     trainer_outputs,
@@ -681,11 +682,17 @@ class _Checker:
             start = self._signature_of(operation.start)
         told = trainer_tensors(trainer, options)
         if told is not None:
-            name, reshapes = operation.training.trainer, trainer_reshapes(trainer, options)
-            if isinstance(operation, FineTune) and inputs[0].signature is not None:
-                _compare(name, told, inputs[0].node, inputs[0].signature, reshapes)
-            elif start is not None:
-                _compare(name, told, "its start", start, reshapes)
+            node, begun = "its start", start
+            if isinstance(operation, FineTune):
+                node, begun = inputs[0].node, inputs[0].signature
+            if begun is not None:
+                reshapes = trainer_reshapes(trainer, options)
+                fault = _compare(operation.training.trainer, told, node, begun, reshapes)
+                if fault:
+                    shapes = {tensor: shape for tensor, (_, shape) in begun.items()}
+                    fitting = trainer_fitting(trainer, options, shapes)
+                    has = ", ".join(f"{option}: {value}" for option, value in fitting.items())
+                    raise PlanError(f"{fault} ({node} has {has})" if has else fault)
         signature = told if told is not None else start
         if signature is None:
             return made
@@ -721,11 +728,11 @@ def _must_be_meant(leaf: Load, digest: Digest) -> None:
 
 def _compare(
     trainer: str, told: Signature, node: str, signature: Signature, reshapes: Mapping[str, str]
-) -> None:
-    """Whether what a trainer starts with fits what it says that it writes."""
+) -> str | None:
+    """Why what a trainer starts with does not fit what it says that it writes."""
     strange = [name for name in signature if name not in told]
     if strange:
-        raise PlanError(
+        return (
             f"the trainer {trainer!r} knows nothing of {counted(len(strange), 'tensor')} of "
             f"{node}: {listed(strange)}"
         )
@@ -736,10 +743,11 @@ def _compare(
     if other:
         options = dict.fromkeys(reshapes.get(name, "") for name in other)
         hint = f" ({' and '.join(options)} takes them)" if all(options) else ""
-        raise PlanError(
+        return (
             f"the trainer {trainer!r} has other shapes for {counted(len(other), 'tensor')} of "
             f"{node}: {listed(other)}{hint}"
         )
+    return None
 
 
 def _merged(

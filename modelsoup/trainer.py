@@ -444,6 +444,17 @@ def trainer_reshapes(trainer: Trainer, options: Any) -> dict[str, str]:
         return {str(name): str(option) for name, option in reshapes(options).items()}
 
 
+def trainer_fitting(
+    trainer: Trainer, options: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """The options that a start of such shapes has and these lack, as far as a trainer tells."""
+    fitting = getattr(trainer, "fitting", None)
+    if fitting is None:
+        return {}
+    with telling(trainer, "fitting"):
+        return dict(fitting(options, shapes))
+
+
 def trainer_notices(trainer: Trainer, options: Any) -> list[str]:
     """What a trainer wants the user to know before anything runs."""
     notices = getattr(trainer, "notices", None)

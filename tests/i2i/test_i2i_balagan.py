@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ pytest.importorskip("torch")
 pytest.importorskip("PIL")
 
 import torch
+from click.testing import CliRunner
 from i2i_domains import drawing, make_classes, make_domains
 from i2i_states import flat, moved, silent
 from modelsoup_i2i.networks.described import parameters
@@ -36,6 +38,7 @@ from safetensors.torch import load_file, save_file
 
 import modelsoup
 from modelsoup import MismatchError, ParameterError, TrainerError
+from modelsoup.cli import main
 
 torch.set_num_threads(1)
 TINY = {
@@ -260,6 +263,14 @@ def test_both_domains_may_be_split(tmp_path: Path):
     )
     assert o.class_names() == ("p", "q", "r", "s")
     assert [p.label for p in o.images()["Y"]] == [2, 2, 3, 3, 3, 3]
+
+
+def test_folders_of_one_name_in_both_domains_are_two_modalities(tmp_path: Path):
+    make_classes(tmp_path / "A", {"asleep": 3, "A_asleep": 2}, size=20)
+    make_classes(tmp_path / "B", {"asleep": 2, "on a lawn": 4}, size=20)
+    o = BalaGANOptions(data_a=tmp_path / "A", data_b=tmp_path / "B", modalities="labels", k_b=2)
+    assert o.class_names() == ("A_A_asleep", "A_asleep", "B_asleep", "B_on a lawn")
+    assert [picture.label for picture in o.images()["Y"]] == [2] * 2 + [3] * 4
 
 
 def listed(root: Path, labels: dict[str, int], k: int) -> dict[str, object]:
@@ -530,6 +541,30 @@ def test_a_start_without_the_network_that_finds_labels_is_refused(modal: Path):
         session(modal, **K2).run(silent, silent)
     with pytest.raises(TrainerError, match=r"of a start \(--start\), or of init_from \(M: file\)"):
         labels(session(modal, **K2))  # what a training tells of its pictures comes before its steps
+
+
+@pytest.mark.parametrize(
+    ("given", "has"),
+    [({"k": 3, "encoder": "small"}, "k: 2"), ({"k": 2}, "encoder: small")],
+    ids=["k", "encoder"],
+)
+def test_the_command_says_with_which_option_an_encoder_would_fit(
+    modal: Path, start: Path, tmp_path: Path, given: dict, has: str
+):
+    words = ["train", "balagan", "-o", str(tmp_path / "own.safetensors"), "--start", str(start)]
+    for name, value in {**TINY, **given, "data": modal}.items():
+        words += ["--set", f"{name}={value}"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 1
+    said = " ".join(result.output.split())
+    assert re.search(rf"tensors? of .*\(.* has {has}\)", said), said
+
+
+def test_modalities_of_the_other_domain_are_refused_with_the_numbers(modal: Path, start: Path):
+    read = load_file(start)
+    save_file(read | {"M.belongs": torch.tensor([0, 1])}, start)
+    with pytest.raises(MismatchError, match=r"1 modalities of A and 1 of B.*say k: 1 and k_b: 1"):
+        labels(session(modal, start=start, **K2))
 
 
 def test_a_checkpoint_tells_its_options(modal: Path, tmp_path: Path):

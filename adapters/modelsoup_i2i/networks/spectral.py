@@ -162,7 +162,7 @@ def folded(network: nn.Module) -> nn.Module:
         for name, layer in list(part.named_children()):
             if isinstance(layer, Spectral):
                 setattr(part, name, layer.plain())
-            elif "weight_orig" in layer._parameters and not hasattr(layer, "undivided"):
+            elif "weight_u" in layer._buffers and not hasattr(layer, "undivided"):
                 _must_be_units(layer)
                 nn.utils.remove_spectral_norm(layer)
     return network

@@ -104,13 +104,17 @@ class Modalities:
         return found
 
     def beside(self, other: Modalities) -> Modalities:
-        """These of A; and in the place of B as one class those that another one has of its A."""
+        """These of A; and in the place of B as one class those that another one has of its A.
+
+        Where both have a name, all say whose they are: `A_name` and `B_name`.
+        """
         first, more = self.k_source, other.k_source
         items = [replace(i, domain="B", label=first + i.label) for i in other.items]
         own = [item for item in self.items if item.domain == "A"]
-        return Modalities(
-            (*self.classes[:first], *other.classes[:more]), first, (*own, *items), self.found
-        )  # fmt: skip
+        of_each = self.classes[:first], other.classes[:more]
+        whose = [f"{own}_" for own in DOMAINS] if {*of_each[0]} & {*of_each[1]} else ["", ""]
+        names = [own + name for own, these in zip(whose, of_each, strict=True) for name in these]
+        return Modalities(tuple(names), first, (*own, *items), self.found)
 
     def as_json(self) -> str:
         """See the module's text."""

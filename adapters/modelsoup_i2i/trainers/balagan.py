@@ -233,14 +233,18 @@ class BalaGAN(ImageTrainer):
 
     def options_in(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """Sizes of the networks that there are, and how many classes: see `options_of`."""
-        found: dict[str, Any] = dict(funits.generator_in(shapes))
+        whole = any(name.startswith(("G.", "D.")) for name in shapes)
+        found: dict[str, Any] = dict(funits.generator_in(shapes)) if whole else {}
         if any(name.startswith("D.") for name in shapes):
             told = funits.discriminator_in(shapes)
             found = {own: told[size] for size, own in funits.JUDGES.items()} | found
             found["classes"] = told["classes"]
         if any(name.startswith("M.") for name in shapes):
             sizes = labeller_in(shapes).sizes
-            found |= {name: sizes[name] for name in ("encoder", "embedding")}
+            found |= {name: sizes[name] for name in ("encoder", "embedding", "channels")}
+            if found.get("classes", sizes["k"] + 1) == sizes["k"] + 1:
+                # B is one class; in M alone, too, or else `find_labels` says how many are B's.
+                found["k"] = sizes["k"]
         return found
 
     def options_of(self, checkpoint: Path) -> dict[str, Any]:

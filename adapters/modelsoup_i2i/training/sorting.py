@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from modelsoup import ParameterError, counted, listed, open_checkpoint
+from modelsoup import MismatchError, ParameterError, counted, listed, open_checkpoint
 
 from ..pictures.images import ImageError
 from ..pictures.modalities import DOMAINS, Modalities, class_names, in_folders, read_modalities
@@ -236,7 +236,8 @@ def find_labels(s: Cast) -> dict[str, list[int]]:
 
     Raises:
         ImageError: a picture is damaged, and is not to be left out.
-        MismatchError: M's centroids are none that a training found, but those of a merge, say.
+        MismatchError: M's centroids are none that a training found, but those of a merge, say; or
+            are more or fewer of a domain.
         TrainerError: neither a start nor `init_from` has M.
     """
     from ..use.modalities import embedded, must_be_one_models
@@ -244,6 +245,13 @@ def find_labels(s: Cast) -> dict[str, list[int]]:
     s.must_have_begun("M")
     o, labeller = s.options, s.networks["M"]
     must_be_one_models(labeller, "the start")
+    belongs = labeller.belongs.tolist()
+    there, wanted = (belongs.count(0), belongs.count(1)), (o.split[0], o.k_b or 0)
+    if there != wanted:
+        raise MismatchError(
+            f"M has {there[0]} modalities of A and {there[1]} of B, where k is {wanted[0]} and k_b "
+            f"{o.k_b}: say k: {there[0]}{f' and k_b: {there[1]}' if there[1] else ''}"
+        )
     transform = zoomed(int(labeller.side))  # as it saw them when it was trained
 
     def read(picture: Picture) -> np.ndarray | None:

@@ -320,15 +320,19 @@ class ImageTrainer(Description):
                 f"{'' if name in expected else ' such tensor'}{self._instead(o, shapes)}"
             )
 
-    def _instead(self, o: Any, shapes: Mapping[str, Sequence[int]]) -> str:
-        """The options that would fit a start."""
+    def fitting(self, o: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """The options that would fit a start, where they are others."""
         try:
             told = self.options_in(shapes)
         except MismatchError:
-            return ""
+            return {}
         own = self.options_in({name: shape for name, (_, shape) in self.tensors(o).items()})
-        other = [f"{n}: {value}" for n, value in told.items() if own.get(n) != value]
-        return f" (the start has {', '.join(other)})" if other else ""
+        return {name: value for name, value in told.items() if own.get(name) != value}
+
+    def _instead(self, o: Any, shapes: Mapping[str, Sequence[int]]) -> str:
+        """What a refusal of a start says of them."""
+        other = ", ".join(f"{name}: {value}" for name, value in self.fitting(o, shapes).items())
+        return f" (the start has {other})" if other else ""
 
     def _source(self, options: Any, network: str) -> str:
         """The set of what a translator sees."""
