@@ -450,7 +450,7 @@ def test_rates_of_steps_fall_as_those_of_epochs_or_are_halved(data: Path):
     # Where it stays as it is, keys are what they were.
     assert not {"decay_steps", "halve_every"} & {*replace(falling, decay_steps=0).decisive()}
     assert falling.decisive()["decay_steps"] == 100 and halved.decisive()["halve_every"] == 30
-    with pytest.raises(ValueError, match="beside epochs it is decay_epochs"):
+    with pytest.raises(ValueError, match="beside epochs it is 0, and decay_epochs may follow"):
         replace(falling, steps=None)
 
 
