@@ -117,10 +117,11 @@ class Classifier(ImageTrainer):
         from ..measuring.extractors import classifier, predicted
 
         try:
-            files, pictures = zip(*self._pictures(job.options, "data", "test"), strict=True)
+            seen = [own for _, own in self._pictures(job.options, "data", "test")]
         except ImageError as error:
             job.log(f"not evaluated: {error}")
             job.report(1.0, {"not_evaluated": 1.0})
             return
+        files, pictures = zip(*seen, strict=True)
         right = predicted(classifier(job.output), pictures) == labels_of(files)
         job.report(1.0, {"test_accuracy": float(right.mean())})
