@@ -492,7 +492,7 @@ def test_what_folders_and_files_cannot_be_is_refused(modal: Path, root: Path, tm
     (modal / "trainA" / "red").rename(modal / "trainA" / "B")
     refused("a modality of A is called 'B'", data=modal, modalities="labels")
     refused(
-        "B has 6 images and A 4: A is the rich domain", k="auto",
+        "B has 6 pictures and A 4: A is the rich domain", k="auto",
         data_a=root / "trainB", data_b=root / "trainA",
     )  # fmt: skip
 

@@ -13,8 +13,8 @@ ROOM = "modelsoup_i2i.networks.modality"
 MADE_BY = f"{ROOM}:Labeller"
 PROJECTION = Joined(f"{ROOM}:Projection", ("M",))
 RECONSTRUCTION = Joined(f"{ROOM}:Reconstruction", ("M",))
-VAE_SIDE = 64
-LATENT = 128
+VAE_SIDE = 64  # of the pictures that the VAE sees
+LATENT = 128  # numbers of its code
 _FIRST = {
     "vae": ("encoder.mean.weight", "encoder.layers.0.weight"),
     "small": ("encoder.layers.0.weight", "encoder.layers.0.weight"),

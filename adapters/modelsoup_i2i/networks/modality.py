@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from .classifier import ResNet18
+from .modalities import LATENT
 
 Encoder = Literal["resnet18", "small", "vae"]
-VAE_SIDE = 64
-LATENT = 128  # numbers of the VAE's code
 WIDTHS = {"resnet18": (512, 256), "small": (128, 64), "vae": (LATENT, LATENT)}
 """Of an embedding h, and of z, to which the head projects it."""
 

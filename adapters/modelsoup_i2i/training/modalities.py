@@ -24,13 +24,56 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Split(TwoDomains):
-    """Two folders of unpaired pictures, in the first of which there are modalities.
+class RichAndPoor(TwoDomains):
+    """Two folders of unpaired pictures, the first or both of which are split into modalities.
+
+    Attributes:
+        k_b: modalities of B; None leaves it one class.
+        exclude_target: B is looked at by nobody in training.
+    """
+
+    k_b: Count | None = None
+    exclude_target: bool = False
+
+    fewest: ClassVar[int] = 1
+
+    def must_fit(self) -> None:
+        """See `Options`."""
+        super().must_fit()
+        if self.k_b is not None and self.exclude_target:
+            raise ValueError("k_b splits B, which exclude_target leaves out")
+
+    @cached_property
+    def counts(self) -> tuple[int, int] | None:
+        """The pictures of A and of B; None where no folders are named."""
+        if self.data is None and self.data_a is None and self.data_b is None:
+            return None
+        domains = self.domains()
+        return len(domains.a), len(domains.b)
+
+    def auto(self) -> int:
+        """⌈|A| / |B|⌉: so many modalities of A have no more pictures than B each.
+
+        Raises:
+            ParameterError: there are no data, or B is the larger domain.
+        """
+        if self.counts is None:
+            raise ParameterError("k is auto, ⌈|A| / |B|⌉, but there are no data: say k")
+        a, b = self.counts
+        if b > a:
+            raise ParameterError(
+                f"k is auto, ⌈|A| / |B|⌉, but B has {b} pictures and A {a}: A is the rich domain, "
+                f"which is split (exchange data_a and data_b, or say k, and for B k_b)"
+            )
+        return -(-a // b)
+
+
+@dataclass(frozen=True)
+class Split(RichAndPoor):
+    """How modalities are found, and into how many.
 
     Attributes:
         k: modalities of A; `auto` is ⌈|A| / |B|⌉, as each is to have no more pictures than B.
-        k_b: those of B; None leaves it one class.
-        exclude_target: B is looked at by nobody.
         embedding: what is clustered: `h`, the encoder's result, or `z`, what the head makes of it.
         normalise: a centroid is the mean of directions, or else of embeddings as they are.
         restarts: of k-means, of which the closest clusters count.
@@ -41,8 +84,6 @@ class Split(TwoDomains):
     """
 
     k: Count | Literal["auto"] = "auto"
-    k_b: Count | None = None
-    exclude_target: bool = False
     embedding: Literal["h", "z"] = "h"
     normalise: bool = True
     restarts: Count = 1
@@ -50,26 +91,10 @@ class Split(TwoDomains):
     labels: Annotated[Path | None, FREE] = None
     columns: Annotated[Count, FREE] = 10
 
-    fewest: ClassVar[int] = 1
-
-    def must_fit(self) -> None:
-        """See `Options`."""
-        super().must_fit()
-        if self.k_b is not None and self.exclude_target:
-            raise ValueError("k_b splits B, which exclude_target leaves out")
-
     @property
     def sets(self) -> tuple[str, ...]:
         """The sets of pictures that are looked at."""
         return ("X",) if self.exclude_target else ("X", "Y")
-
-    @cached_property
-    def counts(self) -> tuple[int, int] | None:
-        """The pictures of A and of B; None where no folders are named."""
-        if self.data is None and self.data_a is None and self.data_b is None:
-            return None
-        domains = self.domains()
-        return len(domains.a), len(domains.b)
 
     def clusters(self) -> tuple[int, int]:
         """How many modalities A has, and B; 0 where that is one class.
@@ -85,15 +110,7 @@ class Split(TwoDomains):
                 if k > there:
                     raise ParameterError(f"{name} is {k}, but {of} has {counted(there, 'picture')}")
             return wanted
-        if self.counts is None:
-            raise ParameterError("k is auto, ⌈|A| / |B|⌉, but there are no data: say k")
-        a, b = self.counts
-        if b > a:
-            raise ParameterError(
-                f"k is auto, ⌈|A| / |B|⌉, but B has {b} pictures and A {a}: A is the rich domain, "
-                f"which is split (exchange data_a and data_b, or say k, and for B k_b)"
-            )
-        return -(-a // b), self.k_b or 0
+        return self.auto(), self.k_b or 0
 
     def known(self) -> dict[str, str]:
         """The classes of A's pictures that are known, by their paths.

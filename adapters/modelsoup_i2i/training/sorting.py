@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from ..pictures.modalities import DOMAINS, Modalities, class_names, in_folders, 
 from ..pictures.picture import Images, Picture, labelled, labels_of, read_picture
 from ..pictures.transforms import zoomed
 from ..use.classes import classes_in
-from .data import TwoDomains
+from .modalities import RichAndPoor
 from .ranges import FREE, Count
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ModalDomains(TwoDomains):
-    """Two folders of unpaired pictures, split into modalities.
+class ModalDomains(RichAndPoor):
+    """Two folders of unpaired pictures, and who says which of them is of which modality.
 
     Attributes:
         modalities: who says to which modality a picture belongs: `start`, the network M of the
@@ -42,22 +42,14 @@ class ModalDomains(TwoDomains):
             `start` where k or k_b says that there are several, and `none` where they do not.
         k: how many modalities A has; `auto` is ⌈|A| / |B|⌉, the least that the paper recommends;
             None is 1, or as many as folders or the file say.
-        k_b: those of B; None leaves it one class.
-        exclude_target: B is not trained on: it appears as reference afterwards.
     """
 
     modalities: Annotated[Literal["none", "labels", "start"] | Path | None, FREE] = None
     k: Count | Literal["auto"] | None = None
-    k_b: Count | None = None
-    exclude_target: bool = False
-
-    fewest: ClassVar[int] = 1
 
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
-        if self.exclude_target and self.k_b is not None:
-            raise ValueError("k_b splits B, which exclude_target leaves out")
         if self.found_by == "start" and self.k is None:
             raise ValueError("modalities are the start's, whose M has so many of A: k")
         if self.found_by == "none" and {self.k, self.k_b} - {None, 1}:
@@ -82,7 +74,7 @@ class ModalDomains(TwoDomains):
         """
         by = self.found_by
         if by in ("none", "start"):
-            of_a = self._least() if self.k == "auto" else self.k or 1
+            of_a = self.auto() if self.k == "auto" else self.k or 1
             return Modalities(class_names(of_a, self.k_b or 1), of_a, ())
         if by == "labels":
             a, b = self.folders()
@@ -93,7 +85,7 @@ class ModalDomains(TwoDomains):
             assert isinstance(by, Path)
             found = read_modalities(by)
         first = found.k_source
-        k = self._least() if self.k == "auto" else self.k
+        k = self.auto() if self.k == "auto" else self.k
         for name, wanted, there in (("k", k, first), ("k_b", self.k_b, len(found.classes) - first)):
             if wanted not in (None, there):
                 where = "there are folders for" if by == "labels" else f"{by} has"
@@ -102,17 +94,6 @@ class ModalDomains(TwoDomains):
         if twice:
             raise ParameterError(f"a modality of A is called {twice[0]!r}, as a class of B is")
         return found
-
-    def _least(self) -> int:
-        """What `auto` is of k."""
-        domains = self.domains()
-        a, b = len(domains.a), len(domains.b)
-        if b > a:
-            raise ParameterError(
-                f"k is auto, ⌈|A| / |B|⌉, but B has {b} images and A {a}: A is the rich domain, "
-                f"which is split (exchange data_a and data_b, or say k)"
-            )
-        return -(-a // b)
 
     @property
     def split(self) -> tuple[int, int]:
