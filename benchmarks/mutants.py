@@ -213,6 +213,7 @@ TESTS = {
         "use/pretrained": "pretrained",
         "use/sampling": "use",
         "use/stargan": "stargan",
+        "use/export": "contract style translate use",
         "use/translate": "metrics use",
         "use/translator": "cyclegan use style",
     },

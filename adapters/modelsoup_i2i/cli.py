@@ -278,7 +278,7 @@ def export(
 ) -> None:
     """Write a generator or a translator as ONNX; or what makes its styles."""
     with needed("i2i"):
-        from .use.translate import export_onnx
+        from .use.export import export_onnx
     export_onnx(model, output, direction=direction, size=size, part=part, force=force)
     click.echo(printable(f"{output}"))
 

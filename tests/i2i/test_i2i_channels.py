@@ -30,8 +30,9 @@ from modelsoup_i2i.pictures.images import (
 from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_i2i.trainers.gan import Gan, GanOptions
 from modelsoup_i2i.trainers.pix2pix import Pix2Pix, Pix2PixOptions
+from modelsoup_i2i.use.export import export_onnx
 from modelsoup_i2i.use.sampling import sample
-from modelsoup_i2i.use.translate import export_onnx, translate
+from modelsoup_i2i.use.translate import translate
 from PIL import Image
 from test_i2i_images import grey_tiff, tiff16
 

@@ -17,8 +17,9 @@ from i2i_states import silent
 from modelsoup_i2i.pictures.images import read_image, save_png
 from modelsoup_i2i.pictures.sources import prepare
 from modelsoup_i2i.training.session import Session
+from modelsoup_i2i.use.export import export_onnx
 from modelsoup_i2i.use.generators import load_model
-from modelsoup_i2i.use.translate import export_onnx, translate
+from modelsoup_i2i.use.translate import translate
 from safetensors.numpy import save_file
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 

@@ -22,9 +22,10 @@ from modelsoup_i2i.pictures.images import read_image, save_png, to_image, to_ten
 from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_i2i.trainers.pix2pix import Pix2Pix, Pix2PixOptions
 from modelsoup_i2i.training.session import Session
+from modelsoup_i2i.use.export import export_onnx
 from modelsoup_i2i.use.generators import load_generator
 from modelsoup_i2i.use.official import import_folder
-from modelsoup_i2i.use.translate import export_onnx, translate, translate_arrays
+from modelsoup_i2i.use.translate import translate, translate_arrays
 from torch.nn import functional
 
 import modelsoup

@@ -9,8 +9,9 @@ import torch
 from modelsoup_i2i.networks.layers import at_any_size
 from modelsoup_i2i.networks.resnet import ResnetGenerator
 from modelsoup_i2i.pictures.images import read_image, save_png, to_image, to_tensor
+from modelsoup_i2i.use.export import export_onnx
 from modelsoup_i2i.use.generators import load_generator
-from modelsoup_i2i.use.translate import export_onnx, translate, translated_arrays
+from modelsoup_i2i.use.translate import translate, translated_arrays
 from safetensors.torch import save_file
 
 import modelsoup

@@ -20,11 +20,12 @@ from modelsoup_i2i.pictures.draws import Noise
 from modelsoup_i2i.pictures.images import read_image, save_png, to_image, to_tensor
 from modelsoup_i2i.trainers.deepi2i import DeepI2I, DeepI2IOptions
 from modelsoup_i2i.use.classes import CLASSES
+from modelsoup_i2i.use.export import export_onnx
 from modelsoup_i2i.use.generators import load_generator, load_model
 from modelsoup_i2i.use.models import Model, Wanted
 from modelsoup_i2i.use.pages import by_class, interpolated, sampled, write_page
 from modelsoup_i2i.use.sampling import sample
-from modelsoup_i2i.use.translate import export_onnx, translate, translate_arrays, translated_arrays
+from modelsoup_i2i.use.translate import translate, translate_arrays, translated_arrays
 from modelsoup_i2i.use.translator import Translator
 from safetensors.torch import save_file
 
