@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from .trainers.cyclegan import CycleGAN, CycleGANOptions
     from .trainers.pix2pix import Pix2Pix, Pix2PixOptions
     from .training.session import Session
-    from .use.cam import import_nice_gan, import_ugatit
     from .use.official import import_folder
+    from .use.official_cam import import_nice_gan, import_ugatit
+    from .use.official_stargan import import_stargan
     from .use.pretrained import import_biggan, import_deepi2i, import_stylegan
-    from .use.stargan import import_stargan
 
 _HOMES = {
     "trainers.cyclegan": ("CycleGAN", "CycleGANOptions"),
@@ -35,11 +35,11 @@ _HOMES = {
     "networks.patch": ("PatchDiscriminator",),
     "networks.resnet": ("ResnetGenerator",),
     "networks.unet": ("UnetGenerator",),
-    "use.cam": ("import_nice_gan", "import_ugatit"),
+    "use.official_cam": ("import_nice_gan", "import_ugatit"),
     "use.generators": ("load_generator", "load_model"),
     "use.official": ("import_folder",),
     "use.pretrained": ("import_biggan", "import_deepi2i", "import_stylegan"),
-    "use.stargan": ("import_stargan",),
+    "use.official_stargan": ("import_stargan",),
     "training.session": ("Session",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
-from modelsoup import (
-    nearest,
-)
+from modelsoup import nearest
 
 from .cli_shared import DIRECTION, FORCE, PATH, needed, say
 
@@ -49,6 +47,9 @@ _CLASS_ROWS = click.option(
 )  # fmt: skip
 _CLASSES = click.option("--classes", type=click.IntRange(min=1), metavar="N", help="How many.")
 _SEED = click.option("--seed", default=0, show_default=True, help="Of new rows.")
+_STEP = click.option(
+    "--step", type=click.IntRange(min=0), metavar="N", help="Whose files.  [default: the last]"
+)
 _STYLEGAN_SIZE = click.option(
     "--size", type=int, metavar="N", help="Of a StyleGAN's pictures.  [default: what was trained]"
 )
@@ -73,25 +74,24 @@ for _name in ("cut", "cyclegan", "pix2pix"):
     import_.add_command(_official, _name)
 
 
-def _funit(kind: Literal["balagan", "funit"], told: str) -> click.Command:
-    """The command of a kind, whose files have one layout."""
+@click.command(no_args_is_help=True)
+@click.pass_context
+@click.argument("folder", metavar="DIR", type=PATH)
+@_IMPORTED
+@_STEP
+@FORCE
+def _funit(
+    context: click.Context, folder: Path, output: Path, step: int | None, force: bool
+) -> None:
+    """BalaGAN's or FUNIT's folder: gen_00100000.pt, and dis_00100000.pt."""
+    with needed("i2i"):
+        from .use.official_funit import import_funit
+    kind: Any = context.info_name
+    _tell(import_funit(folder, output, kind, force=force, step=step, say=say))
 
-    def run(folder: Path, output: Path, step: int | None, force: bool) -> None:
-        with needed("i2i"):
-            from .use.official_funit import import_funit
-        _tell(import_funit(folder, output, kind, force=force, step=step, say=say))
 
-    run.__doc__ = f"{told}'s folder: gen_00100000.pt, and dis_00100000.pt."
-    for made in (
-        FORCE, click.option("--step", type=int, metavar="N", help="Which files.  [default: last]"),
-        _IMPORTED, click.argument("folder", metavar="DIR", type=PATH),
-    ):  # fmt: skip
-        run = made(run)
-    return click.command(kind, no_args_is_help=True)(run)
-
-
-import_.add_command(_funit("balagan", "BalaGAN"))
-import_.add_command(_funit("funit", "FUNIT"))
+for _name in ("balagan", "funit"):
+    import_.add_command(_funit, _name)
 
 
 @import_.command(no_args_is_help=True)
@@ -160,14 +160,12 @@ def deepi2i(
 @import_.command(no_args_is_help=True)
 @click.argument("folder", metavar="DIR", type=PATH)
 @_IMPORTED
-@click.option(
-    "--step", type=click.IntRange(min=0), metavar="N", help="Whose files.  [default: the last]"
-)
+@_STEP
 @FORCE
 def stargan(folder: Path, output: Path, step: int | None, force: bool) -> None:
     """StarGAN's folder: 200000-G.ckpt and 200000-D.ckpt."""
     with needed("i2i"):
-        from .use.stargan import import_stargan
+        from .use.official_stargan import import_stargan
     _tell(import_stargan(folder, output, force=force, step=step, say=say))
 
 
@@ -178,7 +176,7 @@ def stargan(folder: Path, output: Path, step: int | None, force: bool) -> None:
 def ugatit(file: Path, output: Path, force: bool) -> None:
     """A file of UGATIT-pytorch, light: genA2B, genB2A, disGA, disGB, disLA and disLB."""
     with needed("i2i"):
-        from .use.cam import import_ugatit
+        from .use.official_cam import import_ugatit
     _tell(import_ugatit(file, output, force=force, say=say))
 
 
@@ -189,7 +187,7 @@ def ugatit(file: Path, output: Path, force: bool) -> None:
 def nice_gan(file: Path, output: Path, force: bool) -> None:
     """A file of NICE-GAN-pytorch, light: gen2A, gen2B, disA and disB."""
     with needed("i2i"):
-        from .use.cam import import_nice_gan
+        from .use.official_cam import import_nice_gan
     _tell(import_nice_gan(file, output, force=force, say=say))
 
 

@@ -19,8 +19,8 @@ from modelsoup_i2i.networks.cam import ILN, AdaILN, attended
 from modelsoup_i2i.networks.described import Network
 from modelsoup_i2i.training.session import Session
 from modelsoup_i2i.training.turns import Batch
-from modelsoup_i2i.use.cam import import_nice_gan, import_ugatit
 from modelsoup_i2i.use.generators import load_model
+from modelsoup_i2i.use.official_cam import import_nice_gan, import_ugatit
 from torch import nn
 from torch.nn import functional as F
 

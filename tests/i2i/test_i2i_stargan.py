@@ -18,7 +18,7 @@ from modelsoup_i2i.pictures.draws import Spot, Uniform
 from modelsoup_i2i.trainers.stargan import StarGAN, StarGANOptions
 from modelsoup_i2i.training.session import Session
 from modelsoup_i2i.training.turns import Batch
-from modelsoup_i2i.use.stargan import import_stargan
+from modelsoup_i2i.use.official_stargan import import_stargan
 
 import modelsoup
 from modelsoup import MismatchError

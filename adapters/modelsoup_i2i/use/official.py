@@ -25,6 +25,7 @@ from modelsoup import (
     OutputError,
     check_output,
     convert,
+    listed,
     open_checkpoint,
     placed,
 )
@@ -169,6 +170,43 @@ def _found(source: Path, epoch: str) -> dict[str, Path]:
     if not {"G", *GENERATORS} & set(files):
         raise CheckpointError(f"{source} has no generator of {epoch!r} (such as {epoch}_net_G.pth)")
     return files
+
+
+def of_step(
+    source: Path, file: re.Pattern[str], step: int | None, generator: str, such: str
+) -> tuple[dict[str, Path], list[int]]:
+    """The files of a step in a folder that has some of several.
+
+    Args:
+        source: the folder.
+        file: what its files are called, with the groups `network` and `step`.
+        step: which; None is the last one that has a generator.
+        generator: what the generator is called there.
+        such: the name of a generator's file, for errors.
+
+    Returns:
+        the file of each network, and the steps that have a generator.
+
+    Raises:
+        CheckpointError: it is no folder, or has no generator, or none of that step.
+    """
+    if not source.is_dir():
+        what = "is a file" if source.is_file() else "does not exist"
+        raise CheckpointError(f"{source} {what}, where a folder with {such} is expected")
+    every: dict[int, dict[str, Path]] = {}
+    for path in sorted(source.iterdir()):
+        if match := file.fullmatch(path.name):
+            every.setdefault(int(match["step"]), {})[match["network"]] = path
+    steps = sorted(n for n, files in every.items() if generator in files)
+    if not steps:
+        raise CheckpointError(f"{source} has no generator, such as {such}")
+    chosen = steps[-1] if step is None else step
+    if chosen not in steps:
+        raise CheckpointError(
+            f"{source} has no generator of step {chosen} (it has those of "
+            f"{listed(list(map(str, steps)))})"
+        )
+    return every[chosen], steps
 
 
 def tensors_of(path: Path, work: Path, key: str | None = None) -> Tensors:

@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from modelsoup import CheckpointError, MismatchError, ParameterError, listed
+from modelsoup import CheckpointError, MismatchError, ParameterError
 
 from ..networks.funits import discriminator_in, generator_in
-from .official import Tensors, must_be_free, tensors_of, write
+from .official import Tensors, must_be_free, of_step, tensors_of, write
 from .pretrained import Say
 
 Kind = Literal["balagan", "funit"]
@@ -57,7 +57,7 @@ def import_funit(
     """
     source, output = Path(source), Path(output)
     must_be_free(output, force=force)
-    files = _found(source, step)
+    files, _ = of_step(source, _FILE, step, "gen", "gen_00100000.pt")
     read: dict[str, Tensors] = {}
     with tempfile.TemporaryDirectory(prefix="modelsoup-import-") as work:
         at = Path(work) / "one.safetensors"
@@ -97,26 +97,3 @@ def _generator(file: Path, work: Path) -> tuple[str, Tensors]:
             continue
         return key, {name: values for name, values in own.items() if not _DUMMIES.fullmatch(name)}
     raise CheckpointError(f"{file} has neither gen_test nor gen, a generator of the official code")
-
-
-def _found(source: Path, step: int | None) -> dict[str, Path]:
-    """The files of a step, by their networks."""
-    if not source.is_dir():
-        what = "is a file" if source.is_file() else "does not exist"
-        raise CheckpointError(
-            f"{source} {what}, where a folder with gen_00100000.pt and dis_00100000.pt is expected"
-        )
-    every: dict[int, dict[str, Path]] = {}
-    for path in sorted(source.iterdir()):
-        if match := _FILE.fullmatch(path.name):
-            every.setdefault(int(match["step"]), {})[match["network"]] = path
-    steps = sorted(n for n, files in every.items() if "gen" in files)
-    if not steps:
-        raise CheckpointError(
-            f"{source} has no generator of the official layout, such as gen_00100000.pt"
-        )
-    if step is not None and step not in steps:
-        raise CheckpointError(
-            f"{source} has no generator of step {step} (it has {listed([str(n) for n in steps])})"
-        )
-    return every[steps[-1] if step is None else step]

@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from modelsoup import CheckpointError, MismatchError, listed
+from modelsoup import MismatchError
 
 from ..networks import stargans
-from .official import Tensors, must_be_free, tensors_of, write
+from .official import Tensors, must_be_free, of_step, tensors_of, write
 
 _FILE = re.compile(r"(?P<step>\d+)-(?P<network>[GD])\.ckpt")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -48,7 +48,13 @@ def import_stargan(
     """
     source, output = Path(source), Path(output)
     must_be_free(output, force=force)
-    files = _found(source, step, say)
+    found, steps = of_step(source, _FILE, step, "G", "200000-G.ckpt")
+    if len(steps) > 1 and step is None:
+        say(f"the networks are those of step {steps[-1]}, the last of {len(steps)}")
+    if "D" not in found:
+        say(f"{source} has no D: a training that starts from this makes one anew")
+    order = [network for network in "GD" if network in found]
+    files = {network: found[network] for network in order}
     with tempfile.TemporaryDirectory(prefix="modelsoup-import-") as work:
         read = {n: _plain(tensors_of(f, Path(work) / "one.safetensors")) for n, f in files.items()}
     told = {}
@@ -68,30 +74,6 @@ def import_stargan(
     write(read, output, force=force)
     say(LICENCE)
     return {network: sum(v.size for v in own.values()) for network, own in read.items()}
-
-
-def _found(source: Path, step: int | None, say: Callable[[str], None]) -> dict[str, Path]:
-    """The file of each network that there is of a step."""
-    if not source.is_dir():
-        what = "is a file" if source.is_file() else "does not exist"
-        raise CheckpointError(f"{source} {what}, where a folder with 200000-G.ckpt is expected")
-    every = [(match, path) for path in sorted(source.iterdir())
-             if (match := _FILE.fullmatch(path.name))]  # fmt: skip
-    steps = sorted({int(match["step"]) for match, _ in every if match["network"] == "G"})
-    if not steps:
-        raise CheckpointError(f"{source} has no generator, such as 200000-G.ckpt")
-    chosen = steps[-1] if step is None else step
-    if chosen not in steps:
-        raise CheckpointError(
-            f"{source} has no generator of step {chosen} (it has those of "
-            f"{listed(list(map(str, steps)))})"
-        )
-    if len(steps) > 1 and step is None:
-        say(f"the networks are those of step {chosen}, the last of {len(steps)}")
-    found = {match["network"]: path for match, path in every if int(match["step"]) == chosen}
-    if "D" not in found:
-        say(f"{source} has no D: a training that starts from this makes one anew")
-    return {network: found[network] for network in ("G", "D") if network in found}
 
 
 def _plain(tensors: Tensors) -> Tensors:
