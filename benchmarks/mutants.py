@@ -107,6 +107,7 @@ TESTS = {
         "measuring/collapse": "collapse training by_class",
         "measuring/comparison": "compare",
         "measuring/comparison_page": "compare",
+        "measuring/comparison_plan": "compare",
         "measuring/cost": "compare",
         "measuring/evaluation": "metrics cyclegan training",
         "measuring/extractors": "metrics classifier",

@@ -93,8 +93,8 @@ def compare(
     if names is not None and not names:
         raise ParameterError("--metrics names none: leave it out for those that need no weights")
     with needed("i2i"):
-        from .measuring.comparison import Asked
         from .measuring.comparison import compare as run
+        from .measuring.comparison_plan import Asked
     asked = Asked(
         a, b, called, minutes, steps, size, _settings(settings, called), test_a, test_b, device
     )  # fmt: skip

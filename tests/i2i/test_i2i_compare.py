@@ -14,8 +14,9 @@ pytest.importorskip("torch")
 
 from click.testing import CliRunner, Result
 from i2i_domains import make_domains
-from modelsoup_i2i.measuring.comparison import Asked, _scheduled, compare
+from modelsoup_i2i.measuring.comparison import compare
 from modelsoup_i2i.measuring.comparison_page import Row, best, page
+from modelsoup_i2i.measuring.comparison_plan import Asked, scheduled
 from modelsoup_i2i.measuring.metrics import Result as Measured
 from modelsoup_i2i.pictures.images import read_image, save_png
 from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
@@ -186,15 +187,15 @@ def test_minutes_become_steps_that_a_second_run_keeps(data: Path):
 
 def test_a_budget_keeps_the_shape_of_a_trainers_schedule():
     falling = {"epochs": 30, "decay_epochs": 10, "halve_every": None}
-    assert _scheduled("cyclegan", falling, 100) == {
+    assert scheduled("cyclegan", falling, 100) == {
         **falling, "steps": 75, "decay_steps": 25, "decay_epochs": 0,
     }  # fmt: skip
-    CycleGANOptions(**_scheduled("cyclegan", falling, 1))  # it may be trained
-    assert _scheduled("munit", {}, 500) == {"steps": 500, "halve_every": 50}
-    assert _scheduled("munit", {}, 3)["halve_every"] == 1
+    CycleGANOptions(**scheduled("cyclegan", falling, 1))  # it may be trained
+    assert scheduled("munit", {}, 500) == {"steps": 500, "halve_every": 50}
+    assert scheduled("munit", {}, 3)["halve_every"] == 1
     for name in ("ugatit", "nice-gan"):
-        assert _scheduled(name, {}, 10) == {"steps": 5, "decay_steps": 5}
-    assert _scheduled("cyclegan", {}, 7) == {"steps": 7}
+        assert scheduled(name, {}, 10) == {"steps": 5, "decay_steps": 5}
+    assert scheduled("cyclegan", {}, 7) == {"steps": 7}
 
 
 def test_a_probe_tells_what_a_step_takes(data: Path):
