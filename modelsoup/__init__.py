@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .tree_yaml import parse_tree, read_tree
     from .verification import VerifyReport, verify
     from .writer import CheckpointWriter, OutputTensor
+    from .yaml_text import parse_yaml
 
 _HOMES = {
     "checkpoint": ("Checkpoint", "TensorInfo", "open_checkpoint"),
@@ -98,6 +99,7 @@ _HOMES = {
     "tree_yaml": ("parse_tree", "read_tree"),
     "verification": ("VerifyReport", "verify"),
     "writer": ("CheckpointWriter", "OutputTensor"),
+    "yaml_text": ("parse_yaml",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -171,6 +173,7 @@ __all__ = [
     "parameter",
     "parse_rule",
     "parse_tree",
+    "parse_yaml",
     "place",
     "placed",
     "plan_merge",

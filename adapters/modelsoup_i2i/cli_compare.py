@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
-from modelsoup import ParameterError, print_json, printable
+from modelsoup import ParameterError, parse_yaml, print_json, printable
 
 from .cli_shared import DEVICE, FORCE, PATH, needed, say
 
@@ -138,18 +136,5 @@ def _settings(settings: Sequence[str], called: dict[str, str]) -> dict[str, dict
         whose, dot, option = (part.strip() for part in name.rpartition("."))
         if not equals or not option or (dot and not whose):
             raise ParameterError(f"--set has {setting!r}, but must be [NAME.]OPTION=VALUE")
-        found.setdefault(whose, {})[option] = _value(text, name)
+        found.setdefault(whose, {})[option] = parse_yaml(text, f"--set {name}").content
     return found
-
-
-def _value(text: str, name: str) -> Any:
-    """As a plan has it: to YAML 1.1, which the library reads, 1e-4 is a word."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        said = str(error).splitlines()[0]
-        raise ParameterError(f"--set {name}: {text!r} is no value: {said}") from None

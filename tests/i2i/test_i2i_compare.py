@@ -14,6 +14,7 @@ pytest.importorskip("torch")
 
 from click.testing import CliRunner, Result
 from i2i_domains import make_domains
+from modelsoup_i2i.cli_compare import _settings
 from modelsoup_i2i.measuring.comparison import compare
 from modelsoup_i2i.measuring.comparison_page import Row, best, page
 from modelsoup_i2i.measuring.comparison_plan import Asked, scheduled
@@ -261,7 +262,7 @@ def test_without_test_pictures_it_is_said_what_was_measured(data: Path):
          "cyclegan: the trainer 'cyclegan' has no option 'widht'; did you mean 'width'"),
         (["--trainers", "cyclegan", "--steps", "1", "--set", "steps=4"], "so that it is one for"),
         (["--trainers", "cyclegan", "--steps", "1", "--set", "width"], "[NAME.]OPTION=VALUE"),
-        (["--trainers", "cyclegan", "--steps", "1", "--set", "width=[1"], "'[1' is no value"),
+        (["--trainers", "cyclegan", "--steps", "1", "--set", "width=[1"], "--set width:2:1: did not find expected"),
         (["--trainers", "cyclegan", "--steps", "1", "--set", "width=0"], "at least 1"),
         (["--trainers", "munit", "--steps", "1", "--size", "24"], "fewer d_layers or d_scales"),
         (["--trainers", "cyclegan", "--steps", "1", "--metrics", "psrn"], "'psrn'"),
@@ -317,3 +318,8 @@ def test_the_command_on_the_page_asks_for_the_same(data: Path, monkeypatch: pyte
     run = CliRunner().invoke(main, [*words[1:], "-o", "page.html"])
     assert run.exit_code == 0, run.output
     assert seen == [asked] and re.search(r"--seeds 3\b", asked.words(3))
+
+
+def test_values_are_read_as_in_a_plan():
+    told = _settings(["lr=1e-4", "cut.mode=no", "cut.flip=false"], {"cut": "cut"})
+    assert told == {"": {"lr": 1e-4}, "cut": {"mode": "no", "flip": False}}
