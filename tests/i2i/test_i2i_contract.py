@@ -211,23 +211,32 @@ def test_it_translates_a_folder(trained: Trained, folders: Path, tmp_path: Path)
 
 @pytest.mark.needs("onnx")
 @pytest.mark.timeout(120)
-def test_its_onnx_makes_what_it_makes(trained: Trained, tmp_path: Path):
+def test_its_onnx_makes_what_it_makes_and_so_does_that_of_its_styles(
+    trained: Trained, tmp_path: Path
+):
     import onnx
     from onnx.reference import ReferenceEvaluator
 
-    stored = onnx.load(export_onnx(trained.whole, tmp_path / "model.onnx", size=32))
     model, rng = load_model(trained.whole), np.random.default_rng(0)
-    given = {}
-    for one in stored.graph.input:
-        shape = [d.dim_value or 2 for d in one.type.tensor_type.shape.dim]
-        if one.name == "class":
-            given[one.name] = np.arange(shape[0]) % max(model.how.classes, 1)
-        else:
-            given[one.name] = rng.uniform(-1, 1, shape).astype(np.float32)
-    with torch.no_grad():
-        own = model.module(*(torch.from_numpy(values) for values in given.values())).numpy()
-    (made,) = ReferenceEvaluator(stored).run(None, given)
-    np.testing.assert_allclose(made, own, atol=2e-4)
+    modules: dict[Any, torch.nn.Module] = {"translation": model.module}
+    if model.how.style is not None:
+        makers = {"style": model.how.style.of_pictures, "style-of-noise": model.how.style.of_noise}
+        modules |= {part: model.makers[name] for part, name in makers.items() if name is not None}
+    for part, module in modules.items():
+        file = tmp_path / f"{part}.onnx"
+        size = None if part == "style-of-noise" else 32
+        stored = onnx.load(export_onnx(trained.whole, file, size=size, part=part))
+        given = {}
+        for one in stored.graph.input:
+            shape = [d.dim_value or 2 for d in one.type.tensor_type.shape.dim]
+            if one.name == "class":
+                given[one.name] = np.arange(shape[0]) % max(model.how.classes, 1)
+            else:
+                given[one.name] = rng.uniform(-1, 1, shape).astype(np.float32)
+        with torch.no_grad():
+            own = module(*(torch.from_numpy(values) for values in given.values())).numpy()
+        (made,) = ReferenceEvaluator(stored).run(None, given)
+        np.testing.assert_allclose(made, own, atol=2e-4, err_msg=part)
 
 
 class Device(Session):

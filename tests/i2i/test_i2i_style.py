@@ -1,18 +1,25 @@
 """Translators whose pictures are to look like others: styles of references, of noise, mixed."""
 
 import csv
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
+from i2i_domains import make_domains
 from modelsoup_i2i.networks.described import Joined
-from modelsoup_i2i.pictures.images import save_png
+from modelsoup_i2i.pictures.images import read_image, save_png
+from modelsoup_i2i.trainers.munit import MUNIT, MUNITOptions
+from modelsoup_i2i.use.generators import load_model
 from modelsoup_i2i.use.models import Model, model_of
 from modelsoup_i2i.use.pages import by_reference, interpolated
 from modelsoup_i2i.use.references import References, references_in
 from modelsoup_i2i.use.translator import Style, Translator, parts_of
 
 from modelsoup import ParameterError
+from modelsoup.cli import main
 
 
 class Painter(torch.nn.Module):
@@ -175,3 +182,74 @@ def test_an_interpolation_between_references_ends_with_each_alone():
     (first,), (last,) = (of_classes.made([plain(127)], [own]) for own in given)
     np.testing.assert_array_equal(row[1], first)
     np.testing.assert_array_equal(row[-1], last)
+
+
+# By command, with a model.
+
+
+@pytest.fixture(scope="module")
+def munit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `model.safetensors` of MUNIT beside its pictures."""
+    root = make_domains(tmp_path_factory.mktemp("munit"), count_a=3, count_b=4, size=24)
+    options = MUNITOptions(
+        data=root, width=4, blocks=1, style=3, mlp=8, d_width=4, d_layers=2, d_scales=2,
+        load_size=18, crop_size=16, steps=1, device="cpu", sheet_every=0,
+    )  # fmt: skip
+    MUNIT().session(options, None, seed=0).save(root / "model.safetensors")
+    return root
+
+
+def soup(*words: object) -> Result:
+    return CliRunner().invoke(main, ["i2i", *map(str, words)])
+
+
+def test_by_command_pictures_look_like_references_or_as_noise_says(munit: Path, tmp_path: Path):
+    model, testa, testb = munit / "model.safetensors", munit / "testA", munit / "testB"
+    like = ("--reference", testb, "--references", 2, "--k-shot", 2)
+    done = soup("translate", model, testa, tmp_path / "like", *like)
+    assert done.exit_code == 0, done.output
+    files = sorted(file.name for file in (tmp_path / "like").iterdir())
+    assert files == ["0-1.png", "0-2.png", "1-1.png", "1-2.png", "2-1.png", "2-2.png"]
+    own = load_model(model)
+    seen = read_image(testa / "1.png")
+    style = References(own, sorted(testb.iterdir()), k_shot=2, samples=2).style("1.png", 1)
+    (expected,) = own.made([seen], own.given(["1.png"], style=style))
+    np.testing.assert_array_equal(read_image(tmp_path / "like" / "1-2.png"), expected)
+    done = soup("translate", model, testa, tmp_path / "drawn", "--z-seed", 3, "--samples", 2)
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "drawn").iterdir())) == 6
+    for kind, more, wide in (("references", (), 4), ("interpolate", (), 7)):
+        page = tmp_path / f"{kind}.png"
+        done = soup("grid", model, "-o", page, "--data", testa, "--kind", kind,
+                    "--reference", testb, *more)  # fmt: skip
+        assert done.exit_code == 0, done.output
+        columns = {int(row["column"]) for row in csv.DictReader(
+            page.with_suffix(".csv").read_text("utf-8").splitlines())}  # fmt: skip
+        assert columns == set(range(wide + 1))
+
+
+def test_by_command_what_cannot_be_looked_like_is_told(munit: Path, tmp_path: Path):
+    model, testa, testb = munit / "model.safetensors", munit / "testA", munit / "testB"
+    for words, said in (
+        (("--k-shot", 2), "of which there are none: name them (--reference)"),
+        (("--reference", testb, "--references", 5), "5 references of 1 each are more than the 4"),
+        (("--reference", testb, "--samples", 2), "references says how many are made of each"),
+        (("--reference", tmp_path), "of references, holds no images"),
+        (("--reference", testb, "--class", "B"), "makes pictures of no classes"),
+    ):
+        done = soup("translate", model, testa, tmp_path / "out", *words)
+        assert done.exit_code == 1 and said in " ".join(done.output.split()), done.output
+        assert not (tmp_path / "out").exists()
+    done = soup("export", model, tmp_path / "styles.onnx", "--part", "style-of-noise")
+    assert done.exit_code == 1 and "has nothing that makes styles of noise" in done.output
+
+
+@pytest.mark.needs("offline")
+def test_an_evaluation_by_reference_is_another_one(munit: Path):
+    found = []
+    for more in ((), ("--by-reference",)):
+        words = ("--data", munit, "--metrics", "fd-st-alex", "--json", *more)
+        done = soup("evaluate", munit / "model.safetensors", *words)
+        assert done.exit_code == 0, done.output
+        found.append(json.loads(done.output)[0]["value"])
+    assert found[0] != found[1]
