@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 EXTRACTOR, JUDGE = "fmnist-cnn64", "judge"  # classifiers: of features, and of RC
+
+
+def arguments(text: str | None, rows: Iterable[str], results: str) -> argparse.ArgumentParser:
+    """What the command line of such rows has."""
+    parser = argparse.ArgumentParser(description=(text or "").partition("\n")[0])
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(rows)}")
+    parser.add_argument("--data", type=Path, required=True, help="the folder of `soup i2i data`")
+    parser.add_argument("--results", type=Path, default=Path(results))
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[None], metavar="N",
+        help="of the trainings  [default: the one that soup train takes]",
+    )  # fmt: skip
+    parser.add_argument("--print", action="store_true", help="the commands, carried out by nobody")
+    parser.add_argument("--table", action="store_true", help="what was measured so far")
+    return parser
 
 
 def classifier(name: str, data: Path) -> list[str]:
@@ -37,6 +54,15 @@ def carry_out(words: list[str], folder: Path, **how: Any) -> subprocess.Complete
     program = [sys.executable, "-m", "modelsoup", *words[1:]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(program, cwd=folder, check=True, text=True, env=environment, **how)
+
+
+def make(trainings: Iterable[list[str]], folder: Path, *, printed: bool) -> None:
+    """Print commands, or carry out those whose result is not there."""
+    for words in trainings:
+        if printed:
+            print(shlex.join(words))
+        elif not (folder / words[words.index("-o") + 1]).exists():
+            carry_out(words, folder)
 
 
 def spread(values: list[float]) -> str:

@@ -12,7 +12,6 @@ has: `k4` is `k4:200`. What a row begins with is made first. It is measured on t
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import shlex
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fashion import EXTRACTOR, JUDGE, carry_out, classifier, file_of, spread
+from fashion import EXTRACTOR, JUDGE, arguments, carry_out, classifier, file_of, make, spread
 
 RICH, POOR = ("T-shirt", "dress", "coat", "shirt"), "pullover"
 EACH, TESTS = 500, 250  # pictures of a kind of A; test pictures of each
@@ -223,17 +222,8 @@ def table(folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(rows())}")
-    parser.add_argument("--data", type=Path, required=True, help="the folder of `soup i2i data`")
-    parser.add_argument("--results", type=Path, default=Path("balagan-results"))
+    parser = arguments(__doc__, rows(), "balagan-results")
     parser.add_argument("--steps", type=int, default=STEPS, help="of a translator")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[None], metavar="N",
-        help="of the trainings  [default: the one that soup train takes]",
-    )  # fmt: skip
-    parser.add_argument("--print", action="store_true", help="the commands, carried out by nobody")
-    parser.add_argument("--table", action="store_true", help="what was measured so far")
     given = parser.parse_args()
     known = rows()
     if unknown := [name for name in given.rows if name.partition(":")[0] not in known]:
@@ -248,11 +238,7 @@ def main() -> None:
         trainings += [command(name, seed, given.steps) for name in of_seed]
     if not given.print:
         pictures(given.data, given.results)
-    for words in trainings:
-        if given.print:
-            print(shlex.join(words))
-        elif not (given.results / words[words.index("-o") + 1]).exists():
-            carry_out(words, given.results)
+    make(trainings, given.results, printed=given.print)
     for seed, name in product(given.seeds, given.rows):
         if known[name.partition(":")[0]].trainer == "modality":
             continue

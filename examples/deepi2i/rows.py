@@ -13,7 +13,6 @@ a table.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import subprocess
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fashion import EXTRACTOR, JUDGE, carry_out, classifier, file_of, spread
+from fashion import EXTRACTOR, JUDGE, arguments, carry_out, classifier, file_of, make, spread
 
 NETWORKS = {"size": "32s", "ch": 12, "chunk": 16, "shared": 64, "attention": 0}
 TRAINING = {
@@ -207,16 +206,7 @@ def table(folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(rows())}")
-    parser.add_argument("--data", type=Path, required=True, help="the folder of `soup i2i data`")
-    parser.add_argument("--results", type=Path, default=Path("deepi2i-results"))
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[None], metavar="N",
-        help="of the trainings  [default: the one that soup train takes]",
-    )  # fmt: skip
-    parser.add_argument("--print", action="store_true", help="the commands, carried out by nobody")
-    parser.add_argument("--table", action="store_true", help="what was measured so far")
+    parser = arguments(__doc__, rows(), "deepi2i-results")
     given = parser.parse_args()
     if unknown := [name for name in given.rows if name not in rows()]:
         parser.error(f"there is no row {unknown[0]!r} (there are {', '.join(rows())})")
@@ -232,11 +222,7 @@ def main() -> None:
     for seed in given.seeds:
         of_seed = dict.fromkeys(own for name in given.rows for own in needed(name))
         trainings += [command(name, given.data, seed) for name in of_seed]
-    for words in trainings:
-        if given.print:
-            print(shlex.join(words))
-        elif not (given.results / words[words.index("-o") + 1]).exists():
-            carry_out(words, given.results)
+    make(trainings, given.results, printed=given.print)
     for seed, name in product(given.seeds, given.rows):
         if not rows()[name].measured:
             continue

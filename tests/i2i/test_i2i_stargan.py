@@ -1,7 +1,6 @@
 """StarGAN: its networks, losses and turns, what a checkpoint tells, and official files."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from i2i_domains import make_classes
-from i2i_states import flat, moved
+from i2i_states import first_batch, flat, moved, numbers
 from modelsoup_i2i.cli import i2i
 from modelsoup_i2i.networks.described import parameters
 from modelsoup_i2i.pictures.cache import Pictures
@@ -42,12 +41,7 @@ def session(data: Path, **more) -> Session:
 def begun(data: Path, **more) -> tuple[Session, Batch]:
     """A session, and the batch of its first step."""
     own = session(data, **more)
-    own.begin()
-    return own, Batch(next(own.batches())[0])
-
-
-def numbers(terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    return {name: float(value.detach()) for name, value in terms.items()}
+    return own, first_batch(own)
 
 
 # --- networks ----------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """StarGAN v2: its networks, styles, losses and turns, and what a checkpoint tells."""
 
 from collections import Counter
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from i2i_domains import make_classes
-from i2i_states import flat, moved
+from i2i_states import first_batch, flat, moved, numbers
 from modelsoup_i2i.networks import starganv2
 from modelsoup_i2i.networks.described import parameters
 from modelsoup_i2i.pictures.transforms import Transform
@@ -39,12 +38,7 @@ def session(data: Path, trainer: StarGANv2 | None = None, **more) -> Session:
 def begun(data: Path, **more) -> tuple[Session, Batch]:
     """A session, and the batch of its first step."""
     own = session(data, **more)
-    own.begin()
-    return own, Batch(next(own.batches())[0])
-
-
-def numbers(terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    return {name: float(value.detach()) for name, value in terms.items()}
+    return own, first_batch(own)
 
 
 # --- networks ----------------------------------------------------------------------------------
