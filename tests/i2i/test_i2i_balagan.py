@@ -429,6 +429,11 @@ def test_a_training_that_goes_on_has_the_labels_that_it_began_with(
     (tmp_path / LABELS).write_text(json.dumps(told))
     third = session(modal, start=start, **K2, steps=3, work=tmp_path)
     assert labels(third) == told["labels"] != labels(whole)
+    (tmp_path / LABELS).write_text("{")
+    with pytest.raises(
+        modelsoup.TrainerError, match=r"labels.json is damaged: remove it, and stat"
+    ):
+        labels(session(modal, start=start, **K2, steps=3, work=tmp_path))
 
 
 def test_labels_of_other_pictures_are_found_anew(modal: Path, start: Path, tmp_path: Path):

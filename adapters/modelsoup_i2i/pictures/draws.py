@@ -160,12 +160,7 @@ class Labelled:
             of, among = classes[spot.turn_of(f"class of {own}", len(classes))]
             place = int(among[int(rng.integers(len(among)))])
         else:
-            lengths = [len(pictures.sets[name]) for name in self.sets]
-            place = spot.turn_of(own, sum(lengths))
-            for of, length in zip(self.sets, lengths, strict=True):  # noqa: B007  # the last one
-                if place < length:
-                    break
-                place -= length
+            of, place = _turn_of_all(own, self.sets, pictures, spot)
         taken, (picture,) = pictures.take((of,), place, spot.instead(own), among)
         drawn = [pictures.transform.draw(picture, rng)]
         label = pictures.labels(of)[taken]
@@ -252,12 +247,20 @@ class Single:
 
     def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
         """A picture."""
-        counts = [len(pictures.sets[own]) for own in self.sets]
-        place, which = spot.turn_of(self.name, sum(counts)), 0
-        while place >= counts[which]:
-            place, which = place - counts[which], which + 1
-        _, (picture,) = pictures.take((self.sets[which],), place, spot.instead(self.name))
+        of, place = _turn_of_all(self.name, self.sets, pictures, spot)
+        _, (picture,) = pictures.take((of,), place, spot.instead(self.name))
         return (pictures.transform.draw(picture, spot.rng(f"of {self.name}")),)
+
+
+def _turn_of_all(what: str, sets: Sequence[str], pictures: Pictures, spot: Spot) -> tuple[str, int]:
+    """Whose turn it is of sets that count as one: the set, and the place in it."""
+    place = spot.turn_of(what, sum(len(pictures.sets[name]) for name in sets))
+    *others, last = sets
+    for name in others:
+        if place < len(pictures.sets[name]):
+            return name, place
+        place -= len(pictures.sets[name])
+    return last, place
 
 
 def epoch(draws: Sequence[Draw], pictures: Pictures) -> int:

@@ -130,13 +130,22 @@ class State(Steps):
         return True
 
     def labels(self) -> Mapping[str, Sequence[int]]:
-        """See `Cast`; what was found stays in the work folder, for a training that goes on."""
+        """See `Cast`; what was found stays in the work folder, for a training that goes on.
+
+        Raises:
+            TrainerError: what stayed there is damaged.
+        """
         kept = None if self.work is None else self.work / LABELS
         if kept is not None and kept.exists():
-            told = json.loads(kept.read_text("utf-8"))
-            if told["of"] == self.content:
+            try:
+                told = json.loads(kept.read_text("utf-8"))
                 found: Mapping[str, Sequence[int]] = told["labels"]
-                return found
+                if told["of"] == self.content:
+                    return found
+            except (ValueError, KeyError, TypeError) as error:
+                raise TrainerError(
+                    f"{kept} is damaged: remove it, and {STATE} beside it, to begin again ({error})"
+                ) from error
         labels = super().labels()
         if labels and kept is not None and not self.place.rank:
             partial = kept.with_name(f".{LABELS}.partial")
