@@ -198,7 +198,7 @@ def _translated(model: Path, inputs: Path, real: Path, output: Path, asked: Aske
     """Test pictures of A as such of B; of what must see a reference, each like a real one."""
     how = find(model).how
     options: dict[str, Any] = {"classes": "B"} if how.classes else {}
-    if how.style is not None and not how.style.noise:
+    if how.wants_reference:
         options["reference"] = real
     output.parent.mkdir(exist_ok=True)
     with placed(output, force=True) as partial:  # none of other test pictures stay

@@ -228,11 +228,9 @@ def evaluate_model(
     must_be_looked_at(chosen, channels)
     inputs, there = (sets.read(files, channels) for files in (sets.inputs, sets.real))
     found = find(str(model), direction)
-    style, like = found.how.style, None
-    if by_reference and (style is None or style.of_pictures is None):
+    if by_reference and (found.how.style is None or found.how.style.of_pictures is None):
         raise ParameterError(f"{found.name} of {model} does not look at reference pictures")
-    if style is not None and style.of_pictures and (by_reference or not style.noise):
-        like = there
+    like = there if by_reference or found.how.wants_reference else None
     fake = translate_arrays(model, inputs, direction=direction, reference=like, device=device)
     return evaluate(
         fake,

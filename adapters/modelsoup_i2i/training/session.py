@@ -210,7 +210,7 @@ class Session(State):
         own = sets.first(options.evaluate_n)
         inputs, real = (own.read(files, options.channels) for files in (own.inputs, own.real))
         model = self.in_use(self.deployed[0])
-        like = References(model, real) if model.wants_reference else None
+        like = References(model, real) if model.how.wants_reference else None
         fake = [self._made(model, picture, str(n), like) for n, picture in enumerate(inputs)]
         results = evaluate(
             fake, real, inputs=inputs,
@@ -471,7 +471,7 @@ class Session(State):
         shown = [picture]
         for model in map(self.in_use, names):
             like = None
-            if model.wants_reference:
+            if model.how.wants_reference:
                 like = References(model, self._references(model.how))
             shown.append(self._made(model, shown[-1], "", like))
         return shown

@@ -196,7 +196,7 @@ class ImageTrainer(Description):
             of_pictures = how.style is not None and how.style.of_pictures is not None
             like = None
             # Styles of noise and, where there are such, of pictures, in turn.
-            if of_pictures and (model.wants_reference or place % 2):
+            if of_pictures and (how.wants_reference or place % 2):
                 reference = self._reference(options, how, part, place, label)
                 like = model.style_of([reference], label)
             given = model.given([f"{part} {place}"], label, style=like)

@@ -120,11 +120,6 @@ class Model:
             found.append(known.index(name))
         return found
 
-    @property
-    def wants_reference(self) -> bool:
-        """Whether nothing but pictures can say how its own are to look."""
-        return self.how.style is not None and not self.how.style.noise
-
     def to(self, device: torch.device) -> None:
         """Bring all of it to a device."""
         for module in (self.module, *self.makers.values()):
@@ -160,7 +155,7 @@ class Model:
         place = self.how.takes.index(own)
         if style is not None:
             given[place] = np.repeat(style, len(names) // len(style), axis=0)
-        elif self.wants_reference:
+        elif self.how.wants_reference:
             raise ParameterError(
                 f"{self.called} makes pictures that look like others: it wants a picture, or a "
                 f"folder of them, as reference (--reference)"

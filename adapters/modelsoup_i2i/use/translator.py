@@ -84,6 +84,11 @@ class Translator:
         return next((own for own in self.takes if isinstance(own, Style)), None)
 
     @property
+    def wants_reference(self) -> bool:
+        """Whether nothing but pictures can say how its own are to look."""
+        return self.style is not None and not self.style.noise
+
+    @property
     def modules(self) -> tuple[str, ...]:
         """What makes its styles: networks, or joined ones."""
         own = () if self.style is None else (self.style.of_pictures, self.style.of_noise)
