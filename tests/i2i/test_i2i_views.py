@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from modelsoup_i2i.pictures.augmentation import must_be_known
 from modelsoup_i2i.pictures.cache import Pictures
 from modelsoup_i2i.pictures.draws import Spot, Views
 from modelsoup_i2i.pictures.transforms import Transform
-from modelsoup_i2i.pictures.views import JITTER, NUMBERS, crop_boxes, kernel, must_be_set, view
+from modelsoup_i2i.pictures.views import JITTER, NUMBERS, crop_boxes, kernel, view
 from PIL import Image, ImageEnhance
 
 import modelsoup
@@ -37,9 +38,9 @@ def test_without_augmentations_a_view_is_the_picture():
 
 def test_a_name_that_is_none_is_told_with_the_nearest():
     with pytest.raises(modelsoup.ParameterError, match=r"no augmentation 'grey'.*gray"):
-        must_be_set(["crop", "grey"])
+        must_be_known(["crop", "grey"], NUMBERS)
     with pytest.raises(modelsoup.ParameterError, match="'crop' is named twice"):
-        must_be_set(["crop", "crop"])
+        must_be_known(["crop", "crop"], NUMBERS)
     with pytest.raises(modelsoup.ParameterError, match=r"numbers are \[4, 3\], where \[4, 10\d\]"):
         view(pictures(), ["crop"], torch.zeros(4, 3))
 

@@ -23,7 +23,7 @@ from .described import Network
 from .layers import SPREAD, InstanceNorm, padded
 from .patches import widths
 from .resnet import ResidualBlock, ResnetGenerator
-from .shapes import must_match, part_of
+from .shapes import must_have, must_match, part_of
 
 
 class XavierConvolution(nn.Conv2d):
@@ -223,9 +223,7 @@ def generator_in(tensors: Mapping[str, Sequence[int]], prefix: str = "G.") -> di
     Raises:
         MismatchError: there is no such generator, or it is of another kind.
     """
-    own, said = part_of(tensors, prefix, "generator")
-    if not own:
-        raise MismatchError(f"there is no tensor of {said} (names that begin with {prefix!r})")
+    own, said = must_have(tensors, prefix, "generator")
     first = _first(own, "model.1.weight", said)
     if not any(name.endswith(".filt") for name in own):
         raise MismatchError(f"{said} has no anti-aliasing filters (model.7.filt), as CUT's has")

@@ -18,7 +18,7 @@ from modelsoup import MismatchError
 
 from .described import Network
 from .layers import MULTIPLE, Convolution, InstanceNorm, TransposedConvolution
-from .shapes import must_match, part_of
+from .shapes import must_have, must_match
 from .winograd import lay_out, residual_block
 
 MADE_BY = f"{__name__}:ResnetGenerator"
@@ -184,9 +184,7 @@ def resnet_in(tensors: Mapping[str, Sequence[int]], prefix: str = "G_A.") -> dic
         MismatchError: there is no such generator, or it is of another kind: with dropout, batch
             normalisation or anti-aliasing, or with other layers.
     """
-    own, said = part_of(tensors, prefix, "generator")
-    if not own:
-        raise MismatchError(f"there is no tensor of {said} (names that begin with {prefix!r})")
+    own, said = must_have(tensors, prefix, "generator")
     _must_be_plain(own, said)
     first = own.get("model.1.weight")
     if first is None or len(first) != 4:

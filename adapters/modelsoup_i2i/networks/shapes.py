@@ -23,6 +23,20 @@ def part_of(
     return own, f"the {kind} {prefix.rstrip('.')!r}" if prefix else f"the {kind}"
 
 
+def must_have(
+    tensors: Mapping[str, Sequence[int]], prefix: str, kind: str
+) -> tuple[dict[str, Shape], str]:
+    """As `part_of`, of a network that must be there.
+
+    Raises:
+        MismatchError: no tensor of it is.
+    """
+    own, said = part_of(tensors, prefix, kind)
+    if not own:
+        raise MismatchError(f"there is no tensor of {said} (names that begin with {prefix!r})")
+    return own, said
+
+
 def must_match(own: Mapping[str, Shape], expected: Mapping[str, Shape], said: str) -> None:
     """Check names and shapes of a network against what they must be.
 

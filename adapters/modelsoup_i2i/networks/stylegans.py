@@ -9,7 +9,7 @@ from typing import Any, Literal
 from modelsoup import MismatchError, ParameterError
 
 from .described import Network
-from .shapes import Shape, must_match, part_of
+from .shapes import Shape, must_have, must_match, part_of
 
 Kind = Literal["single", "deepi2i", "identity"]
 
@@ -87,9 +87,7 @@ def generator_in(shapes: Mapping[str, Shape], prefix: str = "") -> dict[str, Any
     Raises:
         MismatchError: there is no such generator, or it is of another kind.
     """
-    own, said = part_of(shapes, prefix, "StyleGAN generator")
-    if not own:
-        raise MismatchError(f"there is no tensor of {said} (names that begin with {prefix!r})")
+    own, said = must_have(shapes, prefix, "StyleGAN generator")
     first = _shape(own, "generator.progression.0.conv1.input", 4, said, "its constant")
     style = _shape(own, "style.1.linear.weight_orig", 2, said, "the mapping network's first layer")
     size, place = _size(own, "generator.to_rgb", said)
@@ -118,9 +116,7 @@ def encoder_in(shapes: Mapping[str, Shape], prefix: str = "") -> dict[str, Any]:
 
 
 def _pyramid_in(shapes: Mapping[str, Shape], prefix: str, called: str, kind: str) -> dict[str, Any]:
-    own, said = part_of(shapes, prefix, f"StyleGAN {called}")
-    if not own:
-        raise MismatchError(f"there is no tensor of {said} (names that begin with {prefix!r})")
+    own, said = must_have(shapes, prefix, f"StyleGAN {called}")
     size, place = _size(own, "from_rgb", said)
     activated = f"from_rgb.{place}.0.conv.weight_orig" in own
     name = f"from_rgb.{place}.{'0.' if activated else ''}conv.weight_orig"

@@ -18,7 +18,7 @@ from modelsoup import MismatchError
 from .described import Network
 from .layers import Convolution, Norm, TransposedConvolution, norm
 from .patches import widths
-from .shapes import must_match, part_of
+from .shapes import must_have, must_match
 from .unets import LEAST_DOWNS, MADE_BY
 
 _DEEP = 4  # from this halving on, channels stay as many: there is the dropout
@@ -112,9 +112,7 @@ def unet_in(tensors: Mapping[str, Sequence[int]], prefix: str = "G.") -> dict[st
     Raises:
         MismatchError: there is no such generator, or it is of another kind.
     """
-    own, said = part_of(tensors, prefix, "generator")
-    if not own:
-        raise MismatchError(f"there is no tensor of {said} (names that begin with {prefix!r})")
+    own, said = must_have(tensors, prefix, "generator")
     first, downs = own.get("model.model.0.weight"), 1
     if first is None or len(first) != 4:
         raise MismatchError(

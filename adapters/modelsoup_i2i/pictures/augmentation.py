@@ -9,10 +9,10 @@ device, and what is drawn again is the same again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from modelsoup import ParameterError, nearest
+from modelsoup import ParameterError, listed, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -24,16 +24,17 @@ _COINS = 7  # where those begin
 _SHIFT, _CUT = 0.125, 0.5  # shares of the sides, as in the paper's appendix
 
 
-def must_be_policy(names: Sequence[str]) -> None:
-    """Check that each is a known augmentation, named once.
+def must_be_known(names: Sequence[str], known: Collection[str]) -> None:
+    """Check that each is one of some augmentations, named once.
 
     Raises:
         ParameterError: one is not; the message has the nearest one.
     """
     for place, name in enumerate(names):
-        if name not in POLICY:
+        if name not in known:
             raise ParameterError(
-                f"there is no augmentation {name!r}{nearest(name, POLICY)} (of {', '.join(POLICY)})"
+                f"there is no augmentation {name!r}{nearest(name, known)} (of "
+                f"{listed(list(known))})"
             )
         if name in names[:place]:
             raise ParameterError(f"the augmentation {name!r} is named twice")
@@ -58,7 +59,7 @@ def augmented(
     Raises:
         ParameterError: there is no such augmentation, or there are not so many numbers.
     """
-    must_be_policy(policy)
+    must_be_known(policy, POLICY)
     if policy and tuple(numbers.shape) != (len(images), NUMBERS):
         raise ParameterError(
             f"numbers are {list(numbers.shape)}, where {[len(images), NUMBERS]} are expected"

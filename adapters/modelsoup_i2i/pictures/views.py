@@ -13,7 +13,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from modelsoup import ParameterError, listed, nearest
+from modelsoup import ParameterError
+
+from .augmentation import must_be_known
 
 if TYPE_CHECKING:
     import torch
@@ -34,22 +36,6 @@ NUMBERS: Numbers = {
 """The augmentations in their order, and how many numbers in [0, 1) each wants for a picture."""
 
 
-def must_be_set(names: Sequence[str]) -> None:
-    """Check that each is a known augmentation, named once.
-
-    Raises:
-        ParameterError: one is not; the message has the nearest one.
-    """
-    for place, name in enumerate(names):
-        if name not in NUMBERS:
-            raise ParameterError(
-                f"there is no augmentation {name!r}{nearest(name, NUMBERS)} (of "
-                f"{listed(list(NUMBERS))})"
-            )
-        if name in names[:place]:
-            raise ParameterError(f"the augmentation {name!r} is named twice")
-
-
 def view(
     images: torch.Tensor, names: Sequence[str], numbers: torch.Tensor,
     jitter: Sequence[float] = JITTER,
@@ -68,7 +54,7 @@ def view(
     """
     import torch
 
-    must_be_set(names)
+    must_be_known(names, NUMBERS)
     wanted = [len(images), sum(NUMBERS.values())]
     if list(numbers.shape) != wanted:
         raise ParameterError(f"numbers are {list(numbers.shape)}, where {wanted} are expected")

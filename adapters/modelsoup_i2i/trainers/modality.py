@@ -18,10 +18,11 @@ from modelsoup import Job, ParameterError
 
 from ..networks import modalities
 from ..networks.described import Joined, Network
+from ..pictures.augmentation import must_be_known
 from ..pictures.draws import Draw, Noise, Single, Views
 from ..pictures.picture import Images
 from ..pictures.transforms import Transform, zoomed
-from ..pictures.views import JITTER, TILES, must_be_set, view
+from ..pictures.views import JITTER, NUMBERS, TILES, view
 from ..training.modalities import Split, find_modalities
 from ..training.options import Shared
 from ..training.players import Player
@@ -77,7 +78,7 @@ class ModalityOptions(Shared, Split):
             raise ValueError("evaluate measures translators; modalities tell their own figures")
         if self.batch < 2:
             raise ValueError("batch is 1, but batch norm needs two pictures")
-        must_be_set(self.augment)
+        must_be_known(self.augment, NUMBERS)
         if any(not 0 <= own <= most for own, most in zip(self.jitter, MOST_JITTER, strict=True)):
             raise ValueError(
                 f"jitter is {list(self.jitter)}, but must be between 0 and {list(MOST_JITTER)}"

@@ -13,7 +13,8 @@ from annotated_types import Ge, Gt, Lt
 from modelsoup import ParameterError, nearest
 
 from ..measuring.metric_names import finds_collapse, must_be_known, must_be_looked_at
-from ..pictures.augmentation import must_be_policy
+from ..pictures.augmentation import POLICY
+from ..pictures.augmentation import must_be_known as must_be_augmentations
 from ..pictures.transforms import Transform
 from .data import Cropped, Data, LabelledImages, PairedImages, Pixels, TwoDomains
 from .ranges import FREE, Count, Number, Options, Rate
@@ -130,7 +131,7 @@ class Augmented(Options):
         """See `Options`."""
         super().must_fit()
         try:
-            must_be_policy(self.augment)
+            must_be_augmentations(self.augment, POLICY)
         except ParameterError as error:
             raise ValueError(f"augment: {error}") from None
         if self.ada is not None and not self.augment:
