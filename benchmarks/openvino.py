@@ -49,7 +49,7 @@ from modelsoup_openvino.versions import installed
 from torch import nn
 
 import modelsoup
-from modelsoup.torch_bridge import save_from
+from modelsoup.running.torch_bridge import save_from
 
 TORCH_TARGET, FLOAT_TARGET, SIZE_TARGET, PSNR_TARGET = 4.5, 3.2, 0.26, 45.0
 TORCH, FLOAT, PLAIN, INT8 = "torch eager, float32", "OpenVINO, float32", "plain INT8", "INT8"

@@ -9,15 +9,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import moved  # noqa: F401  (importing it finds modules by their old names)
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
-    from .cli_shared import GivenPath, print_json
-    from .cli_train import training_command
-    from .compare import DiffReport, diff
-    from .digest import FileDigest, digest_file, digest_files
-    from .engine import MergeReport, merge
     from .errors import (
         CheckpointError,
         MismatchError,
@@ -36,21 +31,32 @@ if TYPE_CHECKING:
         nearest,
         printable,
     )
-    from .executors import RayExecutor
-    from .inspection import Node, summarize
-    from .lineage import lineage_graph, read_lineage, record_training
-    from .merge_plan import MergePlan, Notice, Step, plan_merge
-    from .methods import Method, get_method, method, method_names, parameter
-    from .placing import beside, check_apart, check_output, place, placed
-    from .plan import NodePlan, Plan, check
-    from .processes import ProcessExecutor
-    from .recipe import Recipe
-    from .reproduce import plan_text
-    from .rules import Rule, parse_rule
-    from .runner import Event, RunReport, run
-    from .store import Store
-    from .torch_convert import ConvertReport, convert
-    from .trainer import (
+    from .files.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+    from .files.digest import FileDigest, digest_file, digest_files
+    from .files.inspection import Node, summarize
+    from .files.placing import beside, check_apart, check_output, place, placed
+    from .files.torch_convert import ConvertReport, convert
+    from .files.writer import CheckpointWriter, OutputTensor
+    from .files.yaml_text import parse_yaml
+    from .merging.compare import DiffReport, diff
+    from .merging.lineage import lineage_graph, read_lineage
+    from .merging.merge import MergeReport, merge
+    from .merging.methods import Method, get_method, method, method_names, parameter
+    from .merging.plan import MergePlan, Notice, Step, plan_merge
+    from .merging.recipe import Recipe
+    from .merging.rules import Rule, parse_rule
+    from .merging.verification import VerifyReport, verify
+    from .running.executors import RayExecutor
+    from .running.processes import ProcessExecutor
+    from .running.runner import Event, RunReport, run
+    from .terminal.cli_shared import GivenPath, print_json
+    from .terminal.cli_train import training_command
+    from .trees.lineage import record_training
+    from .trees.operations import FineTune, Load, Merge, Train, Training, Tree, binary_tree
+    from .trees.plan import NodePlan, Plan, check
+    from .trees.reproduce import plan_text
+    from .trees.store import Store
+    from .trees.trainer import (
         Job,
         Trainer,
         build_options,
@@ -59,47 +65,44 @@ if TYPE_CHECKING:
         register_trainer,
         trainer_names,
     )
-    from .tree import FineTune, Load, Merge, Train, Training, Tree, binary_tree
-    from .tree_yaml import parse_tree, read_tree
-    from .verification import VerifyReport, verify
-    from .writer import CheckpointWriter, OutputTensor
-    from .yaml_text import parse_yaml
+    from .trees.tree_yaml import parse_tree, read_tree
 
 _HOMES = {
-    "checkpoint": ("Checkpoint", "TensorInfo", "open_checkpoint"),
-    "cli_shared": ("GivenPath", "print_json"),
-    "cli_train": ("training_command",),
-    "compare": ("DiffReport", "diff"),
-    "digest": ("FileDigest", "digest_file", "digest_files"),
-    "engine": ("MergeReport", "merge"),
+    "files.checkpoint": ("Checkpoint", "TensorInfo", "open_checkpoint"),
+    "terminal.cli_shared": ("GivenPath", "print_json"),
+    "terminal.cli_train": ("training_command",),
+    "merging.compare": ("DiffReport", "diff"),
+    "files.digest": ("FileDigest", "digest_file", "digest_files"),
+    "merging.merge": ("MergeReport", "merge"),
     "errors": (
         "CheckpointError", "MismatchError", "NonfiniteError", "OutputError", "ParameterError",
         "PlanError", "RuleError", "RunError", "SoupError", "StoreError", "TrainerError", "counted",
         "how_to_install", "listed", "nearest", "printable",
     ),
-    "executors": ("RayExecutor",),
-    "inspection": ("Node", "summarize"),
-    "lineage": ("lineage_graph", "read_lineage", "record_training"),
-    "methods": ("Method", "get_method", "method", "method_names", "parameter"),
-    "plan": ("NodePlan", "Plan", "check"),
-    "placing": ("beside", "check_apart", "check_output", "place", "placed"),
-    "processes": ("ProcessExecutor",),
-    "merge_plan": ("MergePlan", "Notice", "Step", "plan_merge"),
-    "recipe": ("Recipe",),
-    "reproduce": ("plan_text",),
-    "rules": ("Rule", "parse_rule"),
-    "runner": ("Event", "RunReport", "run"),
-    "store": ("Store",),
-    "torch_convert": ("ConvertReport", "convert"),
-    "trainer": (
+    "running.executors": ("RayExecutor",),
+    "files.inspection": ("Node", "summarize"),
+    "merging.lineage": ("lineage_graph", "read_lineage"),
+    "trees.lineage": ("record_training",),
+    "merging.methods": ("Method", "get_method", "method", "method_names", "parameter"),
+    "trees.plan": ("NodePlan", "Plan", "check"),
+    "files.placing": ("beside", "check_apart", "check_output", "place", "placed"),
+    "running.processes": ("ProcessExecutor",),
+    "merging.plan": ("MergePlan", "Notice", "Step", "plan_merge"),
+    "merging.recipe": ("Recipe",),
+    "trees.reproduce": ("plan_text",),
+    "merging.rules": ("Rule", "parse_rule"),
+    "running.runner": ("Event", "RunReport", "run"),
+    "trees.store": ("Store",),
+    "files.torch_convert": ("ConvertReport", "convert"),
+    "trees.trainer": (
         "Job", "Trainer", "build_options", "get_trainer", "options_as_json", "register_trainer",
         "trainer_names",
     ),
-    "tree": ("FineTune", "Load", "Merge", "Train", "Training", "Tree", "binary_tree"),
-    "tree_yaml": ("parse_tree", "read_tree"),
-    "verification": ("VerifyReport", "verify"),
-    "writer": ("CheckpointWriter", "OutputTensor"),
-    "yaml_text": ("parse_yaml",),
+    "trees.operations": ("FineTune", "Load", "Merge", "Train", "Training", "Tree", "binary_tree"),
+    "trees.tree_yaml": ("parse_tree", "read_tree"),
+    "merging.verification": ("VerifyReport", "verify"),
+    "files.writer": ("CheckpointWriter", "OutputTensor"),
+    "files.yaml_text": ("parse_yaml",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

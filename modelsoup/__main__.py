@@ -1,5 +1,5 @@
 """`python -m modelsoup` is the command `soup`."""
 
-from .cli import main
+from .terminal.cli import main
 
 main()

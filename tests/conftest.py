@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-import modelsoup.trainer
+import modelsoup.trees.trainer
 
 HERE = Path(__file__).parent
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
@@ -109,4 +109,6 @@ def public() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def trainers_of_a_test_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else they would be in the hints of whatever runs next in the process."""
-    monkeypatch.setattr(modelsoup.trainer, "_trainers", dict(modelsoup.trainer._trainers))
+    monkeypatch.setattr(
+        modelsoup.trees.trainer, "_trainers", dict(modelsoup.trees.trainer._trainers)
+    )

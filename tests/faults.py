@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import modelsoup
-from modelsoup.cli import main
-from modelsoup.node import get_ready
+from modelsoup.running.node import get_ready
+from modelsoup.terminal.cli import main
 
 ON_DESCRIPTORS = ("write", "pwrite", "ftruncate", "fsync", "sendfile")
 ON_PATHS = ("mkdir", "rename", "replace", "unlink", "remove", "rmdir")
@@ -170,9 +170,14 @@ def main_program(template: Path, output: str, command: list[str]) -> list[str]:
         shutil.copytree(template, work, symlinks=True)
         return work
 
-    used = ["modelsoup.runner", "modelsoup.executors", "modelsoup.tree_yaml", "networkx"]
+    used = [
+        "modelsoup.running.runner",
+        "modelsoup.running.executors",
+        "modelsoup.trees.tree_yaml",
+        "networkx",
+    ]
     if command[0] == "convert":
-        used += ["torch", "modelsoup.torch_convert"]
+        used += ["torch", "modelsoup.files.torch_convert"]
     for module in used:
         importlib.import_module(module)  # once, and not in each fork
     get_ready()

@@ -19,8 +19,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from modelsoup import CheckpointError, ParameterError, TensorInfo, open_checkpoint
-from modelsoup.dtypes import DTYPES, numpy_dtype
-from modelsoup.header import MAX_HEADER
+from modelsoup.files.dtypes import DTYPES, numpy_dtype
+from modelsoup.files.header import MAX_HEADER
 
 INDEX = "model.safetensors.index.json"
 ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
@@ -303,7 +303,7 @@ def test_a_link_that_leads_nowhere_is_told_and_does_not_propose_itself(tmp_path:
 AS_NOBODY = """
 import os, sys
 from modelsoup.errors import CheckpointError
-from modelsoup.checkpoint import open_checkpoint
+from modelsoup.files.checkpoint import open_checkpoint
 if os.getuid() == 0:
     os.setuid(65534)
 try:

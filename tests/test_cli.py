@@ -26,7 +26,7 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
 
 import modelsoup
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 F32 = np.float32
 
@@ -1003,8 +1003,8 @@ def test_a_method_of_another_package_is_used_when_it_is_named(plugin: str, here:
     "code",
     [
         "import modelsoup; dir(modelsoup)",
-        "from modelsoup.cli import main; main(['--help'], standalone_mode=False)",
-        "from modelsoup.cli import main; main(['merge', '--help'], standalone_mode=False)",
+        "from modelsoup.terminal.cli import main; main(['--help'], standalone_mode=False)",
+        "from modelsoup.terminal.cli import main; main(['merge', '--help'], standalone_mode=False)",
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(code: str) -> None:
@@ -1018,7 +1018,7 @@ def test_a_merge_needs_neither_torch_nor_networkx_nor_rich() -> None:
     imported = python(
         """
         import sys
-        from modelsoup.cli import main
+        from modelsoup.terminal.cli import main
         main(["merge", "a.safetensors", "b.safetensors", "-q"], standalone_mode=False)
         print(*sys.modules)
         """
@@ -1037,7 +1037,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_the_shell_can_complete_commands_and_options() -> None:
     def complete(words: str, number: int) -> list[str]:
-        code = "from modelsoup.cli import main; main(prog_name='soup')"
+        code = "from modelsoup.terminal.cli import main; main(prog_name='soup')"
         run = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=False,
             env={**os.environ, "_SOUP_COMPLETE": "bash_complete", "COMP_WORDS": words,
@@ -1049,7 +1049,8 @@ def test_the_shell_can_complete_commands_and_options() -> None:
     assert complete("soup me", 1) == ["merge", "methods"]
     assert complete("soup merge --lay", 2) == ["--layers"]
     script = python(
-        "from modelsoup.cli import main; main(prog_name='soup')", _SOUP_COMPLETE="bash_source"
+        "from modelsoup.terminal.cli import main; main(prog_name='soup')",
+        _SOUP_COMPLETE="bash_source",
     )
     assert "complete -o nosort -F _soup_completion soup" in script
 
@@ -1109,8 +1110,10 @@ def test_without_a_terminal_a_long_merge_says_each_minute_how_far_it_is(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = itertools.count(0.0, 40.0)  # seconds: each other time that it is asked is a minute
-    monkeypatch.setattr("modelsoup.cli.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    said = CliRunner().invoke(modelsoup.cli.main, [*MERGE, "--workers", "1"]).stderr
+    monkeypatch.setattr(
+        "modelsoup.terminal.cli.time", SimpleNamespace(monotonic=lambda: next(clock))
+    )
+    said = CliRunner().invoke(modelsoup.terminal.cli.main, [*MERGE, "--workers", "1"]).stderr
     lines = [line for line in said.splitlines() if "merging" in line]
     assert lines == ["   80.0 s  merging  100% of 144 B"]
 

@@ -25,7 +25,7 @@ from trainers import network
 
 import modelsoup
 from modelsoup import RunError, Store, parse_tree
-from modelsoup.executors import executor_from
+from modelsoup.running.executors import executor_from
 
 SOUP = [sys.executable, "-m", "modelsoup"]
 TESTS = str(Path(__file__).parent)
@@ -236,7 +236,7 @@ def test_a_trainers_error_is_its_own_sentence(folder: Path, where: str) -> None:
 def test_a_worker_killed_in_the_middle_is_survived(folder: Path, where: str) -> None:
     killed = []
 
-    def kill(event: modelsoup.runner.Event) -> None:
+    def kill(event: modelsoup.running.runner.Event) -> None:
         if event.metrics.get("step", 0) >= 3 and not killed:
             (pids,) = (folder / "store" / "work").glob("*/pids")
             itself, above = map(int, pids.read_text().split())
@@ -332,7 +332,10 @@ def test_no_cluster_at_an_address_is_one_sentence(folder, executor, said) -> Non
 )  # fmt: skip
 def test_a_missing_extra_is_one_sentence(folder, package, executor, extra) -> None:
     (folder / "tree.yaml").write_text(TWO)
-    without = f"import sys; sys.modules[{package!r}] = None; from modelsoup.cli import main; main()"
+    without = (
+        f"import sys; sys.modules[{package!r}] = None; "
+        "from modelsoup.terminal.cli import main; main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", without, "run", "tree.yaml", "--executor", executor],
         cwd=folder, capture_output=True, text=True, timeout=60, check=False,
@@ -355,7 +358,7 @@ def test_a_local_ray_says_at_once_what_it_will_never_have(folder: Path) -> None:
 )
 def test_what_is_cancelled_is_not_waited_for(wait: bool, cancel: bool, waits: bool) -> None:
     """As one asks Dask's own executor, which has no word for it."""
-    from modelsoup.executors import DaskExecutor
+    from modelsoup.running.executors import DaskExecutor
 
     class Client:
         asked: list[bool] = []  # noqa: RUF012

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from modelsoup.stream import SLICE
+from modelsoup.merging.engine import SLICE
 
 # Runs jobs, says what each failed with, which loops there were, and whether numba was imported.
 RUNNER = """

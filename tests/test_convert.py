@@ -1,4 +1,4 @@
-"""`modelsoup.torch_convert`: PyTorch pickles become safetensors, bit for bit, and run no code."""
+"""`soup convert`: PyTorch pickles become safetensors, bit for bit, and run no code."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelsoup import open_checkpoint
-from modelsoup.cli import main
 from modelsoup.errors import CheckpointError, OutputError, ParameterError, SoupError
-from modelsoup.torch_convert import convert
+from modelsoup.files.torch_convert import convert
+from modelsoup.terminal.cli import main
 
 DTYPES = [
     "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2",
@@ -1163,7 +1163,7 @@ def slow_to_write():
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_stopped_midway_leaves_no_output(tmp_path, stop):
     torch.save(slow_to_write(), tmp_path / "in.pth")
-    run = "import sys; from modelsoup.torch_convert import convert; convert(*sys.argv[1:])"
+    run = "import sys; from modelsoup.files.torch_convert import convert; convert(*sys.argv[1:])"
     with subprocess.Popen(
         [sys.executable, "-c", run, "in.pth", "out.safetensors"],
         cwd=tmp_path,
@@ -1188,7 +1188,7 @@ def test_want_of_memory_is_told_and_leaves_no_output(tmp_path):
         "import resource, sys, torch\n"
         "from pathlib import Path\n"
         "from modelsoup.errors import SoupError\n"
-        "from modelsoup.torch_convert import convert\n"
+        "from modelsoup.files.torch_convert import convert\n"
         "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
         "limit = pages * resource.getpagesize() + 300_000_000\n"  # the file fits, a copy does not
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
@@ -1211,7 +1211,7 @@ def test_without_pytorch_the_extra_to_install_is_named(tmp_path):
     run = (
         "import sys; sys.modules['torch'] = None\n"  # as Python marks a module that is not there
         "from modelsoup.errors import SoupError\n"
-        "from modelsoup.torch_convert import convert\n"
+        "from modelsoup.files.torch_convert import convert\n"
         "try: convert('in.pth', 'out.safetensors')\n"
         "except SoupError as error: print(error)\n"
     )

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from modelsoup import CheckpointError, FileDigest, digest_file, digest_files, open_checkpoint
-from modelsoup.digest import FileReader, combined, digest_checkpoint
+from modelsoup.files.digest import FileReader, combined, digest_checkpoint
 
 SIZE = 6_000
 DATA = random.Random(0).randbytes(SIZE)

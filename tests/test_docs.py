@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 from safetensors.numpy import load_file
 
 import modelsoup
-from modelsoup.trainer import carry_out
+from modelsoup.trees.trainer import carry_out
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -269,7 +269,7 @@ def test_every_module_has_tests_that_its_mutants_must_fail():
 
 def test_the_sizes_that_the_docs_tell_are_those_of_the_code():
     page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
-    stream = importlib.import_module("modelsoup.stream")
+    stream = importlib.import_module("modelsoup.merging.engine")
     for said, own in (
         ("slices of 1 Mi elements", stream.SLICE == 1 << 20),
         ("all buffers stay under 48 MB", stream._BUFFERS == 48 << 20),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelsoup import ParameterError
-from modelsoup.dtypes import (
+from modelsoup.files.dtypes import (
     DTYPES,
     compute_dtype,
     count_nonfinite,

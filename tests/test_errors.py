@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 import modelsoup
 from modelsoup import SoupError
-from modelsoup.cli import main
 from modelsoup.errors import layer_option, option, parameter_option, speaking
-from modelsoup.reading import open_regular, read_small
+from modelsoup.files.reading import open_regular, read_small
+from modelsoup.terminal.cli import main
 
 RULES = [("it's [x]", "first"), ("b.*", "drop")]
 

@@ -10,8 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xxhash
-from modelsoup import merge, open_checkpoint, parse_tree, run
 from safetensors.numpy import save_file
+
+from modelsoup import merge, open_checkpoint, parse_tree, run
 
 GOLDEN = Path(__file__).parent / "data" / "golden_merges.json"
 

@@ -26,8 +26,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelsoup import CheckpointError, open_checkpoint
-from modelsoup.dtypes import DTYPES
-from modelsoup.header import MAX_HEADER, _must_be_flat
+from modelsoup.files.dtypes import DTYPES
+from modelsoup.files.header import MAX_HEADER, _must_be_flat
 
 SECONDS = float(os.environ.get("MODELSOUP_FUZZ_SECONDS", "60"))
 ROUND = settings(

@@ -20,9 +20,9 @@ from safetensors.numpy import load_file, save_file
 
 import modelsoup
 from modelsoup import MismatchError, ParameterError, Recipe, Rule, RuleError, SoupError, merge
-from modelsoup.cli import main
 from modelsoup.errors import speaking
-from modelsoup.rules import assign, covering, parse_rule
+from modelsoup.merging.rules import assign, covering, parse_rule
+from modelsoup.terminal.cli import main
 
 F32 = np.float32
 
@@ -367,7 +367,7 @@ def test_a_truth_value_is_one_however_yaml_gives_it(what: object, frozen: bool):
 def test_a_regular_expression_is_bounded_in_time_and_memory(
     pattern: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("modelsoup.rules._PATIENCE", 2.0)
+    monkeypatch.setattr("modelsoup.merging.rules._PATIENCE", 2.0)
     names = ["a" * 60 + "!", "b"]
     with pytest.raises(RuleError) as caught:
         assign(names, [Rule(pattern)])
@@ -380,7 +380,7 @@ def test_a_regular_expression_is_used_under_a_limit_of_memory(limit: int):
     program = (
         "import resource\n"
         f"resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))\n"
-        "from modelsoup.rules import Rule, assign\n"
+        "from modelsoup.merging.rules import Rule, assign\n"
         "print(assign(['ab', 'c'], [Rule('re:a.')], rest='drop').taken(0))\n"
     )
     words = [sys.executable, "-c", program]

@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 
 import modelsoup
 from modelsoup import FineTune, Load, Merge, Recipe, Rule, Store, Train, Training, Tree, check
-from modelsoup.methods import code_version, get_method
-from modelsoup.tree import Builder
+from modelsoup.merging.methods import code_version, get_method
+from modelsoup.trees.operations import Builder
 
 
 @pytest.fixture(autouse=True)
@@ -214,7 +214,7 @@ def of_command(**change: Any) -> str:
 
 
 def test_a_commands_words_environment_and_files_are_part_of_a_key_and_its_patience_is_not() -> None:
-    from modelsoup.trainer import CommandOptions
+    from modelsoup.trees.trainer import CommandOptions
 
     assert COMMAND.keys() == {field.name for field in dataclasses.fields(CommandOptions)}
     before = of_command()
@@ -251,7 +251,7 @@ def mix(x, p):
 def write(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Writes, or edits, the module of a third party's method, and imports it again."""
     monkeypatch.syspath_prepend(here)
-    from modelsoup.methods import registry
+    from modelsoup.merging.methods import registry
 
     monkeypatch.setattr(registry, "_methods", dict(registry._methods))
 
@@ -296,7 +296,7 @@ def test_a_method_that_a_rule_names_is_part_of_a_key(write: Callable[..., str]) 
 
 def test_a_method_without_a_text_asks_for_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
     made = dataclasses.replace(get_method("linear"), version="", name="typed")
-    monkeypatch.delattr(sys.modules["modelsoup.methods.averages"], "__file__")
+    monkeypatch.delattr(sys.modules["modelsoup.merging.methods.averages"], "__file__")
     with pytest.raises(modelsoup.ParameterError, match="'typed' has no version, and the text of"):
         code_version(made)
 

@@ -22,13 +22,13 @@ from trainers import network
 
 import modelsoup
 from modelsoup import CheckpointError, ParameterError, PlanError, Recipe, Rule, SoupError, merge
-from modelsoup.cli import main
-from modelsoup.lineage import recipe_as_json
-from modelsoup.placing import LINEAGE_KEY
-from modelsoup.plan import check
-from modelsoup.report import report
-from modelsoup.rules import BASE, parse_layers, rule_as_json
-from modelsoup.yaml_text import dump_yaml, parse_yaml
+from modelsoup.files.placing import LINEAGE_KEY
+from modelsoup.files.yaml_text import dump_yaml, parse_yaml
+from modelsoup.merging.lineage import recipe_as_json
+from modelsoup.merging.rules import BASE, parse_layers, rule_as_json
+from modelsoup.terminal.cli import main
+from modelsoup.terminal.report import report
+from modelsoup.trees.plan import check
 
 F32 = np.float32
 

@@ -44,10 +44,10 @@ from modelsoup import (
     merge,
 )
 from modelsoup.errors import speaking
-from modelsoup.placing import LINEAGE_KEY, PARTIAL_SUFFIX
-from modelsoup.statistics import BLOCK
-from modelsoup.stream import SLICE, Inputs, Stream
-from modelsoup.writer import OutputTensor, layout
+from modelsoup.files.placing import LINEAGE_KEY, PARTIAL_SUFFIX
+from modelsoup.files.writer import OutputTensor, layout
+from modelsoup.merging.engine import SLICE, Inputs, Stream
+from modelsoup.merging.reductions import BLOCK
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -382,7 +382,7 @@ def test_slices_are_as_long_as_all_buffers_allow(count: int, blocks: int, tmp_pa
 def test_a_lineage_with_sha256_moves_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its place is reserved: a header that grew would have the whole file written twice."""
     models = [save(tmp_path / f"{n}.safetensors", {"x": np.full(4, n, np.float32)}) for n in (1, 2)]
-    monkeypatch.delattr("modelsoup.writer.CheckpointWriter._move_data")
+    monkeypatch.delattr("modelsoup.files.writer.CheckpointWriter._move_data")
     for sha256 in (True, False):
         merge(models, tmp_path / f"{sha256}.safetensors", sha256=sha256)
         made = modelsoup.read_lineage(tmp_path / f"{sha256}.safetensors")

@@ -27,11 +27,12 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save_file
 
 import modelsoup
-from modelsoup import engine, stream
 from modelsoup.errors import speaking
-from modelsoup.methods import registry
-from modelsoup.statistics import BLOCK, Gram, LargestMagnitudes, state_bytes
-from modelsoup.writer import layout
+from modelsoup.files.writer import layout
+from modelsoup.merging import engine as stream
+from modelsoup.merging import merge as engine
+from modelsoup.merging.methods import registry
+from modelsoup.merging.reductions import BLOCK, Gram, LargestMagnitudes, state_bytes
 
 Tensors = Mapping[str, np.ndarray]
 

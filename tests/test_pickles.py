@@ -1,4 +1,4 @@
-"""`modelsoup.pickles` and `torch_load`: hostile pickles are refused before they take anything."""
+"""`files.pickles` and `files.torch_load`: hostile pickles are refused before they take anything."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from modelsoup.cli import main
 from modelsoup.errors import CheckpointError
-from modelsoup.pickles import RATIO, PickleError, Survey
-from modelsoup.torch_convert import convert
+from modelsoup.files.pickles import RATIO, PickleError, Survey
+from modelsoup.files.torch_convert import convert
+from modelsoup.terminal.cli import main
 
 # --- pickles made by hand ------------------------------------------------------------------------
 

@@ -22,9 +22,9 @@ from safetensors.numpy import save_file
 from trainers import network
 
 from modelsoup import FineTune, Merge, Recipe, Store, Training, binary_tree, check, parse_tree
-from modelsoup.cli import main
-from modelsoup.picture import dot, mermaid, svg, what
-from modelsoup.tree import INNER, Builder, Load
+from modelsoup.terminal.cli import main
+from modelsoup.terminal.picture import dot, mermaid, svg, what
+from modelsoup.trees.operations import INNER, Builder, Load
 
 SVG = "{http://www.w3.org/2000/svg}"
 

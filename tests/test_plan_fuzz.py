@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from trainers import network
 
 from modelsoup import SoupError, check, parse_tree
-from modelsoup.picture import dot, mermaid, svg
+from modelsoup.terminal.picture import dot, mermaid, svg
 
 WHOLE = [
     """soup: 1

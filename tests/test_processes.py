@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from modelsoup import ProcessExecutor, processes
-from modelsoup.processes import WorkerLostError
+from modelsoup.running.processes import WorkerLostError
 
 ON_LINUX = sys.platform == "linux"
 forks = pytest.mark.skipif(not ON_LINUX, reason="platform: forks")

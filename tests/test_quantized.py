@@ -17,10 +17,10 @@ from safetensors.numpy import save_file
 
 import modelsoup
 from modelsoup import MismatchError, merge, open_checkpoint
-from modelsoup.cli import main
 from modelsoup.errors import speaking
-from modelsoup.quantized import Quantizer, Scales, dequantize
-from modelsoup.statistics import BLOCK
+from modelsoup.files.quantized import Quantizer, Scales, dequantize
+from modelsoup.merging.reductions import BLOCK
+from modelsoup.terminal.cli import main
 
 F8 = ml_dtypes.float8_e4m3fn
 F32, BF16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
@@ -206,7 +206,7 @@ def test_no_byte_depends_on_workers_or_slices(
 ):
     models = pair(tmp_path, "block", "a__weight_scale_inv")
     merge(models, tmp_path / "once.safetensors", beta=0.3)
-    monkeypatch.setattr("modelsoup.stream._BUFFERS", 1)  # slices of one block
+    monkeypatch.setattr("modelsoup.merging.engine._BUFFERS", 1)  # slices of one block
     merge(models, tmp_path / "sliced.safetensors", beta=0.3, workers=workers)
     assert ROWS * COLUMNS > 2 * BLOCK
     once, sliced = ((tmp_path / f"{n}.safetensors").read_bytes() for n in ("once", "sliced"))

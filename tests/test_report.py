@@ -25,10 +25,10 @@ from safetensors.numpy import save_file
 
 import modelsoup
 from modelsoup import Job, open_checkpoint, register_trainer
-from modelsoup.cli import main
-from modelsoup.curves import chart, charts
-from modelsoup.report import FIGURES, TEXTS, better, column, lasting
-from modelsoup.shown import png_size, read_curves
+from modelsoup.terminal.cli import main
+from modelsoup.terminal.curves import chart, charts
+from modelsoup.terminal.report import FIGURES, TEXTS, better, column, lasting
+from modelsoup.terminal.shown import png_size, read_curves
 
 LOSSES = ("G_A", "cycle_A", "D_A")
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelsoup import Rule, RuleError, parse_rule
-from modelsoup.rules import (
+from modelsoup.files.names import natural_key
+from modelsoup.merging.rules import (
     BASE,
     Assignment,
     assign,
     low_level,
-    natural_key,
     parse_fractions,
     parse_layers,
     parse_value,

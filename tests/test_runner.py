@@ -42,11 +42,11 @@ from modelsoup import (
     parse_tree,
     show_tree,
 )
-from modelsoup.methods import registry
-from modelsoup.placing import remove_stale
-from modelsoup.plan import check, node_seed
-from modelsoup.processes import ProcessExecutor
-from modelsoup.stream import default_workers
+from modelsoup.files.placing import remove_stale
+from modelsoup.merging.engine import default_workers
+from modelsoup.merging.methods import registry
+from modelsoup.running.processes import ProcessExecutor
+from modelsoup.trees.plan import check, node_seed
 
 SOUP = [sys.executable, "-m", "modelsoup"]
 TESTS = str(Path(__file__).parent)
@@ -852,7 +852,7 @@ class Watched(ThreadPoolExecutor):
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers)
-        self.tasks: list[modelsoup.node.Task] = []
+        self.tasks: list[modelsoup.running.node.Task] = []
         self.now, self.most = 0, 0
 
     def submit(self, fn, task):
@@ -1339,7 +1339,7 @@ def test_what_runs_is_told_again_each_minute(
 def test_a_node_that_reports_nothing_is_told_again_too(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modelsoup.runner, "HEARTBEAT", 0.5)
+    monkeypatch.setattr(modelsoup.running.runner, "HEARTBEAT", 0.5)
     text = TALKS.replace("Talks", "Sees").replace("add: 6", "note: gate").replace(
         "gate", str(folder / "gate")
     )  # fmt: skip

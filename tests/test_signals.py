@@ -26,7 +26,7 @@ import os, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 import modelsoup
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 @dataclass(frozen=True)
 class Parameters:

@@ -32,9 +32,9 @@ from modelsoup import (
     check,
     parse_tree,
 )
-from modelsoup.plan import node_key
-from modelsoup.rules import Rule
-from modelsoup.tree import Builder, Tree
+from modelsoup.merging.rules import Rule
+from modelsoup.trees.operations import Builder, Tree
+from modelsoup.trees.plan import node_key
 
 SOUP = [sys.executable, "-m", "modelsoup"]
 TESTS = str(Path(__file__).parent)
@@ -80,7 +80,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 30) -> Any:
     return found
 
 
-def of_node(store: Store, node: str) -> modelsoup.store.Entry:
+def of_node(store: Store, node: str) -> modelsoup.trees.store.Entry:
     (found,) = (entry for entry in store.entries() if entry.record["node"] == node)
     return found
 
@@ -459,7 +459,7 @@ def test_what_goes_along_with_a_model_folder_is_read_once(
 def test_files_that_a_command_names_are_read_by_a_run_once_and_by_no_plan(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    modelsoup.digest._remembered.cache_clear()
+    modelsoup.files.digest._remembered.cache_clear()
     (folder / "train.py").write_text(
         "import shutil, sys\nshutil.copyfile(sys.argv[1], sys.argv[2])\n"
     )
@@ -478,7 +478,7 @@ def test_files_that_a_command_names_are_read_by_a_run_once_and_by_no_plan(
         return exact(path, *arguments, **more)
 
     def read() -> int:
-        modelsoup.digest._remembered.cache_clear()  # as in another process
+        modelsoup.files.digest._remembered.cache_clear()  # as in another process
         times = opened.count("data.csv")
         opened.clear()
         return times
@@ -516,7 +516,7 @@ def test_a_run_looks_at_a_tree_once(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 # --- keys --------------------------------------------------------------------------------------
 
-COMMAND = modelsoup.trainer.CommandOptions
+COMMAND = modelsoup.trees.trainer.CommandOptions
 
 OTHERWISE: dict[tuple[type, str], Any] = {
     (Load, "path"): "other/a.safetensors",
@@ -597,7 +597,7 @@ def key_of(
     builder = Builder(seed)
     builder.add(name, operation)
     tree: Tree = builder.tree(name)
-    return node_key(tree, name, inputs, modelsoup.store.content_digest)
+    return node_key(tree, name, inputs, modelsoup.trees.store.content_digest)
 
 
 @pytest.fixture

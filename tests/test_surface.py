@@ -24,9 +24,9 @@ import pytest
 from click.testing import CliRunner
 
 import modelsoup
-from modelsoup.cli import main
-from modelsoup.methods.registry import registered_methods
-from modelsoup.trainer import get_trainer, trainer_names
+from modelsoup.merging.methods.registry import registered_methods
+from modelsoup.terminal.cli import main
+from modelsoup.trees.trainer import get_trainer, trainer_names
 
 ROOT = Path(__file__).parent.parent
 STORED = Path(__file__).parent / "data" / "surface.json"

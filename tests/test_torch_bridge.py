@@ -1,4 +1,4 @@
-"""`modelsoup.torch_bridge`: a torch trainer loads, freezes and saves as a tree wants it."""
+"""`modelsoup.running.torch_bridge`: a torch trainer loads, freezes and saves as a tree wants it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import nn
 
 from modelsoup import Job, merge, open_checkpoint
 from modelsoup.errors import CheckpointError, MismatchError, OutputError, TrainerError
-from modelsoup.torch_bridge import freeze, load_into, save_from, trainable
-from modelsoup.trainer import carry_out
+from modelsoup.running.torch_bridge import freeze, load_into, save_from, trainable
+from modelsoup.trees.trainer import carry_out
 
 STATISTICS = ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
 LOW = ("conv.weight", "conv.bias", "norm.weight", "norm.bias", *STATISTICS)

@@ -22,9 +22,9 @@ from trainers import SHAPES, network
 
 import modelsoup
 from modelsoup import RunError, Store, binary_tree, parse_tree
-from modelsoup.cli import main
-from modelsoup.processes import ProcessExecutor
-from modelsoup.runner import folder_name
+from modelsoup.running.processes import ProcessExecutor
+from modelsoup.running.runner import folder_name
+from modelsoup.terminal.cli import main
 
 TESTS = str(Path(__file__).parent)
 SOUP = [sys.executable, "-m", "modelsoup"]
@@ -167,7 +167,7 @@ def test_a_trainer_that_cannot_be_imported_is_listed_with_what_brings_it() -> No
         """
         import sys
         sys.modules["modelsoup_i2i"] = None
-        from modelsoup.cli import main
+        from modelsoup.terminal.cli import main
         main(["trainers"], standalone_mode=False)
         """
     )
@@ -187,7 +187,7 @@ def test_a_trainer_whose_extra_lacks_a_package_is_listed_with_what_brings_it() -
                 raise metadata.PackageNotFoundError(name)
             return known(name)
         metadata.version = version
-        from modelsoup.cli import main
+        from modelsoup.terminal.cli import main
         main(["trainers"], standalone_mode=False)
         """
     )
@@ -199,7 +199,7 @@ def test_what_a_checkpoint_will_hold_is_told_by_network_without_torch() -> None:
     printed = python(
         """
         import sys
-        from modelsoup.cli import main
+        from modelsoup.terminal.cli import main
         words = ["--tensors", "--set", "width=32", "--set", "blocks=6"]
         main(["trainers", "cyclegan", *words], standalone_mode=False)
         main(["trainers", "cyclegan", *words, "--json"], standalone_mode=False)
@@ -387,7 +387,7 @@ def test_another_output_is_replaced_only_by_force() -> None:
 
 def test_the_shell_can_complete_trainers() -> None:
     run = subprocess.run(
-        [sys.executable, "-c", "from modelsoup.cli import main; main(prog_name='soup')"],
+        [sys.executable, "-c", "from modelsoup.terminal.cli import main; main(prog_name='soup')"],
         capture_output=True, text=True, check=False,
         env={**os.environ, "_SOUP_COMPLETE": "bash_complete", "COMP_WORDS": "soup train c",
              "COMP_CWORD": "2"},

@@ -19,8 +19,8 @@ from trainers import Add, Plain, network
 
 import modelsoup
 from modelsoup import TrainerError, check, parse_tree, register_trainer
-from modelsoup.plan import trainer_of
-from modelsoup.trainer import (
+from modelsoup.trees.plan import trainer_of
+from modelsoup.trees.trainer import (
     CommandTrainer,
     build_options,
     carry_out,

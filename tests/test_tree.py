@@ -14,8 +14,8 @@ from trainers import network
 
 import modelsoup
 from modelsoup import FineTune, Load, Merge, PlanError, Train, Training, binary_tree, parse_tree
-from modelsoup.tree_yaml import json_schema
-from modelsoup.yaml_text import parse_yaml
+from modelsoup.files.yaml_text import parse_yaml
+from modelsoup.trees.tree_yaml import json_schema
 
 TUNE = FineTune(Training("trainers:Add", {"add": 0.5}))
 

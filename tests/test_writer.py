@@ -24,11 +24,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
-import modelsoup.writer
+import modelsoup.files.writer
 from modelsoup import CheckpointError, OutputError, ParameterError, open_checkpoint, placing
-from modelsoup.dtypes import DTYPES
-from modelsoup.placing import remove_stale
-from modelsoup.writer import (
+from modelsoup.files.dtypes import DTYPES
+from modelsoup.files.placing import remove_stale
+from modelsoup.files.writer import (
     CheckpointWriter,
     OutputFile,
     OutputTensor,
@@ -418,7 +418,7 @@ def test_outputs_have_the_permissions_that_the_user_gives_new_files(output: Path
 CHILD = """
 import os, sys
 from modelsoup.errors import OutputError
-from modelsoup.writer import CheckpointWriter, OutputTensor, layout
+from modelsoup.files.writer import CheckpointWriter, OutputTensor, layout
 
 output, rounds = sys.argv[1], int(sys.argv[2])
 tensors = [OutputTensor(f"t{n}", "U8", (1 << 16,)) for n in range(4)]
@@ -613,7 +613,7 @@ AS_NOBODY = """
 import os, sys
 from pathlib import Path
 from modelsoup.errors import OutputError
-from modelsoup.writer import CheckpointWriter, OutputFile, OutputTensor
+from modelsoup.files.writer import CheckpointWriter, OutputFile, OutputTensor
 files = [OutputFile("model.safetensors", (OutputTensor("t", "F32", (1,)),))]
 if os.getuid() == 0:
     os.setuid(65534)
@@ -749,7 +749,7 @@ def test_space_is_checked_before_anything_is_written(output: Path) -> None:
 LIMITED = """
 import os, resource, sys
 from modelsoup.errors import OutputError
-from modelsoup.writer import CheckpointWriter, OutputFile, OutputTensor, layout
+from modelsoup.files.writer import CheckpointWriter, OutputFile, OutputTensor, layout
 
 output, when = sys.argv[1:3]
 tensors = [OutputTensor(f"t{n}", "U8", (1 << 20,)) for n in range(3)]
@@ -803,7 +803,7 @@ FULL = """
 import os, sys
 from pathlib import Path
 from modelsoup.errors import OutputError
-from modelsoup.writer import CheckpointWriter, OutputTensor, layout
+from modelsoup.files.writer import CheckpointWriter, OutputTensor, layout
 
 output, case, model = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 size = 5 << 20 if case == "more than free" else 3 << 20
@@ -911,7 +911,7 @@ def test_longer_metadata_moves_what_is_written(output: Path) -> None:
 def test_a_header_that_no_reader_would_take_is_not_written(
     output: Path, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modelsoup.writer.MAX_HEADER", 1_000)
+    monkeypatch.setattr("modelsoup.files.writer.MAX_HEADER", 1_000)
     long = {"modelsoup": "0" * 1_000}
     with (
         pytest.raises(OutputError, match=r"bytes, more than the 1,000 that a reader takes$"),
@@ -1057,7 +1057,7 @@ def test_what_appears_in_the_last_moment_is_not_overwritten(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the last look and the rename; the rename itself must refuse."""
-    check = modelsoup.writer.check_output
+    check = modelsoup.files.writer.check_output
 
     def late(path: Path, *, force: bool) -> None:
         check(path, force=force)
@@ -1068,7 +1068,7 @@ def test_what_appears_in_the_last_moment_is_not_overwritten(
 
     with CheckpointWriter(output, SMALL, OURS) as writer:
         fill(writer, SMALL, ONE)
-        monkeypatch.setattr("modelsoup.writer.check_output", late)
+        monkeypatch.setattr("modelsoup.files.writer.check_output", late)
         with pytest.raises(OutputError, match="appeared while it was made"):
             writer.commit()
     assert entries(output.parent) == [output.name]
@@ -1088,7 +1088,7 @@ def test_a_file_is_put_in_place_on_any_file_system(
         unknown = dict.fromkeys(placing._RENAMES["linux"][2], 1 << 14)
         monkeypatch.setitem(placing._RENAMES, "linux", ("renameat2", (-100,), unknown))
     elif way != "rename with conditions":
-        monkeypatch.setattr("modelsoup.placing._renamed", lambda *_: False)
+        monkeypatch.setattr("modelsoup.files.placing._renamed", lambda *_: False)
     if way == "plain rename":
         monkeypatch.setattr(os, "link", refused)
     output = tmp_path / "out" / "soup.safetensors"
@@ -1123,7 +1123,7 @@ def test_a_folder_whose_successor_cannot_be_renamed_is_put_back(
             raise OSError(errno.EIO, "Input/output error")
         rename(source, target)
 
-    monkeypatch.setattr("modelsoup.placing._renamed", lambda *_: False)
+    monkeypatch.setattr("modelsoup.files.placing._renamed", lambda *_: False)
     monkeypatch.setattr(os, "rename", second_fails)
     with pytest.raises(OutputError, match="Input/output error"):
         write(output, TWO, force=True)
@@ -1137,7 +1137,7 @@ def test_a_mount_point_is_not_replaced(tmp_path: Path) -> None:
     script.write_text(
         textwrap.dedent(f"""
         from pathlib import Path
-        from modelsoup.placing import check_output
+        from modelsoup.files.placing import check_output
         from modelsoup import OutputError
         try:
             check_output(Path({str(tmp_path / "mounted")!r}), force=True)
@@ -1177,7 +1177,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(
         rename(source, target)
 
     monkeypatch.setattr(os, "fsync", flushed)
-    monkeypatch.setattr("modelsoup.placing._renamed", renamed)
+    monkeypatch.setattr("modelsoup.files.placing._renamed", renamed)
     monkeypatch.setattr(os, "rename", folder_renamed)
     shards = 8 if not output.suffix else None
     write(output, TWO, shard_size=shards, copy_from=model if shards else None)

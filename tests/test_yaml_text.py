@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from modelsoup import PlanError, yaml_text
-from modelsoup.yaml_text import dump_yaml, parse_yaml, read_yaml
+from modelsoup.files.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 PARSERS = [yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)]
 

@@ -17,8 +17,8 @@ from digits import Options, accuracy, start, train_epoch
 from safetensors.numpy import save_file
 
 import modelsoup
-from modelsoup.picture import svg
-from modelsoup.store import DEFAULT_STORE
+from modelsoup.terminal.picture import svg
+from modelsoup.trees.store import DEFAULT_STORE
 
 HERE = Path(__file__).parent
 WORKERS = 2

@@ -38,7 +38,7 @@ from safetensors.torch import load_file, save_file
 
 import modelsoup
 from modelsoup import MismatchError, ParameterError, TrainerError
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 torch.set_num_threads(1)
 TINY = {

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import modelsoup
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 torch.set_num_threads(1)
 TINY = {

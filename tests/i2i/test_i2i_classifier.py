@@ -19,7 +19,7 @@ from modelsoup_i2i.use.classes import classes_in
 from safetensors.torch import load_file, save_file
 
 import modelsoup
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 SMALL = {"load_size": 12, "crop_size": 12, "batch": 8, "epochs": 6, "device": "cpu"}
 QUIET = {"sheet_every": 0, "threads": 0}

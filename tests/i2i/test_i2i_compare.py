@@ -24,7 +24,7 @@ from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_i2i.use.translate import translate
 from PIL import Image
 
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 SMALL = [
     word for option in (

@@ -23,7 +23,7 @@ from modelsoup_i2i.use.official import import_folder
 from torch.nn import functional as F
 
 import modelsoup
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"width": 4, "blocks": 5, "d_width": 4, "d_layers": 1, "f_width": 8, "patches": 20}

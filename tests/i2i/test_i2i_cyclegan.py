@@ -21,7 +21,7 @@ from modelsoup_i2i.trainers.cyclegan import CycleGAN, CycleGANOptions
 from modelsoup_i2i.training import processes
 
 import modelsoup
-from modelsoup.digest import content_of
+from modelsoup.files.digest import content_of
 
 HERE = Path(__file__).parent
 torch.set_num_threads(1)  # a tiny network has nothing for a second one; bits depend on how many

@@ -28,7 +28,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from modelsoup import MismatchError, ParameterError, TrainerError, get_trainer, open_checkpoint
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 torch.set_num_threads(1)
 SIZES = {

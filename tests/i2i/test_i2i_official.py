@@ -217,7 +217,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path):
 def test_the_command_takes_an_epoch(tmp_path: Path):
     from click.testing import CliRunner
 
-    from modelsoup.cli import main
+    from modelsoup.terminal.cli import main
 
     made = make_folder(tmp_path / "run", "20")
     output = tmp_path / "out.safetensors"

@@ -19,7 +19,7 @@ from modelsoup_i2i.use.official_funit import import_funit
 
 import modelsoup
 from modelsoup import CheckpointError, MismatchError
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 G = {"width": 4, "downs": 2, "blocks": 1, "style_downs": 2, "latent": 6, "mlp": 8, "channels": 3}
 D = {"classes": 5, "width": 4, "halvings": 2, "most": 12, "heads": 2}

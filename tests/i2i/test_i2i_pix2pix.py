@@ -29,7 +29,7 @@ from modelsoup_i2i.use.translate import translate, translate_arrays
 from torch.nn import functional
 
 import modelsoup
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 torch.set_num_threads(1)  # tiny networks have nothing for a second one
 HERE = Path(__file__).parent

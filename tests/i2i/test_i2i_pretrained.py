@@ -15,7 +15,7 @@ from modelsoup_i2i.networks.described import Network
 from modelsoup_i2i.use.pretrained import import_biggan, import_deepi2i, import_stylegan
 
 import modelsoup
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 SIZES = {"arch": "32s", "ch": 8, "classes": 7, "chunk": 4, "shared": 6, "attention": 16}
 D_SIZES = {name: SIZES[name] for name in ("arch", "ch", "classes", "attention")}

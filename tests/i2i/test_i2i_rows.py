@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 h5py = pytest.importorskip("h5py")
 
 from modelsoup import get_trainer  # noqa: E402
-from modelsoup.trainer import build_options  # noqa: E402
+from modelsoup.trees.trainer import build_options  # noqa: E402
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CLASSES = (

@@ -19,7 +19,7 @@ from modelsoup_i2i.use.references import References, references_in
 from modelsoup_i2i.use.translator import Style, Translator, parts_of
 
 from modelsoup import ParameterError
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 
 class Painter(torch.nn.Module):

@@ -362,7 +362,7 @@ def test_an_adaptor_may_leave_sides_out():
 
 
 def test_what_is_missing_begins_as_the_constructor_makes_it(tmp_path):
-    from modelsoup.torch_bridge import load_into
+    from modelsoup.running.torch_bridge import load_into
 
     own = Generator(64, 16, code=8, depth=2)
     missing = load_into(own, None, seed=3)

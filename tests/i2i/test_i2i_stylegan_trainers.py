@@ -23,7 +23,7 @@ from modelsoup_i2i.training.turns import Batch
 from modelsoup_i2i.use.generators import load_generator
 
 from modelsoup import MismatchError, ParameterError, TrainerError, get_trainer, open_checkpoint
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 torch.set_num_threads(1)
 SIZES = {

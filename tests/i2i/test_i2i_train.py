@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from i2i_domains import make_domains
 
 from modelsoup import Store
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 SMALL = ("width=4", "blocks=1", "d_width=4", "d_layers=1", "device=cpu", "threads=1")
 TINY = [word for setting in SMALL for word in ("--set", setting)]

@@ -94,7 +94,7 @@ def test_pictures_of_other_channels_than_the_model_s_are_told(photos, tmp_path):
 def test_a_name_that_would_drive_the_terminal_is_spelt_out(model, photos, tmp_path):
     from click.testing import CliRunner
 
-    from modelsoup.cli import main
+    from modelsoup.terminal.cli import main
 
     (photos / "a\x1b[2J\n4 written.gif").touch()
     asked = ["i2i", "translate", str(model), str(photos), str(tmp_path / "out"), "--device", "cpu"]
@@ -110,7 +110,7 @@ def test_how_far_it_is_is_told_on_stderr(model, photos, tmp_path, monkeypatch):
 
     from click.testing import CliRunner
 
-    from modelsoup.cli import main
+    from modelsoup.terminal.cli import main
 
     def asked(output: str, *, is_terminal: bool):
         stream = SimpleNamespace(isatty=lambda: is_terminal)

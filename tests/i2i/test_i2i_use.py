@@ -30,7 +30,7 @@ from modelsoup_i2i.use.translator import Translator
 from safetensors.torch import save_file
 
 import modelsoup
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 torch.set_num_threads(1)
 NAMES = ("cat", "dog", "bird")
@@ -170,7 +170,7 @@ def test_a_trainer_that_wants_options_keeps_no_other_from_being_found(gan, tmp_p
     class Deep(DeepI2I):
         name, options = "another", Wanting
 
-    monkeypatch.setattr("modelsoup.trainer._trainers", {"another": Deep()})
+    monkeypatch.setattr("modelsoup.trees.trainer._trainers", {"another": Deep()})
     assert load_model(gan).name == "G"
     save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(modelsoup.MismatchError, match=r"another, of whose options .*depth is miss"):

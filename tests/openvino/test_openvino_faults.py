@@ -20,7 +20,7 @@ from modelsoup_openvino.trainer import OpenVinoQat
 from safetensors.numpy import save_file
 
 import modelsoup
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 from conftest import SHAPE, SIZES  # isort: skip
 

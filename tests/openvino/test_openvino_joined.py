@@ -28,7 +28,7 @@ from safetensors.numpy import load_file
 
 import modelsoup
 from modelsoup import get_trainer, open_checkpoint
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 PLACE = {"device": "cpu", "threads": 0, "sheet_every": 0}
 TINY = {

@@ -28,8 +28,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import modelsoup
-from modelsoup.cli import main
-from modelsoup.digest import content_of
+from modelsoup.files.digest import content_of
+from modelsoup.terminal.cli import main
 
 from conftest import SHAPE, SIZES, device_plan  # isort: skip
 

@@ -11,7 +11,7 @@ from modelsoup_openvino.place import must_be_free
 from modelsoup_openvino.trainer import OpenVinoQat
 
 import modelsoup
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 from conftest import device_plan  # isort: skip
 

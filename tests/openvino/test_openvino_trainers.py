@@ -11,7 +11,7 @@ from modelsoup_openvino import export
 from modelsoup_openvino.deploy import deployable, options_for
 
 from modelsoup import build_options, get_trainer
-from modelsoup.trainer import EXTRAS
+from modelsoup.trees.trainer import EXTRAS
 
 sys.path.append(str(Path(__file__).parents[1] / "i2i"))
 from i2i_domains import drawing, make_domains

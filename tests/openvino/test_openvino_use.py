@@ -15,7 +15,7 @@ from modelsoup_i2i.pictures.images import ImageError, read_image, save_png
 from modelsoup_openvino.infer import Translator, translate
 
 import modelsoup
-from modelsoup.cli import main
+from modelsoup.terminal.cli import main
 
 
 def soup(*arguments):
@@ -30,7 +30,7 @@ def test_a_model_runs_without_torch(made, data, tmp_path):
     out = tmp_path / "translated"
     script = (
         "import sys\n"
-        "from modelsoup.cli import main\n"
+        "from modelsoup.terminal.cli import main\n"
         f"main(['openvino', 'run', {str(made.out / 'int8.xml')!r}, {str(data / 'testA')!r}, "
         f"{str(out)!r}], standalone_mode=False)\n"
         "assert 'torch' not in sys.modules and 'nncf' not in sys.modules\n"

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from modelsoup import ParameterError, TrainerError, open_checkpoint
-from modelsoup.torch_bridge import freeze, load_into
+from modelsoup.running.torch_bridge import freeze, load_into
 
 from ..networks.described import AVERAGED
 from ..networks.devices import chosen_device

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from modelsoup import TrainerError, digest_files, open_checkpoint
-from modelsoup.torch_bridge import save_from
+from modelsoup.running.torch_bridge import save_from
 
 from ..networks.described import AVERAGED
 from ..pictures.picture import files_of

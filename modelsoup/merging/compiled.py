@@ -1,0 +1,339 @@
+"""Compiled loops: an elementwise method, its casts and the search for NaN fused into one pass.
+
+Where numba is installed (extra `modelsoup[fast]`), the same function that numpy runs on arrays is
+compiled for scalars, once per method, number of models and dtypes. The machine code of modelsoup's
+own methods is kept in the user's cache folder, and llvmlite, which comes with numba, loads it from
+there: importing numba would take a second of every run. A loop gives the same bytes as numpy or is
+not used:
+
+- a loop that calls anything outside itself (`exp`, say) is not used;
+- a loaded loop is compared with numpy on a sample first;
+- a slice in which a loop met NaN or infinity is done again by numpy.
+
+`MODELSOUP_FAST=0` turns the loops off; `MODELSOUP_FAST=1` uses them for small merges too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import inspect
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import dtypes
+from .reductions import BLOCK
+
+_SYMBOL = "soup_loop"
+_SUPPORTED = ("F32", "BF16", "F16")
+
+_log = logging.getLogger(__name__)
+
+Loop = Callable[[Sequence[int], int, int, np.ndarray], bool]
+"""`loop(input addresses, output address, elements, parameters)` → whether all was finite."""
+
+_LOADS = {
+    "F32": "x{k} = a{k}[i]\n",
+    "BF16": "x{k} = u32(u32(a{k}[i]) << u32(16)).view(f32)\n",
+    # The exponent moves into place by a multiplication that is exact, subnormals included.
+    "F16": (
+        "h = u32(a{k}[i])\n"
+        "m = f32(u32(u32(h & u32(0x7FFF)) << u32(13)).view(f32) * f32(2.0**112)).view(u32)\n"
+        "m = u32(m | u32(0x7F800000)) if u32(h & u32(0x7C00)) == u32(0x7C00) else m\n"
+        "x{k} = u32(m | u32(u32(h & u32(0x8000)) << u32(16))).view(f32)\n"
+    ),
+}
+_STORES = {
+    "F32": "out[i] = y\n",
+    "BF16": (
+        "b = f32(y).view(u32)\n"
+        "out[i] = u16(u32(b + u32(u32(0x7FFF) + u32(u32(b >> u32(16)) & u32(1)))) >> u32(16))\n"
+    ),
+    # Small values get their last bit where float32 addition to 0.5 rounds; others by adding half.
+    "F16": (
+        "b = f32(y).view(u32)\n"
+        "m = u32(b & u32(0x7FFFFFFF))\n"
+        "small = u32(f32(m.view(f32) + f32(0.5)).view(u32) - u32(0x3F000000))\n"
+        "half = u32(u32(0xFFF) + u32(u32(m >> u32(13)) & u32(1)))\n"
+        "large = u32(u32(u32(m - u32(0x38000000)) + half) >> u32(13))\n"
+        "r = small if m < u32(0x38800000) else large\n"
+        "r = u32(0x7C00) if m >= u32(0x477FF000) else r\n"
+        "out[i] = u16(r | u32(u32(b >> u32(16)) & u32(0x8000)))\n"
+    ),
+}
+# The largest magnitude, as float32, that still rounds to a finite number.
+_LIMITS = {"F32": 0x7F7FFFFF, "BF16": 0x7F7F7FFF, "F16": 0x477FEFFF}
+_POINTERS = {"F32": "float32", "BF16": "uint16", "F16": "uint16"}
+
+
+def available() -> bool:
+    """Whether loops can be compiled here and are not turned off."""
+    return os.environ.get("MODELSOUP_FAST") != "0" and all(
+        importlib.util.find_spec(name) is not None for name in ("llvmlite", "numba")
+    )
+
+
+_loops: dict[tuple[Any, ...], Loop | None] = {}  # None: there is none, and why was logged
+
+
+def loop_for(
+    function: Callable[..., Any], inputs: tuple[str, ...], output: str, example: Any
+) -> Loop | None:
+    """The compiled loop of an elementwise function, or None where numpy does the work.
+
+    Args:
+        function: `function(x, p)`, see `Method`.
+        inputs: the stored dtypes of the inputs, such as `("BF16", "BF16")`.
+        output: the stored dtype of the result.
+        example: parameters as `p`, any values: a named tuple of float32 numbers, tuples of such,
+            and truth values.
+    """
+    if not available() or not set(inputs) | {output} <= set(_SUPPORTED):
+        return None
+    lengths = tuple(len(value) if isinstance(value, tuple) else 0 for value in example)
+    key = (function, inputs, output, type(example), lengths)
+    if key not in _loops:
+        _loops[key] = _make(function, inputs, output, example)
+    return _loops[key]
+
+
+def _make(
+    function: Callable[..., Any], inputs: tuple[str, ...], output: str, example: Any
+) -> Loop | None:
+    try:
+        source = _source(inputs, output, example)
+        cached = _cache_file(source, function)
+    except (OSError, TypeError) as error:  # a function without source text
+        _log.info("no compiled loop for %s: %s", function.__name__, error)
+        return None
+    # What another package's function depends on (its globals, its defaults, other modules) no key
+    # can hold, so that its loops last as long as the process.
+    lasting = function.__module__.startswith("modelsoup.methods.")
+    code = _read(cached) if lasting else None
+    if code is None:
+        code = _compile(source, function, example, inputs, output)
+        if code is None:
+            return None
+        if lasting:
+            _store(cached, code)
+    loop = _load(code, len(inputs))
+    if not _agrees_with_numpy(loop, function, inputs, output, example):
+        _log.info("the compiled loop of %s differs from numpy: not used", function.__name__)
+        return None
+    return loop
+
+
+def parameter_array(p: Any) -> np.ndarray:
+    """A method's numbers as a loop takes them: one float32 after the other."""
+    flat: list[float] = []
+    for value in p:
+        flat.extend(value if isinstance(value, tuple) else (value,))
+    return np.array(flat or [0.0], np.float32)
+
+
+def _source(inputs: tuple[str, ...], output: str, example: Any) -> str:
+    """The text of the loop, unrolled over the models."""
+    names = [f"a{k}" for k in range(len(inputs))]
+    lines = [f"def loop({', '.join(names)}, result, n, parameters):"]
+    lines += [f"    {name} = carray({name}, n)" for name in names]
+    lines += ["    out = carray(result, n)", f"    c = carray(parameters, {_count(example)})"]
+    lines += [f"    p = P({_construct(example)})", "    found = u32(0)", "    for i in range(n):"]
+    body = "".join(_LOADS[dtype].format(k=k) for k, dtype in enumerate(inputs))
+    body += f"y = f32(f(({', '.join(f'x{k}' for k in range(len(inputs)))},), p))\n"
+    body += f"bad = u32(f32(y).view(u32) & u32(0x7FFFFFFF)) > u32({_LIMITS[output]:#x})\n"
+    for k in range(len(inputs)):
+        body += f"bad = bad | (u32(f32(x{k}).view(u32) & u32(0x7FFFFFFF)) >= u32(0x7F800000))\n"
+    # One reduction, of a kind that LLVM makes vectors of.
+    body += "found = u32(found | u32(bad))\n"
+    body += _STORES[output]
+    lines += ["        " + line for line in body.splitlines()]
+    lines.append("    return found")
+    return "\n".join(lines) + "\n"
+
+
+def _count(example: Any) -> int:
+    return sum(len(value) if isinstance(value, tuple) else 1 for value in example)
+
+
+def _construct(example: Any) -> str:
+    parts, position = [], 0
+    for value in example:
+        if isinstance(value, tuple):
+            items = [f"c[{position + k}]" for k in range(len(value))]
+            parts.append(f"({', '.join(items)},)")
+            position += len(value)
+        else:
+            parts.append(f"c[{position}]" + (" != f32(0)" if isinstance(value, bool) else ""))
+            position += 1
+    return ", ".join(parts)
+
+
+def _cache_file(source: str, function: Callable[..., Any]) -> Path:
+    import llvmlite
+    import llvmlite.binding as llvm
+
+    root = os.environ.get("MODELSOUP_CACHE") or Path(
+        os.environ.get("XDG_CACHE_HOME") or _home() / ".cache", "modelsoup"
+    )
+    parts = (
+        source, inspect.getsource(function), f"{function.__module__}.{function.__qualname__}",
+        llvmlite.__version__, llvm.get_host_cpu_name(),
+        llvm.get_host_cpu_features().flatten(),
+    )  # fmt: skip
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return Path(root, "loops", f"{function.__name__}-{digest[:32]}.o")
+
+
+def _home() -> Path:
+    """The user's home; without one, a folder that can neither be read nor made."""
+    try:
+        return Path.home()
+    except RuntimeError:  # there is no HOME, and the system does not know the user
+        return Path(os.devnull)
+
+
+def _read(file: Path) -> bytes | None:
+    """A loop's machine code, behind the digest that tells whether it is whole."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    digest, code = content[:32], content[32:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _store(file: Path, code: bytes) -> None:
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        import tempfile
+
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
+            temporary.write(hashlib.sha256(code).digest() + code)
+        os.replace(temporary.name, file)
+    except OSError as error:
+        _log.info("the compiled loop could not be kept for the next run: %s", error)
+
+
+def _target() -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        opt=3, cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(),
+        jit=True,
+    )  # fmt: skip
+
+
+def _compile(
+    source: str, function: Callable[..., Any], example: Any, inputs: tuple[str, ...], output: str
+) -> bytes | None:
+    """Machine code with the one symbol `soup_loop`, or None where the loop calls anything."""
+    import llvmlite.binding as llvm
+    import numba
+    from numba import types
+
+    names: dict[str, Any] = {
+        "carray": numba.carray, "P": type(example), "u16": np.uint16, "u32": np.uint32,
+        "f32": np.float32, "f": numba.njit(error_model="numpy")(function),
+    }  # fmt: skip
+    # The text is `_source`'s: no part of it comes from a user or a file.
+    exec(source, names)  # noqa: S102
+    pointers = [types.CPointer(getattr(types, _POINTERS[dtype])) for dtype in (*inputs, output)]
+    signature = types.uint32(*pointers, types.intp, types.CPointer(types.float32))
+    try:
+        compiled = numba.cfunc(signature, error_model="numpy")(names["loop"])
+    except numba.core.errors.NumbaError as error:
+        first_line = str(error).strip().splitlines()[0]
+        _log.info("%s does not compile: %s", function.__name__, first_line)
+        return None
+    text = _only_the_loop(str(compiled.inspect_llvm()))
+    called = set(re.findall(r'call [^@\n]*@"?([^"(]+)"?\(', text))
+    outside = sorted(name for name in called if not name.startswith("llvm."))
+    if outside:
+        _log.info("%s calls %s: no compiled loop", function.__name__, ", ".join(outside))
+        return None
+    if "double" in text:
+        # A number in the function's text is float64 to numba, and float32 to numpy.
+        _log.info("%s computes in float64: no compiled loop", function.__name__)
+        return None
+    module = llvm.parse_assembly(text)
+    module.verify()
+    return bytes(_target().emit_object(module))
+
+
+def _only_the_loop(text: str) -> str:
+    """LLVM's text without the functions around the loop, which need numba's runtime.
+
+    Numba puts the loop into a function `int32 f(result *, exception *, arguments …)` that returns
+    0 where no exception was raised.
+    """
+
+    def keep(found: re.Match[str]) -> str:
+        return found.group() if "%retptr" in found.group().partition("\n")[0] else ""
+
+    text = re.sub(r"^define .*?^}$", keep, text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r'(?m)^(define [^@]*)@"?[^"(]+"?\(', rf"\1@{_SYMBOL}(", text)
+
+
+_engines: list[Any] = []  # a loop lives as long as the engine that loaded it
+
+
+def _load(code: bytes, models: int) -> Loop:
+    import llvmlite.binding as llvm
+
+    target = _target()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    pointer = ctypes.c_void_p
+    kind = ctypes.CFUNCTYPE(
+        ctypes.c_int32, *[pointer] * (models + 3), ctypes.c_ssize_t, pointer
+    )  # result, exception, inputs, output, elements, parameters
+    call = kind(engine.get_function_address(_SYMBOL))
+
+    def loop(inputs: Sequence[int], output: int, elements: int, parameters: np.ndarray) -> bool:
+        found, exception = ctypes.c_uint32(), ctypes.c_void_p()
+        status = call(
+            ctypes.addressof(found), ctypes.addressof(exception), *inputs, output, elements,
+            parameters.ctypes.data,
+        )  # fmt: skip
+        return status == 0 and not found.value
+
+    return loop
+
+
+def _agrees_with_numpy(
+    loop: Loop, function: Callable[..., Any], inputs: tuple[str, ...], output: str, example: Any
+) -> bool:
+    """Compare with numpy on values of all sizes, zeros and ties in rounding among them."""
+    generator = np.random.Generator(np.random.Philox(key=1))
+    size = BLOCK // 16 + 7  # no multiple of a vector
+    stored = []
+    for dtype in inputs:
+        values = generator.standard_normal(size) * 2.0 ** generator.integers(-20, 8, size)
+        values[:64] = 0
+        values[64:128] *= 1e-36  # subnormal in most dtypes
+        array = np.empty(size, dtypes.numpy_dtype(dtype))
+        dtypes.narrow(values.astype(np.float32), array)
+        stored.append(array)
+    for array in stored[1:]:
+        if array.dtype == stored[0].dtype:
+            array[128:512] = stored[0][128:512]
+    expected = np.empty(size, dtypes.numpy_dtype(output))
+    with np.errstate(all="ignore"):
+        result = function(tuple(a.astype(np.float32) for a in stored), example)
+    dtypes.narrow(np.asarray(result, np.float32), expected)
+    found = np.empty_like(expected)
+    finite = loop(
+        [a.ctypes.data for a in stored], found.ctypes.data, size, parameter_array(example)
+    )
+    return finite and found.tobytes() == expected.tobytes()

@@ -1,0 +1,834 @@
+"""The streaming engine: it carries out a `MergePlan` slice by slice into a writer.
+
+Workers take slices of the output in file order. Each reads the inputs' slices into buffers that it
+keeps, computes in blocks that fit the second-level cache, and writes the result to its place; while
+one computes, another reads. A method that must know of whole tensors first (`gram`, `select`) gets
+passes of its own over a group of tensors small enough to stay in the page cache.
+
+No byte of the result depends on the number of workers or the size of a slice.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import MismatchError, ParameterError, SoupError, counted, listed, option, said
+from ..files.checkpoint import TensorInfo
+from ..files.digest import FileDigest, FileReader
+from ..files.dtypes import DTYPES, count_nonfinite, has_nonfinite, narrow, numpy_dtype, widen
+from ..files.quantized import Quantizer, Scales, dequantize
+from ..files.writer import CheckpointWriter, OutputFile
+from .lineage import Digests
+from .methods import get_method
+from .methods.registry import number_type, numbers
+from .plan import MergePlan, Step, instead, model_called
+from .reductions import BLOCK, Gram, Statistic, TaskVectors, state_bytes, task_vectors
+from .rules import BASE
+from .unmade import Unmade, is_undecided
+
+if TYPE_CHECKING:
+    from .compiled import Loop
+
+SLICE = 16 * BLOCK
+"""Elements of the output that a worker takes at a time."""
+
+# Elements; where nothing is counted per block, fewer and longer calls of numpy pay: two threads
+# that ask for the interpreter at the same time wait for each other.
+_ELEMENTWISE_BLOCK = 2 * BLOCK
+_BUFFERS = 48 << 20  # bytes, all workers together
+_LARGEST_TEMPORARY = 8 << 20  # bytes, above that of any block
+_GROUP = 256 << 20  # input bytes between two passes over the same tensors
+STATE = 32 << 20  # bytes of what is gathered in them, unless one tensor takes more
+_SMALL = BLOCK // 4  # elements
+_WORTH_LOOPS = 128 << 20  # elements in a merge; for fewer, numpy is done before a loop is loaded
+MOST_WORKERS = 1024
+"""To start many threads takes long, and each has buffers."""
+_MAX_WORKERS = 8  # more do not read faster
+
+Progress = Callable[[int, int], None]
+"""`progress(bytes, total)`: bytes read or written since the last call; all that are expected."""
+
+
+def _keep_freed_memory() -> None:
+    """Let malloc keep the memory of numpy's temporaries instead of returning it every time.
+
+    Getting a block of a few hundred KB from the kernel and giving it back costs more than the
+    arithmetic on it. glibc raises its thresholds for both to the largest block that was freed.
+    """
+    np.empty(_LARGEST_TEMPORARY, np.uint8)
+
+
+def default_workers() -> int:
+    """As many as there are cores for this process, at least 2 (to read while computing)."""
+    return max(2, min(_MAX_WORKERS, usable_cores()))
+
+
+def check_workers(workers: int | None) -> int:
+    """A number of workers that was asked for, or what there is where none was.
+
+    Raises:
+        ParameterError: no integer, or more than any machine has use for.
+    """
+    if workers is None:
+        return default_workers()
+    if isinstance(workers, bool) or not isinstance(workers, int) or not 0 < workers <= MOST_WORKERS:
+        raise ParameterError(
+            f"workers is {said(workers)}, but must be an integer from 1 to {MOST_WORKERS:,}"
+        )
+    return workers
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Nonfinite:
+    """NaN or infinity in one tensor.
+
+    Attributes:
+        name: the tensor's name.
+        where: an input's file name, or `the result`.
+        count: how many elements.
+        allowed: whether it may be there: it was only copied, or the recipe says so.
+        written: whether it is in the output, and not just in what that was made of.
+    """
+
+    name: str
+    where: str
+    count: int
+    allowed: bool
+    written: bool
+
+
+class Inputs:
+    """The open input files, each model's for itself: two models may be the same file.
+
+    A model that is merged on the way has no file, but inputs of its own.
+    """
+
+    def __init__(self, plan: MergePlan, *, sha256: bool) -> None:
+        self.plan = plan
+        models = dict(enumerate(plan.models))
+        if plan.base is not None:
+            models[BASE] = plan.base
+        self.models = models
+        self.below: dict[int, Inputs] = {}
+        self._readers: dict[tuple[int, Path], FileReader] = {}
+        try:
+            for index, model in models.items():
+                if isinstance(model, Unmade):
+                    self.below[index] = Inputs(model.plan, sha256=sha256)
+                for file in model.files:
+                    self._readers[index, file] = FileReader(file, of=model, sha256=sha256)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise SoupError(f"cannot read {error.filename}: {error.strerror}") from error
+            raise
+
+    def reader(self, model: int, info: TensorInfo) -> FileReader:
+        return self._readers[model, info.file]
+
+    @property
+    def extra_bytes(self) -> int:
+        own = sum(reader.extra_bytes for reader in self._readers.values())
+        return own + sum(inputs.extra_bytes for inputs in self.below.values())
+
+    def digests(self) -> Digests:
+        """Finish the digests; what the merge had no use for is read now."""
+        readers = list(self._readers.values())
+        with ThreadPoolExecutor(default_workers()) as pool:
+            finished = list(pool.map(FileReader.finish, readers))
+        by_model: dict[int, list[FileDigest]] = {
+            index: [] for index in self.models if index not in self.below
+        }
+        for (index, _), digest in zip(self._readers, finished, strict=True):
+            by_model[index].append(digest)
+        below = {index: inputs.digests() for index, inputs in self.below.items()}
+        return {**by_model, **below}
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
+        for inputs in self.below.values():
+            inputs.close()
+
+
+@dataclass
+class _Job:
+    """One step with all that is needed to carry it out.
+
+    `readers` has what is read from files, in the order of the sources; a source that is merged on
+    the way has its own job in `below`, and its readers in the place of a reader.
+    """
+
+    step: Step
+    readers: list[tuple[FileReader, TensorInfo]]
+    inputs: Inputs
+    file_name: str = ""
+    offset: int = 0
+    below: tuple[_Job | None, ...] = ()  # one for each source, or none at all
+    result: str = "the result"  # what errors call it
+    parts: tuple[Step, ...] = ()  # the steps that were joined into `step`, if any were
+    statistic: Statistic | None = None
+    scales: list[tuple[Scales, np.ndarray] | None] = field(default_factory=list)  # of the sources
+    quantizer: Quantizer | None = None
+    function: Callable[[Any, Any], Any] | None = None  # elementwise, over `numbers`
+    into: Callable[[Any, Any, Any, Any], None] | None = None  # the same, as in `Method`
+    numbers: Any = None
+    is_gathered: bool = False  # something must be known of whole tensors before it is written
+    loop: Loop | None = None
+    loop_parameters: np.ndarray | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.step.method is not None and self.step.method.shape == "whole"
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """A slice of one job: elements `start` to `stop`."""
+
+    job: _Job
+    start: int
+    stop: int
+
+
+class _Buffers:
+    """One worker's memory, grown to the largest slice that it met."""
+
+    def __init__(self) -> None:
+        self._raw: list[np.ndarray] = []
+        self._wide: list[np.ndarray] = []
+        self._below: list[_Buffers] = []
+
+    def raw(self, index: int, nbytes: int) -> np.ndarray:
+        """Bytes for slice `index`; 0 is the output."""
+        return self._take(self._raw, index, nbytes, np.dtype(np.uint8))
+
+    def wide(self, index: int, elements: int, dtype: np.dtype[Any]) -> np.ndarray:
+        """A block of float32 or float64 for input `index`."""
+        return self._take(self._wide, index, elements, dtype)
+
+    def below(self, index: int) -> _Buffers:
+        """Buffers for source `index`, which is merged on the way."""
+        while len(self._below) <= index:
+            self._below.append(_Buffers())
+        return self._below[index]
+
+    @staticmethod
+    def _take(arrays: list[np.ndarray], index: int, size: int, dtype: np.dtype[Any]) -> np.ndarray:
+        while len(arrays) <= index:
+            arrays.append(np.empty(0, dtype))
+        if arrays[index].size < size or arrays[index].dtype != dtype:
+            arrays[index] = np.empty(size, dtype)
+        return arrays[index][:size]
+
+
+class Stream:
+    def __init__(
+        self, plan: MergePlan, inputs: Inputs, workers: int, slice_elements: int,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self.plan = plan
+        self.inputs = inputs
+        self.workers = workers
+        self.progress = progress
+        self.nonfinite: list[Nonfinite] = []
+        self.bytes_read = 0
+        most = _most_buffers(plan)
+        affordable = _BUFFERS // (workers * most * 4) // BLOCK * BLOCK
+        self.slice_elements = max(BLOCK, min(slice_elements, affordable))
+        self._total = plan.bytes_streamed
+        elements = sum(step.elements for step in plan.steps)
+        self._wants_loops = elements >= _WORTH_LOOPS or os.environ.get("MODELSOUP_FAST") == "1"
+        self._places: dict[str, tuple[str, int]] = {}  # of tensors of scales
+        self._order = threading.Lock()
+        self._count = threading.Lock()
+        self._stop = threading.Event()
+        self._writer: CheckpointWriter | None = None
+        self._buffers = [_Buffers() for _ in range(workers)]
+        _keep_freed_memory()
+
+    def run(self, writer: CheckpointWriter, files: Sequence[OutputFile]) -> None:
+        """Write every tensor of the output."""
+        self._writer = writer
+        jobs = _joined(self._jobs(files))
+        with ThreadPoolExecutor(self.workers) as pool:
+            for group in _groups(jobs):
+                for job in group:
+                    self._begin(job)
+                while waiting := [j for j in group if j.statistic and j.statistic.needs_pass]:
+                    self._all(pool, waiting, self._gather)
+                    for job in waiting:
+                        assert job.statistic is not None
+                        job.statistic.end_pass()
+                for job in group:
+                    self._prepare(job)
+                if quantized := [job for job in group if job.quantizer]:
+                    self._all(pool, quantized, self._measure)
+                    for job in quantized:
+                        self._write_scales(job)
+                self._all(pool, group, self._write)
+                for job in group:  # its memory is wanted for the next group
+                    job.statistic = job.quantizer = None
+                    job.scales.clear()
+
+    def refused_nonfinite(self) -> list[Nonfinite]:
+        """What must not be there."""
+        return [fault for fault in self.nonfinite if not fault.allowed]
+
+    def nonfinite_results(self) -> dict[str, int]:
+        """How many elements of the output's tensors are NaN or infinite, where any are."""
+        found: Counter[str] = Counter()
+        for fault in self.nonfinite:
+            if fault.written:
+                found[fault.name] += fault.count
+        return dict(sorted(found.items()))
+
+    def _jobs(self, files: Sequence[OutputFile]) -> Iterator[_Job]:
+        steps = {step.name: step for step in self.plan.steps}
+        for file in files:
+            offset = 0
+            for tensor in file.tensors:
+                step = steps[tensor.name]
+                job = _job_of(step, self.inputs, file.name, offset)
+                if step.kind == "scales":
+                    self._places[step.name] = (file.name, offset)
+                elif step.elements:
+                    self._prepare_below(job)
+                    yield job
+                offset += tensor.nbytes
+
+    def _prepare_below(self, job: _Job) -> None:
+        """What is merged on the way waits for no statistic, and is wanted for those above it."""
+        for below in job.below:
+            if below is not None:
+                self._prepare_below(below)
+                self._prepare(below)
+
+    def _begin(self, job: _Job) -> None:
+        """Set up what is to be known of a job's tensors before they are merged."""
+        step, method = job.step, job.step.method
+        for (model, _), scales in zip(step.sources, step.scales, strict=bool(step.scales)):
+            found = None if scales is None else (scales, self._read_scales(job, model, scales))
+            job.scales.append(found)
+        if step.quantized is not None:
+            job.quantizer = Quantizer(step.quantized, step.dtype)
+        if method is None or step.kind != "merge":
+            return
+        if method.shape == "gram":
+            job.statistic = Gram(len(step.sources), step.elements)
+        elif method.shape == "select" and method.sparsify is None:
+            job.statistic = TaskVectors([None] * (len(step.sources) - 1))
+        elif method.shape == "select" and method.sparsify is not None:
+            job.statistic = task_vectors(
+                step.parameters, method.sparsify, step.elements, step.compute_dtype,
+                models=len(step.sources) - 1, seed=self.plan.recipe.seed, name=step.name,
+            )  # fmt: skip
+
+    def _read_scales(self, job: _Job, model: int, scales: Scales) -> np.ndarray:
+        """A tensor's scales, flattened, in float32."""
+        info = job.inputs.models[model].tensors[scales.name]
+        stored = np.empty(info.elements, numpy_dtype(info.dtype))
+        job.inputs.reader(model, info).peek(stored.view(np.uint8).data, info.start)
+        self._report(info.nbytes, read=True)
+        wide = np.empty(info.elements, np.float32)
+        widen(stored, wide)
+        return wide
+
+    def _write_scales(self, job: _Job) -> None:
+        """The scales of a result that was measured."""
+        assert job.quantizer is not None and self._writer is not None
+        stored = job.quantizer.finish().view(np.uint8)
+        file_name, offset = self._places[job.quantizer.scales.name]
+        self._writer.write(file_name, stored.data, offset)
+        self._report(stored.nbytes, read=False)
+
+    def _prepare(self, job: _Job) -> None:
+        """Find the elementwise function of a job, now that its statistics are known."""
+        step, method = job.step, job.step.method
+        if step.kind == "integer" or job.is_whole or _is_copy(step):
+            return
+        dtype = step.compute_dtype
+        if method is None:
+            job.function, job.numbers = _identity, ()
+        elif method.shape == "gram":
+            assert isinstance(job.statistic, Gram) and job.statistic.matrix is not None
+            coefficients = method.function(job.statistic.matrix, step.parameters)
+            job.statistic = None  # the rest is elementwise, in longer blocks
+            linear = get_method("linear")
+            job.function, job.into = linear.function, linear.into
+            weights = tuple(dtype.type(c) for c in coefficients)
+            if len(weights) != len(step.sources):
+                raise ParameterError(
+                    f"the method {method.name!r} returned {len(weights)} coefficients for "
+                    f"{len(step.sources)} models"
+                )
+            job.numbers = number_type(linear.parameters)(weights, False)
+        else:
+            job.function, job.into = method.function, method.into
+            job.numbers = numbers(step.parameters, dtype)
+        if (
+            self._wants_loops
+            and method is not None
+            and dtype == np.float32
+            and not isinstance(job.statistic, TaskVectors)
+            and not any(step.scales)
+            and step.quantized is None
+        ):
+            from .compiled import (  # not for small merges, to start at once
+                loop_for,
+                parameter_array,
+            )
+
+            stored = tuple(info.dtype for _, info in step.sources)
+            job.loop = loop_for(job.function, stored, step.dtype, job.numbers)
+            job.loop_parameters = parameter_array(job.numbers)
+
+    def _units(self, jobs: Iterable[_Job]) -> Iterator[_Unit]:
+        for job in jobs:
+            size = job.step.elements
+            length = size if job.is_whole else self.slice_elements
+            for start in range(0, size, length):
+                yield _Unit(job, start, min(size, start + length))
+
+    def _all(
+        self, pool: ThreadPoolExecutor, jobs: Sequence[_Job],
+        work: Callable[[_Unit, list[np.ndarray], _Buffers], None],
+    ) -> None:  # fmt: skip
+        """Have every worker do units until there are none; the first error ends all.
+
+        Over small tensors, which take longer to fetch than to merge, several workers would only
+        wait for each other's turn at the interpreter.
+        """
+        average = sum(job.step.elements for job in jobs) // len(jobs)
+        workers = self._buffers if average >= _SMALL else self._buffers[:1]
+        units = self._units(jobs)
+        futures = [pool.submit(self._drain, units, work, own) for own in workers]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            self._stop.set()
+            raise
+
+    def _drain(
+        self, units: Iterator[_Unit], work: Callable[[_Unit, list[np.ndarray], _Buffers], None],
+        buffers: _Buffers,
+    ) -> None:  # fmt: skip
+        try:
+            while (fetched := self._fetch(units, buffers)) is not None:
+                unit, stored = fetched
+                if unit.job.below:
+                    stored = self._merged_on_the_way(unit, iter(stored), buffers)
+                work(unit, stored, buffers)
+        except BaseException:
+            self._stop.set()
+            raise
+
+    def _fetch(
+        self, units: Iterator[_Unit], buffers: _Buffers
+    ) -> tuple[_Unit, list[np.ndarray]] | None:
+        """The next unit and its inputs' bytes.
+
+        A lock is released only once the next file's is held, so that every file is read in the
+        units' order, which its digest needs, while several files are read at the same time.
+        """
+        held = self._order
+        held.acquire()
+        try:
+            unit = None if self._stop.is_set() else next(units, None)
+            if unit is None:
+                return None
+            stored, total = [], 0
+            for index, (reader, info) in enumerate(unit.job.readers, 1):
+                bits = DTYPES[info.dtype].bits
+                start, stop = unit.start * bits // 8, -(-unit.stop * bits // 8)
+                buffer = buffers.raw(index, stop - start)
+                reader.lock.acquire()
+                held.release()
+                held = reader.lock
+                reader.read(buffer.data, info.start + start)
+                stored.append(buffer)
+                total += buffer.nbytes
+        finally:
+            held.release()
+        self._report(total, read=True)
+        return unit, stored
+
+    def _merged_on_the_way(
+        self, unit: _Unit, stored: Iterator[np.ndarray], buffers: _Buffers
+    ) -> list[np.ndarray]:
+        """A unit's sources, as they would be stored, from what was read of their own sources."""
+        sources = []
+        for index, job in enumerate(unit.job.below):
+            if job is None:
+                sources.append(next(stored))
+                continue
+            inner, own = _Unit(job, unit.start, unit.stop), buffers.below(index)
+            if job.below:
+                parts = self._merged_on_the_way(inner, stored, own)
+            else:
+                parts = [next(stored) for _ in job.readers]
+            sources.append(self._made(inner, parts, own))
+        return sources
+
+    def _report(self, nbytes: int, *, read: bool) -> None:
+        if read:
+            with self._count:
+                self.bytes_read += nbytes
+        if self.progress is not None:
+            self.progress(nbytes, self._total)
+
+    def _blocks(
+        self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers, dtype: np.dtype[Any]
+    ) -> Iterator[tuple[int, slice, list[np.ndarray]]]:
+        """Each block of a unit: its number in the tensor, its place in the unit, its values."""
+        arrays = _typed(unit.job, stored)
+        length = BLOCK if unit.job.statistic else _ELEMENTWISE_BLOCK
+        for start in range(unit.start, unit.stop, length):
+            place = slice(start - unit.start, min(start + length, unit.stop) - unit.start)
+            x = []
+            for index, array in enumerate(arrays):
+                if array.dtype == dtype:
+                    x.append(array[place])
+                    continue
+                wide = buffers.wide(index, place.stop - place.start, dtype)
+                widen(array[place], wide)
+                if unit.job.scales and (scales := unit.job.scales[index]) is not None:
+                    dequantize(wide, start, *scales)
+                x.append(wide)
+            yield start // BLOCK, place, x
+
+    def _gather(self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers) -> None:
+        """One slice of a pass over whole tensors."""
+        statistic = unit.job.statistic
+        assert statistic is not None
+        # Widened once, from what is stored, for products that are summed in float64.
+        wide = isinstance(statistic, Gram)
+        dtype = np.dtype(np.float64) if wide else unit.job.step.compute_dtype
+        with np.errstate(all="ignore"):
+            for block, _, x in self._blocks(unit, stored, buffers, dtype):
+                statistic.add(block, x)
+
+    def _write(self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers) -> None:
+        """Compute one slice of the output, and write it."""
+        job, result = unit.job, self._made(unit, stored, buffers)
+        offset = job.offset + unit.start * DTYPES[job.step.dtype].bits // 8
+        assert self._writer is not None
+        self._writer.write(job.file_name, result.data, offset)
+        self._report(result.nbytes, read=False)
+
+    def _made(self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers) -> np.ndarray:
+        """The bytes of a slice of a result, which was searched for NaN and infinity."""
+        step = unit.job.step
+        if step.kind == "integer":
+            return _resolve_integers(step, stored, buffers)
+        if _is_copy(step):
+            if DTYPES[step.dtype].kind == "float":
+                self._look(unit, _typed(unit.job, stored), None)
+            return stored[0]
+        return self._compute(unit, stored, buffers)
+
+    def _measure(self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers) -> None:
+        """Look at one slice of a result that is to be quantised."""
+        assert unit.job.quantizer is not None
+        with np.errstate(all="ignore"):
+            for place, made in self._merged(unit, stored, buffers, None):
+                unit.job.quantizer.measure(made, unit.start + place.start)
+
+    def _compute(self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers) -> np.ndarray:
+        job, elements = unit.job, unit.stop - unit.start
+        kind = numpy_dtype(job.step.dtype)
+        result = buffers.raw(0, elements * kind.itemsize)
+        if job.loop is not None:
+            assert job.loop_parameters is not None
+            addresses = [array.ctypes.data for array in stored]
+            if job.loop(addresses, result.ctypes.data, elements, job.loop_parameters):
+                return result
+        out = result.view(kind)
+        target = out if job.into is not None and kind == job.step.compute_dtype else None
+        with np.errstate(all="ignore"):
+            for place, made in self._merged(unit, stored, buffers, target):
+                if job.quantizer is not None:
+                    narrow(job.quantizer.quantize(made, unit.start + place.start), out[place])
+                elif target is None:
+                    narrow(made, out[place])
+        method = job.step.method
+        shows = method is None or method.propagates or method.shape == "gram"
+        if not shows or has_nonfinite(out, job.step.dtype):
+            self._look(unit, _typed(job, stored), out)
+        return result
+
+    def _merged(
+        self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers, target: np.ndarray | None
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """The values of a slice of a result, block by block: the place in the slice, the values.
+
+        They are valid until the next block; in `target`, where one is given.
+        """
+        job, dtype = unit.job, unit.job.step.compute_dtype
+        if job.is_whole:
+            yield slice(0, unit.stop - unit.start), self._whole(job, stored)
+            return
+        own = [numpy_dtype(info.dtype) != dtype for _, info in job.step.sources]
+        for block, place, x in self._blocks(unit, stored, buffers, dtype):
+            if job.into is not None:
+                made = x[0] if own[0] else np.empty_like(x[0])
+                made = made if target is None else target[place]
+                job.into(x, job.numbers, made, own)
+                yield place, made
+                continue
+            assert job.function is not None
+            values: Sequence[np.ndarray] = x
+            if isinstance(job.statistic, TaskVectors):
+                values = job.statistic.apply(block, x)
+            made = job.function(tuple(values), job.numbers)
+            if np.shape(made) != x[0].shape:
+                raise ParameterError(
+                    f"the method {job.step.method and job.step.method.name!r} returned an "
+                    f"array of shape {list(np.shape(made))} for {x[0].size} elements"
+                )
+            yield place, made
+
+    def _whole(self, job: _Job, stored: list[np.ndarray]) -> np.ndarray:
+        step = job.step
+        assert step.method is not None
+        x = []
+        for k, ((_, info), array) in enumerate(zip(step.sources, _typed(job, stored), strict=True)):
+            wide = np.empty(array.size, step.compute_dtype)
+            widen(array, wide)
+            if job.scales and (scales := job.scales[k]) is not None:
+                dequantize(wide, 0, *scales)
+            x.append(wide.reshape(info.shape))
+        made = np.asarray(step.method.function(tuple(x), numbers(step.parameters, wide.dtype)))
+        if made.shape != step.shape:
+            raise ParameterError(
+                f"the method {step.method.name!r} made {step.name} with the shape "
+                f"{list(made.shape)}, not {list(step.shape)}"
+            )
+        return made.reshape(-1).astype(step.compute_dtype, copy=False)
+
+    def _look(self, unit: _Unit, inputs: Sequence[np.ndarray], result: np.ndarray | None) -> None:
+        """Note where there is NaN or infinity.
+
+        What is only copied may hold it, as a mask does, as long as the copy has no more of it.
+        """
+        job, step = unit.job, unit.job.step
+        is_copy, may = step.kind == "copy", job.inputs.plan.may_be_nonfinite
+        outermost = job.inputs is self.inputs
+        faults = []
+        copied: dict[str, int] = {}
+        for (model, info), array in zip(step.sources, inputs, strict=True):
+            if model in job.inputs.below:  # looked at when it was made
+                continue
+            where = f"{job.inputs.models[model].name}, {model_called(model)}"
+            counts = _nonfinite_by_tensor(unit, array, info.dtype)
+            if is_copy:
+                copied = counts
+            if not is_copy or result is None:
+                faults += [
+                    Nonfinite(name, where, n, is_copy or name in may, is_copy and outermost)
+                    for name, n in counts.items()
+                ]
+        if result is not None:
+            faults += [
+                Nonfinite(name, job.result, n, n <= copied.get(name, 0) or name in may, outermost)
+                for name, n in _nonfinite_by_tensor(unit, result, step.dtype).items()
+            ]
+        if faults:
+            with self._count:
+                self.nonfinite += faults
+
+    def compare_integers(self) -> None:
+        """Read integer tensors first: where they differ, nothing must be written.
+
+        Raises:
+            MismatchError: they differ, and nothing says what to take.
+        """
+        differing = [
+            step for step in self.plan.steps
+            if step.elements and is_undecided(step) and self._differs(step)
+        ]  # fmt: skip
+        if differing:
+            names = [step.name for step in differing]
+            plan = self.plan
+            are = "is no float differs" if len(names) == 1 else "are no floats differ"
+            raise MismatchError(
+                f"{counted(len(names), 'tensor')} that {are} "
+                f"between the models: {listed([f'{s.name} ({s.dtype})' for s in differing])} "
+                f"({option('on_integer', 'first')} or max says what to take, or keep them with "
+                f"{instead(plan.recipe, plan.assignment, names, 'first', 'drop')})"
+            )
+
+    def _differs(self, step: Step) -> bool:
+        nbytes = step.sources[0][1].nbytes
+        for start in range(0, nbytes, SLICE):
+            stored = []
+            for index, (model, info) in enumerate(step.sources):
+                buffer = self._buffers[0].raw(index, min(SLICE, nbytes - start))
+                self.inputs.reader(model, info).peek(buffer.data, info.start + start)
+                self.bytes_read += buffer.nbytes
+                stored.append(buffer)
+            if any(not np.array_equal(stored[0], other) for other in stored[1:]):
+                return True
+        return False
+
+
+def _job_of(step: Step, inputs: Inputs, file_name: str = "", offset: int = 0) -> _Job:
+    readers: list[tuple[FileReader, TensorInfo]] = []
+    below: list[_Job | None] = []
+    for model, info in step.sources:
+        inner = inputs.models[model]
+        if isinstance(inner, Unmade):
+            job = _job_of(inner.steps[info.name], inputs.below[model])
+            job.result = f"the result of {inner.node}"
+            readers += job.readers
+            below.append(job)
+        else:
+            readers.append((inputs.reader(model, info), info))
+            below.append(None)
+    found = tuple(below) if any(below) else ()
+    job = _Job(step, readers, inputs, file_name, offset, found)
+    if step.kind == "merge" or step.scales:
+        select = step.method is not None and step.method.shape in ("gram", "select")
+        job.is_gathered = select or step.quantized is not None or any(step.scales)
+    return job
+
+
+def _most_buffers(plan: MergePlan) -> int:
+    """How many slices a worker holds at most: results, and what they are made of."""
+    most = max(len(step.sources) for step in plan.steps)
+    models = [*plan.models, *([] if plan.base is None else [plan.base])]
+    return 1 + most + sum(_most_buffers(m.plan) for m in models if isinstance(m, Unmade))
+
+
+def _nonfinite_by_tensor(unit: _Unit, array: np.ndarray, dtype: str) -> dict[str, int]:
+    """How many elements of each tensor of a unit are NaN or infinite, where any are."""
+    if not has_nonfinite(array, dtype):
+        return {}
+    counts = ((name, count_nonfinite(part)) for name, part in _by_tensor(unit, array))
+    return {name: count for name, count in counts if count}
+
+
+def _by_tensor(unit: _Unit, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """A unit's elements, divided among the tensors that they belong to."""
+    start = 0
+    for step in unit.job.parts or (unit.job.step,):
+        stop = start + step.elements
+        first, last = max(start, unit.start), min(stop, unit.stop)
+        if first < last:
+            yield step.name, array[first - unit.start : last - unit.start]
+        start = stop
+
+
+def _identity(x: Any, p: Any) -> Any:
+    return x[0]
+
+
+def _is_copy(step: Step) -> bool:
+    """Whether a step's bytes are its source's."""
+    return step.kind == "copy" and step.sources[0][1].dtype == step.dtype
+
+
+def _is_opaque(step: Step) -> bool:
+    return DTYPES[step.dtype].kind == "opaque"
+
+
+def _typed(job: _Job, stored: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [
+        array.view(numpy_dtype(info.dtype))
+        for (_, info), array in zip(job.step.sources, stored, strict=True)
+    ]
+
+
+def _resolve_integers(step: Step, stored: list[np.ndarray], buffers: _Buffers) -> np.ndarray:
+    """Equal ones, or what the policy takes."""
+    if step.policy != "max" or _is_opaque(step):
+        return stored[0]
+    kind = numpy_dtype(step.dtype)
+    result = buffers.raw(0, stored[0].nbytes)
+    np.copyto(result, stored[0])
+    for other in stored[1:]:
+        np.maximum(result.view(kind), other.view(kind), out=result.view(kind))
+    return result
+
+
+def _joined(jobs: Iterable[_Job]) -> list[_Job]:
+    """Jobs with neighbours that are made in the same way, and lie side by side, made one.
+
+    Thousands of small tensors then cost a few reads and writes, not thousands.
+    """
+    joined: list[_Job] = []
+    run: list[_Job] = []
+    for job in jobs:
+        if run and not _continues(run[-1], job):
+            joined.append(_one_of(run))
+            run = []
+        run.append(job)
+    if run:
+        joined.append(_one_of(run))
+    return joined
+
+
+def _continues(job: _Job, following: _Job) -> bool:
+    step, other = job.step, following.step
+    return (
+        not job.below
+        and not following.below
+        and not job.is_gathered
+        and not following.is_gathered
+        and not job.is_whole
+        and step.kind != "integer"
+        and (step.kind, step.dtype, step.method) == (other.kind, other.dtype, other.method)
+        and step.parameters is other.parameters
+        and job.file_name == following.file_name
+        and len(job.readers) == len(following.readers)
+        and all(
+            a_reader is b_reader and a.dtype == b.dtype and a.stop == b.start
+            for (a_reader, a), (b_reader, b) in zip(job.readers, following.readers, strict=True)
+        )
+    )
+
+
+def _one_of(run: list[_Job]) -> _Job:
+    if len(run) == 1:
+        return run[0]
+    first, steps = run[0], tuple(job.step for job in run)
+    sources = tuple(
+        (model, info._replace(nbytes=run[-1].readers[k][1].stop - info.start))
+        for k, (model, info) in enumerate(first.step.sources)
+    )
+    step = first.step._replace(shape=(sum(s.elements for s in steps),), sources=sources)
+    readers = [(r, info) for (r, _), (_, info) in zip(first.readers, sources, strict=True)]
+    return _Job(step, readers, first.inputs, first.file_name, first.offset, parts=steps)
+
+
+def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
+    """Jobs that go through their passes together; those with one pass need no division."""
+    group: list[_Job] = []
+    filled = state = 0
+    for job in jobs:
+        nbytes = sum(info.nbytes for _, info in job.readers) if job.is_gathered else 0
+        held = state_bytes(job.step)
+        if group and (filled + nbytes > _GROUP or state + held > STATE):
+            yield group
+            group, filled, state = [], 0, 0
+        group.append(job)
+        filled += nbytes
+        state += held
+    if group:
+        yield group

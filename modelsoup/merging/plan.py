@@ -1,0 +1,743 @@
+"""The plan that a recipe makes of given models: each tensor of the output, from headers alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+
+from ..errors import (
+    MismatchError,
+    ParameterError,
+    are_counted,
+    layer_option,
+    listed,
+    option,
+    parameter_option,
+)
+from ..files import low_rank, quantized
+from ..files.checkpoint import Checkpoint, TensorInfo
+from ..files.dtypes import DTYPES, compute_dtype
+from ..files.quantized import (
+    Scales,
+    is_activation_scale,
+    packed_weights,
+    scaled_weights,
+    tells_of_codes,
+)
+from .methods import Method, build_parameters, get_method
+from .methods.registry import densities, rescales
+from .recipe import OnInteger, Recipe, check_beta
+from .rules import (
+    BASE,
+    Assignment,
+    Rule,
+    assign,
+    covering,
+    default_rest,
+    matching,
+    plainly,
+    rule_from,
+    source_name,
+)
+
+Kind = Literal["merge", "copy", "integer", "scales"]
+FEW = 1 << 13
+"""Elements: among so few a threshold is found in one pass."""
+
+ZERO_SUM = 1e-8
+"""Weights whose sum is smaller cannot be normalised."""
+
+_COUNTER = "num_batches_tracked"
+_RUNNING = ("running_mean", "running_var")
+_STORED = ("stored_mean", "stored_var")  # BigGAN's
+_SPECTRAL = ("weight_u", "weight_v", "weight.0._u", "weight.0._v")
+_SPECTRAL_STARTS = ("w", "_", "u", "s")
+_SINGULAR = re.compile(r"(?:u|sv)\d+")  # BigGAN's vectors and values
+
+Level = Literal["warning", "note"]
+Remedy = Literal["first or drop", "second or drop", "drop", "named"]
+_KEEPING: dict[int, Remedy] = {0: "first or drop", 1: "second or drop"}
+_HINTED = 5  # patterns in a hint
+
+
+class Step(NamedTuple):
+    """How one tensor of the output is made.
+
+    Attributes:
+        name, dtype, shape: of the output tensor.
+        kind: `merge`, `copy` (of one source, perhaps to another dtype), `integer`, or `scales`.
+        rule: index of its rule.
+        sources: (model index, tensor) of what is read; the base has the index `BASE` and is first.
+        method: for `merge`.
+        parameters: for `merge`, prepared.
+        policy: for `integer`, what to take where they differ.
+        scales: for each source, where its scales are, if it holds quantised codes.
+        quantized: where the scales of the result are, if it is quantised. For `scales`, which are
+            written with the codes that they are for, themselves.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    kind: Kind
+    rule: int
+    sources: tuple[tuple[int, TensorInfo], ...]
+    method: Method | None = None
+    parameters: Any = None
+    policy: OnInteger = "error"
+    scales: tuple[Scales | None, ...] = ()
+    quantized: Scales | None = None
+
+    @property
+    def elements(self) -> int:
+        """How many elements the tensor has."""
+        return math.prod(self.shape)
+
+    @property
+    def compute_dtype(self) -> np.dtype[Any]:
+        """The dtype of the arithmetic."""
+        return compute_dtype(tuple(info.dtype for _, info in self.sources))
+
+    @property
+    def passes(self) -> int:
+        """How often the sources are read: for `select` as a rule, nearly equal values cost more.
+
+        A gram takes one pass before the merge itself; an exact threshold two; restoring a norm one;
+        the scales of a quantised result one.
+        """
+        method, parameters = self.method, self.parameters
+        passes = 1 + (self.quantized is not None)
+        if method is None or method.shape in ("elementwise", "whole"):
+            return passes
+        if method.shape == "gram":
+            return passes + 1
+        models = len(self.sources) - 1
+        if method.sparsify is None or all(d in (0, 1) for d in densities(parameters, models)):
+            return passes
+        threshold = 0 if method.sparsify == "random" else 1 if self.elements <= FEW else 2
+        return passes + threshold + rescales(parameters)
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user did not ask for and should know.
+
+    Attributes:
+        kind: `taken`, `dropped`, `added`, `rest`, `carried`, `quantized`, `recalibrate`, `empty`,
+            `dtype`, `config`, `metadata`, `nonfinite` or `output`.
+        message: one sentence.
+        names: the tensors it is about.
+        level: a `warning` is an error under `strict`; a `note` only says what was done.
+    """
+
+    kind: str
+    message: str
+    names: tuple[str, ...]
+    level: Level = "warning"
+
+
+@dataclass(frozen=True)
+class RuleCount:
+    """What one rule took: how many tensors and parameters."""
+
+    rule: str
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A checked merge: what is done for each tensor of the output, from headers alone.
+
+    Attributes:
+        models: the models, the first of which gives dtypes and metadata.
+        base: the base model, if there is one.
+        recipe: what was planned.
+        assignment: which rule each tensor falls under.
+        steps: one for each output tensor, in the first model's order.
+        dropped: names of the models' tensors that are not in the output.
+        added: names in the output that the first model has not.
+        frozen: names that a trainer must not change afterwards.
+        notices: what the user should know before anything is read.
+        may_be_nonfinite: names of tensors that may hold NaN or infinity although they are merged.
+        has_codes: whether tensors of the output are codes, of which a config tells.
+    """
+
+    models: tuple[Checkpoint, ...]
+    base: Checkpoint | None
+    recipe: Recipe
+    assignment: Assignment
+    steps: tuple[Step, ...]
+    dropped: tuple[str, ...]
+    added: tuple[str, ...]
+    frozen: tuple[str, ...]
+    notices: tuple[Notice, ...]
+    may_be_nonfinite: frozenset[str] = frozenset()
+    has_codes: bool = False
+
+    @property
+    def bytes_written(self) -> int:
+        """The output's tensor bytes."""
+        return sum(step.elements * DTYPES[step.dtype].bits // 8 for step in self.steps)
+
+    @property
+    def bytes_read(self) -> int:
+        """Tensor bytes that are read at least once."""
+        return sum(map(self.bytes_to_read, self.steps))
+
+    def bytes_to_read(self, step: Step) -> int:
+        """Bytes that one pass over a step's sources reads."""
+        return sum(self.model(index).bytes_to_read(info) for index, info in step.sources)
+
+    def model(self, index: int) -> Checkpoint:
+        """A model by its index, `rules.BASE` for the base."""
+        model = self.base if index == BASE else self.models[index]
+        assert model is not None
+        return model
+
+    @property
+    def bytes_streamed(self) -> int:
+        """Tensor bytes read, over all passes, and written."""
+        read = sum(step.passes * self.bytes_to_read(step) for step in self.steps)
+        return read + self.bytes_written
+
+    def rule_counts(self) -> list[RuleCount]:
+        """Per rule, how many tensors and parameters it took."""
+        sizes = {step.name: step.elements for step in self.steps}
+        for model in (*([] if self.base is None else [self.base]), *reversed(self.models)):
+            sizes.update({n: model.tensors[n].elements for n in self.dropped if n in model.tensors})
+        counts = []
+        for index, rule in enumerate(self.assignment.rules):
+            taken = self.assignment.taken(index)
+            if taken or index < len(self.assignment.rules) - 1:
+                counts.append(RuleCount(str(rule), len(taken), sum(sizes[n] for n in taken)))
+        return counts
+
+
+def plan_merge(
+    models: Sequence[Checkpoint], recipe: Recipe, *, base: Checkpoint | None = None
+) -> MergePlan:
+    """Decide for every tensor how it is made, and find every fault that headers can show.
+
+    Args:
+        models: the models, the first of which gives the output's dtypes.
+        recipe: what to do with them.
+        base: the base model, for methods and rules that use one.
+
+    Raises:
+        ParameterError: a method, parameter or count that does not fit.
+        RuleError: a rule that matches nothing.
+        MismatchError: names, shapes or dtypes do not fit together under the rules; or what is to be
+            merged are codes or factors, which mean nothing one by one.
+    """
+    return _Planner(tuple(models), recipe, base).plan()
+
+
+class _Planner:
+    def __init__(
+        self, models: tuple[Checkpoint, ...], recipe: Recipe, base: Checkpoint | None
+    ) -> None:
+        self.models = models
+        self.recipe = recipe
+        self.base = base
+        self.rules: tuple[Rule, ...] = ()
+        self.names: list[str] = []
+        self.prepared: dict[int, tuple[Method, Any, int | None]] = {}
+        # What is wrong, and what can be done about it → with which tensors.
+        self.faults: dict[tuple[str, Remedy], list[str]] = {}
+        self.details: dict[str, str] = {}  # name → how the models differ
+        self.notices: dict[tuple[str, str, Level], list[str]] = {}
+        self.every = every = [*models, *([] if base is None else [base])]  # the base's names last
+        self.scaled = {id(model): scaled_weights(model.tensors) for model in every}
+        scales = {s.name for found in self.scaled.values() for s in found.values()}
+        with_scales = [model for model in every if self.scaled[id(model)]]
+        self.is_quantized = bool(with_scales)
+        # What is not merged for itself: scales go with their codes, and so does what tells of them.
+        self.followers = scales | {
+            name for model in with_scales for name in model.tensors if tells_of_codes(name)
+        }
+        # Most models have no such names, which one look at all of them shows.
+        text = "\n".join(dict.fromkeys(n for model in every for n in model.tensors)).lower()
+        with_codes = every if any(word in text for word in quantized.WORDS) else []
+        with_factors = every if any(word in text for word in low_rank.WORDS) else []
+        self.packed = {n: s for m in with_codes for n, s in packed_weights(m.tensors).items()}
+        self.packed_homes = {name.rpartition(".")[0] for name in self.packed}
+        self.factors = {name for m in with_factors for name in low_rank.factors(m.tensors)}
+        self.has_codes = False  # in the output
+
+    def plan(self) -> MergePlan:
+        if not self.models:
+            raise ParameterError("a merge needs at least one model")
+        recipe, first = self.recipe, self.models[0]
+        names = dict.fromkeys(name for model in self.every for name in model.tensors)
+        self.names = [name for name in names if name not in self.followers]
+        assignment = assign(
+            self.names, recipe.layers, rest=recipe.rest or "first", groups=recipe.groups,
+            fractions=recipe.low_level,
+        )  # fmt: skip
+        self.assignment, self.rules = assignment, assignment.rules
+        if recipe.low_level and not any(rule.low_level for rule in self.rules):
+            raise ParameterError(
+                f"low-level has a depth, but no rule uses it (add the rule low-level: "
+                f"{option('layers', 'low-level')})"
+            )
+        self._check_sources()
+        for index, rule in enumerate(self.rules):
+            if rule.action == "merge":
+                self.prepared[index] = self._prepare(rule)
+        self._check_base()
+        steps: list[Step] = []
+        dropped: list[str] = []
+        for name in self.names:
+            made = self._steps(name, assignment.chosen[name])
+            steps += made
+            if not made:
+                dropped.append(name)
+        if self.is_quantized:
+            steps += self._followers_of(steps)
+        self.has_codes = self.has_codes or any(step.name in self.packed for step in steps)
+        self._raise_faults()
+        self._must_merge(assignment)
+        if not steps:
+            raise MismatchError("the output would have no tensors: every one is dropped")
+        nonfinite: set[str] = set()
+        if recipe.allow_nonfinite:
+            there = [step.name for step in steps]
+            nonfinite = matching(recipe.allow_nonfinite, there, recipe.groups)
+        added = tuple(step.name for step in steps if step.name not in first.tensors)
+        frozen = tuple(n for n, index in assignment.chosen.items() if self.rules[index].frozen)
+        self._notice_steps(assignment, steps, added)
+        return MergePlan(
+            self.models, self.base, recipe, assignment, tuple(steps), tuple(dropped), added,
+            frozen, self._collected(), frozenset(nonfinite), self.has_codes,
+        )  # fmt: skip
+
+    def _check_sources(self) -> None:
+        for rule in self.rules:
+            if rule.action != "keep":
+                continue
+            if rule.source == BASE and self.base is None:
+                raise ParameterError(
+                    f"the rule {str(rule)!r} wants a base model ({option('base', 'BASE')})"
+                )
+            if rule.source >= len(self.models):
+                raise ParameterError(
+                    f"the rule {str(rule)!r} wants model {rule.source + 1}, but there are "
+                    f"{len(self.models)}"
+                )
+
+    def _check_base(self) -> None:
+        uses_base = any(m.base for m, _, _ in self.prepared.values()) or any(
+            rule.source == BASE for rule in self.rules if rule.action == "keep"
+        )
+        if self.base is not None and not uses_base:
+            named = ", ".join(sorted({m.name for m, _, _ in self.prepared.values()})) or "no method"
+            raise ParameterError(f"a base model was given, but {named} uses none")
+
+    def _must_merge(self, assignment: Assignment) -> None:
+        """Whether what was asked for is done at all: a copy would look like a merge."""
+        asked = self.recipe.asks_to_merge
+        if asked and not any(assignment.taken(index) for index in self.prepared):
+            last = self.rules[-2]
+            how = f"{option('rest', 'merge')} merges those that no rule matches"
+            if not assignment.taken(len(self.rules) - 1):
+                how = f"{layer_option([(last.pattern, 'merge')])} in place of {str(last)!r} does"
+            raise ParameterError(
+                f"{' and '.join(asked)} {'was' if len(asked) == 1 else 'were'} given, but by the "
+                f"rules no tensor is merged ({how})"
+            )
+        changes = self.recipe.layers or self.recipe.dtype
+        copies = all(copied is not None for _, _, copied in self.prepared.values())
+        if len(self.models) == 1 and copies and not changes:
+            raise ParameterError(
+                "one model alone is not merged: give more, or say what else is to be done with it"
+            )
+
+    def _prepare(self, rule: Rule) -> tuple[Method, Any, int | None]:
+        """A rule's method, its prepared parameters, and the model it copies, if it does."""
+        recipe, count = self.recipe, len(self.models)
+        method = get_method(rule.method or recipe.method_name)
+        own_method = rule.method is not None and rule.method != recipe.method_name
+        given: dict[str, Any] = {} if own_method else dict(recipe.parameters)
+        changed = dict(rule.parameters)
+        beta = changed.pop("beta", None)
+        # The rule's own β or weights stand in for the recipe's.
+        if beta is None and "weight" not in changed and not (own_method and recipe.beta is None):
+            beta = recipe.beta
+        if recipe.weights is not None and beta is None and not own_method:
+            if "weight" in given:
+                raise ParameterError("the weights are given twice: as 'weights' and as 'weight'")
+            given["weight"] = tuple(recipe.weights)
+        if beta is not None:
+            asked_by = rule if own_method or "beta" in rule.parameters else None
+            meant = self._from_beta(method, check_beta(beta), asked_by)
+            twice = sorted(meant.keys() & (changed.keys() if "beta" in rule.parameters else given))
+            if twice:
+                raise ParameterError(f"the same is given twice: by beta and as {twice[0]!r}")
+            given.update(meant)
+        given.update(changed)
+        low, high = method.models
+        if count < low or (high is not None and count > high):
+            wanted = f"exactly {low}" if low == high else f"at least {low}"
+            raise ParameterError(f"{method.name!r} merges {wanted} models, but {count} were given")
+        if method.base and self.base is None:
+            raise ParameterError(f"{method.name!r} needs a base model ({option('base', 'BASE')})")
+        asked = (lambda name: _in_rule(rule, name, "…")) if own_method else None
+        checked = build_parameters(method, given, count, asked=asked)
+        anything = "*" in recipe.allow_nonfinite
+        if method.prepare and getattr(checked, "normalize", False) and not anything:
+            total = sum(checked.weight)
+            if abs(total) < ZERO_SUM:
+                asked_by = rule if own_method or "weight" in rule.parameters else None
+                how = parameter_option("normalize", "false")
+                if asked_by is not None:
+                    how = _in_rule(asked_by, "normalize", "false")
+                raise ParameterError(
+                    f"the weights of {method.name!r} sum to {total:g} and cannot be normalised "
+                    f"({how}, or other weights)"
+                )
+        prepared = method.prepare(checked) if method.prepare else checked
+        copied = method.identity(checked) if method.identity else None
+        return method, prepared, copied
+
+    def _from_beta(self, method: Method, beta: float, asked_by: Rule | None) -> dict[str, Any]:
+        """The parameters that β stands for, of the recipe, or of the rule that asks for it."""
+        use = option("weights", "W") if asked_by is None else _in_rule(asked_by, "weight", "…")
+        if method.from_beta is None:
+            raise ParameterError(f"beta means nothing to {method.name!r}: use {use}")
+        if len(self.models) != 2:
+            raise ParameterError(
+                f"beta is the share of the first of two models, but {len(self.models)} were given: "
+                f"use {use}"
+            )
+        return method.from_beta(beta)
+
+    def _notice(self, kind: str, what: str, name: str, level: Level = "warning") -> None:
+        self.notices.setdefault((kind, what, level), []).append(name)
+
+    def _fault(self, what: str, name: str, remedy: Remedy = "first or drop") -> list[Step]:
+        self.faults.setdefault((what, remedy), []).append(name)
+        return []
+
+    def _steps(self, name: str, index: int) -> list[Step]:
+        """How a tensor is made: not at all if it is left out, with its scales if it has some."""
+        rule = self.rules[index]
+        if rule.action == "drop":
+            return []
+        if rule.action == "keep":
+            return self._keep(name, index, rule)
+        infos = [model.tensors.get(name) for model in self.models]
+        absent = [k for k, info in enumerate(infos) if info is None] if None in infos else []
+        if len(absent) == len(infos):
+            return self._leave_out("only in the base model", name)
+        if name in self.packed:
+            what = (
+                f"packed by {self.packed[name]}, and codes cannot be merged (dequantise the models "
+                f"first)"
+            )
+            return self._fault(what, name, self._keeping(name))
+        if name in self.factors and not low_rank.are_named(rule.pattern):
+            what = (
+                "part of low-rank updates: a mean of factors is no factor of the mean (merge "
+                "models that the adapters were applied to)"
+            )
+            return self._fault(what, name, "named")
+        if absent:
+            who = " and ".join(f"{self.models[k].name}, {model_called(k)}" for k in absent)
+            return self._fault(f"missing from {who}", name, self._keeping(name))
+        return self._merge(name, index, cast("list[TensorInfo]", infos))
+
+    def _keep(self, name: str, index: int, rule: Rule) -> list[Step]:
+        """A tensor that a rule, or what is done with the rest, keeps from one model."""
+        info = self._model(rule.source).tensors.get(name)
+        if info is not None:
+            return self._copy(name, index, rule.source, info)
+        if not any(name in model.tensors for model in self.models):
+            return self._leave_out("only in the base model", name)
+        if index < len(self.rules) - 1:  # asked for by a rule, not by what is left
+            what = f"not in {model_called(rule.source)}, from which a rule keeps"
+            return self._fault(what, name, self._keeping(name))
+        return self._leave_out(f"not in {model_called(rule.source)}", name)
+
+    def _keeping(self, name: str) -> Remedy:
+        """What can be done about a tensor that is not merged, by which model has it."""
+        has = next(k for k, model in enumerate(self.models) if name in model.tensors)
+        if has and name.rpartition(".")[0] in self.packed_homes:
+            return "drop"  # else the output would have the weights twice: packed, and as values
+        return _KEEPING.get(has, "drop")
+
+    def _leave_out(self, why: str, name: str) -> list[Step]:
+        self._notice("dropped", f"left out ({why})", name)
+        return []
+
+    def _model(self, index: int) -> Checkpoint:
+        model = self.base if index == BASE else self.models[index]
+        assert model is not None  # _check_sources saw to it
+        return model
+
+    def _scales(self, model: int, name: str) -> Scales | None:
+        if not self.is_quantized:
+            return None
+        return self.scaled[id(self._model(model))].get(name)
+
+    def _copy(
+        self, name: str, index: int, model: int, info: TensorInfo, dtype: str | None = None
+    ) -> list[Step]:
+        """A tensor of one model, with its scales, or without where it is stored as a wider one."""
+        source, scales = ((model, info),), self._scales(model, name)
+        if name not in self.packed:  # of which every part is read as it was stored
+            dtype = self._output_dtype(dtype or info.dtype)
+        dtype = dtype or info.dtype
+        if scales is None or dtype != info.dtype:
+            of_codes = () if scales is None else (scales,)
+            if of_codes:
+                self._notice("quantized", f"quantised: stored as {dtype}", name, "note")
+            return [Step(name, dtype, info.shape, "copy", index, source, scales=of_codes)]
+        beside = self._model(model).tensors[scales.name]
+        return [
+            Step(name, dtype, info.shape, "copy", index, source),
+            Step(scales.name, beside.dtype, beside.shape, "copy", index, ((model, beside),)),
+        ]
+
+    def _output_dtype(self, dtype: str) -> str:
+        wanted: str | None = self.recipe.dtype
+        return wanted if wanted is not None and DTYPES[dtype].kind == "float" else dtype
+
+    def _merge(self, name: str, index: int, infos: list[TensorInfo]) -> list[Step]:
+        method, parameters, copied = self.prepared[index]
+        based = self.base.tensors.get(name) if method.base and self.base is not None else None
+        every = [*infos, *([] if based is None else [based])]
+        if len({info.shape for info in every}) > 1:
+            self.details[name] = " and ".join(str(list(info.shape)) for info in every)
+            return self._fault("of different shapes", name)
+        dtypes = {info.dtype for info in every}
+        kinds = {DTYPES[dtype].kind for dtype in dtypes}
+        if kinds != {"float"}:
+            if len(dtypes) > 1:
+                self.details[name] = " and ".join(info.dtype for info in every)
+                return self._fault("of different dtypes, which cannot be merged", name)
+            default: OnInteger = "max" if name.rpartition(".")[2] == _COUNTER else "error"
+            self._notice_carried(name)
+            return [
+                Step(
+                    name, infos[0].dtype, infos[0].shape, "integer", index,
+                    tuple(enumerate(infos)), policy=self.recipe.on_integer or default,
+                )
+            ]  # fmt: skip
+        if method.base and based is None:
+            return self._fault("missing from the base model", name)
+        sources = (*(() if based is None else ((BASE, based),)), *enumerate(infos))
+        scales = tuple(self._scales(k, name) for k, _ in sources) if self.is_quantized else ()
+        dtype = self._output_dtype(infos[0].dtype)
+        if len(dtypes) > 1 and not any(scales):
+            self._notice("dtype", f"stored in different dtypes; the output has {dtype}", name)
+        if copied is not None and self._is_alike(name, infos[0], copied):
+            return self._copy(name, index, copied, infos[copied], infos[0].dtype)
+        step = Step(name, dtype, infos[0].shape, "merge", index, sources, method, parameters)
+        return self._of_codes(step, scales, infos[0].dtype) if any(scales) else [step]
+
+    def _of_codes(self, step: Step, scales: tuple[Scales | None, ...], dtype: str) -> list[Step]:
+        """A merge of the values that codes stand for, quantised as the first model is."""
+        own = self._scales(0, step.name) if step.dtype == dtype else None
+        how = f"stored as {step.dtype}" if own is None else "quantised again"
+        self._notice("quantized", f"quantised: merged as values, and {how}", step.name, "note")
+        step = step._replace(scales=scales, quantized=own)
+        if own is None:
+            return [step]
+        beside = Step(
+            own.name, own.dtype, own.shape, "scales", step.rule, (),
+            quantized=own,
+        )  # fmt: skip
+        return [step, beside]
+
+    def _is_alike(self, name: str, first: TensorInfo, copied: int) -> bool:
+        """Whether a copy of a model's tensor is stored as the first model's is."""
+        as_stored = self._output_dtype(first.dtype) == first.dtype
+        return not as_stored or self._scales(copied, name) == self._scales(0, name)
+
+    def _notice_carried(self, name: str) -> None:
+        if self.recipe.on_integer is None:
+            what = "carried over and not averaged, as only floats are"
+            self._notice("carried", what, name, "note")
+
+    def _followers_of(self, steps: Sequence[Step]) -> list[Step]:
+        """What tells of codes, where the output still has some: ranges of activations, markers."""
+        there = {step.name for step in steps}
+        self.has_codes = any(s.name in there for of in self.scaled.values() for s in of.values())
+        rest = len(self.rules) - 1
+        made: list[Step] = []
+        for name in dict.fromkeys(n for model in self.models for n in model.tensors):
+            if not (self.has_codes and tells_of_codes(name) and name in self.followers):
+                continue
+            sources = tuple(
+                (k, model.tensors[name]) for k, model in enumerate(self.models)
+                if name in model.tensors
+            )  # fmt: skip
+            info = sources[0][1]
+            if not is_activation_scale(name) or len({(i.dtype, i.shape) for _, i in sources}) > 1:
+                made.append(Step(name, info.dtype, info.shape, "copy", rest, sources[:1]))
+                continue
+            self._notice(
+                "recalibrate", "of the ranges of activations, the largest: calibrate anew", name
+            )
+            made.append(Step(name, info.dtype, info.shape, "integer", rest, sources, policy="max"))
+        return made
+
+    def _raise_faults(self) -> None:
+        """One sentence for each way in which the models do not fit, all at once."""
+        if not self.faults:
+            return
+        told = [
+            f"{are_counted(len(names), 'tensor')} {what}: "
+            f"{listed([self._detailed(name) for name in names])} ({self._remedy(names, remedy)})"
+            for (what, remedy), names in self.faults.items()
+        ]
+        raise MismatchError("the models do not fit together: " + "; ".join(told))
+
+    def _detailed(self, name: str) -> str:
+        return f"{name} ({self.details[name]})" if name in self.details else name
+
+    def _remedy(self, names: Sequence[str], remedy: Remedy) -> str:
+        """What to do about tensors, so that it is done and all others are merged as before."""
+        if remedy == "named":
+            return f"to merge the factors all the same, name them: {self._naming(names)}"
+        first, _, other = remedy.partition(" or ")
+        words = [first, *([other] if other else [])]
+        said = "leave them out" if first == "drop" else "keep them"
+        return f"{said} with {instead(self.recipe, self.assignment, names, *words)}"
+
+    def _naming(self, factors: Sequence[str]) -> str:
+        """Rules that speak of factors, and have done with them what was to be done."""
+        chosen = self.assignment.chosen
+        rules: dict[str, str] = {}
+        taken = set(factors)
+        for name in factors:
+            if any(fnmatchcase(name, pattern) for pattern in rules):
+                continue
+            pattern = low_rank.pattern_for(name)
+            alike = [n for n in chosen if fnmatchcase(n, pattern)]
+            if len({chosen[n] for n in alike}) > 1:  # other rules have their say there
+                pattern, alike = plainly(name), [name]
+            taken.update(alike)
+            words = [w for w in self.rules[chosen[name]].words if w != "low-level"]
+            rules[pattern] = ";".join(words)
+        return _instead(self.recipe, self.assignment, rules, taken)
+
+    def _notice_steps(
+        self, assignment: Assignment, steps: Sequence[Step], added: tuple[str, ...]
+    ) -> None:
+        rest = len(self.rules) - 1
+        for name in added:
+            if assignment.chosen.get(name) == rest:
+                self._notice("added", "not in the first model and added", name)
+        if self.recipe.layers:
+            for name in assignment.taken(rest):
+                what = f"matched by no rule and {_done(self.rules[rest])}"
+                self._notice("rest", what, name, "note")
+        for step in steps:
+            if not step.elements:
+                self._notice("empty", "without elements", step.name)
+            if step.kind != "merge":
+                continue
+            last = step.name.rpartition(".")[2]
+            of = None
+            if last in _RUNNING or last.startswith(_STORED):
+                of = "BatchNorm's statistics"
+            elif last[:1] in _SPECTRAL_STARTS and self._is_spectral(step.name):
+                of = "spectral normalisation"
+            if of is not None:
+                self._notice("recalibrate", f"of {of} and averaged: estimate them anew", step.name)
+
+    def _is_spectral(self, name: str) -> bool:
+        """Whether a tensor is a singular vector that spectral normalisation keeps.
+
+        `weight_v` beside `weight_g` is a direction of weight normalisation, a weight like any.
+        """
+        home, dot, last = name.rpartition(".")
+        if last == "weight_v" and f"{home}{dot}weight_g" in self.models[0].tensors:
+            return False
+        return name.endswith(_SPECTRAL) or _SINGULAR.fullmatch(last) is not None
+
+    def _collected(self) -> tuple[Notice, ...]:
+        notices = [
+            Notice(
+                kind, f"{are_counted(len(names), 'tensor')} {what}: {listed(names)}",
+                tuple(names), level,
+            )
+            for (kind, what, level), names in self.notices.items()
+        ]  # fmt: skip
+        taken = [Notice("taken", note, (), "note") for m in self.every for note in m.notes]
+        return (*taken, *notices)
+
+
+def instead(recipe: Recipe, assignment: Assignment, names: Sequence[str], *what: str) -> str:
+    """An option that has rules do something else with some tensors, and what was meant with others.
+
+    Args:
+        recipe: what was meant.
+        assignment: which of its rules each tensor falls under.
+        names: the tensors.
+        what: one or more things to do; the first is spelt out, the others are said to be possible.
+    """
+    patterns = covering(names, assignment.chosen)
+    other = "".join(f", or '={word}'" for word in what[1:])
+    return _instead(recipe, assignment, dict.fromkeys(patterns, what[0]), set(names), other)
+
+
+def _instead(
+    recipe: Recipe, assignment: Assignment, rules: Mapping[str, str], taken: set[str],
+    other: str = "",
+) -> str:  # fmt: skip
+    """Rules to be put before those of a recipe, or in their place.
+
+    Args:
+        recipe: whose rules are there.
+        assignment: which of them each tensor falls under.
+        rules: pattern → what is done.
+        taken: the tensors that they match.
+        other: what else can be done.
+    """
+    given = assignment.rules[: len(recipe.layers)]
+    # One from which all its tensors are taken would never apply, which is an error.
+    lost = {i for i in range(len(given)) if taken.issuperset(assignment.taken(i))}
+    left = [rule for i, rule in enumerate(given) if i not in lost]
+    new = [rule_from(pattern, what.split(";")) for pattern, what in rules.items()]
+    meant = recipe.rest if given else "merge"
+    would_be = default_rest([*new, *left]) if recipe.rest == default_rest(given) else recipe.rest
+    unmatched = any(
+        name not in taken and (index >= len(given) or index in lost)
+        for name, index in assignment.chosen.items()
+    )
+    rest = meant if unmatched and would_be != meant else None
+    shown = layer_option(list(rules.items())[:_HINTED], rest)
+    more = "" if len(rules) <= _HINTED else " …"
+    place = " before your other rules" if given else ""
+    if lost:
+        place = f" in place of {listed([repr(str(given[i])) for i in sorted(lost)])}"
+        place += " and before your other rules" if left else ""
+    return f"{shown}{more}{other}{place}"
+
+
+def _in_rule(rule: Rule, parameter: str, value: str) -> str:
+    """A rule with one more parameter, in the place of its β if it has one, as an option."""
+    own = [word for word in rule.words if word.partition(":")[0] not in ("beta", parameter)]
+    return layer_option([(rule.pattern, ";".join([*own, f"{parameter}:{value}"]))])
+
+
+def model_called(index: int) -> str:
+    """How a sentence calls an input: `the first model`, `model 3`, `the base model`."""
+    name = source_name(index)
+    return name if index > 1 else f"the {name} model"
+
+
+def _done(rule: Rule) -> str:
+    """What a rule does, as something that was done."""
+    if rule.action == "merge":
+        return "merged"
+    return "left out" if rule.action == "drop" else f"kept from {model_called(rule.source)}"

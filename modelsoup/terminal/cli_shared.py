@@ -1,0 +1,79 @@
+"""What several commands share: paths, the option `--json`, and what is said on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from ..errors import ParameterError, printable
+
+
+class GivenPath(click.Path):
+    """The type of a command's path.
+
+    An empty one, which a shell makes of a variable that is not set, would mean the current folder.
+    """
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:  # fmt: skip
+        """The path.
+
+        Raises:
+            ParameterError: it is empty.
+        """
+        if value == "":
+            assert param is not None
+            is_option = isinstance(param, click.Option)
+            name = max(param.opts, key=len) if is_option else param.human_readable_name
+            raise ParameterError(f"the path of {name} is empty")
+        return super().convert(value, param, ctx)
+
+
+def colored(kind: str, lines: Sequence[str], color: str) -> None:
+    """`kind: message` on stderr, in colour where that is wanted (https://no-color.org)."""
+    wanted = None if "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb" else False
+    click.secho(f"{kind}: ", fg=color, bold=True, nl=False, err=True, color=wanted)
+    for line in lines:
+        echo(line, err=True)
+
+
+def say(kind: str, message: str) -> None:
+    """A warning or note."""
+    colored(kind, [message], "yellow")
+
+
+def echo(line: str, *, err: bool = False) -> None:
+    """One line, with what comes from files spelt out where it is not printable."""
+    click.echo(printable(line), err=err)
+
+
+def print_json(content: object) -> None:
+    """Plain data on stdout; what a terminal would not show stands there as an escape.
+
+    JSON has no infinity and no NaN: they are the texts `"inf"`, `"-inf"` and `"nan"`.
+    """
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    for line in text.split("\n"):
+        click.echo("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line))
+
+
+def _finite(content: object) -> object:
+    if isinstance(content, Mapping):
+        return {_finite(name): _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    is_number = not isinstance(content, float) or math.isfinite(content)
+    return content if is_number else str(content)
+
+
+def json_option(command: Any) -> Any:
+    """The option `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")(
+        command
+    )
