@@ -83,7 +83,7 @@ CASES: dict[str, Case] = {
     "della_linear-all": ties("abc", THREE, [1.0] * 3, method="della_linear", epsilon=[0.1] * 3),
     "breadcrumbs": ties(
         "abc", [0.5, -0.3, 0.4], [0.2, 0.95, 1.0], method="breadcrumbs", rescale=True,
-        gamma=[0.3, 0.2, 0.05], **{"lambda": 1.3},
+        gamma=[0.3, 0.05, 0.05], **{"lambda": 1.3},
     ),
     "breadcrumbs_ties-half": ties("abc", THREE, [0.6] * 3, method="breadcrumbs_ties"),
     "breadcrumbs_ties-mixed": ties(
@@ -104,7 +104,7 @@ CASES: dict[str, Case] = {
         "parameters": {"nuslerp_flatten": False},
     },
     "nuslerp-columns": {
-        "method": "nuslerp", "models": "bc", "weights": [0.8, 0.4],
+        "method": "nuslerp", "models": "ac", "weights": [0.8, 0.4],
         "parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
     },
     "multislerp-3": {
