@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, cast
 
@@ -30,6 +30,7 @@ from ..files.quantized import (
     scaled_weights,
     tells_of_codes,
 )
+from .layout import Layout, laid_out, proposal
 from .methods import Method, build_parameters, get_method
 from .methods.registry import densities, rescales
 from .recipe import OnInteger, Recipe, check_beta
@@ -165,6 +166,7 @@ class MergePlan:
         added: names in the output that the first model has not.
         frozen: names that a trainer must not change afterwards.
         notices: what the user should know before anything is read.
+        layout: the models as its rules see them.
         may_be_nonfinite: names of tensors that may hold NaN or infinity although they are merged.
         has_codes: whether tensors of the output are codes, of which a config tells.
     """
@@ -178,6 +180,7 @@ class MergePlan:
     added: tuple[str, ...]
     frozen: tuple[str, ...]
     notices: tuple[Notice, ...]
+    layout: Layout
     may_be_nonfinite: frozenset[str] = frozenset()
     has_codes: bool = False
 
@@ -210,7 +213,8 @@ class MergePlan:
     def rule_counts(self) -> list[RuleCount]:
         """Per rule, how many tensors and parameters it took."""
         sizes = {step.name: step.elements for step in self.steps}
-        for model in (*([] if self.base is None else [self.base]), *reversed(self.models)):
+        seen = self.layout
+        for model in (*([] if seen.base is None else [seen.base]), *reversed(seen.models)):
             sizes.update({n: model.tensors[n].elements for n in self.dropped if n in model.tensors})
         counts = []
         for index, rule in enumerate(self.assignment.rules):
@@ -236,16 +240,23 @@ def plan_merge(
         MismatchError: names, shapes or dtypes do not fit together under the rules; or what is to be
             merged are codes or factors, which mean nothing one by one.
     """
-    return _Planner(tuple(models), recipe, base).plan()
+    given = tuple(models)
+    layout = laid_out(given, base, recipe.renames, recipe.slices)
+    return _Planner(given, base, layout, recipe).plan()
 
 
 class _Planner:
+    """Plans a merge of models as a layout has them; `given` are those that are read."""
+
     def __init__(
-        self, models: tuple[Checkpoint, ...], recipe: Recipe, base: Checkpoint | None
-    ) -> None:
-        self.models = models
+        self, given: tuple[Checkpoint, ...], given_base: Checkpoint | None, layout: Layout,
+        recipe: Recipe,
+    ) -> None:  # fmt: skip
+        self.given = given, given_base
+        self.layout = layout
+        self.models = models = layout.models
         self.recipe = recipe
-        self.base = base
+        self.base = base = layout.base
         self.rules: tuple[Rule, ...] = ()
         self.names: list[str] = []
         self.prepared: dict[int, tuple[Method, Any, int | None]] = {}
@@ -279,7 +290,7 @@ class _Planner:
         self.names = [name for name in names if name not in self.followers]
         assignment = assign(
             self.names, recipe.layers, rest=recipe.rest or "first", groups=recipe.groups,
-            fractions=recipe.low_level,
+            fractions=recipe.low_level, slices=self.layout.slices,
         )  # fmt: skip
         self.assignment, self.rules = assignment, assignment.rules
         if recipe.low_level and not any(rule.low_level for rule in self.rules):
@@ -314,9 +325,24 @@ class _Planner:
         frozen = tuple(n for n, index in assignment.chosen.items() if self.rules[index].frozen)
         self._notice_steps(assignment, steps, added)
         return MergePlan(
-            self.models, self.base, recipe, assignment, tuple(steps), tuple(dropped), added,
-            frozen, self._collected(), frozenset(nonfinite), self.has_codes,
+            *self.given, recipe, assignment, tuple(map(self._placed, steps)), tuple(dropped), added,
+            frozen, self._collected(), self.layout, frozenset(nonfinite), self.has_codes,
         )  # fmt: skip
+
+    def _placed(self, step: Step) -> Step:
+        """A step with its sources as the models have them that are read."""
+        if not self.layout.origins:
+            return step
+        scales = tuple(
+            None if found is None else self._placed_scales(place, found)
+            for (place, _), found in zip(step.sources, step.scales, strict=bool(step.scales))
+        )
+        sources = tuple(self.layout.origin(place, info) for place, info in step.sources)
+        return step._replace(sources=sources, scales=scales)
+
+    def _placed_scales(self, place: int, scales: Scales) -> Scales:
+        _, info = self.layout.origin(place, self._model(place).tensors[scales.name])
+        return replace(scales, name=info.name)
 
     def _check_sources(self) -> None:
         for rule in self.rules:
@@ -352,7 +378,8 @@ class _Planner:
                 f"{' and '.join(asked)} {'was' if len(asked) == 1 else 'were'} given, but by the "
                 f"rules no tensor is merged ({how})"
             )
-        changes = self.recipe.layers or self.recipe.dtype
+        recipe = self.recipe
+        changes = recipe.layers or recipe.dtype or recipe.renames or recipe.slices
         copies = all(copied is not None for _, _, copied in self.prepared.values())
         if len(self.models) == 1 and copies and not changes:
             raise ParameterError(
@@ -593,6 +620,11 @@ class _Planner:
         """One sentence for each way in which the models do not fit, all at once."""
         if not self.faults:
             return
+        are_missing = any(what.startswith("missing") for what, _ in self.faults)
+        if are_missing and not (self.recipe.renames or self.recipe.slices):
+            otherwise = proposal(self.models, self.base)
+            if otherwise is not None:
+                raise MismatchError(f"the models call the same tensors otherwise: {otherwise}")
         told = [
             f"{are_counted(len(names), 'tensor')} {what}: "
             f"{listed([self._detailed(name) for name in names])} ({self._remedy(names, remedy)})"
