@@ -39,11 +39,14 @@ if TYPE_CHECKING:
     from .files.writer import CheckpointWriter, OutputTensor
     from .files.yaml_text import parse_yaml
     from .merging.compare import DiffReport, diff
+    from .merging.forms import Block, PerModel, Rows, Tensor, WeightedSum, Whole
+    from .merging.in_memory import merge_arrays
     from .merging.lineage import lineage_graph, read_lineage
     from .merging.merge import MergeReport, merge
     from .merging.methods import Method, get_method, method, method_names, parameter
     from .merging.plan import MergePlan, Notice, Step, plan_merge
     from .merging.recipe import Recipe
+    from .merging.reductions import Gram, Kept, Largest, Sum, drawn
     from .merging.rules import Rule, parse_rule
     from .merging.verification import VerifyReport, verify
     from .running.executors import RayExecutor
@@ -81,6 +84,9 @@ _HOMES = {
     ),
     "running.executors": ("RayExecutor",),
     "files.inspection": ("Node", "summarize"),
+    "merging.forms": ("Block", "PerModel", "Rows", "Tensor", "WeightedSum", "Whole"),
+    "merging.in_memory": ("merge_arrays",),
+    "merging.reductions": ("Gram", "Kept", "Largest", "Sum", "drawn"),
     "merging.lineage": ("lineage_graph", "read_lineage"),
     "trees.lineage": ("record_training",),
     "merging.methods": ("Method", "get_method", "method", "method_names", "parameter"),
@@ -107,6 +113,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Block",
     "Checkpoint",
     "CheckpointError",
     "CheckpointWriter",
@@ -116,7 +123,10 @@ __all__ = [
     "FileDigest",
     "FineTune",
     "GivenPath",
+    "Gram",
     "Job",
+    "Kept",
+    "Largest",
     "Load",
     "Merge",
     "MergePlan",
@@ -130,11 +140,13 @@ __all__ = [
     "OutputError",
     "OutputTensor",
     "ParameterError",
+    "PerModel",
     "Plan",
     "PlanError",
     "ProcessExecutor",
     "RayExecutor",
     "Recipe",
+    "Rows",
     "Rule",
     "RuleError",
     "RunError",
@@ -143,6 +155,8 @@ __all__ = [
     "Step",
     "Store",
     "StoreError",
+    "Sum",
+    "Tensor",
     "TensorInfo",
     "Train",
     "Trainer",
@@ -150,6 +164,8 @@ __all__ = [
     "Training",
     "Tree",
     "VerifyReport",
+    "WeightedSum",
+    "Whole",
     "__version__",
     "beside",
     "binary_tree",
@@ -162,12 +178,14 @@ __all__ = [
     "diff",
     "digest_file",
     "digest_files",
+    "drawn",
     "get_method",
     "get_trainer",
     "how_to_install",
     "lineage_graph",
     "listed",
     "merge",
+    "merge_arrays",
     "method",
     "method_names",
     "nearest",

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
+# The outermost: T5's `block.3.layer.0`, and experts within a layer, are parts of one.
+_LAYER = re.compile(
+    r"(.*?(?:^|[./])(?:layers|layer|blocks|block|resblocks|h))\.(\d{1,6})\.(?=.)", re.DOTALL | re.A
+)
 # GPT-NeoX calls its head `embed_out`.
 _EMBEDDING = re.compile(
     r"emb(?!ed_out)|\b(?:wte|wpe|ln_pre|pre_norm|conv1|stem|cls_token|shared)\b", re.I
@@ -41,16 +46,10 @@ class Layer(NamedTuple):
         return f"{self.stack}.{number}.{self.rest}"
 
 
-# The outermost: T5's `block.3.layer.0`, and experts within a layer, are parts of one.
-_LAYER = re.compile(
-    r"((?:.*?[./])??(?:layers|layer|blocks|block|resblocks|h))\.(\d{1,5})\.(.+)", re.DOTALL | re.A
-)
-
-
 def layer_of(name: str) -> Layer | None:
     """The layer that a tensor belongs to, None where its name has none."""
-    found = _LAYER.fullmatch(name)
-    return None if found is None else Layer(found[1], int(found[2]), found[3])
+    found = _LAYER.match(name)
+    return None if found is None else Layer(found[1], int(found[2]), name[found.end() :])
 
 
 def is_embedding(name: str) -> bool:
@@ -59,3 +58,16 @@ def is_embedding(name: str) -> bool:
     What has no layer and is no embedding stands behind the last one: norms and heads do.
     """
     return _EMBEDDING.search(name) is not None
+
+
+def layers_of(names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Of names that are in one of a model's layers: the layer's index, and how many there are.
+
+    `model.layers.3.mlp.weight` is in layer 3, of as many as the highest index there says; stacks
+    with other names before the index are counted for themselves.
+    """
+    found = {name: match for name in names if (match := _LAYER.match(name))}
+    counts: dict[str, int] = {}
+    for match in found.values():
+        counts[match[1]] = max(counts.get(match[1], 0), int(match[2]) + 1)
+    return {name: (int(match[2]), counts[match[1]]) for name, match in found.items()}

@@ -15,7 +15,7 @@ from ..errors import ParameterError, nearest
 from ..files.checkpoint import Checkpoint, StrPath, TensorInfo, open_checkpoint
 from ..files.dtypes import DTYPES, numpy_dtype
 from .engine import default_workers
-from .reductions import BLOCK
+from .forms import BLOCK
 
 By = Literal["tensor", "layer", "group"]
 BY: tuple[By, ...] = ("tensor", "layer", "group")

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from ..files import dtypes
-from .reductions import BLOCK
+from .forms import BLOCK
 
 _SYMBOL = "soup_loop"
 _SUPPORTED = ("F32", "BF16", "F16")

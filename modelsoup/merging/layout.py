@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -341,25 +341,6 @@ class Layout:
     def origin(self, place: int, info: TensorInfo) -> Origin:
         """Where a tensor lies that a place of the merge has."""
         return self.origins[place][info.name] if self.origins else (place, info)
-
-    def layer(self, name: str) -> tuple[int, int] | None:
-        """The number of a tensor's layer, in its slice if there are some, and how many there are.
-
-        None for a tensor that belongs to no layer.
-        """
-        if self.layers:
-            return self.layers.get(name)
-        found = layer_of(name)
-        return None if found is None else (found.number, self._depths.get(found.stack, 0))
-
-    @cached_property
-    def _depths(self) -> dict[str, int]:
-        """Stack of layers → how many it has."""
-        depths: dict[str, int] = {}
-        for name in dict.fromkeys(name for model in self.models for name in model.tensors):
-            if found := layer_of(name):
-                depths[found.stack] = max(depths.get(found.stack, 0), found.number + 1)
-        return depths
 
 
 def laid_out(

@@ -21,6 +21,7 @@ from .plan import MergePlan
 from .recipe import Recipe
 from .rules import BASE, rule_as_json, rule_from_json
 from .unmade import Unmade
+from .values import numbers_in, parse_value, value_as_json
 
 if TYPE_CHECKING:
     import networkx
@@ -110,7 +111,7 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
     if recipe.weights is not None:
         content["weights"] = list(recipe.weights)
     if recipe.parameters:
-        content["parameters"] = dict(recipe.parameters)
+        content["parameters"] = {k: value_as_json(v) for k, v in recipe.parameters.items()}
     if recipe.layers:
         content["rules"] = [rule_as_json(rule) for rule in recipe.layers]
     if recipe.rest is not None:
@@ -285,13 +286,26 @@ def _is_mapping_to(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 _Fields = Mapping[str, tuple[Callable[[Any], object], str]]
 _is_numbers = _is_list_of(_is_number)
+
+
+def _is_parameter(value: object) -> bool:
+    """Whether a method's parameter can have a value, of numbers that a float can hold."""
+    try:
+        return all(
+            isinstance(one, bool | str) or _is_number(one)
+            for one in numbers_in(parse_value("", value))
+        )
+    except (RuleError, OverflowError):
+        return False
+
+
 _MERGE: _Fields = {
     "method": (_is_text, "a name"),
     "beta": (_is_number, "a number"),
     "weights": (_is_numbers, "a list of numbers"),
     "parameters": (
-        _is_mapping_to(lambda v: isinstance(v, bool) or _is_number(v) or _is_numbers(v)),
-        "a mapping to numbers, lists of numbers and truth values",
+        _is_mapping_to(_is_parameter),
+        "a mapping to numbers, truth values, words, and lists and mappings of such",
     ),
     "rules": (_is_list_of(lambda v: isinstance(v, dict)), "a list of rules"),
     "rest": (_is_text, "a word"),

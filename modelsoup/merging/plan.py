@@ -23,6 +23,7 @@ from ..errors import (
 from ..files import low_rank, quantized
 from ..files.checkpoint import Checkpoint, TensorInfo
 from ..files.dtypes import DTYPES, compute_dtype
+from ..files.names import layers_of
 from ..files.quantized import (
     Scales,
     is_activation_scale,
@@ -30,9 +31,9 @@ from ..files.quantized import (
     scaled_weights,
     tells_of_codes,
 )
+from .forms import Tensor
 from .layout import Layout, laid_out, proposal
-from .methods import Method, build_parameters, get_method
-from .methods.registry import densities, rescales
+from .methods import Method, Outline, build_parameters, get_method, outline
 from .recipe import OnInteger, Recipe, check_beta
 from .rules import (
     BASE,
@@ -46,10 +47,9 @@ from .rules import (
     rule_from,
     source_name,
 )
+from .values import value_at, varies
 
 Kind = Literal["merge", "copy", "integer", "scales"]
-FEW = 1 << 13
-"""Elements: among so few a threshold is found in one pass."""
 
 ZERO_SUM = 1e-8
 """Weights whose sum is smaller cannot be normalised."""
@@ -76,7 +76,9 @@ class Step(NamedTuple):
         rule: index of its rule.
         sources: (model index, tensor) of what is read; the base has the index `BASE` and is first.
         method: for `merge`.
-        parameters: for `merge`, prepared.
+        parameters: for `merge`, checked, by the names of the method's arguments.
+        tensor: for `merge`, what the method sees of it.
+        outline: for `merge`, what the method asks for.
         policy: for `integer`, what to take where they differ.
         scales: for each source, where its scales are, if it holds quantised codes.
         quantized: where the scales of the result are, if it is quantised. For `scales`, which are
@@ -90,7 +92,9 @@ class Step(NamedTuple):
     rule: int
     sources: tuple[tuple[int, TensorInfo], ...]
     method: Method | None = None
-    parameters: Any = None
+    parameters: Mapping[str, Any] | None = None
+    tensor: Tensor | None = None
+    outline: Outline | None = None
     policy: OnInteger = "error"
     scales: tuple[Scales | None, ...] = ()
     quantized: Scales | None = None
@@ -107,22 +111,22 @@ class Step(NamedTuple):
 
     @property
     def passes(self) -> int:
-        """How often the sources are read: for `select` as a rule, nearly equal values cost more.
+        """How often the sources are read: for thresholds as a rule, nearly equal values cost more.
 
         A gram takes one pass before the merge itself; an exact threshold two; restoring a norm one;
         the scales of a quantised result one.
         """
-        method, parameters = self.method, self.parameters
-        passes = 1 + (self.quantized is not None)
-        if method is None or method.shape in ("elementwise", "whole"):
-            return passes
-        if method.shape == "gram":
-            return passes + 1
-        models = len(self.sources) - 1
-        if method.sparsify is None or all(d in (0, 1) for d in densities(parameters, models)):
-            return passes
-        threshold = 0 if method.sparsify == "random" else 1 if self.elements <= FEW else 2
-        return passes + threshold + rescales(parameters)
+        quantized = self.quantized is not None
+        if self.outline is None or self.tensor is None:
+            return 1 + quantized
+        return self.outline.passes(self.tensor) + quantized
+
+    @property
+    def state_bytes(self) -> int:
+        """How much memory what is gathered of its inputs takes at most."""
+        if self.outline is None or self.tensor is None:
+            return 0
+        return self.outline.state_bytes(self.tensor)
 
 
 @dataclass(frozen=True)
@@ -245,6 +249,27 @@ def plan_merge(
     return _Planner(given, base, layout, recipe).plan()
 
 
+class _Prepared:
+    """What a rule merges with.
+
+    Attributes:
+        rule: the rule.
+        method: its method.
+        given: parameters, as they were given.
+        is_own: whether the method is the rule's, and not the recipe's.
+        varies: whether a parameter is not the same for all tensors.
+        checked: parameters as given → as the method takes them.
+    """
+
+    def __init__(self, rule: Rule, method: Method, given: Mapping[str, Any], is_own: bool) -> None:
+        self.rule = rule
+        self.method = method
+        self.given = given
+        self.is_own = is_own
+        self.varies = any(varies(value) for value in given.values())
+        self.checked: dict[Any, dict[str, Any]] = {}
+
+
 class _Planner:
     """Plans a merge of models as a layout has them; `given` are those that are read."""
 
@@ -259,7 +284,9 @@ class _Planner:
         self.base = base = layout.base
         self.rules: tuple[Rule, ...] = ()
         self.names: list[str] = []
-        self.prepared: dict[int, tuple[Method, Any, int | None]] = {}
+        self.layers: Mapping[str, tuple[int, int]] = {}
+        self.prepared: dict[int, _Prepared] = {}
+        self.is_merged = False  # whether any tensor is, and is not the copy of one
         # What is wrong, and what can be done about it → with which tensors.
         self.faults: dict[tuple[str, Remedy], list[str]] = {}
         self.details: dict[str, str] = {}  # name → how the models differ
@@ -288,6 +315,7 @@ class _Planner:
         recipe, first = self.recipe, self.models[0]
         names = dict.fromkeys(name for model in self.every for name in model.tensors)
         self.names = [name for name in names if name not in self.followers]
+        self.layers = {**layers_of(self.names), **self.layout.layers}
         assignment = assign(
             self.names, recipe.layers, rest=recipe.rest or "first", groups=recipe.groups,
             fractions=recipe.low_level, slices=self.layout.slices,
@@ -359,11 +387,12 @@ class _Planner:
                 )
 
     def _check_base(self) -> None:
-        uses_base = any(m.base for m, _, _ in self.prepared.values()) or any(
+        methods = [prepared.method for prepared in self.prepared.values()]
+        uses_base = any(method.base is not False for method in methods) or any(
             rule.source == BASE for rule in self.rules if rule.action == "keep"
         )
         if self.base is not None and not uses_base:
-            named = ", ".join(sorted({m.name for m, _, _ in self.prepared.values()})) or "no method"
+            named = ", ".join(sorted({method.name for method in methods})) or "no method"
             raise ParameterError(f"a base model was given, but {named} uses none")
 
     def _must_merge(self, assignment: Assignment) -> None:
@@ -380,14 +409,13 @@ class _Planner:
             )
         recipe = self.recipe
         changes = recipe.layers or recipe.dtype or recipe.renames or recipe.slices
-        copies = all(copied is not None for _, _, copied in self.prepared.values())
-        if len(self.models) == 1 and copies and not changes:
+        if len(self.models) == 1 and not self.is_merged and not changes:
             raise ParameterError(
                 "one model alone is not merged: give more, or say what else is to be done with it"
             )
 
-    def _prepare(self, rule: Rule) -> tuple[Method, Any, int | None]:
-        """A rule's method, its prepared parameters, and the model it copies, if it does."""
+    def _prepare(self, rule: Rule) -> _Prepared:
+        """A rule's method and its parameters."""
         recipe, count = self.recipe, len(self.models)
         method = get_method(rule.method or recipe.method_name)
         own_method = rule.method is not None and rule.method != recipe.method_name
@@ -413,25 +441,41 @@ class _Planner:
         if count < low or (high is not None and count > high):
             wanted = f"exactly {low}" if low == high else f"at least {low}"
             raise ParameterError(f"{method.name!r} merges {wanted} models, but {count} were given")
-        if method.base and self.base is None:
+        if method.base is True and self.base is None:
             raise ParameterError(f"{method.name!r} needs a base model ({option('base', 'BASE')})")
-        asked = (lambda name: _in_rule(rule, name, "…")) if own_method else None
-        checked = build_parameters(method, given, count, asked=asked)
-        anything = "*" in recipe.allow_nonfinite
-        if method.prepare and getattr(checked, "normalize", False) and not anything:
-            total = sum(checked.weight)
+        prepared = _Prepared(rule, method, given, own_method)
+        if not prepared.varies:
+            self._checked(prepared, given)
+        return prepared
+
+    def _checked(self, prepared: _Prepared, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters that are the same for all tensors, or those of one, checked."""
+        rule, method, own = prepared.rule, prepared.method, prepared.is_own
+        asked = (lambda name: _in_rule(rule, name, "…")) if own else None
+        checked = build_parameters(method, given, len(self.models), asked=asked)
+        anything = "*" in self.recipe.allow_nonfinite
+        if method.normalizes and checked["normalize"] and not anything:
+            total = sum(checked["weight"])
             if abs(total) < ZERO_SUM:
-                asked_by = rule if own_method or "weight" in rule.parameters else None
                 how = parameter_option("normalize", "false")
-                if asked_by is not None:
-                    how = _in_rule(asked_by, "normalize", "false")
+                if own or "weight" in rule.parameters:
+                    how = _in_rule(rule, "normalize", "false")
                 raise ParameterError(
                     f"the weights of {method.name!r} sum to {total:g} and cannot be normalised "
                     f"({how}, or other weights)"
                 )
-        prepared = method.prepare(checked) if method.prepare else checked
-        copied = method.identity(checked) if method.identity else None
-        return method, prepared, copied
+        return checked
+
+    def _parameters(self, prepared: _Prepared, name: str) -> dict[str, Any]:
+        """A method's parameters for a tensor; the very same object where they are the same."""
+        given = prepared.given
+        if prepared.varies:
+            at = {k: value_at(v, name, self.layers.get(name)) for k, v in given.items()}
+            given = {k: value for k, value in at.items() if value is not None}
+        key = tuple(given.items())
+        if key not in prepared.checked:
+            prepared.checked[key] = self._checked(prepared, given)
+        return prepared.checked[key]
 
     def _from_beta(self, method: Method, beta: float, asked_by: Rule | None) -> dict[str, Any]:
         """The parameters that β stands for, of the recipe, or of the rule that asks for it."""
@@ -537,8 +581,10 @@ class _Planner:
         return wanted if wanted is not None and DTYPES[dtype].kind == "float" else dtype
 
     def _merge(self, name: str, index: int, infos: list[TensorInfo]) -> list[Step]:
-        method, parameters, copied = self.prepared[index]
-        based = self.base.tensors.get(name) if method.base and self.base is not None else None
+        prepared = self.prepared[index]
+        method = prepared.method
+        base = None if method.base is False else self.base
+        based = None if base is None else base.tensors.get(name)
         every = [*infos, *([] if based is None else [based])]
         if len({info.shape for info in every}) > 1:
             self.details[name] = " and ".join(str(list(info.shape)) for info in every)
@@ -557,16 +603,29 @@ class _Planner:
                     tuple(enumerate(infos)), policy=self.recipe.on_integer or default,
                 )
             ]  # fmt: skip
-        if method.base and based is None:
+        if base is not None and based is None:
             return self._fault("missing from the base model", name)
         sources = (*(() if based is None else ((BASE, based),)), *enumerate(infos))
         scales = tuple(self._scales(k, name) for k, _ in sources) if self.is_quantized else ()
         dtype = self._output_dtype(infos[0].dtype)
         if len(dtypes) > 1 and not any(scales):
             self._notice("dtype", f"stored in different dtypes; the output has {dtype}", name)
-        if copied is not None and self._is_alike(name, infos[0], copied):
-            return self._copy(name, index, copied, infos[copied], infos[0].dtype)
-        step = Step(name, dtype, infos[0].shape, "merge", index, sources, method, parameters)
+        parameters = self._parameters(prepared, name)
+        tensor = Tensor(
+            name, infos[0].shape, len(infos), based is not None,
+            compute_dtype(tuple(info.dtype for _, info in sources)), self.recipe.seed,
+            self.layers.get(name),
+        )  # fmt: skip
+        asked = outline(method, tensor, parameters)
+        if asked.only is not None:
+            copied, info = sources[asked.only]
+            if self._is_alike(name, infos[0], copied):
+                return self._copy(name, index, copied, info, infos[0].dtype)
+        else:
+            self.is_merged = True
+        step = Step(
+            name, dtype, infos[0].shape, "merge", index, sources, method, parameters, tensor, asked
+        )
         return self._of_codes(step, scales, infos[0].dtype) if any(scales) else [step]
 
     def _of_codes(self, step: Step, scales: tuple[Scales | None, ...], dtype: str) -> list[Step]:

@@ -19,19 +19,16 @@ from ..errors import (
 from ..files.dtypes import parse_dtype
 from .layout import parse_renames, parse_slices
 from .methods import get_method, method_names
-from .methods.registry import external_name
 from .rules import (
     RESTS,
     WORDS,
-    ParameterValue,
     Rest,
     Rule,
     default_rest,
     parse_fractions,
     parse_layers,
-    parse_value,
-    plain,
 )
+from .values import ParameterValue, parse_value
 
 OnInteger = Literal["max", "first", "error"]
 ON_INTEGER: tuple[OnInteger, ...] = ("max", "first", "error")
@@ -134,7 +131,7 @@ class Recipe:
                 raise ParameterError(f"{name} is {given!r}, not a mapping from names")
         for name, group in self.groups.items():
             _patterns("groups", name, group)
-        self._set("parameters", {name: plain(value) for name, value in self.parameters.items()})
+        self._set("parameters", {name: parse_value(name, v) for name, v in self.parameters.items()})
         self._set("layers", tuple(parse_layers(self.layers)))
         for rule in self.layers:
             _check_method(rule)
@@ -198,7 +195,7 @@ def recipe_fields(content: object, where: str, beside: Iterable[str] = ()) -> Re
     given = plain_keys(content, where)
     known = {f.name for f in dataclasses.fields(Recipe)}
     method = get_method(str(given.get("method") or "linear"))
-    own = {external_name(f) for f in dataclasses.fields(method.parameters)}
+    own = set(method.parameters)
     parameters = given.pop("parameters", {})
     if not isinstance(parameters, Mapping):
         raise ParameterError(f"{where} has {parameters!r} as parameters, which is no mapping")

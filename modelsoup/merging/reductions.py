@@ -1,164 +1,302 @@
-"""What a method must know of whole tensors before it can merge them element by element.
+"""What a method may know of a whole tensor before it merges it: reductions.
 
-Everything here is counted per block of `BLOCK` elements and put together in the order of the
-blocks, so that a result does not depend on how a tensor was sliced or who worked on which slice.
+Everything here is counted per block and put together in the order of the blocks, so that a result
+does not depend on how a tensor was sliced or who worked on which slice.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import xxhash
 
-from .methods.registry import densities, rescales
-from .plan import FEW, Step
+from .forms import Block, Of, Tensor
 
-BLOCK = 1 << 16
-"""Elements: small enough for the second-level cache, large enough for numpy to be quick."""
+FEW = 1 << 13
+"""Elements: among so few a threshold is found in one pass."""
 
 _LANES = 1 << 10  # sums side by side, which the first-level cache holds
 # How many bits of a magnitude each pass counts, from the top. The first pass sorts every element
 # into a table, which must stay in the first-level cache; the others few.
 _DIGITS = {4: (12, 10, 9), 8: (12, 13, 13, 13, 12)}
 _MOST = 4 << 20  # elements: so many that may hold the threshold are collected, not counted on
-_L1_EPSILON = 1e-7  # as in mergekit: a norm below this is not restored
 
 
-class Statistic(Protocol):
-    """Something that is gathered in one or more passes over a tensor's inputs."""
+class Reduction(Protocol):
+    """What a method asks of a tensor.
 
-    @property
-    def needs_pass(self) -> bool:
-        """Whether another pass over the inputs is needed."""
-        ...
-
-    def add(self, block: int, x: Sequence[np.ndarray]) -> None:
-        """Take in block number `block` of each input, as float32 or float64."""
-        ...
-
-    def end_pass(self) -> None:
-        """All blocks were added."""
-        ...
-
-
-class Gram:
-    """The matrix of the inputs' inner products, in float64."""
-
-    def __init__(self, models: int, elements: int) -> None:
-        self._models = models
-        self._partial = np.zeros((-(-elements // BLOCK), models, models))
-        self.matrix: np.ndarray | None = None
+    Attributes:
+        rows: whether its blocks are whole rows.
+        wide: whether it takes values in float64, whatever the arithmetic is in.
+    """
 
     @property
-    def needs_pass(self) -> bool:
-        """True until the one pass was made."""
-        return self.matrix is None
+    def rows(self) -> bool: ...
 
-    def add(self, block: int, x: Sequence[np.ndarray]) -> None:
-        """Take in block number `block` of each input, as float64."""
-        rest = x[0].size % _LANES
-        whole = x[0].size - rest
-        rows = [values[:whole].reshape(-1, _LANES) for values in x]
-        for i in range(self._models):
-            for j in range(i, self._models):
-                # Not a BLAS dot product, whose order of additions depends on the machine. Here each
-                # lane adds up its column from above, however wide the machine's vectors are; and
-                # whether it fuses or not, as the products of what was float32 are exact.
-                lanes = np.einsum("rl,rl->l", rows[i], rows[j])
-                lanes[:rest] += x[i][whole:] * x[j][whole:]
-                self._partial[block, i, j] = np.add.reduce(lanes)
+    @property
+    def wide(self) -> bool: ...
 
-    def end_pass(self) -> None:
-        """Add up the blocks."""
-        upper = self._partial.sum(axis=0)
-        self.matrix = upper + np.triu(upper, 1).T
+    def passes(self, x: Tensor) -> int:
+        """How often the inputs are read for it, as a rule."""
+        ...
+
+    def state_bytes(self, x: Tensor) -> int:
+        """How much memory what is gathered takes at most."""
+        ...
+
+    def guess(self, x: Tensor) -> Any:
+        """A value of the kind that it will have, for a plan."""
+        ...
+
+    def begin(self, x: Tensor) -> Gathering:
+        """Begin to gather."""
+        ...
 
 
-class Sparsifier(Protocol):
-    """Decides which elements of one task vector are kept, and what the kept are multiplied by."""
+class Gathering(Protocol):
+    """A reduction under way."""
 
     needs_pass: bool
 
-    def add(self, block: int, delta: np.ndarray) -> None:
-        """Take in one block of the task vector."""
+    def add(self, b: Block) -> None:
+        """Take in a block."""
         ...
 
     def end_pass(self) -> None:
         """All blocks were added."""
         ...
 
-    def apply(self, block: int, delta: np.ndarray) -> None:
-        """Set what is dropped to zero and rescale what is kept, in place."""
+    @property
+    def value(self) -> Any:
+        """What was asked for, once no pass is needed."""
         ...
 
 
-class _Rescale:
-    """The factor that gives a thinned vector its L1 norm back."""
-
-    def __init__(self, blocks: int) -> None:
-        self._norms = np.zeros((blocks, 2))
-        self.factor = 1.0
-
-    def add(self, block: int, delta: np.ndarray, keep: np.ndarray) -> None:
-        magnitude = np.abs(delta)
-        self._norms[block, 0] = np.add.reduce(magnitude, dtype=np.float64)
-        magnitude *= keep
-        self._norms[block, 1] = np.add.reduce(magnitude, dtype=np.float64)
-
-    def end_pass(self) -> None:
-        before, after = self._norms.sum(axis=0).tolist()
-        if before >= _L1_EPSILON and after >= _L1_EPSILON:
-            self.factor = before / after
+def _blocks(x: Tensor, *, rows: bool) -> int:
+    if not rows:
+        return x.blocks
+    return -(-(x.elements // max(1, x.row)) // x.rows_at_once)
 
 
-class LargestMagnitudes:
-    """Keeps the `kept` largest magnitudes; of those equal at the threshold, the first ones.
+@dataclass(frozen=True)
+class Gram:
+    """The matrix of inner products in float64: of all inputs, the base first, or of task vectors.
 
-    The threshold is exact. The bits of a magnitude order as the magnitude does: one pass counts the
-    upper dozen, which leaves few elements that may hold the threshold, and a second collects
-    those. Where too many are left (a tensor of nearly equal magnitudes) more passes count on, a
-    dozen bits each, so that memory stays bounded. Of a small tensor all are collected at once.
+    Attributes:
+        of: `inputs`, or `deltas`: model − base, each in float64.
     """
 
-    def __init__(self, kept: int, elements: int, dtype: np.dtype[Any], *, rescale: bool) -> None:
-        blocks = -(-elements // BLOCK)
-        self._key = np.dtype(f"u{dtype.itemsize}")
-        self._mask = self._key.type(2 ** (8 * dtype.itemsize - 1) - 1)
-        self._digits = list(_DIGITS[dtype.itemsize])  # those still to be counted
-        self._stage = "collect" if elements <= FEW else "count"  # or equal, and then norm
+    of: Literal["inputs", "deltas"] = "inputs"
+    rows = False
+    wide = True
+
+    def passes(self, x: Tensor) -> int:
+        """One."""
+        return 1
+
+    def _count(self, x: Tensor) -> int:
+        return x.count + (x.has_base and self.of == "inputs")
+
+    def state_bytes(self, x: Tensor) -> int:
+        """A matrix for each block."""
+        return 8 * x.blocks * self._count(x) ** 2
+
+    def guess(self, x: Tensor) -> np.ndarray:
+        """That of vectors at right angles."""
+        return np.eye(self._count(x))
+
+    def begin(self, x: Tensor) -> Gathering:
+        """Begin to gather."""
+        return _Products(self._count(x), x.blocks, of_deltas=self.of == "deltas")
+
+
+class _Products:
+    def __init__(self, count: int, blocks: int, *, of_deltas: bool) -> None:
+        self._count = count
+        self._of_deltas = of_deltas
+        self._partial = np.zeros((blocks, count, count))
+        self.needs_pass = True
+        self.value: np.ndarray | None = None
+
+    def add(self, b: Block) -> None:
+        vectors = b.values
+        if self._of_deltas:
+            vectors = [b.delta(k) for k in range(self._count)]
+        rest = vectors[0].size % _LANES
+        whole = vectors[0].size - rest
+        lanes_of = [values[:whole].reshape(-1, _LANES) for values in vectors]
+        for i in range(self._count):
+            for j in range(i, self._count):
+                # Not a BLAS dot product, whose order of additions depends on the machine. Here each
+                # lane adds up its column from above, however wide the machine's vectors are; and
+                # whether it fuses or not, as the products of what was float32 are exact.
+                lanes = np.einsum("rl,rl->l", lanes_of[i], lanes_of[j])
+                lanes[:rest] += vectors[i][whole:] * vectors[j][whole:]
+                self._partial[b.number, i, j] = np.add.reduce(lanes)
+
+    def end_pass(self) -> None:
+        upper = self._partial.sum(axis=0)
+        self.value = upper + np.triu(upper, 1).T
+        self.needs_pass = False
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Sums in float64 over all elements: of one array, or of each of several.
+
+    Attributes:
+        of: a function of a block, to an array, or to a tuple of as many as `count` says.
+        count: how many arrays there are; of one the value is a number, of several a tuple.
+        rows: whether its blocks are whole rows.
+    """
+
+    of: Callable[[Block], Any]
+    count: int = 1
+    rows: bool = False
+    wide = False
+
+    def passes(self, x: Tensor) -> int:
+        """One."""
+        return 1
+
+    def state_bytes(self, x: Tensor) -> int:
+        """A number for each block."""
+        return 8 * self.count * _blocks(x, rows=self.rows)
+
+    def guess(self, x: Tensor) -> Any:
+        """Ones."""
+        return 1.0 if self.count == 1 else (1.0,) * self.count
+
+    def begin(self, x: Tensor) -> Gathering:
+        """Begin to gather."""
+        return _Sums(self, _blocks(x, rows=self.rows))
+
+
+class _Sums:
+    def __init__(self, asked: Sum, blocks: int) -> None:
+        self._of = asked.of
+        self._partial = np.zeros((blocks, asked.count))
+        self.needs_pass = True
+        self.value: Any = None
+
+    def add(self, b: Block) -> None:
+        made = self._of(b)
+        several = made if isinstance(made, tuple) else (made,)
+        for k, values in enumerate(several):
+            self._partial[b.number, k] = np.add.reduce(values, axis=None, dtype=np.float64)
+
+    def end_pass(self) -> None:
+        sums = self._partial.sum(axis=0).tolist()
+        self.value = sums[0] if len(sums) == 1 else tuple(sums)
+        self.needs_pass = False
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest magnitudes of a tensor; of those equal at the threshold, the first ones.
+
+    The value is a `Kept`.
+
+    Attributes:
+        of: a function of a block to an array of its shape.
+        count: how many are kept, from 1 to all.
+        rows: whether its blocks are whole rows.
+    """
+
+    of: Of
+    count: int
+    rows: bool = False
+    wide = False
+
+    def passes(self, x: Tensor) -> int:
+        """One over a small tensor, else two; more where magnitudes are nearly equal."""
+        return 1 if x.elements <= FEW else 2
+
+    def state_bytes(self, x: Tensor) -> int:
+        """Candidates for the threshold, at most: as many as there are nearly equal magnitudes."""
+        collected = min(x.elements, _MOST) * x.dtype.itemsize
+        counts = 0 if x.elements <= FEW else 8 << _DIGITS[x.dtype.itemsize][0]
+        return int(counts + collected + 16 * _blocks(x, rows=self.rows))
+
+    def guess(self, x: Tensor) -> Kept:
+        """One that keeps everything."""
+        return Kept(self.of, lambda _, values: np.ones(values.shape, bool), 0.0)
+
+    def begin(self, x: Tensor) -> Gathering:
+        """Begin to gather."""
+        return _Threshold(self, x)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Values of which some are kept, and the others zero: a function of a block, as `of` is.
+
+    Attributes:
+        of: all the values.
+        keeps: of a block's number and values, which of them are kept.
+        threshold: the smallest magnitude that is kept, where that decides.
+    """
+
+    of: Of
+    keeps: Callable[[Block, np.ndarray], np.ndarray]
+    threshold: float = math.nan
+
+    def __call__(self, b: Block) -> np.ndarray:
+        """The values, zero where they are not kept."""
+        values = self.of(b)
+        kept: np.ndarray = values * self.keeps(b, values)
+        return kept
+
+    def mask(self, b: Block) -> np.ndarray:
+        """Whether each element is kept."""
+        return self.keeps(b, self.of(b))
+
+
+class _Threshold:
+    """The exact threshold.
+
+    The bits of a magnitude order as the magnitude does: one pass counts the upper dozen, which
+    leaves few elements that may hold the threshold, and a second collects those. Where too many are
+    left (a tensor of nearly equal magnitudes) more passes count on, a dozen bits each, so that
+    memory stays bounded. Of a small tensor all are collected at once.
+    """
+
+    def __init__(self, asked: Largest, x: Tensor) -> None:
+        blocks = _blocks(x, rows=asked.rows)
+        self._of = asked.of
+        self._key = np.dtype(f"u{x.dtype.itemsize}")
+        self._number = x.dtype
+        self._mask = self._key.type(2 ** (8 * x.dtype.itemsize - 1) - 1)
+        self._digits = list(_DIGITS[x.dtype.itemsize])  # those still to be counted
+        self._stage = "collect" if x.elements <= FEW else "count"  # or equal
         counted = 2 ** self._digits[0] if self._stage == "count" else 0
         self._counts = np.zeros(counted, np.int64)
         self._lock = threading.Lock()
         self._prefix = 0  # the threshold's bits, as far as they are known
-        self._wanted = kept  # how many to take among those with that prefix
+        self._wanted = asked.count  # how many to take among those with that prefix
         self._whole = False  # whether all of them are kept
         self._equal = np.zeros(blocks, np.int64)  # elements at the threshold, then those before
         self._collected: list[np.ndarray] = [np.empty(0, self._key)] * blocks
-        self._rescale = _Rescale(blocks) if rescale else None
         self.needs_pass = True
 
     def _keys(self, delta: np.ndarray) -> np.ndarray:
         keys: np.ndarray = delta.view(self._key) & self._mask
         return keys
 
-    def add(self, block: int, delta: np.ndarray) -> None:
-        """Count one block."""
-        if self._stage == "norm":
-            assert self._rescale is not None
-            self._rescale.add(block, delta, self._keep(block, delta))
-            return
-        keys = self._keys(delta)
+    def add(self, b: Block) -> None:
+        keys = self._keys(np.ascontiguousarray(self._of(b))).reshape(-1)
         if self._stage == "equal":
-            self._equal[block] = np.count_nonzero(keys == self._prefix)
+            self._equal[b.number] = np.count_nonzero(keys == self._prefix)
             return
         if len(self._digits) < len(_DIGITS[self._key.itemsize]):  # it is known how they begin
             keys = keys[(keys >> self._key.type(sum(self._digits))) == self._prefix]
         if self._stage == "collect":
-            self._collected[block] = keys
+            self._collected[b.number] = keys
             return
         digits = keys >> self._key.type(sum(self._digits[1:]))
         digits &= self._key.type(2 ** self._digits[0] - 1)
@@ -167,7 +305,6 @@ class LargestMagnitudes:
             self._counts += counted
 
     def end_pass(self) -> None:
-        """Narrow the threshold down, or finish."""
         if self._stage == "count":
             self._narrow_down()
         elif self._stage == "collect":
@@ -180,12 +317,8 @@ class LargestMagnitudes:
             self._equal[:] = [np.count_nonzero(keys == self._prefix) for keys in self._collected]
             self._collected.clear()
             self._found()
-        elif self._stage == "equal":
-            self._found()
         else:
-            assert self._rescale is not None
-            self._rescale.end_pass()
-            self.needs_pass = False
+            self._found()
 
     def _narrow_down(self) -> None:
         from_top = np.cumsum(self._counts[::-1])
@@ -204,165 +337,60 @@ class LargestMagnitudes:
     def _found(self) -> None:
         self._whole = int(self._equal.sum()) == self._wanted
         self._equal = np.concatenate([[0], np.cumsum(self._equal)[:-1]])
-        self._stage = "norm"
-        self.needs_pass = self._rescale is not None
+        self.needs_pass = False
 
-    def _keep(self, block: int, delta: np.ndarray) -> np.ndarray:
-        keys = self._keys(delta)
+    @property
+    def value(self) -> Kept:
+        threshold = np.array([self._prefix], self._key).view(self._number)
+        return Kept(self._of, self._keep, float(threshold[0]))
+
+    def _keep(self, b: Block, values: np.ndarray) -> np.ndarray:
+        keys = self._keys(values)
         if self._whole:
             reached: np.ndarray = keys >= self._key.type(self._prefix)
             return reached
         keep: np.ndarray = keys > self._key.type(self._prefix)
-        room = self._wanted - int(self._equal[block])
+        room = self._wanted - int(self._equal[b.number])
         if room > 0:
-            keep[np.flatnonzero(keys == self._key.type(self._prefix))[:room]] = True
+            flat = keep.reshape(-1)
+            flat[np.flatnonzero(keys == self._key.type(self._prefix))[:room]] = True
         return keep
 
-    def apply(self, block: int, delta: np.ndarray) -> None:
-        """Zero what is below the threshold."""
-        delta *= self._keep(block, delta)
-        if self._rescale is not None:
-            delta *= delta.dtype.type(self._rescale.factor)
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Each element with the probability `density`; a `keeps` of `Kept`."""
+
+    key: int
+    limit: np.uint32
+
+    def __call__(self, b: Block, values: np.ndarray) -> np.ndarray:
+        keep: np.ndarray = uniform(self.key, b.start, values.size) < self.limit
+        return keep.reshape(values.shape)
 
 
-class RandomPart:
-    """Keeps each element with the probability `density`.
+def uniform(key: int, start: int, size: int) -> np.ndarray:
+    """Random 32-bit numbers for the elements from `start` on, whichever block they are in."""
+    # Philox gives four 64-bit numbers a count, so eight 32-bit ones.
+    generator = np.random.Philox(key=key, counter=start // 8)
+    before = start % 8
+    raw = generator.random_raw(-(-(before + size) // 2))
+    numbers: np.ndarray = raw.view(np.uint32)[before : before + size]
+    return numbers
+
+
+def random_key(x: Tensor, k: int) -> int:
+    """What a model's random numbers are keyed by: the seed, the model, the tensor's name."""
+    digest = xxhash.xxh3_128_digest(f"{x.seed}\0{k}\0{x.name}".encode())
+    return int.from_bytes(digest, "little")
+
+
+def drawn(x: Tensor, k: int, of: Of, density: float) -> Kept:
+    """Values of which each is kept with the probability `density`.
 
     The random numbers come from the counter-based generator Philox, keyed by the seed, the
     tensor's name and the model's number, with the element's index as the counter: so a mask does
     not depend on slices, workers or the order of tensors.
     """
-
-    def __init__(
-        self, density: float, elements: int, *, seed: int, name: str, model: int, rescale: bool
-    ) -> None:
-        digest = xxhash.xxh3_128_digest(f"{seed}\0{model}\0{name}".encode())
-        self._key = int.from_bytes(digest, "little")
-        self._limit = np.uint32(min(round(density * 2**32), 2**32 - 1))
-        self._rescale = _Rescale(-(-elements // BLOCK)) if rescale else None
-        self.needs_pass = rescale
-
-    def _keep(self, block: int, elements: int) -> np.ndarray:
-        # Philox gives four 64-bit numbers a count, so eight 32-bit ones.
-        generator = np.random.Philox(key=self._key, counter=block * (BLOCK // 8))
-        raw = generator.random_raw(-(-elements // 2))
-        keep: np.ndarray = raw.view(np.uint32)[:elements] < self._limit
-        return keep
-
-    def add(self, block: int, delta: np.ndarray) -> None:
-        """Sum one block's magnitudes."""
-        if self._rescale is not None:
-            self._rescale.add(block, delta, self._keep(block, delta.size))
-
-    def end_pass(self) -> None:
-        """Find the factor."""
-        if self._rescale is not None:
-            self._rescale.end_pass()
-        self.needs_pass = False
-
-    def apply(self, block: int, delta: np.ndarray) -> None:
-        """Zero the dropped elements and rescale the others."""
-        delta *= self._keep(block, delta.size)
-        if self._rescale is not None:
-            delta *= delta.dtype.type(self._rescale.factor)
-
-
-class Nothing:
-    """Keeps nothing: density 0."""
-
-    needs_pass = False
-
-    def add(self, block: int, delta: np.ndarray) -> None:
-        """Nothing to count."""
-
-    def end_pass(self) -> None:
-        """Nothing to find."""
-
-    def apply(self, block: int, delta: np.ndarray) -> None:
-        """Zero everything."""
-        delta[:] = 0
-
-
-class TaskVectors:
-    """The sparsified task vectors of one tensor: a `Statistic`, and what comes after it."""
-
-    def __init__(self, sparsifiers: Sequence[Sparsifier | None]) -> None:
-        self._sparsifiers = sparsifiers
-
-    @property
-    def needs_pass(self) -> bool:
-        """Whether any task vector needs another pass."""
-        return any(s is not None and s.needs_pass for s in self._sparsifiers)
-
-    def add(self, block: int, x: Sequence[np.ndarray]) -> None:
-        """Take in one block of the base and the models."""
-        for sparsifier, values in zip(self._sparsifiers, x[1:], strict=True):
-            if sparsifier is not None and sparsifier.needs_pass:
-                sparsifier.add(block, values - x[0])
-
-    def end_pass(self) -> None:
-        """End the pass of those that took part."""
-        for sparsifier in self._sparsifiers:
-            if sparsifier is not None and sparsifier.needs_pass:
-                sparsifier.end_pass()
-
-    def apply(self, block: int, x: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """The base and the sparsified task vectors of one block."""
-        deltas = [values - x[0] for values in x[1:]]
-        for sparsifier, delta in zip(self._sparsifiers, deltas, strict=True):
-            if sparsifier is not None:
-                sparsifier.apply(block, delta)
-        return (x[0], *deltas)
-
-
-def state_bytes(step: Step) -> int:
-    """How much memory what is gathered of a step's tensors takes at most.
-
-    Candidates for a threshold are most of it: as many as there are elements, where magnitudes are
-    nearly equal.
-    """
-    method, blocks = step.method, -(-step.elements // BLOCK)
-    if method is None or method.shape not in ("gram", "select"):
-        return 0
-    if method.shape == "gram":
-        return 8 * blocks * len(step.sources) ** 2
-    models = len(step.sources) - 1
-    if method.sparsify != "magnitude":
-        return 16 * blocks * models
-    thinned = sum(0 < density < 1 for density in densities(step.parameters, models))
-    itemsize = step.compute_dtype.itemsize
-    collected = min(step.elements, _MOST) * itemsize
-    counts = 0 if step.elements <= FEW else 8 << _DIGITS[itemsize][0]
-    return int(thinned * (counts + collected + 32 * blocks))
-
-
-def task_vectors(
-    parameters: Any, kind: str, elements: int, dtype: np.dtype[Any], *, models: int, seed: int,
-    name: str,
-) -> TaskVectors:  # fmt: skip
-    """The task vectors of one tensor under a method's `density` and `rescale`.
-
-    Args:
-        parameters: with the field `density`, and perhaps `rescale`.
-        kind: `magnitude` or `random`, see `Method.sparsify`.
-        elements: of the tensor.
-        dtype: of the arithmetic.
-        models: how many task vectors there are.
-        seed: seeds the random part.
-        name: the tensor's name, on which the random part depends too.
-    """
-
-    def one(model: int, density: float) -> Sparsifier | None:
-        if density >= 1 or elements == 0:
-            return None
-        if density <= 0:
-            return Nothing()
-        if kind == "magnitude":
-            kept = max(1, math.floor(density * elements))
-            return LargestMagnitudes(kept, elements, dtype, rescale=rescales(parameters))
-        return RandomPart(
-            density, elements, seed=seed, name=name, model=model, rescale=rescales(parameters)
-        )
-
-    shares = densities(parameters, models)
-    return TaskVectors([one(model, density) for model, density in enumerate(shares)])
+    limit = np.uint32(min(round(density * 2**32), 2**32 - 1))
+    return Kept(of, _Drawn(random_key(x, k), limit))

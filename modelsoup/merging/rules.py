@@ -27,6 +27,7 @@ from typing import Any, Literal, get_args
 
 from ..errors import RuleError, counted, listed, nearest, option, said
 from ..files.names import natural_key
+from .values import ParameterValue, parse_value, truth, value_as_json, written
 
 Action = Literal["merge", "keep", "drop"]
 Rest = Literal["merge", "first", "second", "base", "drop", "error"]
@@ -42,12 +43,6 @@ WORDS = ("merge", *_SOURCES, *_DROPS, "freeze", *_PRESETS[:3])
 
 _EXPECTED = f" (expected, separated by ';': a number, {', '.join(WORDS)}, a method, NAME:VALUE)"
 
-ParameterValue = float | bool | tuple[float, ...]
-
-_TRUTHS = {
-    **dict.fromkeys(("true", "yes", "on"), True),
-    **dict.fromkeys(("false", "no", "off"), False),
-}
 _PATIENCE = 10.0  # seconds for a regular expression and all names
 _NESTED = 100  # groups in groups
 
@@ -81,7 +76,7 @@ class Rule:
         parts = [words[self.action]]
         parts += ["low-level"] if self.low_level else []
         parts += ["freeze"] if self.frozen else []
-        return [*parts, *(f"{k}:{_plain(v)}" for k, v in self.parameters.items())]
+        return [*parts, *(f"{k}:{written(v)}" for k, v in self.parameters.items())]
 
     def __str__(self) -> str:
         return f"{self.pattern} → {'; '.join(self.words)}"
@@ -91,10 +86,6 @@ def source_name(source: int) -> str:
     """`first`, `second`, `base`, `model 3`: how a person calls an input."""
     named = {BASE: "base", 0: "first", 1: "second"}
     return named.get(source, f"model {source + 1}")
-
-
-def _plain(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def parse_rule(text: str) -> Rule:
@@ -164,18 +155,6 @@ def rule_from(pattern: str, items: object) -> Rule:
     return rule
 
 
-def truth(name: str, value: object) -> bool:
-    """A truth value, however YAML gives it: in YAML 1.2 `yes` is a word.
-
-    Raises:
-        RuleError: it is none.
-    """
-    known = _TRUTHS.get(value.lower()) if isinstance(value, str) else value
-    if not isinstance(known, bool):
-        raise RuleError(f"{name!r} is {value!r}, not true or false")
-    return known
-
-
 def _with_words(rule: Rule, words: Sequence[object]) -> Rule:
     """A rule with all its words, none of which says something else than another."""
     told: dict[object, tuple[object, object]] = {}  # what is said → by which word, and how
@@ -228,36 +207,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def plain(value: object) -> object:
-    """A number or array of numpy as Python's own."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def parse_value(name: str, value: object) -> ParameterValue:
-    """A parameter's value from text, YAML or Python: a number, a truth value, or a list of numbers.
-
-    Raises:
-        RuleError: none of these.
-    """
-    value = plain(value)
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        text = value.strip().lower()
-        if text in _TRUTHS:
-            return _TRUTHS[text]
-        value = text.split(",") if "," in text else text
-    try:
-        if isinstance(value, list | tuple):
-            return tuple(float(item) for item in value)
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise RuleError(
-            f"parameter {name!r} has the value {value!r}, which is no number, truth value or list "
-            f"of numbers"
-        ) from None
 
 
 def parse_layers(layers: object) -> list[Rule]:
@@ -599,8 +548,7 @@ def rule_as_json(rule: Rule) -> dict[str, Any]:
             content[name] = getattr(rule, name)
     if rule.parameters:
         content["parameters"] = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in rule.parameters.items()
+            name: value_as_json(value) for name, value in rule.parameters.items()
         }
     return content
 

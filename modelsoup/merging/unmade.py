@@ -73,7 +73,7 @@ class Unmade(Checkpoint):
 def can_be_unmade(plan: MergePlan) -> bool:
     """Whether every tensor is made element by element, from the same elements of the inputs."""
     return takes_unmade(plan) and all(
-        (step.kind != "merge" or (step.method is not None and step.method.shape == "elementwise"))
+        (step.outline is None or step.outline.is_elementwise)
         and not any(step.scales) and step.quantized is None
         for step in plan.steps
     )  # fmt: skip

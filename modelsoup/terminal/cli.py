@@ -362,7 +362,7 @@ def _config(path: str) -> dict[str, Any]:
     """What a --config file says; paths in it are relative to it, as in a plan."""
     from ..files.yaml_text import read_yaml
     from ..merging.recipe import plain_keys
-    from ..merging.rules import truth
+    from ..merging.values import truth
 
     content = plain_keys(read_yaml(Path(path)).content, path)
     for name, kind in _BESIDE_THE_RECIPE.items():

@@ -33,11 +33,11 @@ from ..files.dtypes import DTYPES
 from ..files.header import Row, read_header
 from ..files.placing import overlapped
 from ..merging.engine import STATE, default_workers
+from ..merging.forms import Whole
 from ..merging.lineage import recipe_as_json
 from ..merging.methods import code_version, get_method
 from ..merging.plan import MergePlan, Step, plan_merge
 from ..merging.recipe import Recipe
-from ..merging.reductions import state_bytes
 from ..merging.rules import BASE
 from ..merging.unmade import Unmade, can_be_unmade, takes_unmade
 from .operations import FineTune, Load, Merge, Operation, Train, Training, Tree
@@ -808,12 +808,13 @@ def _memory(plan: MergePlan) -> int:
     Those that see whole tensors hold one for each thread.
     """
     whole = [
-        (len(step.sources) + 1) * step.elements * step.compute_dtype.itemsize
+        int((len(step.sources) + 1 + step.outline.form.memory) * step.elements)
+        * step.compute_dtype.itemsize
         for step in plan.steps
-        if step.method is not None and step.method.shape == "whole"
+        if step.outline is not None and isinstance(step.outline.form, Whole)
     ]
     tensors = sum(1 + len(step.sources) for step in plan.steps)
-    gathered = max([STATE, *map(state_bytes, plan.steps)]) - STATE
+    gathered = max([STATE, *(step.state_bytes for step in plan.steps)]) - STATE
     return _BUFFERS + _PER_TENSOR * tensors + gathered + sum(sorted(whole)[-default_workers() :])
 
 

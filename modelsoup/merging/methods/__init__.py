@@ -1,8 +1,10 @@
 """Merge methods, a family a file; one method is one small function."""
 
-from ..methods import averages, spherical, task_vectors  # noqa: F401  (importing registers them)
+from . import averages, spherical, task_vectors  # noqa: F401  (importing registers them)
 from .registry import (
     Method,
+    Outline,
+    Parameter,
     build_parameters,
     code_version,
     describe,
@@ -10,12 +12,15 @@ from .registry import (
     method,
     method_names,
     offered_methods,
+    outline,
     parameter,
     registered_methods,
 )
 
 __all__ = [
     "Method",
+    "Outline",
+    "Parameter",
     "build_parameters",
     "code_version",
     "describe",
@@ -23,6 +28,7 @@ __all__ = [
     "method",
     "method_names",
     "offered_methods",
+    "outline",
     "parameter",
     "registered_methods",
 ]

@@ -2,62 +2,107 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+import importlib
+import inspect
 import math
 import sys
-from collections import namedtuple
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
-
-import numpy as np
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ...errors import ParameterError, counted, nearest, parameter_option
+from ..forms import Merging, PerModel, Rows, Tensor, WeightedSum, Whole
+from ..reductions import Gathering, Reduction
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-Shape = Literal["elementwise", "gram", "select", "whole"]
-Sparsify = Literal["magnitude", "random"]
-
 ENTRY_POINTS = "modelsoup.methods"
-REQUIRED: Any = dataclasses.MISSING
+Kind = Literal["number", "numbers", "integer", "truth", "word"]
+_KINDS: Mapping[Any, Kind] = {
+    float: "number", PerModel: "numbers", int: "integer", bool: "truth",
+}  # fmt: skip
+
+Asking = Generator[Sequence[Reduction], Sequence[Any], Merging]
+"""A method at work: it yields what it must know, and returns what is to be done."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a method.
+
+    Attributes:
+        name: as users write it.
+        kind: a number, one number a model, an integer, true or false, or a word.
+        default: its value where none is given; `inspect.Parameter.empty` where one is needed.
+        low: the smallest value that is valid.
+        high: the largest value that is valid.
+        words: of which a word is one.
+        doc: one line for `soup methods NAME`.
+    """
+
+    name: str
+    kind: Kind
+    default: Any
+    low: float | None
+    high: float | None
+    words: tuple[str, ...]
+    doc: str
+
+    @property
+    def is_required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The default of an argument, until the method is registered."""
+
+    default: Any
+    low: float | None
+    high: float | None
+    doc: str
+
+
+def parameter(
+    default: Any = inspect.Parameter.empty, *, low: float | None = None, high: float | None = None,
+    doc: str = "",
+) -> Any:  # fmt: skip
+    """What a parameter of a method has as its default, in the method's signature.
+
+    Its kind is the annotation's: `float`, `int`, `bool`, a `Literal` of words, or `PerModel`.
+
+    Args:
+        default: its value where none is given; without one it is required.
+        low: the smallest value that is valid.
+        high: the largest value that is valid.
+        doc: one line for `soup methods NAME`.
+    """
+    return _Given(default, low, high, doc)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A merge method: one function, its parameters, and how much of a tensor it must see.
+    """A merge method: one function.
 
     Attributes:
         name: as `--method` takes it.
-        function: see `shape`.
-        parameters: a frozen dataclass whose fields are made by `parameter`.
-        shape: what `function` is given, which decides how often the inputs are read.
-            `elementwise`: `function(x, p)`, with `x` a tuple of the models' values (the base first,
-            where there is one) and `p` the prepared parameters; `x` holds arrays of any length, or
-            scalars in a compiled loop, and the result is the same.
-            `gram`: `function(gram, p)`, with the float64 matrix of the models' inner products; it
-            returns one coefficient a model, and the result is their linear combination.
-            `select`: as elementwise, but `x[1:]` are task vectors (model − base), sparsified as
-            `sparsify` says.
-            `whole`: `function(x, p)` with whole tensors in their shape, all in memory at once.
+        function: `function(x, parameter=…, …)` with a `Tensor`: it gives back a `WeightedSum`, a
+            function of a block, `Rows` or `Whole`. As a generator it yields lists of reductions
+            first, and gets their values. What it asks for may depend on parameters, and on shapes,
+            but not on values.
         models: how few and how many models it merges, the base not counted.
-        base: whether it needs a base model.
-        sparsify: for `select`: None to leave the task vectors whole, or what to keep of them, the
-            largest magnitudes or a random part, to the share that the parameter `density` gives,
-            one number or one for each model;
-            where the parameter `rescale` is true, the L1 norm is restored afterwards.
-        prepare: turns checked parameters into the ones that `function` sees (normalised weights).
+        base: whether it needs a base model; None: it can do with or without one.
         from_beta: the parameters that `--beta β` stands for, if it means anything here.
-        propagates: whether NaN or infinity in any input always shows in the result, so that looking
-            at the result alone finds it. (That of a `gram` method always does.)
-        identity: which model the result equals exactly under these parameters, or None.
-        into: the same as an elementwise `function`, faster: `into(x, p, out, own)` puts the result
-            into `out`, an array that may be `x[0]`; where `own[k]` is true, `x[k]` may be
-            overwritten.
+        normalizes: whether its weights are divided by their sum where its parameter `normalize` is
+            true, so that they must have one.
+        purpose: what it is for: `average`, `interpolate`, `task vectors`, …; `soup methods` sorts
+            by it.
         summary: one line for `soup methods`.
         source: the paper or page that defines it.
         version: changes when the same inputs would give other bytes; results in a store are named
@@ -66,52 +111,190 @@ class Method:
 
     name: str
     function: Callable[..., Any]
-    parameters: type
-    shape: Shape = "elementwise"
     models: tuple[int, int | None] = (2, None)
-    base: bool = False
-    sparsify: Sparsify | None = None
-    prepare: Callable[[Any], Any] | None = None
+    base: bool | None = False
     from_beta: Callable[[float], dict[str, Any]] | None = None
-    propagates: bool = False
-    identity: Callable[[Any], int | None] | None = None
-    into: Callable[[Any, Any, Any, Any], None] | None = None
+    normalizes: bool = False
+    purpose: str = "other"
     summary: str = ""
     source: str = ""
     version: str = ""
 
-    def __call__(self, *args: Any) -> Any:
-        """Call the function."""
-        return self.function(*args)
+    @cached_property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Its parameters, by the names that users write: `lambda` for an argument `lambda_`."""
+        hints = get_type_hints(self.function)
+        found = {}
+        for argument in list(inspect.signature(self.function).parameters.values())[1:]:
+            hint, given = hints.get(argument.name), argument.default
+            if not isinstance(given, _Given):
+                given = _Given(given, None, None, "")
+            words = tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()
+            kind = "word" if words else _KINDS.get(hint)
+            if kind is None:
+                raise ParameterError(
+                    f"the parameter {argument.name!r} of the method {self.name!r} is of no kind "
+                    f"that a parameter can be: float, int, bool, PerModel or a Literal of words"
+                )
+            name = argument.name.rstrip("_")
+            found[name] = Parameter(
+                name, kind, given.default, given.low, given.high, words, given.doc
+            )
+        return found
+
+    def ask(self, x: Tensor, parameters: Mapping[str, Any]) -> Asking:
+        """Have it say what it must know of a tensor, and what is to be done with it.
+
+        Args:
+            x: the tensor.
+            parameters: checked ones, by the names of its arguments.
+        """
+        made: Any = self.function(x, **parameters)
+        if isinstance(made, GeneratorType):
+            made = yield from made
+        if not isinstance(made, WeightedSum | Rows | Whole) and not callable(made):
+            raise ParameterError(
+                f"the method {self.name!r} gave {type(made).__name__} for {x.name}, and not a "
+                f"WeightedSum, Rows, Whole or a function of a block"
+            )
+        if isinstance(made, WeightedSum):
+            wanted = x.count + (x.has_base and not made.of_deltas)
+            if len(made.coefficients) != wanted:
+                raise ParameterError(
+                    f"the method {self.name!r} returned {len(made.coefficients)} coefficients for "
+                    f"{counted(wanted, 'input')}"
+                )
+        return cast("Merging", made)
 
 
-def parameter(
-    default: Any = REQUIRED, *, per_model: bool = False, low: float | None = None,
-    high: float | None = None, doc: str = "",
-) -> Any:  # fmt: skip
-    """A field of a method's parameters.
+@dataclass(frozen=True)
+class Outline:
+    """What a method asks of a tensor, and the form of what it does, before any value is read.
+
+    Attributes:
+        rounds: of reductions.
+        form: what it does; for its form alone, where reductions come first.
+    """
+
+    rounds: tuple[tuple[Reduction, ...], ...]
+    form: Merging
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether a block of the result takes nothing but the same block of the inputs."""
+        return not self.rounds and not isinstance(self.form, Rows | Whole)
+
+    @property
+    def only(self) -> int | None:
+        """The one input that the result equals exactly, whatever the values, where it does."""
+        is_sum = not self.rounds and isinstance(self.form, WeightedSum)
+        return self.form.only if is_sum else None  # type: ignore[union-attr]
+
+    def passes(self, x: Tensor) -> int:
+        """How often the inputs are read; for thresholds as a rule."""
+        return 1 + sum(max(r.passes(x) for r in asked) for asked in self.rounds if asked)
+
+    def state_bytes(self, x: Tensor) -> int:
+        """How much memory what is gathered takes at most."""
+        return sum(r.state_bytes(x) for asked in self.rounds for r in asked)
+
+
+def outline(chosen: Method, x: Tensor, parameters: Mapping[str, Any]) -> Outline:
+    """What a method will ask of a tensor, by asking it with guesses for an answer."""
+    asking, rounds = chosen.ask(x, parameters), []
+    try:
+        asked = next(asking)
+        while True:
+            _must_be_alike(chosen, x, asked)
+            rounds.append(tuple(asked))
+            asked = asking.send([reduction.guess(x) for reduction in asked])
+    except StopIteration as end:
+        return Outline(tuple(rounds), end.value)
+
+
+def _must_be_alike(chosen: Method, x: Tensor, asked: Sequence[Reduction]) -> None:
+    if len({reduction.rows for reduction in asked}) > 1:
+        raise ParameterError(
+            f"the method {chosen.name!r} asks for {x.name} by blocks and by rows at once: yield "
+            f"them one after the other"
+        )
+
+
+class Asked:
+    """A method at work on a tensor: the reductions under way, then what is to be done.
 
     Args:
-        default: its value where none is given; without one it is required.
-        per_model: a number for each model; one number stands for all.
-        low: the smallest value that is valid.
-        high: the largest value that is valid.
-        doc: one line for `soup methods NAME`.
+        chosen: the method.
+        x: the tensor.
+        parameters: checked ones.
+        planned: what it was found to ask for.
+
+    Raises:
+        ParameterError: later, where it asks for something else than was planned.
     """
-    metadata = {"per_model": per_model, "low": low, "high": high, "doc": doc}
-    return dataclasses.field(default=default, metadata=metadata)
+
+    def __init__(
+        self, chosen: Method, x: Tensor, parameters: Mapping[str, Any], planned: Outline
+    ) -> None:
+        self._method = chosen
+        self._x = x
+        self._planned = list(planned.rounds)
+        self._asking = chosen.ask(x, parameters)
+        self._gathering: list[Gathering] = []
+        self.rows = self.wide = False
+        self.merging: Merging | None = None
+        self._go_on(None)
+
+    @property
+    def needs_pass(self) -> bool:
+        """Whether another pass over the inputs is needed."""
+        return self.merging is None
+
+    def add(self, b: Any) -> None:
+        """Take in a block."""
+        for gathering in self._gathering:
+            if gathering.needs_pass:
+                gathering.add(b)
+
+    def end_pass(self) -> None:
+        """All blocks were added."""
+        for gathering in self._gathering:
+            if gathering.needs_pass:
+                gathering.end_pass()
+        while self.merging is None and not any(g.needs_pass for g in self._gathering):
+            self._go_on([gathering.value for gathering in self._gathering])
+
+    def _go_on(self, values: Sequence[Any] | None) -> None:
+        try:
+            asked = next(self._asking) if values is None else self._asking.send(values)
+        except StopIteration as end:
+            self._gathering = []
+            if self._planned:
+                self._differs()
+            self.merging = end.value
+            return
+        expected = self._planned.pop(0) if self._planned else ()
+        if [(type(r), r.rows) for r in asked] != [(type(r), r.rows) for r in expected]:
+            self._differs()
+        self.rows = any(reduction.rows for reduction in asked)
+        self.wide = all(reduction.wide for reduction in asked)
+        self._gathering = [reduction.begin(self._x) for reduction in asked]
+
+    def _differs(self) -> None:
+        raise ParameterError(
+            f"the method {self._method.name!r} asks of {self._x.name} something else than it did "
+            f"before its values were known: what it yields may depend on parameters and shapes only"
+        )
 
 
 _methods: dict[str, Method] = {}
 
 
-def method(
-    name: str, parameters: type, **properties: Any
-) -> Callable[[Callable[..., Any]], Method]:
+def method(name: str, **properties: Any) -> Callable[[Callable[..., Any]], Method]:
     """Register a function as a merge method; the keywords are the attributes of `Method`.
 
     Raises:
-        ParameterError: the name is taken.
+        ParameterError: the name is taken, or a parameter of the function is of no known kind.
     """
 
     def register(function: Callable[..., Any]) -> Method:
@@ -120,11 +303,8 @@ def method(
             raise ParameterError(
                 f"a method called {name!r} exists already, in {known.function.__module__}"
             )
-        made = Method(name, function, parameters, **properties)
-        if made.sparsify and "density" not in (f.name for f in dataclasses.fields(parameters)):
-            raise ParameterError(f"the method {name!r} sparsifies: it needs a parameter 'density'")
-        _methods[name] = made
-        return made
+        _methods[name] = Method(name, function, **properties)
+        return _methods[name]
 
     return register
 
@@ -156,6 +336,9 @@ def offered_methods() -> dict[str, str]:
 def get_method(name: str) -> Method:
     """A method by its name; one from another package is imported now.
 
+    Args:
+        name: of a registered method, of one that a package offers, or `module:function`.
+
     Raises:
         ParameterError: there is none of that name, or its package cannot be imported.
     """
@@ -163,18 +346,24 @@ def get_method(name: str) -> Method:
         raise ParameterError(f"method is {name!r}, not a name")
     if name not in _methods:
         point = entry_point_methods().get(name)
-        if point is None:
+        if point is None and ":" not in name:
             known = method_names()
             hint = nearest(name, known) or f" (there are {', '.join(known)})"
             raise ParameterError(f"no merge method is called {name!r}{hint}")
+        value = name if point is None else point.value
         try:
-            loaded = point.load()
-        except (ImportError, AttributeError) as error:
-            raise ParameterError(f"the method {name!r} ({point.value}) failed: {error}") from error
+            loaded = _imported(name) if point is None else point.load()
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ParameterError(f"the method {name!r} ({value}) failed: {error}") from error
         if not isinstance(loaded, Method):
-            raise ParameterError(f"the method {name!r} ({point.value}) is no modelsoup Method")
+            raise ParameterError(f"the method {name!r} ({value}) is no modelsoup Method")
         _methods[name] = loaded
     return _methods[name]
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 @cache
@@ -186,11 +375,8 @@ def code_version(chosen: Method) -> str:
     """
     if chosen.version:
         return chosen.version
-    parts = (
-        chosen.function, chosen.parameters, chosen.prepare, chosen.from_beta, chosen.identity,
-        chosen.into,
-    )  # fmt: skip
     digest = hashlib.sha256()
+    parts = (chosen.function, chosen.from_beta)
     for name in sorted({str(part.__module__) for part in parts if part is not None}):
         file = getattr(sys.modules.get(name), "__file__", None)
         try:
@@ -204,77 +390,70 @@ def code_version(chosen: Method) -> str:
     return f"sha256:{digest.hexdigest()[:32]}"
 
 
-def external_name(field: dataclasses.Field[Any]) -> str:
-    """A parameter's name as users write it: `lambda`, which no Python field can be called."""
-    return field.name.rstrip("_")
-
-
 def build_parameters(
     chosen: Method,
     given: Mapping[str, Any],
     models: int,
     *,
     asked: Callable[[str], str] | None = None,
-) -> Any:
+) -> dict[str, Any]:
     """Check parameters and fill in defaults.
 
     Args:
         chosen: the method.
-        given: name → number, truth value, or one number a model.
+        given: name → number, truth value, word, or one number a model.
         models: how many models are merged, the base not counted.
         asked: how a parameter is given, where it is not as the recipe's are.
 
     Returns:
-        an instance of `chosen.parameters`; per-model fields hold a tuple of `models` floats.
+        by the names of the function's arguments; of a `PerModel` one a tuple of `models` floats.
 
     Raises:
         ParameterError: an unknown name, a missing one, a wrong count, or a value out of range.
     """
-    fields = {external_name(f): f for f in dataclasses.fields(chosen.parameters)}
+    known = chosen.parameters
     for name in given:
-        if name not in fields:
-            known = f" (it has {', '.join(fields)})" if fields else " (it has none)"
+        if name not in known:
+            there = f" (it has {', '.join(known)})" if known else " (it has none)"
             raise ParameterError(
                 f"the method {chosen.name!r} has no parameter {name!r}"
-                f"{nearest(name, fields) or known}"
+                f"{nearest(name, known) or there}"
             )
     values = {}
-    for name, field in fields.items():
-        value = given.get(name, field.default)
-        if value is dataclasses.MISSING:
+    for name, own in known.items():
+        value = given.get(name, own.default)
+        if value is inspect.Parameter.empty:
             how = parameter_option(name, "…") if asked is None else asked(name)
             raise ParameterError(
-                f"the method {chosen.name!r} needs the parameter {name!r} ({how}): "
-                f"{field.metadata['doc']}"
+                f"the method {chosen.name!r} needs the parameter {name!r} ({how}): {own.doc}"
             )
-        values[field.name] = _checked(chosen.name, name, field, value, models)
-    return chosen.parameters(**values)
+        values[_argument(chosen, name)] = _checked(chosen.name, own, value, models)
+    return values
 
 
-def _checked(method_name: str, name: str, field: Any, value: Any, models: int) -> Any:
-    where = f"parameter {name!r} of {method_name!r}"
-    if field.type in ("bool", bool):
-        if value in (0, 1):  # True and False among them
+def _argument(chosen: Method, name: str) -> str:
+    arguments = inspect.signature(chosen.function).parameters
+    return name if name in arguments else f"{name}_"
+
+
+def _checked(method_name: str, own: Parameter, value: Any, models: int) -> Any:
+    where = f"parameter {own.name!r} of {method_name!r}"
+    if own.kind == "truth":
+        if not isinstance(value, str) and value in (0, 1):  # True and False among them
             return bool(value)
         raise ParameterError(f"{where} is {value!r}, not true or false")
+    if own.kind == "word":
+        if value in own.words:
+            return value
+        hint = nearest(str(value), own.words)
+        raise ParameterError(f"{where} is {value!r}{hint} (expected {', '.join(own.words)})")
     numbers = tuple(value) if isinstance(value, list | tuple) else (value,)
-    low, high = field.metadata["low"], field.metadata["high"]
     for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise ParameterError(f"{where} is {number!r}, not a number")
-        if not math.isfinite(number):
-            raise ParameterError(f"{where} is {number!r}, not a finite number")
-        if (low is not None and number < low) or (high is not None and number > high):
-            ends = [] if low is None else [f"at least {low:g}"]
-            ends += [] if high is None else [f"at most {high:g}"]
-            expected = " and ".join(ends)
-            if low is not None and high is not None:
-                expected = f"between {low:g} and {high:g}"
-            raise ParameterError(f"{where} is {number:g}, but must be {expected}")
-    if not field.metadata["per_model"]:
+        _check_number(where, own, number)
+    if own.kind != "numbers":
         if len(numbers) != 1:
             raise ParameterError(f"{where} is one number, but {len(numbers)} were given")
-        return float(numbers[0])
+        return int(numbers[0]) if own.kind == "integer" else float(numbers[0])
     if len(numbers) == 1:
         numbers *= models
     if len(numbers) != models:
@@ -284,61 +463,46 @@ def _checked(method_name: str, name: str, field: Any, value: Any, models: int) -
     return tuple(float(number) for number in numbers)
 
 
-def densities(parameters: Any, models: int) -> tuple[float, ...]:
-    """The share that is kept of each task vector; one number stands for all."""
-    density = parameters.density
-    return density if isinstance(density, tuple) else (density,) * models
-
-
-def rescales(parameters: Any) -> bool:
-    """Whether the L1 norm of sparsified task vectors is restored."""
-    return bool(getattr(parameters, "rescale", False))
-
-
-@cache
-def number_type(parameters: Hashable) -> Any:
-    """A named tuple with a parameter class's fields, which compiled loops can take."""
-    kind = cast(type, parameters)
-    names = [f.name for f in dataclasses.fields(kind)]
-    return namedtuple(kind.__name__ + "Numbers", names)  # noqa: PYI024
-
-
-def numbers(prepared: Any, dtype: np.dtype[Any]) -> Any:
-    """Prepared parameters, each number as a scalar of the dtype that the arithmetic is in."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(dtype.type(item) for item in value)
-        return value if isinstance(value, bool) else dtype.type(value)
-
-    fields = dataclasses.fields(prepared)
-    return number_type(cast(Hashable, type(prepared)))(
-        *(convert(getattr(prepared, f.name)) for f in fields)
-    )
+def _check_number(where: str, own: Parameter, number: Any) -> None:
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise ParameterError(f"{where} is {number!r}, not a number")
+    if not math.isfinite(number):
+        raise ParameterError(f"{where} is {number!r}, not a finite number")
+    if own.kind == "integer" and number != int(number):
+        raise ParameterError(f"{where} is {number!r}, not an integer")
+    low, high = own.low, own.high
+    if (low is not None and number < low) or (high is not None and number > high):
+        ends = [] if low is None else [f"at least {low:g}"]
+        ends += [] if high is None else [f"at most {high:g}"]
+        expected = " and ".join(ends)
+        if low is not None and high is not None:
+            expected = f"between {low:g} and {high:g}"
+        raise ParameterError(f"{where} is {number:g}, but must be {expected}")
 
 
 def describe(chosen: Method) -> dict[str, Any]:
     """A method as plain data, for `soup methods`."""
-    fields = dataclasses.fields(chosen.parameters)
     return {
         "name": chosen.name,
         "summary": chosen.summary,
         "source": chosen.source,
-        "shape": chosen.shape,
+        "purpose": chosen.purpose,
         "models": list(chosen.models),
         "base": chosen.base,
         "beta": chosen.from_beta is not None,
         "version": code_version(chosen),
         "parameters": [
             {
-                "name": external_name(field),
-                "required": field.default is dataclasses.MISSING,
-                "default": None if field.default is dataclasses.MISSING else field.default,
-                "per_model": field.metadata["per_model"],
-                "low": field.metadata["low"],
-                "high": field.metadata["high"],
-                "doc": field.metadata["doc"],
+                "name": own.name,
+                "kind": own.kind,
+                "required": own.is_required,
+                "default": None if own.is_required else own.default,
+                "per_model": own.kind == "numbers",
+                "low": own.low,
+                "high": own.high,
+                "words": list(own.words),
+                "doc": own.doc,
             }
-            for field in fields
+            for own in chosen.parameters.values()
         ],
     }

@@ -8,169 +8,221 @@ by tensor, where `rescale` is true (not 1/density, as the paper has it).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .registry import method, parameter
+from ..forms import Block, Of, PerModel, Tensor, WeightedSum
+from ..reductions import Kept, Largest, Reduction, Sum, drawn
+from .registry import Asking, method, parameter
 
 _ZERO_SUM = 1e-8  # as in mergekit: a smaller sum of weights does not divide
+_L1_EPSILON = 1e-7  # as in mergekit: a norm below this is not restored
 
-
-def _weight() -> Any:
-    return parameter(per_model=True, doc="what each task vector is multiplied by (--weights)")
-
-
-def _density(doc: str) -> Any:
-    return parameter(1.0, per_model=True, low=0, high=1, doc=doc)
-
-
-def _lambda() -> Any:
-    return parameter(1.0, doc="what the sum of the task vectors is multiplied by")
-
-
-_NORMALIZE = "divide by the sum of the weights"
+_WEIGHT = parameter(doc="what each task vector is multiplied by (--weights)")
+_LAMBDA = parameter(1.0, doc="what the sum of the task vectors is multiplied by")
+_LARGEST = parameter(
+    1.0, low=0, high=1, doc="the share of each task vector that is kept: the largest"
+)
+_RANDOM = parameter(1.0, low=0, high=1, doc="the probability that an element is kept")
+_OVER_SUM = "divide by the sum of the weights"
+_OVER_AGREEING = "divide by the sum of the weights that agree in sign"
 _RESCALE = "restore each task vector's L1 norm after elements were dropped"
 
 
-@dataclass(frozen=True)
-class TaskArithmeticParameters:
-    """Parameters of `task_arithmetic`."""
-
-    weight: tuple[float, ...] = _weight()
-    normalize: bool = parameter(False, doc=_NORMALIZE)
-    lambda_: float = _lambda()
-
-
-@dataclass(frozen=True)
-class TiesParameters:
-    """Parameters of `ties`."""
-
-    weight: tuple[float, ...] = _weight()
-    density: tuple[float, ...] = _density("the share of each task vector that is kept: the largest")
-    normalize: bool = parameter(True, doc="divide by the sum of the weights that agree in sign")
-    rescale: bool = parameter(False, doc=_RESCALE)
-    lambda_: float = _lambda()
-
-
-@dataclass(frozen=True)
-class DareLinearParameters:
-    """Parameters of `dare_linear`."""
-
-    weight: tuple[float, ...] = _weight()
-    density: tuple[float, ...] = _density("the probability that an element is kept")
-    normalize: bool = parameter(False, doc=_NORMALIZE)
-    rescale: bool = parameter(True, doc=_RESCALE)
-    lambda_: float = _lambda()
-
-
-@dataclass(frozen=True)
-class DareTiesParameters:
-    """Parameters of `dare_ties`."""
-
-    weight: tuple[float, ...] = _weight()
-    density: tuple[float, ...] = _density("the probability that an element is kept")
-    normalize: bool = parameter(False, doc="divide by the sum of the weights that agree in sign")
-    rescale: bool = parameter(True, doc=_RESCALE)
-    lambda_: float = _lambda()
-
-
-def _fold(p: Any) -> Any:
-    """λ, and the sum of the weights under `normalize`, taken into the weights."""
-    total = sum(p.weight) if p.normalize else 1.0
+def folded(weight: PerModel, lambda_: float, *, normalize: bool) -> PerModel:
+    """λ, and the sum of the weights where they are normalised, taken into the weights."""
+    total = sum(weight) if normalize else 1.0
     divisor = 1.0 if abs(total) < _ZERO_SUM else total
-    return replace(p, weight=tuple(p.lambda_ * w / divisor for w in p.weight))
+    return tuple(lambda_ * w / divisor for w in weight)
 
 
 @method(
     "task_arithmetic",
-    TaskArithmeticParameters,
     base=True,
     models=(1, None),
-    prepare=_fold,
-    propagates=True,
+    normalizes=True,
+    purpose="task vectors",
     version="1",
     summary="base + λ·Σ wᵢ·(xᵢ − base)",
     source="Ilharco et al., Editing models with task arithmetic, ICLR 2023",
 )
-def task_arithmetic(x: Any, p: Any) -> Any:
-    """Base + Σ wᵢ·(xᵢ − base), with λ and normalisation in the weights."""
-    total = p.weight[0] * (x[1] - x[0])
-    for k in range(2, len(x)):
-        total += p.weight[k - 1] * (x[k] - x[0])
-    return x[0] + total
+def task_arithmetic(
+    x: Tensor,
+    weight: PerModel = _WEIGHT,
+    normalize: bool = parameter(False, doc=_OVER_SUM),
+    lambda_: float = _LAMBDA,
+) -> WeightedSum:
+    """Base + λ·Σ wᵢ·(xᵢ − base), with λ and normalisation in the weights."""
+    return WeightedSum(folded(weight, lambda_, normalize=normalize), of_deltas=True)
+
+
+Thinning = Generator[Sequence[Reduction], Sequence[Any], list[Of]]
+
+
+def trimmed(x: Tensor, density: PerModel, *, rescale: bool) -> Thinning:
+    """Task vectors of which the largest `density` of the elements are kept."""
+    counts = {
+        k: max(1, math.floor(d * x.elements))
+        for k, d in enumerate(density) if 0 < d < 1 and x.elements
+    }  # fmt: skip
+    found = yield [Largest(x.delta(k), count) for k, count in counts.items()]
+    return (yield from _thinned(x, density, dict(zip(counts, found, strict=True)), rescale=rescale))
+
+
+def dropped(x: Tensor, density: PerModel, *, rescale: bool) -> Thinning:
+    """Task vectors of which each element is kept with the probability `density`."""
+    kept = {k: drawn(x, k, x.delta(k), d) for k, d in enumerate(density) if 0 < d < 1}
+    return (yield from _thinned(x, density, kept, rescale=rescale))
+
+
+def _thinned(x: Tensor, density: PerModel, kept: dict[int, Kept], *, rescale: bool) -> Thinning:
+    of: list[Of] = [kept.get(k, x.delta(k) if d > 0 else zero) for k, d in enumerate(density)]
+    if not rescale:
+        return of
+    norms = yield [Sum(_l1_norms(some), 2) for some in kept.values()]
+    for k, (before, after) in zip(kept, norms, strict=True):
+        if before >= _L1_EPSILON and after >= _L1_EPSILON:
+            of[k] = Scaled(kept[k], before / after)
+    return of
+
+
+def _l1_norms(kept: Kept) -> Callable[[Block], tuple[np.ndarray, np.ndarray]]:
+    """Magnitudes, before and after."""
+
+    def both(b: Block) -> tuple[np.ndarray, np.ndarray]:
+        values = kept.of(b)
+        magnitudes = np.abs(values)
+        return magnitudes, magnitudes * kept.keeps(b, values)
+
+    return both
+
+
+def zero(b: Block) -> np.ndarray:
+    """Nothing is kept."""
+    return np.zeros_like(b.base)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Values times a number, as a function of a block."""
+
+    of: Of
+    factor: float
+
+    def __call__(self, b: Block) -> np.ndarray:
+        """The product, a new array."""
+        values = self.of(b)
+        values *= values.dtype.type(self.factor)
+        return values
 
 
 @method(
     "dare_linear",
-    DareLinearParameters,
-    shape="select",
-    sparsify="random",
     base=True,
     models=(1, None),
-    prepare=_fold,
+    normalizes=True,
+    purpose="task vectors",
     version="1",
     summary="task arithmetic on randomly thinned task vectors",
     source="Yu et al., Language models are super Mario, ICML 2024",
 )
-def dare_linear(x: Any, p: Any) -> Any:
-    """Base + Σ wᵢ·dᵢ over thinned task vectors dᵢ."""
-    total = p.weight[0] * x[1]
-    for k in range(2, len(x)):
-        total += p.weight[k - 1] * x[k]
-    return x[0] + total
+def dare_linear(
+    x: Tensor,
+    weight: PerModel = _WEIGHT,
+    density: PerModel = _RANDOM,
+    normalize: bool = parameter(False, doc=_OVER_SUM),
+    rescale: bool = parameter(True, doc=_RESCALE),
+    lambda_: float = _LAMBDA,
+) -> Asking:
+    """Base + λ·Σ wᵢ·dᵢ over thinned task vectors dᵢ."""
+    thin = yield from dropped(x, density, rescale=rescale)
+    return summed(thin, folded(weight, lambda_, normalize=normalize))
 
 
-def _add_agreed(x: Any, p: Any) -> Any:
-    """Add to the base λ·Σ of the weighted task vectors that agree with the elected sign.
+def summed(of: Sequence[Of], weight: PerModel) -> Of:
+    """Base + Σ wᵢ·dᵢ, the sum added up in order."""
+
+    def merged(b: Block) -> np.ndarray:
+        total = weight[0] * of[0](b)
+        for w, one in zip(weight[1:], of[1:], strict=True):
+            total += w * one(b)
+        made: np.ndarray = b.base + total
+        return made
+
+    return merged
+
+
+@method(
+    "ties",
+    base=True,
+    models=(1, None),
+    purpose="task vectors",
+    version="1",
+    summary="trim task vectors, elect a sign for each element, average those that agree",
+    source="Yadav et al., TIES-merging, NeurIPS 2023",
+)
+def ties(
+    x: Tensor,
+    weight: PerModel = _WEIGHT,
+    density: PerModel = _LARGEST,
+    normalize: bool = parameter(True, doc=_OVER_AGREEING),
+    rescale: bool = parameter(False, doc=_RESCALE),
+    lambda_: float = _LAMBDA,
+) -> Asking:
+    """Base + λ·Σ wᵢ·dᵢ / Σ wᵢ over the trimmed task vectors that have the elected sign."""
+    thin = yield from trimmed(x, density, rescale=rescale)
+    return agreed(thin, weight, lambda_, normalize=normalize)
+
+
+@method(
+    "dare_ties",
+    base=True,
+    models=(1, None),
+    purpose="task vectors",
+    version="1",
+    summary="TIES' sign election on randomly thinned task vectors",
+    source="Yu et al., Language models are super Mario, ICML 2024; Yadav et al., NeurIPS 2023",
+)
+def dare_ties(
+    x: Tensor,
+    weight: PerModel = _WEIGHT,
+    density: PerModel = _RANDOM,
+    normalize: bool = parameter(False, doc=_OVER_AGREEING),
+    rescale: bool = parameter(True, doc=_RESCALE),
+    lambda_: float = _LAMBDA,
+) -> Asking:
+    """Base + λ·Σ wᵢ·dᵢ (/ Σ wᵢ under normalize) over thinned task vectors of the elected sign."""
+    thin = yield from dropped(x, density, rescale=rescale)
+    return agreed(thin, weight, lambda_, normalize=normalize)
+
+
+def agreed(of: Sequence[Of], weight: PerModel, lambda_: float, *, normalize: bool) -> Of:
+    """Base + λ·Σ of the weighted task vectors that agree with the elected sign.
 
     The elected sign is that of the weighted sum, + for zero (Yadav et al., section 3). Those that
     agree with + are the positive ones, so sums of positive and of negative parts are all it takes.
     Masks are multiplied with: signs come at random, and numpy's `where` would mispredict them.
     """
-    weighted = [p.weight[k] * delta for k, delta in enumerate(x[1:])]
-    elected = weighted[0].copy()
-    for delta in weighted[1:]:
-        elected += delta
-    positive = elected >= 0
-    total = sum(np.maximum(delta, 0) for delta in weighted) * positive
-    total += sum(np.minimum(delta, 0) for delta in weighted) * ~positive
-    if p.normalize:
-        divisor = sum(p.weight[k] * (delta > 0) for k, delta in enumerate(weighted)) * positive
-        divisor += sum(p.weight[k] * (delta < 0) for k, delta in enumerate(weighted)) * ~positive
-        divisor += divisor == 0
-        total /= divisor
-    return x[0] + p.lambda_ * total
 
+    def merged(b: Block) -> np.ndarray:
+        weighted = [w * one(b) for w, one in zip(weight, of, strict=True)]
+        elected = weighted[0].copy()
+        for delta in weighted[1:]:
+            elected += delta
+        positive = elected >= 0
+        total: Any = sum(np.maximum(delta, 0) for delta in weighted) * positive
+        total += sum(np.minimum(delta, 0) for delta in weighted) * ~positive
+        if normalize:
+            share = [total.dtype.type(w) for w in weight]
+            divisor = sum(share[k] * (delta > 0) for k, delta in enumerate(weighted)) * positive
+            divisor += sum(share[k] * (delta < 0) for k, delta in enumerate(weighted)) * ~positive
+            divisor += divisor == 0
+            total /= divisor
+        made: np.ndarray = b.base + lambda_ * total
+        return made
 
-@method(
-    "ties",
-    TiesParameters,
-    shape="select",
-    sparsify="magnitude",
-    base=True,
-    models=(1, None),
-    version="1",
-    summary="trim task vectors, elect a sign for each element, average those that agree",
-    source="Yadav et al., TIES-merging, NeurIPS 2023",
-)
-def ties(x: Any, p: Any) -> Any:
-    """Base + λ·Σ wᵢ·dᵢ / Σ wᵢ over the trimmed task vectors that have the elected sign."""
-    return _add_agreed(x, p)
-
-
-@method(
-    "dare_ties",
-    DareTiesParameters,
-    shape="select",
-    sparsify="random",
-    base=True,
-    models=(1, None),
-    version="1",
-    summary="TIES' sign election on randomly thinned task vectors",
-    source="Yu et al., Language models are super Mario, ICML 2024; Yadav et al., NeurIPS 2023",
-)
-def dare_ties(x: Any, p: Any) -> Any:
-    """Base + λ·Σ wᵢ·dᵢ (/ Σ wᵢ under normalize) over thinned task vectors of the elected sign."""
-    return _add_agreed(x, p)
+    return merged

@@ -1,0 +1,203 @@
+"""What a merge method sees of a tensor, and the forms of what it gives back.
+
+Nothing here has values but a block: a method is asked once what it wants to know of a tensor and
+what is to be done with each block, and an engine, or `evaluate` in memory, does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+
+BLOCK = 1 << 16
+"""Elements: small enough for the second-level cache, large enough for numpy to be quick."""
+
+FLOAT32 = np.dtype(np.float32)
+
+PerModel = tuple[float, ...]
+"""The kind of a parameter that has a number for each model; one number stands for all."""
+
+
+class Block:
+    """Some elements of a tensor in all inputs, as float32 or float64; arrays of any shape.
+
+    Attributes:
+        number: the block's, counted from 0.
+        start: the index of its first element in the tensor.
+        values: of each input, the base first if there is one. They are not to be written to.
+    """
+
+    __slots__ = ("_own", "number", "start", "values")
+
+    def __init__(
+        self, number: int, start: int, values: Sequence[np.ndarray], own: int,
+        ) -> None:  # fmt: skip
+        self.number = number
+        self.start = start
+        self.values = values
+        self._own = own  # the place of the first model
+
+    @property
+    def base(self) -> np.ndarray:
+        """The base model's values."""
+        return self.values[0]
+
+    def model(self, k: int) -> np.ndarray:
+        """A model's values."""
+        return self.values[self._own + k]
+
+    def delta(self, k: int) -> np.ndarray:
+        """A model's task vector, model − base: a new array, which may be written to."""
+        made: np.ndarray = self.values[self._own + k] - self.values[0]
+        return made
+
+
+Of = Callable[[Block], np.ndarray]
+"""Values for the elements of a block: an array of its shape."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that is to be merged, without its values.
+
+    Attributes:
+        name: of the output tensor.
+        shape: of all inputs and of the result.
+        count: how many models there are, the base not counted.
+        has_base: whether there is a base model.
+        dtype: of the arithmetic, float32 or float64.
+        seed: of what is drawn at random.
+        layer: of its layer, the index and how many there are; None where the name has none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    count: int
+    has_base: bool = False
+    dtype: np.dtype[Any] = FLOAT32
+    seed: int = 0
+    layer: tuple[int, int] | None = None
+
+    @cached_property
+    def elements(self) -> int:
+        """How many elements it has."""
+        return prod(self.shape)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks it has."""
+        return -(-self.elements // BLOCK)
+
+    @property
+    def models(self) -> range:
+        """The models' numbers."""
+        return range(self.count)
+
+    @property
+    def row(self) -> int:
+        """The length of a row, which is the last axis."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows a block of rows has."""
+        return max(1, BLOCK // max(1, self.row))
+
+    @staticmethod
+    def model(k: int) -> Of:
+        """A model's values, as a function of a block."""
+        return Values(k, "model")
+
+    @staticmethod
+    def delta(k: int) -> Of:
+        """A model's task vector, as a function of a block."""
+        return Values(k, "delta")
+
+
+@dataclass(frozen=True)
+class Values:
+    """A model's values or its task vector in a block."""
+
+    k: int
+    what: str
+
+    def __call__(self, b: Block) -> np.ndarray:
+        """A new array for a task vector; for a model's own values not to be written to."""
+        return b.delta(self.k) if self.what == "delta" else b.model(self.k)
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """Σ cₖ·xₖ over all inputs, the base first; or base + Σ cₖ·(xₖ − base) over the models.
+
+    Attributes:
+        coefficients: one for each.
+        of_deltas: whether it is the sum over task vectors.
+    """
+
+    coefficients: Sequence[float]
+    of_deltas: bool = False
+
+    @property
+    def only(self) -> int | None:
+        """The one input that the sum equals exactly, where it equals one."""
+        used = [k for k, c in enumerate(self.coefficients) if c != 0]
+        is_one = not self.of_deltas and len(used) == 1 and self.coefficients[used[0]] == 1
+        return used[0] if is_one else None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A function of a block of whole rows: arrays of rows × row length.
+
+    Attributes:
+        function: of such a block.
+    """
+
+    function: Of
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A function of whole tensors, in memory.
+
+    Attributes:
+        function: of the inputs' arrays in their shape, the base first.
+        memory: how many arrays of the tensor's size are held at once, its inputs and result aside.
+    """
+
+    function: Callable[[Sequence[np.ndarray]], np.ndarray]
+    memory: float = 0
+
+
+Merging = WeightedSum | Rows | Whole | Of
+"""What is done with a tensor, once all that must be known of it is known."""
+
+
+def weighted_sum(x: Any, p: Any) -> Any:
+    """Σ cₖ·xₖ, added up in order; `p.weight` has the coefficients."""
+    total = p.weight[0] * x[0]
+    for k in range(1, len(x)):
+        total += p.weight[k] * x[k]
+    return total
+
+
+def weighted_sum_into(x: Any, p: Any, out: Any, own: Any) -> None:
+    """The same into an array, which may be `x[0]`; where `own[k]`, `x[k]` is overwritten."""
+    np.multiply(p.weight[0], x[0], out=out)
+    for k in range(1, len(x)):
+        part = np.multiply(p.weight[k], x[k], out=x[k] if own[k] else None)
+        np.add(out, part, out=out)
+
+
+def weighted_deltas(x: Any, p: Any) -> Any:
+    """x₀ + Σ cₖ·(xₖ − x₀), the sum added up in order."""
+    total = p.weight[0] * (x[1] - x[0])
+    for k in range(2, len(x)):
+        total += p.weight[k - 1] * (x[k] - x[0])
+    return x[0] + total

@@ -1,0 +1,102 @@
+"""Merging arrays in memory: what an engine does with files, said in a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ParameterError, option
+from .forms import BLOCK, Block, Merging, Rows, Tensor, WeightedSum, Whole
+from .methods.registry import Asked, Method, build_parameters, get_method, outline
+
+
+def merge_arrays(
+    method: str | Method, models: Sequence[np.ndarray], *, base: np.ndarray | None = None,
+    name: str = "", seed: int = 0, layer: tuple[int, int] | None = None, **parameters: Any,
+) -> np.ndarray:  # fmt: skip
+    """Merge arrays of one shape, as the tensors of checkpoints are merged.
+
+    >>> modelsoup.merge_arrays("ties", [a, b], base=base, weight=1, density=0.2)
+
+    Args:
+        method: a merge method or its name.
+        models: their arrays, float32 or float64; narrower floats are widened to float32.
+        base: the base model's, for methods that have one.
+        name: of the tensor, by which random masks are keyed.
+        seed: of random masks.
+        layer: its layer's index and how many there are, for methods to which that matters.
+        **parameters: of the method.
+
+    Returns:
+        the result in the dtype of the arithmetic: float64 where an input is, else float32.
+
+    Raises:
+        ParameterError: arrays of different shapes, or what does not fit the method.
+    """
+    chosen = get_method(method) if isinstance(method, str) else method
+    given = [np.asarray(one) for one in (*([] if base is None else [base]), *models)]
+    if len({one.shape for one in given}) != 1:
+        raise ParameterError(f"arrays of different shapes: {[list(one.shape) for one in given]}")
+    low, high = chosen.models
+    if len(models) < low or (high is not None and len(models) > high):
+        raise ParameterError(f"{chosen.name!r} merges {low} to {high} models, not {len(models)}")
+    if (base is None and chosen.base is True) or (base is not None and chosen.base is False):
+        has = "needs" if base is None else "uses no"
+        raise ParameterError(f"{chosen.name!r} {has} base model ({option('base', 'BASE')})")
+    dtype = np.dtype(np.float64 if any(one.dtype == np.float64 for one in given) else np.float32)
+    x = Tensor(name, given[0].shape, len(models), base is not None, dtype, seed, layer)
+    checked = build_parameters(chosen, parameters, len(models))
+    return carried_out(chosen, x, [one.astype(dtype) for one in given], checked)
+
+
+def carried_out(
+    chosen: Method, x: Tensor, inputs: Sequence[np.ndarray], parameters: Mapping[str, Any]
+) -> np.ndarray:
+    """What a method makes of a tensor whose inputs are at hand, in the dtype of the arithmetic."""
+    asked = Asked(chosen, x, parameters, outline(chosen, x, parameters))
+    while asked.merging is None:
+        wide = [one.astype(np.float64) for one in inputs] if asked.wide else inputs
+        with np.errstate(all="ignore"):
+            for block in _blocks(x, wide, rows=asked.rows):
+                asked.add(block)
+        asked.end_pass()
+    return evaluated(asked.merging, x, inputs)
+
+
+def evaluated(form: Merging, x: Tensor, inputs: Sequence[np.ndarray]) -> np.ndarray:
+    """The values of a form over whole arrays, in the shape of the tensor."""
+    made = np.empty(x.elements, x.dtype)
+    with np.errstate(all="ignore"):
+        if isinstance(form, Whole):
+            return np.asarray(form.function(tuple(inputs)), x.dtype)
+        for b in _blocks(x, inputs, rows=isinstance(form, Rows)):
+            place = slice(b.start, b.start + b.values[0].size)
+            made[place] = _block(form, x, b).reshape(-1)
+    return made.reshape(x.shape)
+
+
+def _block(form: Merging, x: Tensor, b: Block) -> np.ndarray:
+    if isinstance(form, Rows):
+        return form.function(b)
+    if not isinstance(form, WeightedSum):
+        assert not isinstance(form, Whole)
+        return form(b)
+    vectors = [b.delta(k) for k in x.models] if form.of_deltas else b.values
+    total: np.ndarray = sum(
+        (x.dtype.type(c) * v for c, v in zip(form.coefficients, vectors, strict=True)),
+        start=np.zeros((), x.dtype),
+    )
+    return b.base + total if form.of_deltas else total
+
+
+def _blocks(x: Tensor, inputs: Sequence[np.ndarray], *, rows: bool) -> Iterator[Block]:
+    row = max(1, x.row)
+    length = row * x.rows_at_once if rows else BLOCK
+    flat = [one.reshape(-1) for one in inputs]
+    for number, start in enumerate(range(0, x.elements, length)):
+        values = [one[start : start + length] for one in flat]
+        if rows:
+            values = [one.reshape(-1, row) for one in values]
+        yield Block(number, start, values, int(x.has_base))
