@@ -375,10 +375,13 @@ class _Planner:
         if not self.layout.origins:
             return step
         scales = tuple(
-            None if found is None else self._placed_scales(place, found)
-            for (place, _), found in zip(step.sources, step.scales, strict=bool(step.scales))
+            None if found is None else self._placed_scales(source.model, found)
+            for source, found in zip(step.sources, step.scales, strict=bool(step.scales))
         )
-        sources = tuple(self.layout.origin(place, info) for place, info in step.sources)
+        sources = tuple(
+            Stored(*self.layout.origin(s.model, s.info)) if isinstance(s, Stored) else s
+            for s in step.sources
+        )
         return step._replace(sources=sources, scales=scales)
 
     def _placed_scales(self, place: int, scales: Scales) -> Scales:
