@@ -20,14 +20,12 @@ from modelsoup import FineTune, Load, Merge, Recipe, Rule, Store, Train, Trainin
 from modelsoup.merging.methods import code_version, get_method
 from modelsoup.trees.operations import Builder
 
-LAYER = {"h.0.w": np.ones(2, np.float32)}
-
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate("abcd"):
-        save_file(trainers.network(number) | LAYER, f"{name}.safetensors")
+        save_file(trainers.network(number), f"{name}.safetensors")
     Path("folder").mkdir()
     save_file(trainers.network(7), "folder/model.safetensors")
     Path("folder/config.json").write_text("{}")
@@ -75,7 +73,10 @@ RECIPES: dict[str, tuple[dict[str, Any], Any]] = {  # field → a recipe, and an
     "groups": ({"layers": ["group:g"], "groups": {"g": ["D.*"]}}, {"g": ["G.*"]}),
     "low_level": (LOW, 0.75),
     "renames": ({"renames": ["D.*=E.*"]}, ["D.*=F.*"]),
-    "slices": ({"slices": ["1[0:1]+2[0:1]"]}, ["2[0:1]+1[0:1]"]),
+    "slices": (
+        {"renames": ["D.*=D.h.0.*"], "slices": ["1[0:1]+2[0:1]"]},
+        ["2[0:1]+1[0:1]"],
+    ),
     "dtype": ({"dtype": "f32"}, "f16"),
     "seed": (BASED, 2),
     "on_integer": ({}, "first"),
