@@ -954,7 +954,7 @@ REFUSED: dict[str, tuple[int, bool, dict[str, Any], str]] = {
     ),
     "unknown method, nothing near": (
         2, False, {"method": "zzzz"},
-        "(there are dare_linear, dare_ties, linear, slerp, task_arithmetic, ties)",
+        "(there are arcee_fusion, breadcrumbs, ",
     ),
     "unknown parameter": (
         2, True, {**TIES_OF_TWO, "parameters": {"densty": 0.5}},
