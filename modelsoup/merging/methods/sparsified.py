@@ -203,9 +203,9 @@ def dropped_by_rank(
 class _DrawnByRank:
     """Each element of a row with the probability of its rank; a `keeps` of `Kept`.
 
-    What is drawn for an element says which rank is likely enough to be kept: the element is, where
-    its magnitude is larger than that of this rank, and half of the times that they are equal. So
-    equal magnitudes have the mean of their ranks' probabilities, and no ranks need be known.
+    What is drawn for an element says which rank would just be kept or just not, and the element is
+    compared with the magnitude of that rank. So no ranks need be known, and equal magnitudes have
+    the mean of their ranks' probabilities.
     """
 
     key: int
@@ -217,11 +217,12 @@ class _DrawnByRank:
         numbers = uniform(self.key, b.start, values.size).reshape(values.shape)
         magnitudes = np.abs(values)
         above_least = numbers * 2.0**-32 - (self.density - self.epsilon)
-        rank = np.floor(above_least * (last / (2 * self.epsilon)) + 0.5)
+        wanted = above_least * (last / (2 * self.epsilon)) + 0.5
+        rank = np.floor(wanted)
         place = np.clip(rank, 0, last).astype(np.intp)
         at_rank = np.take_along_axis(np.sort(magnitudes, axis=-1), place, axis=-1)
         keep: np.ndarray = magnitudes > at_rank
-        keep |= (magnitudes == at_rank) & (numbers & 1 == 0)
+        keep |= (magnitudes == at_rank) & (wanted - rank < 0.5)  # this rank would be kept
         keep &= rank <= last
         keep |= rank < 0
         return keep
