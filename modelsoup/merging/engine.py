@@ -16,6 +16,7 @@ from collections import Counter, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,12 +179,12 @@ class Inputs:
             inputs.close()
 
 
-@dataclass
 class _Opened:
     """A source that is computed, with what computes it while its tensor is merged."""
 
-    source: Computed
-    values: Values | None = None
+    def __init__(self, source: Computed) -> None:
+        self.source = source
+        self.values: Values | None = None
 
     def take(self, start: int, stop: int) -> np.ndarray:
         """Elements, in the source's dtype."""
@@ -216,6 +217,14 @@ class _Job:
     is_gathered: bool = False  # something must be known of whole tensors before it is written
     loop: Loop | None = None
     loop_parameters: np.ndarray | None = None
+
+    @cached_property
+    def order(self) -> list[int]:
+        """In which order the readers are asked: of their files, and within a file."""
+        readers = self.readers
+        if len(readers) < 2:
+            return list(range(len(readers)))
+        return sorted(range(len(readers)), key=lambda k: (id(readers[k][0]), readers[k][1].start))
 
     @property
     def is_whole(self) -> bool:
@@ -498,7 +507,8 @@ class Stream:
         """The next unit and its inputs' bytes.
 
         A lock is released only once the next file's is held, so that every file is read in the
-        units' order, which its digest needs, while several files are read at the same time.
+        units' order, which its digest needs, while several files are read at the same time. Slices
+        may take files in any order and a file twice; locks are taken in one order, each once.
         """
         held = self._order
         held.acquire()
@@ -506,16 +516,18 @@ class Stream:
             unit = None if self._stop.is_set() else next(units, None)
             if unit is None:
                 return None
-            stored, total = [], 0
-            for index, (reader, info) in enumerate(unit.job.readers, 1):
+            stored, total = [np.empty(0)] * len(unit.job.readers), 0
+            for index in unit.job.order:
+                reader, info = unit.job.readers[index]
                 bits = DTYPES[info.dtype].bits
                 start, stop = unit.start * bits // 8, -(-unit.stop * bits // 8)
-                buffer = buffers.raw(index, stop - start)
-                reader.lock.acquire()
-                held.release()
-                held = reader.lock
+                buffer = buffers.raw(index + 1, stop - start)
+                if reader.lock is not held:
+                    reader.lock.acquire()
+                    held.release()
+                    held = reader.lock
                 reader.read(buffer.data, info.start + start)
-                stored.append(buffer)
+                stored[index] = buffer
                 total += buffer.nbytes
         finally:
             held.release()

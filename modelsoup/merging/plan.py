@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, cast
 
@@ -32,6 +32,7 @@ from ..files.quantized import (
     tells_of_codes,
 )
 from .forms import Tensor
+from .layout import Layout, laid_out, proposal
 from .methods import Method, Outline, build_parameters, get_method, outline
 from .recipe import OnInteger, Recipe, check_beta
 from .rules import (
@@ -170,6 +171,7 @@ class MergePlan:
         added: names in the output that the first model has not.
         frozen: names that a trainer must not change afterwards.
         notices: what the user should know before anything is read.
+        layout: the models as its rules see them.
         may_be_nonfinite: names of tensors that may hold NaN or infinity although they are merged.
         has_codes: whether tensors of the output are codes, of which a config tells.
     """
@@ -183,6 +185,7 @@ class MergePlan:
     added: tuple[str, ...]
     frozen: tuple[str, ...]
     notices: tuple[Notice, ...]
+    layout: Layout
     may_be_nonfinite: frozenset[str] = frozenset()
     has_codes: bool = False
 
@@ -227,7 +230,8 @@ class MergePlan:
     def rule_counts(self) -> list[RuleCount]:
         """Per rule, how many tensors and parameters it took."""
         sizes = {step.name: step.elements for step in self.steps}
-        for model in (*([] if self.base is None else [self.base]), *reversed(self.models)):
+        seen = self.layout
+        for model in (*([] if seen.base is None else [seen.base]), *reversed(seen.models)):
             sizes.update({n: model.tensors[n].elements for n in self.dropped if n in model.tensors})
         counts = []
         for index, rule in enumerate(self.assignment.rules):
@@ -253,7 +257,9 @@ def plan_merge(
         MismatchError: names, shapes or dtypes do not fit together under the rules; or what is to be
             merged are codes or factors, which mean nothing one by one.
     """
-    return _Planner(tuple(models), recipe, base).plan()
+    given = tuple(models)
+    layout = laid_out(given, base, recipe.renames, recipe.slices)
+    return _Planner(given, base, layout, recipe).plan()
 
 
 class _Prepared:
@@ -278,12 +284,17 @@ class _Prepared:
 
 
 class _Planner:
+    """Plans a merge of models as a layout has them; `given` are those that are read."""
+
     def __init__(
-        self, models: tuple[Checkpoint, ...], recipe: Recipe, base: Checkpoint | None
-    ) -> None:
-        self.models = models
+        self, given: tuple[Checkpoint, ...], given_base: Checkpoint | None, layout: Layout,
+        recipe: Recipe,
+    ) -> None:  # fmt: skip
+        self.given = given, given_base
+        self.layout = layout
+        self.models = models = layout.models
         self.recipe = recipe
-        self.base = base
+        self.base = base = layout.base
         self.rules: tuple[Rule, ...] = ()
         self.names: list[str] = []
         self.layers: Mapping[str, tuple[int, int]] = {}
@@ -317,10 +328,10 @@ class _Planner:
         recipe, first = self.recipe, self.models[0]
         names = dict.fromkeys(name for model in self.every for name in model.tensors)
         self.names = [name for name in names if name not in self.followers]
-        self.layers = layers_of(self.names)
+        self.layers = {**layers_of(self.names), **self.layout.layers}
         assignment = assign(
             self.names, recipe.layers, rest=recipe.rest or "first", groups=recipe.groups,
-            fractions=recipe.low_level,
+            fractions=recipe.low_level, slices=self.layout.slices,
         )  # fmt: skip
         self.assignment, self.rules = assignment, assignment.rules
         if recipe.low_level and not any(rule.low_level for rule in self.rules):
@@ -355,9 +366,27 @@ class _Planner:
         frozen = tuple(n for n, index in assignment.chosen.items() if self.rules[index].frozen)
         self._notice_steps(assignment, steps, added)
         return MergePlan(
-            self.models, self.base, recipe, assignment, tuple(steps), tuple(dropped), added,
-            frozen, self._collected(), frozenset(nonfinite), self.has_codes,
+            *self.given, recipe, assignment, tuple(map(self._placed, steps)), tuple(dropped), added,
+            frozen, self._collected(), self.layout, frozenset(nonfinite), self.has_codes,
         )  # fmt: skip
+
+    def _placed(self, step: Step) -> Step:
+        """A step with its sources as the models have them that are read."""
+        if not self.layout.origins:
+            return step
+        scales = tuple(
+            None if found is None else self._placed_scales(source.model, found)
+            for source, found in zip(step.sources, step.scales, strict=bool(step.scales))
+        )
+        sources = tuple(
+            Stored(*self.layout.origin(s.model, s.info)) if isinstance(s, Stored) else s
+            for s in step.sources
+        )
+        return step._replace(sources=sources, scales=scales)
+
+    def _placed_scales(self, place: int, scales: Scales) -> Scales:
+        _, info = self.layout.origin(place, self._model(place).tensors[scales.name])
+        return replace(scales, name=info.name)
 
     def _check_sources(self) -> None:
         for rule in self.rules:
@@ -394,7 +423,8 @@ class _Planner:
                 f"{' and '.join(asked)} {'was' if len(asked) == 1 else 'were'} given, but by the "
                 f"rules no tensor is merged ({how})"
             )
-        changes = self.recipe.layers or self.recipe.dtype
+        recipe = self.recipe
+        changes = recipe.layers or recipe.dtype or recipe.renames or recipe.slices
         if len(self.models) == 1 and not self.is_merged and not changes:
             raise ParameterError(
                 "one model alone is not merged: give more, or say what else is to be done with it"
@@ -667,6 +697,11 @@ class _Planner:
         """One sentence for each way in which the models do not fit, all at once."""
         if not self.faults:
             return
+        are_missing = any(what.startswith("missing") for what, _ in self.faults)
+        if are_missing and not (self.recipe.renames or self.recipe.slices):
+            otherwise = proposal(self.models, self.base)
+            if otherwise is not None:
+                raise MismatchError(f"the models call the same tensors otherwise: {otherwise}")
         told = [
             f"{are_counted(len(names), 'tensor')} {what}: "
             f"{listed([self._detailed(name) for name in names])} ({self._remedy(names, remedy)})"
