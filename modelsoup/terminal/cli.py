@@ -22,6 +22,7 @@ import click
 
 from ..errors import LISTED, ParameterError, SoupError, counted, listed, nearest, sized, speaking
 from ..version import __version__
+from .cli_lora import lora
 from .cli_report import report
 from .cli_shared import GivenPath, colored, echo, json_option, print_json, say
 from .cli_train import train, trainers
@@ -607,5 +608,5 @@ def verify(path: str, inputs: tuple[str, ...], as_json: bool) -> None:
         raise SoupError(*faults)
 
 
-for _command in (plan, run, store, train, trainers, report):
+for _command in (plan, run, store, train, trainers, report, lora):
     main.add_command(_command)
