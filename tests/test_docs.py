@@ -163,12 +163,12 @@ def test_the_entry_points_of_the_docs_are_toml():
     }  # fmt: skip
 
 
-def test_the_method_of_the_examples_is_nearswap(trained: Path):
+def test_the_method_of_the_examples_swaps_what_is_near(trained: Path):
     printed = run(f"python {EXAMPLES / 'own_method.py'}", trained)
-    assert re.fullmatch(r"runs/nearswap\.safetensors: 9\d\.\d% of the held-out .*\n", printed)
+    assert re.fullmatch(r"runs/swap_near\.safetensors: 9\d\.\d% of the held-out .*\n", printed)
     a, b, made = (
         load_file(trained / "runs" / f"{name}.safetensors")
-        for name in ("rate-0.1", "rate-0.4", "nearswap")
+        for name in ("rate-0.1", "rate-0.4", "swap_near")
     )
     assert made.keys() == a.keys()
     for name in a:

@@ -46,6 +46,7 @@ from .rules import (
     rule_from,
     source_name,
 )
+from .sources import Source, Stored
 from .values import value_at, varies
 
 Kind = Literal["merge", "copy", "integer", "scales"]
@@ -73,7 +74,7 @@ class Step(NamedTuple):
         name, dtype, shape: of the output tensor.
         kind: `merge`, `copy` (of one source, perhaps to another dtype), `integer`, or `scales`.
         rule: index of its rule.
-        sources: (model index, tensor) of what is read; the base has the index `BASE` and is first.
+        sources: what is merged, read or computed; the base has the index `BASE` and is first.
         method: for `merge`.
         parameters: for `merge`, checked, by the names of the method's arguments.
         tensor: for `merge`, what the method sees of it.
@@ -89,7 +90,7 @@ class Step(NamedTuple):
     shape: tuple[int, ...]
     kind: Kind
     rule: int
-    sources: tuple[tuple[int, TensorInfo], ...]
+    sources: tuple[Source, ...]
     method: Method | None = None
     parameters: Mapping[str, Any] | None = None
     tensor: Tensor | None = None
@@ -106,7 +107,7 @@ class Step(NamedTuple):
     @property
     def compute_dtype(self) -> np.dtype[Any]:
         """The dtype of the arithmetic."""
-        return compute_dtype(tuple(info.dtype for _, info in self.sources))
+        return compute_dtype(tuple(source.info.dtype for source in self.sources))
 
     @property
     def passes(self) -> int:
@@ -193,11 +194,21 @@ class MergePlan:
     @property
     def bytes_read(self) -> int:
         """Tensor bytes that are read at least once."""
-        return sum(map(self.bytes_to_read, self.steps))
+        return sum(self.bytes_to_read(step) + self.bytes_at_hand(step) for step in self.steps)
 
     def bytes_to_read(self, step: Step) -> int:
         """Bytes that one pass over a step's sources reads."""
-        return sum(self.model(index).bytes_to_read(info) for index, info in step.sources)
+        return sum(
+            self.model(source.model).bytes_to_read(source.info)
+            for source in step.sources if isinstance(source, Stored)
+        )  # fmt: skip
+
+    def bytes_at_hand(self, step: Step) -> int:
+        """Bytes that are read once for sources of a step that are computed."""
+        return sum(
+            info.nbytes
+            for source in step.sources if not isinstance(source, Stored) for info in source.reads
+        )  # fmt: skip
 
     def model(self, index: int) -> Checkpoint:
         """A model by its index, `rules.BASE` for the base."""
@@ -208,7 +219,9 @@ class MergePlan:
     @property
     def bytes_streamed(self) -> int:
         """Tensor bytes read, over all passes, and written."""
-        read = sum(step.passes * self.bytes_to_read(step) for step in self.steps)
+        read = sum(
+            step.passes * self.bytes_to_read(step) + self.bytes_at_hand(step) for step in self.steps
+        )
         return read + self.bytes_written
 
     def rule_counts(self) -> list[RuleCount]:
@@ -534,7 +547,7 @@ class _Planner:
         self, name: str, index: int, model: int, info: TensorInfo, dtype: str | None = None
     ) -> list[Step]:
         """A tensor of one model, with its scales, or without where it is stored as a wider one."""
-        source, scales = ((model, info),), self._scales(model, name)
+        source, scales = (Stored(model, info),), self._scales(model, name)
         if name not in self.packed:  # of which every part is read as it was stored
             dtype = self._output_dtype(dtype or info.dtype)
         dtype = dtype or info.dtype
@@ -546,7 +559,7 @@ class _Planner:
         beside = self._model(model).tensors[scales.name]
         return [
             Step(name, dtype, info.shape, "copy", index, source),
-            Step(scales.name, beside.dtype, beside.shape, "copy", index, ((model, beside),)),
+            Step(scales.name, beside.dtype, beside.shape, "copy", index, (Stored(model, beside),)),
         ]
 
     def _output_dtype(self, dtype: str) -> str:
@@ -573,20 +586,22 @@ class _Planner:
             return [
                 Step(
                     name, infos[0].dtype, infos[0].shape, "integer", index,
-                    tuple(enumerate(infos)), policy=self.recipe.on_integer or default,
+                    tuple(map(Stored, range(len(infos)), infos)),
+                    policy=self.recipe.on_integer or default,
                 )
             ]  # fmt: skip
         if base is not None and based is None:
             return self._fault("missing from the base model", name)
-        sources = (*(() if based is None else ((BASE, based),)), *enumerate(infos))
-        scales = tuple(self._scales(k, name) for k, _ in sources) if self.is_quantized else ()
+        own = map(Stored, range(len(infos)), infos)
+        sources = (*(() if based is None else (Stored(BASE, based),)), *own)
+        scales = tuple(self._scales(s.model, name) for s in sources) if self.is_quantized else ()
         dtype = self._output_dtype(infos[0].dtype)
         if len(dtypes) > 1 and not any(scales):
             self._notice("dtype", f"stored in different dtypes; the output has {dtype}", name)
         parameters = self._parameters(prepared, name)
         tensor = Tensor(
             name, infos[0].shape, len(infos), based is not None,
-            compute_dtype(tuple(info.dtype for _, info in sources)), self.recipe.seed,
+            compute_dtype(tuple(s.info.dtype for s in sources)), self.recipe.seed,
             self.layers.get(name),
         )  # fmt: skip
         asked = outline(method, tensor, parameters)
@@ -635,11 +650,11 @@ class _Planner:
             if not (self.has_codes and tells_of_codes(name) and name in self.followers):
                 continue
             sources = tuple(
-                (k, model.tensors[name]) for k, model in enumerate(self.models)
+                Stored(k, model.tensors[name]) for k, model in enumerate(self.models)
                 if name in model.tensors
             )  # fmt: skip
-            info = sources[0][1]
-            if not is_activation_scale(name) or len({(i.dtype, i.shape) for _, i in sources}) > 1:
+            info, kinds = sources[0].info, {(s.info.dtype, s.info.shape) for s in sources}
+            if not is_activation_scale(name) or len(kinds) > 1:
                 made.append(Step(name, info.dtype, info.shape, "copy", rest, sources[:1]))
                 continue
             self._notice(

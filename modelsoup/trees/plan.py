@@ -39,6 +39,7 @@ from ..merging.methods import code_version, get_method
 from ..merging.plan import MergePlan, Step, plan_merge
 from ..merging.recipe import Recipe
 from ..merging.rules import BASE
+from ..merging.sources import Stored
 from ..merging.unmade import Unmade, can_be_unmade, takes_unmade
 from .operations import FineTune, Load, Merge, Operation, Train, Training, Tree
 from .store import Companions, Contents, companions_of
@@ -789,8 +790,9 @@ def _read_for_digests(plan: MergePlan, steps: Sequence[Step]) -> int:
     """Tensor bytes that some of a merge's steps have no use for."""
     used: dict[int, set[str]] = {}
     for step in steps:
-        for index, info in step.sources:
-            used.setdefault(index, set()).add(info.name)
+        for source in step.sources:
+            if isinstance(source, Stored):
+                used.setdefault(source.model, set()).add(source.info.name)
     left = 0
     for index in [*range(len(plan.models)), *([] if plan.base is None else [BASE])]:
         model, names = plan.model(index), used.get(index, set())

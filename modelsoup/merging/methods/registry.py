@@ -75,7 +75,8 @@ def parameter(
 ) -> Any:  # fmt: skip
     """What a parameter of a method has as its default, in the method's signature.
 
-    Its kind is the annotation's: `float`, `int`, `bool`, a `Literal` of words, or `PerModel`.
+    Its kind is the annotation's: `float`, `int`, `bool`, a `Literal` of words, or `PerModel`;
+    without one, the default's, or a number.
 
     Args:
         default: its value where none is given; without one it is required.
@@ -129,6 +130,9 @@ class Method:
             hint, given = hints.get(argument.name), argument.default
             if not isinstance(given, _Given):
                 given = _Given(given, None, None, "")
+            if hint is None:  # not annotated: as its default is
+                is_given = given.default is not inspect.Parameter.empty
+                hint = type(given.default) if is_given else float
             words = tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()
             kind = "word" if words else _KINDS.get(hint)
             if kind is None:
@@ -441,7 +445,8 @@ def _checked(method_name: str, own: Parameter, value: Any, models: int) -> Any:
     if own.kind == "truth":
         if not isinstance(value, str) and value in (0, 1):  # True and False among them
             return bool(value)
-        raise ParameterError(f"{where} is {value!r}, not true or false")
+        told = f"{value:g}" if isinstance(value, float) else repr(value)
+        raise ParameterError(f"{where} is {told}, not true or false")
     if own.kind == "word":
         if value in own.words:
             return value
