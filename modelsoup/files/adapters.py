@@ -460,12 +460,20 @@ def factors(
     """
     infos = (update.up, update.down, *(() if update.mid is None else (update.mid,)))
     wanted = dtype or np.dtype("float64" if "F64" in [i.dtype for i in infos] else "float32")
-    up, down, *mid = (adapter.checkpoint[info.name].astype(wanted) for info in infos)
+    return as_matrices(*(adapter.checkpoint[info.name].astype(wanted) for info in infos))
+
+
+def as_matrices(
+    up: np.ndarray, down: np.ndarray, mid: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two factors as matrices, or three (Tucker's decomposition of a convolution) as two.
+
+    Of three, Δ[o, c, h, w] is Σ up[o, i] · mid[i, j, h, w] · down[j, c].
+    """
     up = up.reshape(up.shape[0], up.shape[1])
-    if mid:  # Tucker's decomposition: down's columns are the inputs, mid's last axes the window
-        down = down.reshape(down.shape[0], down.shape[1])
-        down = np.tensordot(mid[0], down, ((1,), (0,)))  # r × h × w × inputs
-        down = np.moveaxis(down, -1, 1)
+    if mid is not None:
+        inner = down.reshape(down.shape[0], down.shape[1])
+        down = np.moveaxis(np.tensordot(mid, inner, ((1,), (0,))), -1, 1)
     return up, down.reshape(down.shape[0], -1)
 
 

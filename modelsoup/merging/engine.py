@@ -151,7 +151,9 @@ class Inputs:
             raise
 
     def reader(self, model: int, info: TensorInfo) -> FileReader:
-        return self._readers[model, info.file]
+        """What reads a tensor of an input; what is applied to the base may read that too."""
+        own = self._readers.get((model, info.file))
+        return self._readers[BASE, info.file] if own is None else own
 
     @property
     def extra_bytes(self) -> int:
@@ -683,6 +685,8 @@ class Stream:
             if job.scales and (scales := job.scales[k]) is not None:
                 dequantize(wide, 0, *scales)
             x.append(wide.reshape(source.info.shape))
+        for k in job.deltas:
+            x[k] += x[0]
         made = np.asarray(form.function(tuple(x)))
         if made.shape != step.shape:
             raise ParameterError(
@@ -908,7 +912,7 @@ def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
     filled = state = 0
     for job in jobs:
         nbytes = sum(info.nbytes for _, info in job.readers) if job.is_gathered else 0
-        held = job.step.state_bytes
+        held = job.step.state_bytes + job.step.memory_of_sources
         if group and (filled + nbytes > _GROUP or state + held > STATE):
             yield group
             group, filled, state = [], 0, 0

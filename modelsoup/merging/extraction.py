@@ -71,7 +71,8 @@ def extract_adapter(
     tensors = [t for module in modules for t in tensors_of(module, "peft")] + [*copies.values()]
     fits = []
     with writing(
-        output, "peft", tensors, lineage_of([after], before, "lora:extract", {"rank": rank}, seed),
+        output, "peft", tensors,
+        lineage_of([after], before, "extracted", "svd", {"rank": rank}, seed),
         read=[path for m in (after, before) for path in (m.path, *m.files)],
         force=force, fsync=fsync,
     ) as written:  # fmt: skip

@@ -156,7 +156,7 @@ def merge_adapters(
     checkpoints = [adapter.checkpoint for adapter in opened]
     fits = []
     with writing(
-        output, naming, tensors, lineage_of(checkpoints, None, f"lora:{method}", told, seed),
+        output, naming, tensors, lineage_of(checkpoints, None, "merged", method, told, seed),
         read=[adapter.path for adapter in opened], force=force, fsync=fsync,
     ) as written:  # fmt: skip
         for joint in joints:
@@ -410,13 +410,13 @@ def _config(
 
 
 def lineage_of(
-    models: Sequence[Checkpoint], base: Checkpoint | None, method: str,
+    models: Sequence[Checkpoint], base: Checkpoint | None, how: str, method: str,
     parameters: Mapping[str, Any], seed: int,
 ) -> dict[str, str]:  # fmt: skip
     """The metadata of an adapter: what it was made of, as that of a merge."""
     content: dict[str, Any] = {
-        "format": FORMAT, "version": __version__, "operation": "merge", "method": method,
-        "parameters": dict(parameters), "seed": seed,
+        "format": FORMAT, "version": __version__, "operation": "merge", "lora": how,
+        "method": method, "parameters": dict(parameters), "seed": seed,
         "inputs": [
             input_entry(model, digest_checkpoint(model), k, sha256=False)
             for k, model in enumerate(models)
