@@ -72,6 +72,11 @@ RECIPES: dict[str, tuple[dict[str, Any], Any]] = {  # field → a recipe, and an
     "rest": ({"layers": ["D.*"], "rest": "first"}, "drop"),
     "groups": ({"layers": ["group:g"], "groups": {"g": ["D.*"]}}, {"g": ["G.*"]}),
     "low_level": (LOW, 0.75),
+    "renames": ({"renames": ["D.*=E.*"]}, ["D.*=F.*"]),
+    "slices": (
+        {"renames": ["D.*=D.h.0.*"], "slices": ["1[0:1]+2[0:1]"]},
+        ["2[0:1]+1[0:1]"],
+    ),
     "dtype": ({"dtype": "f32"}, "f16"),
     "seed": (BASED, 2),
     "on_integer": ({}, "first"),

@@ -16,6 +16,7 @@ from collections import Counter, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from .forms import (
     Rows,
     WeightedSum,
     Whole,
+    added_up,
     weighted_deltas,
     weighted_sum,
     weighted_sum_into,
@@ -180,12 +182,12 @@ class Inputs:
             inputs.close()
 
 
-@dataclass
 class _Opened:
     """A source that is computed, with what computes it while its tensor is merged."""
 
-    source: Computed
-    values: Values | None = None
+    def __init__(self, source: Computed) -> None:
+        self.source = source
+        self.values: Values | None = None
 
     def take(self, start: int, stop: int) -> np.ndarray:
         """Elements, in the source's dtype."""
@@ -218,6 +220,14 @@ class _Job:
     is_gathered: bool = False  # something must be known of whole tensors before it is written
     loop: Loop | None = None
     loop_parameters: np.ndarray | None = None
+
+    @cached_property
+    def order(self) -> list[int]:
+        """In which order the readers are asked: of their files, and within a file."""
+        readers = self.readers
+        if len(readers) < 2:
+            return list(range(len(readers)))
+        return sorted(range(len(readers)), key=lambda k: (id(readers[k][0]), readers[k][1].start))
 
     @property
     def is_whole(self) -> bool:
@@ -500,7 +510,8 @@ class Stream:
         """The next unit and its inputs' bytes.
 
         A lock is released only once the next file's is held, so that every file is read in the
-        units' order, which its digest needs, while several files are read at the same time.
+        units' order, which its digest needs, while several files are read at the same time. Slices
+        may take files in any order and a file twice; locks are taken in one order, each once.
         """
         held = self._order
         held.acquire()
@@ -508,16 +519,18 @@ class Stream:
             unit = None if self._stop.is_set() else next(units, None)
             if unit is None:
                 return None
-            stored, total = [], 0
-            for index, (reader, info) in enumerate(unit.job.readers, 1):
+            stored, total = [np.empty(0)] * len(unit.job.readers), 0
+            for index in unit.job.order:
+                reader, info = unit.job.readers[index]
                 bits = DTYPES[info.dtype].bits
                 start, stop = unit.start * bits // 8, -(-unit.stop * bits // 8)
-                buffer = buffers.raw(index, stop - start)
-                reader.lock.acquire()
-                held.release()
-                held = reader.lock
+                buffer = buffers.raw(index + 1, stop - start)
+                if reader.lock is not held:
+                    reader.lock.acquire()
+                    held.release()
+                    held = reader.lock
                 reader.read(buffer.data, info.start + start)
-                stored.append(buffer)
+                stored[index] = buffer
                 total += buffer.nbytes
         finally:
             held.release()
@@ -559,6 +572,7 @@ class Stream:
         job, arrays = unit.job, _typed(unit.job, stored)
         length, row = job.block(in_a_pass=in_a_pass), job.row(in_a_pass=in_a_pass)
         has_base = job.step.tensor is not None and job.step.tensor.has_base
+        adds_up = isinstance(job.form, WeightedSum) and job.form.of_deltas  # and asks for no model
         for start in range(unit.start, unit.stop, length):
             place = slice(start - unit.start, min(start + length, unit.stop) - unit.start)
             x = []
@@ -571,9 +585,10 @@ class Stream:
                 if job.scales and (scales := job.scales[index]) is not None:
                     dequantize(wide, start, *scales)
                 x.append(wide)
-            deltas = {k: x[k].copy() for k in job.deltas}
-            for k, delta in deltas.items():
-                x[k] = x[0] + delta
+            deltas = {k: x[k] for k in job.deltas}
+            if in_a_pass or not adds_up:
+                for k, delta in deltas.items():
+                    x[k] = x[0] + delta
             if row:
                 x = [values.reshape(-1, row) for values in x]
                 deltas = {k: delta.reshape(-1, row) for k, delta in deltas.items()}
@@ -666,7 +681,7 @@ class Stream:
                 yield place, made.reshape(-1)
             elif form.of_deltas and job.deltas:
                 assert weights is not None
-                yield place, b.base + sum(c * b.delta(k) for k, c in enumerate(weights.weight))
+                yield place, added_up(b, weights.weight)
             elif form.of_deltas:
                 yield place, weighted_deltas(x, weights)
             else:

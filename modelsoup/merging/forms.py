@@ -200,6 +200,19 @@ def weighted_sum_into(x: Any, p: Any, out: Any, own: Any) -> None:
         np.add(out, part, out=out)
 
 
+def added_up(b: Block, weights: Sequence[Any]) -> np.ndarray:
+    """x₀ + Σ cₖ·dₖ of task vectors that are known as such, the sum added up in order."""
+    total = None
+    for k, weight in enumerate(weights):
+        delta = b.delta(k)
+        if weight != 1:
+            delta *= weight
+        total = delta if total is None else np.add(total, delta, out=total)
+    assert total is not None
+    total += b.base
+    return total
+
+
 def weighted_deltas(x: Any, p: Any) -> Any:
     """x₀ + Σ cₖ·(xₖ − x₀), the sum added up in order."""
     total = p.weight[0] * (x[1] - x[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, cast
 
@@ -33,6 +33,7 @@ from ..files.quantized import (
 )
 from .folding import Adapted
 from .forms import Tensor, WeightedSum
+from .layout import Layout, laid_out, proposal
 from .methods import Method, Outline, build_parameters, get_method, outline
 from .recipe import OnInteger, Recipe, check_beta
 from .rules import (
@@ -176,6 +177,7 @@ class MergePlan:
         added: names in the output that the first model has not.
         frozen: names that a trainer must not change afterwards.
         notices: what the user should know before anything is read.
+        layout: the models as its rules see them.
         may_be_nonfinite: names of tensors that may hold NaN or infinity although they are merged.
         has_codes: whether tensors of the output are codes, of which a config tells.
     """
@@ -189,6 +191,7 @@ class MergePlan:
     added: tuple[str, ...]
     frozen: tuple[str, ...]
     notices: tuple[Notice, ...]
+    layout: Layout
     may_be_nonfinite: frozenset[str] = frozenset()
     has_codes: bool = False
 
@@ -239,7 +242,8 @@ class MergePlan:
     def rule_counts(self) -> list[RuleCount]:
         """Per rule, how many tensors and parameters it took."""
         sizes = {step.name: step.elements for step in self.steps}
-        for model in (*([] if self.base is None else [self.base]), *reversed(self.models)):
+        seen = self.layout
+        for model in (*([] if seen.base is None else [seen.base]), *reversed(seen.models)):
             sizes.update({n: model.tensors[n].elements for n in self.dropped if n in model.tensors})
         counts = []
         for index, rule in enumerate(self.assignment.rules):
@@ -265,7 +269,9 @@ def plan_merge(
         MismatchError: names, shapes or dtypes do not fit together under the rules; or what is to be
             merged are codes or factors, which mean nothing one by one.
     """
-    return _Planner(tuple(models), recipe, base).plan()
+    given = tuple(models)
+    layout = laid_out(given, base, recipe.renames, recipe.slices)
+    return _Planner(given, base, layout, recipe).plan()
 
 
 class _Prepared:
@@ -290,12 +296,17 @@ class _Prepared:
 
 
 class _Planner:
+    """Plans a merge of models as a layout has them; `given` are those that are read."""
+
     def __init__(
-        self, models: tuple[Checkpoint, ...], recipe: Recipe, base: Checkpoint | None
-    ) -> None:
-        self.models = models
+        self, given: tuple[Checkpoint, ...], given_base: Checkpoint | None, layout: Layout,
+        recipe: Recipe,
+    ) -> None:  # fmt: skip
+        self.given = given, given_base
+        self.layout = layout
+        self.models = models = layout.models
         self.recipe = recipe
-        self.base = base
+        self.base = base = layout.base
         self.rules: tuple[Rule, ...] = ()
         self.names: list[str] = []
         self.layers: Mapping[str, tuple[int, int]] = {}
@@ -305,9 +316,9 @@ class _Planner:
         self.faults: dict[tuple[str, Remedy], list[str]] = {}
         self.details: dict[str, str] = {}  # name → how the models differ
         self.notices: dict[tuple[str, str, Level], list[str]] = {}
-        # Of adapters the model that they are for is the one that was given.
         self.adapted = [model for model in models if isinstance(model, Adapted)]
-        self.given = (BASE,) if self.adapted else tuple(range(len(models)))
+        # What rules call the first model, the second: of adapters, the one that they are for.
+        self.called = (BASE,) if self.adapted else tuple(range(len(models)))
         self.every = every = [*models, *([] if base is None else [base])]  # the base's names last
         self.scaled = {
             id(model): {} if isinstance(model, Adapted) else scaled_weights(model.tensors)
@@ -335,10 +346,10 @@ class _Planner:
         recipe, first = self.recipe, self.models[0]
         names = dict.fromkeys(name for model in self.every for name in model.tensors)
         self.names = [name for name in names if name not in self.followers]
-        self.layers = layers_of(self.names)
+        self.layers = {**layers_of(self.names), **self.layout.layers}
         assignment = assign(
             self.names, recipe.layers, rest=recipe.rest or "first", groups=recipe.groups,
-            fractions=recipe.low_level,
+            fractions=recipe.low_level, slices=self.layout.slices,
         )  # fmt: skip
         self.assignment, self.rules = assignment, assignment.rules
         if recipe.low_level and not any(rule.low_level for rule in self.rules):
@@ -373,9 +384,27 @@ class _Planner:
         frozen = tuple(n for n, index in assignment.chosen.items() if self.rules[index].frozen)
         self._notice_steps(assignment, steps, added)
         return MergePlan(
-            self.models, self.base, recipe, assignment, tuple(steps), tuple(dropped), added,
-            frozen, self._collected(), frozenset(nonfinite), self.has_codes,
+            *self.given, recipe, assignment, tuple(map(self._placed, steps)), tuple(dropped), added,
+            frozen, self._collected(), self.layout, frozenset(nonfinite), self.has_codes,
         )  # fmt: skip
+
+    def _placed(self, step: Step) -> Step:
+        """A step with its sources as the models have them that are read."""
+        if not self.layout.origins:
+            return step
+        scales = tuple(
+            None if found is None else self._placed_scales(source.model, found)
+            for source, found in zip(step.sources, step.scales, strict=bool(step.scales))
+        )
+        sources = tuple(
+            Stored(*self.layout.origin(s.model, s.info)) if isinstance(s, Stored) else s
+            for s in step.sources
+        )
+        return step._replace(sources=sources, scales=scales)
+
+    def _placed_scales(self, place: int, scales: Scales) -> Scales:
+        _, info = self.layout.origin(place, self._model(place).tensors[scales.name])
+        return replace(scales, name=info.name)
 
     def _check_sources(self) -> None:
         for rule in self.rules:
@@ -385,10 +414,10 @@ class _Planner:
                 raise ParameterError(
                     f"the rule {str(rule)!r} wants a base model ({option('base', 'BASE')})"
                 )
-            if rule.source >= len(self.given):
+            if rule.source >= len(self.called):
                 raise ParameterError(
                     f"the rule {str(rule)!r} wants model {rule.source + 1}, but there are "
-                    f"{len(self.given)}"
+                    f"{len(self.called)}"
                 )
 
     def _check_base(self) -> None:
@@ -412,7 +441,8 @@ class _Planner:
                 f"{' and '.join(asked)} {'was' if len(asked) == 1 else 'were'} given, but by the "
                 f"rules no tensor is merged ({how})"
             )
-        changes = self.recipe.layers or self.recipe.dtype
+        recipe = self.recipe
+        changes = recipe.layers or recipe.dtype or recipe.renames or recipe.slices
         if len(self.models) == 1 and not self.is_merged and not changes:
             raise ParameterError(
                 "one model alone is not merged: give more, or say what else is to be done with it"
@@ -463,12 +493,12 @@ class _Planner:
         asked = (lambda name: _in_rule(rule, name, "…")) if own else None
         checked = build_parameters(method, given, len(self.models), asked=asked)
         anything = "*" in self.recipe.allow_nonfinite
-        if method.normalizes and checked["normalize"] and not anything:
+        if method.normalizes and checked[method.normalizes] and not anything:
             total = sum(checked["weight"])
             if abs(total) < ZERO_SUM:
-                how = parameter_option("normalize", "false")
+                how = parameter_option(method.normalizes, "false")
                 if own or "weight" in rule.parameters:
-                    how = _in_rule(rule, "normalize", "false")
+                    how = _in_rule(rule, method.normalizes, "false")
                 raise ParameterError(
                     f"the weights of {method.name!r} sum to {total:g} and cannot be normalised "
                     f"({how}, or other weights)"
@@ -537,7 +567,7 @@ class _Planner:
 
     def _keep(self, name: str, index: int, rule: Rule) -> list[Step]:
         """A tensor that a rule, or what is done with the rest, keeps from one model."""
-        source = rule.source if rule.source == BASE else self.given[rule.source]
+        source = rule.source if rule.source == BASE else self.called[rule.source]
         info = self._model(source).tensors.get(name)
         if info is not None:
             return self._copy(name, index, source, info)
@@ -647,7 +677,7 @@ class _Planner:
 
     def _of_codes(self, step: Step, scales: tuple[Scales | None, ...], dtype: str) -> list[Step]:
         """A merge of the values that codes stand for, quantised as the first model is."""
-        own = self._scales(self.given[0], step.name) if step.dtype == dtype else None
+        own = self._scales(self.called[0], step.name) if step.dtype == dtype else None
         how = f"stored as {step.dtype}" if own is None else "quantised again"
         self._notice("quantized", f"quantised: merged as values, and {how}", step.name, "note")
         step = step._replace(scales=scales, quantized=own)
@@ -678,7 +708,7 @@ class _Planner:
     def _is_alike(self, name: str, first: TensorInfo, copied: int) -> bool:
         """Whether a copy of a model's tensor is stored as the first model's is."""
         as_stored = self._output_dtype(first.dtype) == first.dtype
-        return not as_stored or self._scales(copied, name) == self._scales(self.given[0], name)
+        return not as_stored or self._scales(copied, name) == self._scales(self.called[0], name)
 
     def _notice_carried(self, name: str) -> None:
         if self.recipe.on_integer is None:
@@ -695,7 +725,7 @@ class _Planner:
             if not (self.has_codes and tells_of_codes(name) and name in self.followers):
                 continue
             sources = tuple(
-                Stored(k, self._model(k).tensors[name]) for k in self.given
+                Stored(k, self._model(k).tensors[name]) for k in self.called
                 if name in self._model(k).tensors
             )  # fmt: skip
             info, kinds = sources[0].info, {(s.info.dtype, s.info.shape) for s in sources}
@@ -712,6 +742,11 @@ class _Planner:
         """One sentence for each way in which the models do not fit, all at once."""
         if not self.faults:
             return
+        are_missing = any(what.startswith("missing") for what, _ in self.faults)
+        if are_missing and not (self.recipe.renames or self.recipe.slices):
+            otherwise = proposal(self.models, self.base)
+            if otherwise is not None:
+                raise MismatchError(f"the models call the same tensors otherwise: {otherwise}")
         told = [
             f"{are_counted(len(names), 'tensor')} {what}: "
             f"{listed([self._detailed(name) for name in names])} ({self._remedy(names, remedy)})"

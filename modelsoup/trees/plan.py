@@ -768,7 +768,8 @@ def _merged(
     merged = tuple(step.name for step in plan.steps if step.kind == "merge")
     taken = set(merged)
     kept = tuple(step.name for step in plan.steps if step.name not in taken)
-    shapes = {n: shape for s in (base or {}, *reversed(signatures)) for n, (_, shape) in s.items()}
+    seen = [*([plan.layout.base] if plan.layout.base else []), *reversed(plan.layout.models)]
+    shapes = {name: info.shape for model in seen for name, info in model.tensors.items()}
     groups = {"merged": merged, "kept": kept, "dropped": plan.dropped, "frozen": plan.frozen}
     elements = {
         group: sum(_elements(shapes[name]) for name in names if name in shapes)
