@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -19,7 +20,12 @@ import modelsoup
 from modelsoup.errors import MismatchError, SoupError
 from modelsoup.files.adapters import Adapter, Base, open_adapter, stored_factors
 from modelsoup.files.checkpoint import Checkpoint, TensorInfo
+from modelsoup.files.writer import OutputTensor, layout
+from modelsoup.merging.engine import SLICE
 from modelsoup.merging.factors import CoreSpace, distance, nearest_factors, of_rank, residual
+from modelsoup.merging.forms import BLOCK, Tensor, Whole
+from modelsoup.merging.merge import _execute
+from modelsoup.merging.methods import registry
 from modelsoup.terminal.cli import main
 
 Arrays = dict[str, np.ndarray]
@@ -299,11 +305,11 @@ def test_a_module_is_found_by_what_the_base_calls_it(naming: str, module: str, n
 def test_a_module_that_the_base_lacks_is_named_with_the_nearest():
     absent = (
         r"lora is for 'layers\.0\.q_proi', which the base does not have; did you mean "
-        r"'layers\.0\.q_proj\.weight'\?"
+        r"'layers\.0\.q_proj'\?"
     )
     with pytest.raises(MismatchError, match=absent):
         found(["layers.0.q_proj.weight", "norm.weight"], "layers.0.q_proi")
-    with pytest.raises(MismatchError, match=r"did you mean 'down\.0\.to_q\.weight'"):
+    with pytest.raises(MismatchError, match=r"did you mean 'down\.0\.to_q'"):
         found(["down.0.to_q.weight"], "lora_unet_down_0_to_k", "kohya")
 
 
@@ -622,3 +628,357 @@ def test_the_commands_say_what_is_missed_and_leave_a_lineage(tmp_path: Path):
     assert json.loads(done.output)["modules"][0]["module"] == "q"
     assert soup("lora", "extract", *paths, "-o", tmp_path / "ex").exit_code == 1
     assert soup("lora", "extract", *paths, "-o", tmp_path / "ex", "--force").exit_code == 0
+
+
+# Folded into a base.
+
+
+def fold(base: Path, lora: Any, **how: Any) -> Arrays:
+    out = base.parent / "folded.safetensors"
+    modelsoup.merge([base], out, lora=lora, force=True, **how)
+    return {name: np.asarray(value, np.float64) for name, value in load_file(out).items()}
+
+
+def saved(file: Path, tensors: Arrays, dtype: Any = np.float32) -> Path:
+    save_file({name: np.ascontiguousarray(v.astype(dtype)) for name, v in tensors.items()}, file)
+    return file
+
+
+MODEL = {
+    "q.weight": draw(300, 400), "v.weight": draw(40, 30), "emb.weight": draw(50, 20),
+    "conv.weight": draw(8, 6, 3, 3), "q.bias": draw(300), "norm.weight": draw(20),
+}  # fmt: skip
+
+
+def adapter_of_all(folder: Path, seed: int = 0, **config: Any) -> Path:
+    return peft(
+        folder,
+        {
+            **pair("q", 300, 400, rank=3, seed=seed),
+            "emb.lora_embedding_A": draw(2, 50, seed=seed),
+            "emb.lora_embedding_B": draw(20, 2, seed=seed),
+            "conv.lora_A.weight": draw(2, 6, 3, 3, seed=seed),
+            "conv.lora_B.weight": draw(8, 2, 1, 1, seed=seed),
+        },
+        **config,
+    )
+
+
+def added(adapter: Path) -> Arrays:
+    return {
+        f"{name}.weight": value.reshape(MODEL[f"{name}.weight"].shape)
+        for name, value in updates(adapter).items()
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_an_adapter_of_weight_one_is_the_base_and_its_update_rounded_once(
+    tmp_path: Path, dtype: str
+):
+    kind = np.dtype(getattr(ml_dtypes, dtype) if dtype == "bfloat16" else dtype)
+    base = saved(tmp_path / "base.safetensors", MODEL, kind)
+    adapter = adapter_of_all(tmp_path / "a", use_rslora=True)
+    found, changes = fold(base, [adapter]), added(adapter)
+    for name, value in load_file(base).items():
+        exact = np.asarray(value, np.float64) + changes.get(name, 0)
+        if name not in changes:
+            np.testing.assert_array_equal(found[name], exact)
+            continue
+        # Only what lies between two numbers, but for the rounding of float32, may go either way.
+        rounded = exact.astype(np.float32).astype(kind).astype(np.float64)
+        step = np.spacing(np.abs(rounded).astype(kind)).astype(np.float64)
+        assert np.all(np.abs(found[name] - exact) <= step * 0.5 + 4e-6), name
+        assert np.mean(found[name] != rounded) < (0.5 if dtype == "float32" else 0.002)
+
+
+def test_several_adapters_are_added_up_with_their_weights(tmp_path: Path):
+    base = saved(tmp_path / "base.safetensors", MODEL)
+    a = adapter_of_all(tmp_path / "a")
+    b = peft(tmp_path / "b", {**pair("q", 300, 400, seed=5), **pair("v", 40, 30, seed=6)})
+    wanted = {name: value.astype(np.float64) for name, value in MODEL.items()}
+    for adapter, weight in ((a, 0.7), (b, -1.5)):
+        for name, value in added(adapter).items():
+            wanted[name] = wanted[name] + weight * value
+    assert_close(fold(base, {a: 0.7, b: -1.5}), wanted)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("ties", {"density": 0.3}),
+        ("dare_linear", {"density": 0.5}),
+        ("task_arithmetic", {"normalize": True, "lambda": 0.5}),
+        ("breadcrumbs", {"density": 0.6, "gamma": 0.1}),
+        ("model_stock", {}),
+        ("sce", {"select_topk": 0.5}),
+    ],
+)
+def test_a_method_over_task_vectors_gets_what_adapters_add(
+    tmp_path: Path, method: str, parameters: Any
+):
+    base = saved(tmp_path / "base.safetensors", MODEL)
+    a, b = (adapter_of_all(tmp_path / n, seed=k) for k, n in enumerate("ab"))
+    has_weight = "weight" in modelsoup.get_method(method).parameters
+    weight = {"weight": [0.5, 2.0]} if has_weight else {}
+    found = fold(base, {a: 0.5, b: 2.0} if has_weight else [a, b], method=method,
+                 parameters=parameters)  # fmt: skip
+    for name, value in added(a).items():
+        models = [MODEL[name] + d.astype(np.float32) for d in (value, added(b)[name])]
+        wanted = modelsoup.merge_arrays(
+            method, models, base=MODEL[name], name=name, **weight, **parameters
+        )
+        off = np.abs(found[name] - wanted) > 1e-4  # an element near a threshold may fall either way
+        assert off.mean() < 0.001, name
+
+
+def test_a_method_of_whole_matrices_gets_adapted_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
+
+    @modelsoup.method("first_row_last", base=True, models=(1, None), version="1")
+    def first_row_last(x: Tensor) -> Whole:
+        return Whole(lambda inputs: np.roll(inputs[1], -1, 0))
+
+    base = saved(tmp_path / "base.safetensors", MODEL, np.float64)
+    adapter = peft(tmp_path / "a", pair("v", 40, 30))
+    found = fold(base, [adapter], method="first_row_last")
+    wanted = np.roll(MODEL["v.weight"] + added(adapter)["v.weight"], -1, 0)
+    np.testing.assert_allclose(found["v.weight"], wanted, atol=1e-5)
+
+
+def test_slices_workers_and_shards_do_not_change_a_byte_of_a_fold(tmp_path: Path):
+    tensors = {"wide.weight": draw(9, 70_001), "tall.weight": draw(70_001, 3)}
+    base = saved(tmp_path / "base.safetensors", tensors)
+    adapter = peft(tmp_path / "a", {**pair("wide", 9, 70_001), **pair("tall", 70_001, 3)})
+    plan = modelsoup.merge([base], tmp_path / "x", lora=[adapter], dry_run=True).plan
+    made = []
+    for slice_elements in (BLOCK, 3 * BLOCK, SLICE):
+        for workers in (1, 3):
+            out = tmp_path / f"{slice_elements}-{workers}.safetensors"
+            tensors_out = [OutputTensor(s.name, s.dtype, s.shape) for s in plan.steps]
+            files = layout(tensors_out, file_name=out.name, shard_size=None)
+            _execute(
+                plan, out, files, workers=workers, force=False, sha256=False, fsync=False,
+                progress=None, slice_elements=slice_elements,
+            )  # fmt: skip
+            made.append(out.read_bytes())
+    assert len(set(made)) == 1
+    modelsoup.merge([base], tmp_path / "sharded", lora=[adapter], shard_size="1MB")
+    whole = load_file(tmp_path / f"{SLICE}-1.safetensors")
+    shards = modelsoup.open_checkpoint(tmp_path / "sharded")
+    assert len(shards.files) == 2
+    assert all(np.array_equal(shards[name], value) for name, value in whole.items())
+
+
+def with_lengths(weight: np.ndarray, lengths: np.ndarray, axis: int) -> np.ndarray:
+    norms = np.linalg.norm(weight, axis=axis, keepdims=True)
+    return weight / norms * lengths.reshape(norms.shape)
+
+
+def test_dora_gives_the_outputs_of_the_sum_their_lengths(tmp_path: Path):
+    lengths = np.abs(draw(300)) + 0.1
+    inputs_first = {**pair("v", 30, 40), "v.lora_magnitude_vector": np.abs(draw(30)) + 0.1}
+    base = saved(tmp_path / "base.safetensors", MODEL)
+    straight = peft(
+        tmp_path / "a", {**pair("q", 300, 400), "q.lora_magnitude_vector": lengths}, use_dora=True
+    )
+    turned = peft(tmp_path / "b", inputs_first, use_dora=True, fan_in_fan_out=True)
+    q = MODEL["q.weight"] + added(straight)["q.weight"]
+    v = MODEL["v.weight"] + added(turned)["v.weight"]
+    found = fold(base, [straight])
+    np.testing.assert_allclose(found["q.weight"], with_lengths(q, lengths, 1), atol=1e-5)
+    found = fold(base, [turned])
+    wanted = with_lengths(v, inputs_first["v.lora_magnitude_vector"], 0)
+    np.testing.assert_allclose(found["v.weight"], wanted, atol=1e-5)
+
+
+def test_kohyas_dora_is_of_outputs_and_that_of_inputs_is_refused(tmp_path: Path):
+    base = saved(tmp_path / "base.safetensors", {"to_q.weight": draw(4, 3)})
+    file = tmp_path / "k.safetensors"
+    for shape in ((4, 1), (1, 3)):
+        names = {n.replace("mid_", ""): v for n, v in KOHYA.items()}
+        save_file({**names, "lora_unet_to_q.dora_scale": np.abs(draw(*shape)) + 1}, file)
+        if shape == (4, 1):
+            found = fold(base, [file])["to_q.weight"]
+            summed = draw(4, 3) + 0.5 * draw(4, 2) @ draw(2, 3)
+            wanted = with_lengths(summed, np.abs(draw(4, 1)) + 1, 1)
+            np.testing.assert_allclose(found, wanted, atol=1e-5)
+        else:
+            with pytest.raises(MismatchError, match="which are not one for each of 4 outputs"):
+                fold(base, [file])
+
+
+def test_biases_are_added_and_what_is_whole_replaces_the_bases(tmp_path: Path):
+    base = saved(tmp_path / "base.safetensors", MODEL)
+    head = peft(
+        tmp_path / "a",
+        {
+            **pair("q", 300, 400),
+            "q.lora_B.bias": draw(300, seed=7),
+            "norm.weight": draw(20, seed=8),
+        },
+        lora_bias=True,
+        modules_to_save=["norm"],
+    )
+    found = fold(base, [head])
+    np.testing.assert_allclose(found["q.bias"], MODEL["q.bias"] + 2 * draw(300, seed=7), rtol=1e-5)
+    np.testing.assert_array_equal(found["norm.weight"], draw(20, seed=8))
+    half = fold(base, {head: 0.5})
+    mean = (MODEL["norm.weight"] + draw(20, seed=8)) / 2
+    np.testing.assert_allclose(half["norm.weight"], mean, atol=1e-6)
+
+
+def test_a_tucker_convolution_and_lycoris_whole_differences_are_folded(tmp_path: Path):
+    base = saved(tmp_path / "base.safetensors", MODEL)
+    file = tmp_path / "k.safetensors"
+    up, mid, down = draw(8, 2, 1, 1), draw(2, 2, 3, 3), draw(2, 6, 1, 1)
+    save_file(
+        {
+            "lora_unet_conv.lora_up.weight": up, "lora_unet_conv.lora_mid.weight": mid,
+            "lora_unet_conv.lora_down.weight": down, "lora_unet_norm.diff": draw(20, seed=9),
+        },
+        file,
+    )  # fmt: skip
+    found = fold(base, [file])
+    conv = np.einsum("ijkl,jc,pi->pckl", mid.astype(float), down[..., 0, 0], up[..., 0, 0])
+    np.testing.assert_allclose(found["conv.weight"], MODEL["conv.weight"] + conv, atol=1e-5)
+    np.testing.assert_allclose(
+        found["norm.weight"], MODEL["norm.weight"] + draw(20, seed=9), rtol=1e-6
+    )
+
+
+def test_folding_the_merged_adapter_is_folding_the_adapters(tmp_path: Path):
+    base = saved(tmp_path / "base.safetensors", MODEL)
+    a, b = (adapter_of_all(tmp_path / n, seed=k, lora_alpha=k + 1) for k, n in enumerate("ab"))
+    modelsoup.merge_adapters([a, b], tmp_path / "both", weights=[0.7, 0.3])
+    assert_close(fold(base, [tmp_path / "both"]), fold(base, {a: 0.7, b: 0.3}))
+
+
+def test_an_extracted_adapter_folded_into_the_base_is_the_tuned_model(tmp_path: Path):
+    tuned = {name: value + draw(*value.shape, seed=3) for name, value in MODEL.items()}
+    paths = models(tmp_path, MODEL, tuned)
+    modelsoup.extract_adapter(*paths, tmp_path / "adapter", rank=300)
+    assert_close(fold(paths[1], [tmp_path / "adapter"]), tuned)
+
+
+def test_codes_are_quantised_again_after_an_update_and_dora_of_them_is_refused(tmp_path: Path):
+    scale = np.full((), 0.01, np.float32)
+    codes = (draw(40, 30) * 50).astype(ml_dtypes.float8_e4m3fn)
+    base = tmp_path / "base.safetensors"
+    raw = {"v.weight": codes, "v.weight_scale": scale}
+    with_float8(base, raw)
+    adapter = peft(tmp_path / "a", pair("v", 40, 30), lora_alpha=0.1)
+    out = tmp_path / "out.safetensors"
+    modelsoup.merge([base], out, lora=[adapter])
+    made = modelsoup.open_checkpoint(out)
+    assert made.tensors["v.weight"].dtype == "F8_E4M3"
+    values = made["v.weight"].astype(float) * float(made["v.weight_scale"])
+    wanted = codes.astype(float) * 0.01 + updates(adapter)["v"]
+    assert np.linalg.norm(values - wanted) < 0.05 * np.linalg.norm(wanted)
+    tensors = {**pair("v", 40, 30), "v.lora_magnitude_vector": np.ones(40, np.float32)}
+    with pytest.raises(MismatchError, match=r"magnitudes for 'v\.weight', of which the base has"):
+        modelsoup.merge([base], tmp_path / "x", lora=[peft(tmp_path / "d", tensors)])
+
+
+def with_float8(file: Path, tensors: Arrays) -> None:
+    infos = [
+        OutputTensor(n, "F8_E4M3" if v.dtype.itemsize == 1 else "F32", v.shape)
+        for n, v in tensors.items()
+    ]
+    files = layout(infos, file_name=file.name, shard_size=None)
+    with modelsoup.CheckpointWriter(file, files, {}) as writer:
+        offset = 0
+        for info in files[0].tensors:
+            data = np.ascontiguousarray(tensors[info.name]).reshape(-1).view(np.uint8)
+            writer.write(file.name, data.data, offset)
+            offset += data.nbytes
+        writer.commit()
+
+
+def folding_fails(tmp_path: Path, *words: object) -> str:
+    done = soup("merge", *words, "-o", tmp_path / "out.safetensors")
+    assert done.exit_code == 1 and not [p for p in tmp_path.iterdir() if "out" in p.name]
+    return str(done.output).replace(f"{tmp_path}/", "")
+
+
+def test_an_adapter_for_another_base_is_named_with_its_module(tmp_path: Path):
+    base = saved(tmp_path / "base.safetensors", MODEL)
+    absent = peft(tmp_path / "absent", pair("conf", 3, 3))
+    assert folding_fails(tmp_path, base, "--lora", absent) == (
+        "Error: absent is for 'conf', which the base does not have; did you mean 'conv' or 'norm'?"
+        "\n"
+    )
+    other = peft(tmp_path / "other", pair("v", 40, 31))
+    assert folding_fails(tmp_path, base, "--lora", other) == (
+        "Error: other is for another base: what it has for 'v.weight' is [40, 31], and the base's "
+        "is [40, 30]\n"
+    )
+
+
+def test_what_makes_no_sense_beside_adapters_is_one_sentence(tmp_path: Path):
+    base = saved(tmp_path / "base.safetensors", MODEL)
+    a = peft(tmp_path / "a", pair("v", 40, 30))
+    for words, said in (
+        ((base, base, "--lora", a), "adapters are applied to one model, but 2 and no base model"),
+        ((base, "--lora", a, "--method", "linear"), "'linear' merges no task vectors"),
+        ((base, "--lora", a, "--weights", "1"), "the adapters' weights are given twice"),
+        ((base, "--lora", a, "--lora", a), "is given twice"),
+        ((base, "--lora", f"{a}=much"), "has the weight 'much', which is no finite number"),
+        ((base, "--lora", a, "--rename", "v.*=w.*"), "adapters go by the names"),
+        ((base, "--lora", a, "--layers", "v.*=second"), "wants model 2, but there are 1"),
+    ):
+        assert said in folding_fails(tmp_path, *words), words
+
+
+def test_nan_in_an_adapter_is_found_and_leaves_no_output(tmp_path: Path):
+    base = saved(tmp_path / "base.safetensors", MODEL)
+    bad = pair("v", 40, 30)
+    bad["v.lora_B.weight"][3] = np.inf
+    a = peft(tmp_path / "a", bad)
+    assert "v.weight" in folding_fails(tmp_path, base, "--lora", a)
+
+
+def test_rules_and_dtypes_hold_for_a_fold_and_its_lineage_says_what_went_in(tmp_path: Path):
+    base, out = saved(tmp_path / "base.safetensors", MODEL), tmp_path / "out.safetensors"
+    a = adapter_of_all(tmp_path / "a")
+    done = soup(
+        "merge", base, "--lora", f"{a}=0.5", "-o", out, "--layers", "q.*=first", "--layers",
+        "norm.*=drop", "--dtype", "f64", "--json",
+    )  # fmt: skip
+    report = json.loads(done.output)
+    made = load_file(out)
+    np.testing.assert_array_equal(made["q.weight"], MODEL["q.weight"].astype(np.float64))
+    assert "norm.weight" not in made and made["emb.weight"].dtype == np.float64
+    found, change = made["emb.weight"], added(a)["emb.weight"]
+    np.testing.assert_allclose(found, MODEL["emb.weight"] + 0.5 * change, atol=1e-5)
+    lineage = modelsoup.read_lineage(out)
+    assert lineage == report["lineage"] and lineage is not None and lineage["lora"] == "folded"
+    assert lineage["weights"] == [0.5] and lineage["base"]["name"] == "base.safetensors"
+    assert [entry["name"] for entry in lineage["inputs"]] == ["a"]
+    assert report["bytes_read"] <= report["planned"]["bytes_read"] + 2**16
+    assert soup("verify", out).exit_code == 0
+    again = soup("plan", "--from", out)
+    assert again.exit_code == 1 and "made with low-rank adapters" in again.output
+
+
+def test_a_config_file_names_adapters_from_its_own_folder(tmp_path: Path):
+    base = saved(tmp_path / "base.safetensors", MODEL)
+    a = adapter_of_all(tmp_path / "a")
+    text = "models: [base.safetensors]\nlora: {a: 0.5}\noutput: out.safetensors\n"
+    (tmp_path / "merge.yaml").write_text(text)
+    assert soup("merge", "--config", tmp_path / "merge.yaml").exit_code == 0
+    wanted = fold(base, {a: 0.5})
+    made = load_file(tmp_path / "out.safetensors")
+    assert all(np.array_equal(value, wanted[name]) for name, value in made.items())
+
+
+def test_a_folder_that_adapters_are_folded_into_keeps_its_config(tmp_path: Path):
+    base = tmp_path / "base"
+    base.mkdir()
+    saved(base / "model.safetensors", MODEL)
+    (base / "config.json").write_text('{"num_layers": 1}')
+    a = adapter_of_all(tmp_path / "a")
+    modelsoup.merge([base], tmp_path / "out", lora=[a])
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "model.safetensors"}

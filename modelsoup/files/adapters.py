@@ -532,10 +532,11 @@ class Base:
             found = self._of_dots(name)
         if len(found) == 1:
             return found[0]
-        where = f"{adapter.path} is for {name.rpartition('.')[0]!r}"
+        module = name.rpartition(".")[0]
+        where = f"{adapter.path} is for {module!r}"
         if found:
             raise MismatchError(f"{where}, which may be any of {listed(found)} of the base")
-        raise MismatchError(f"{where}, which the base does not have{self._hint(adapter, name)}")
+        raise MismatchError(f"{where}, which the base does not have{self._hint(adapter, module)}")
 
     def _of_dots(self, name: str) -> list[str]:
         first, _, rest = name.partition(".")
@@ -560,12 +561,12 @@ class Base:
         there = [name for name in found if name.startswith(parts)] if parts else []
         return there or found
 
-    def _hint(self, adapter: Adapter, name: str) -> str:
-        if adapter.naming != "kohya":
-            return nearest(name, self.names)
-        flat = {_flat(known): known for known in self.names}
-        close = nearest(_flat(name), flat)
-        return re.sub(r"'([^']*)'", lambda match: repr(flat.get(match[1], match[1])), close)
+    def _hint(self, adapter: Adapter, module: str) -> str:
+        """The modules that are called nearly so; where underscores stand for dots, the same way."""
+        written = _flat if adapter.naming == "kohya" else str
+        modules = {written(home): home for name in self.names if (home := name.rpartition(".")[0])}
+        close = nearest(written(module), modules)
+        return re.sub(r"'([^']*)'", lambda match: repr(modules.get(match[1], match[1])), close)
 
 
 def _flat(name: str) -> str:

@@ -192,7 +192,9 @@ class _Opened:
     def take(self, start: int, stop: int) -> np.ndarray:
         """Elements, in the source's dtype."""
         assert self.values is not None
-        return np.ascontiguousarray(self.values(start, stop), numpy_dtype(self.source.info.dtype))
+        with np.errstate(all="ignore"):
+            made = self.values(start, stop)
+        return np.ascontiguousarray(made, numpy_dtype(self.source.info.dtype))
 
 
 @dataclass
@@ -396,7 +398,8 @@ class Stream:
                 def read(info: TensorInfo, start: int, stop: int) -> np.ndarray:
                     return self._peek(inputs, model, info, start, stop)  # noqa: B023
 
-                opened.values = opened.source.opened(read)
+                with np.errstate(all="ignore"):  # NaN and infinity are looked for in results
+                    opened.values = opened.source.opened(read)
 
     def _peek(
         self, inputs: Inputs, model: int, info: TensorInfo, start: int, stop: int
@@ -927,7 +930,7 @@ def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
     filled = state = 0
     for job in jobs:
         nbytes = sum(info.nbytes for _, info in job.readers) if job.is_gathered else 0
-        held = job.step.state_bytes + job.step.memory_of_sources
+        held = job.step.state_bytes
         if group and (filled + nbytes > _GROUP or state + held > STATE):
             yield group
             group, filled, state = [], 0, 0

@@ -62,7 +62,8 @@ class Adapted(Checkpoint):
             return Stored(BASE, info)
         if isinstance(change, TensorInfo):
             return Stored(model, change)
-        computed = computed_info(info.name, info.shape, info.dtype)
+        # In the dtype of the arithmetic, and so not rounded before it.
+        computed = computed_info(info.name, info.shape, "F64" if info.dtype == "F64" else "F32")
         if isinstance(change, Added):
             return Multiple(model, computed, change.info, change.scale)
         product = Product(

@@ -125,15 +125,11 @@ class Step(NamedTuple):
 
     @property
     def state_bytes(self) -> int:
-        """How much memory what is gathered of its inputs takes at most."""
+        """How much memory what is gathered of its inputs takes at most, and what computes them."""
+        at_hand = sum(s.memory for s in self.sources if not isinstance(s, Stored))
         if self.outline is None or self.tensor is None:
-            return 0
-        return self.outline.state_bytes(self.tensor)
-
-    @property
-    def memory_of_sources(self) -> int:
-        """How much memory what computes its sources takes."""
-        return sum(s.memory for s in self.sources if not isinstance(s, Stored))
+            return at_hand
+        return at_hand + self.outline.state_bytes(self.tensor)
 
 
 @dataclass(frozen=True)
