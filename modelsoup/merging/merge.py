@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import resource
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,16 @@ from ..files.checkpoint import (
     open_checkpoint,
     parts_listed,
 )
-from ..files.companions import Stack, adapt_configs, companions, missing_layers
+from ..files.companions import (
+    Stack,
+    adapt_configs,
+    companions,
+    is_tokenizer,
+    missing_layers,
+    put_tokenizer,
+    unlike_vocabularies,
+)
+from ..files.dtypes import DTYPES
 from ..files.names import layer_of
 from ..files.placing import LINEAGE_KEY, OccupiedError, check_apart, check_free, check_place
 from ..files.writer import (
@@ -45,6 +55,7 @@ from ..files.writer import (
     parse_size,
 )
 from .engine import SLICE, Inputs, Nonfinite, Progress, Stream, check_workers
+from .layout import parse_model
 from .lineage import Digests, record
 from .plan import MergePlan, Notice, plan_merge
 from .recipe import Recipe, RecipeFields
@@ -221,9 +232,10 @@ def _parts(output: Path, plan: MergePlan) -> list[Part]:
 
 def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -> list[Notice]:
     """What of the first model's folder goes along, looked at before anything is done."""
-    folder = plan.models[0].companions
+    folder = plan.files_from.companions
     if output.suffix == SUFFIX or folder is None:
         return []
+    _check_tokenizer(plan)
     for place in (folder, *_parts_from(plan, files).values()):
         for _ in companions(place, without=output):  # for its errors
             pass
@@ -234,6 +246,38 @@ def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -
                f"{listed(gone)}", tuple(gone))
         for said, gone in missing_layers(folder, before, names, _stacks(plan))
     ]  # fmt: skip
+
+
+def _tokenizer(plan: MergePlan) -> Path | None:
+    """The folder whose tokenizer goes along in place of what else would; None if none does."""
+    wanted = plan.recipe.tokenizer_from
+    return None if wanted is None else plan.model(parse_model("tokenizer_from", wanted)).companions
+
+
+def _check_tokenizer(plan: MergePlan) -> None:
+    """Whether the tokenizer that was asked for is there, and is of all the models.
+
+    Raises:
+        MismatchError: it is not.
+    """
+    wanted, template = plan.recipe.tokenizer_from, plan.recipe.chat_template
+    folder = _tokenizer(plan) or plan.files_from.companions
+    if wanted is None and template is None:
+        return
+    if folder is None or not is_tokenizer(folder):
+        model = plan.files_from if wanted is None else plan.model(
+            parse_model("tokenizer_from", wanted)
+        )  # fmt: skip
+        raise MismatchError(
+            f"{model.name} has no tokenizer: {option('tokenizer_from', 'MODEL')} takes another's"
+        )
+    for model in plan.models if wanted else ():
+        difference = model.companions and unlike_vocabularies(folder, model.companions)
+        if difference:
+            raise MismatchError(
+                f"the tokenizers of {folder.name} and {model.name} are not one: {difference}; "
+                f"embeddings would have to be put in its order first"
+            )
 
 
 def _of_the_list_of_parts(
@@ -264,7 +308,8 @@ def _parts_from(plan: MergePlan, files: Sequence[OutputFile]) -> dict[str, Path]
     for prefix in {file.prefix for file in files} - own:
         folders = [model.companions for model in others if model.companions is not None]
         folder = next((f / prefix for f in folders if (f / prefix).is_dir()), None)
-        is_there = first.companions is not None and (first.companions / prefix).exists()
+        of_files = plan.files_from.companions
+        is_there = of_files is not None and (of_files / prefix).exists()
         if folder is not None and not is_there:
             found[prefix] = folder
     return found
@@ -301,7 +346,7 @@ def _execute(
     try:
         stream = Stream(plan, inputs, workers, slice_elements, progress)
         stream.compare_integers()
-        copy_from = first.companions if output.suffix != SUFFIX else None
+        copy_from = plan.files_from.companions if output.suffix != SUFFIX else None
         with CheckpointWriter(
             output,
             files,
@@ -322,6 +367,8 @@ def _execute(
             metadata.update(_data_digests(writer, files, metadata))
             writer.update_metadata(with_lineage(digests, stream.nonfinite_results()))
             if copy_from is not None:
+                if plan.recipe.tokenizer_from or plan.recipe.chat_template is not None:
+                    put_tokenizer(writer.path(""), _tokenizer(plan), plan.recipe.chat_template)
                 adapt_configs(
                     writer.path(""), [file.prefix for file in files], _changed_dtype(plan),
                     quantised=plan.has_codes, stacks=_stacks(plan),
@@ -378,6 +425,9 @@ def _changed_dtype(plan: MergePlan) -> str | None:
     first = plan.models[0]
     if plan.recipe.dtype is not None:
         return str(plan.recipe.dtype)
+    if plan.files_from is not first:
+        dtypes = Counter(step.dtype for step in plan.steps if DTYPES[step.dtype].kind == "float")
+        return max(dtypes, key=dtypes.__getitem__, default=None)
     return first.dtype if isinstance(first, Unmade) else None
 
 
@@ -393,7 +443,8 @@ def _stacks(plan: MergePlan) -> dict[str, Stack]:
             own = layer_of(info.name)
             number = layer.number if own is None else own.number
             found.setdefault(layer.stack, {})[layer.number] = plan.models[model].companions, number
-    before = {stack: depth for stack, (_, depth) in layout.stacks.items()}
+    of_files = parse_model("files_from", plan.recipe.files_from or "first")
+    before = dict(layout.depths.get(of_files, {}))
     if not before:
         for layer in filter(None, map(layer_of, first.tensors)):
             before[layer.stack] = max(before.get(layer.stack, 0), layer.number + 1)

@@ -10,6 +10,7 @@ import gc
 import io
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -281,7 +282,8 @@ def main() -> None:
     "--config",
     metavar="FILE",
     type=GivenPath(),
-    help="A YAML file with these options as keys, models and output too; the command line wins.",
+    help="A YAML file with these options as keys, models and output too; the command line wins. "
+    "Or a configuration of mergekit.",
 )
 @click.option("--shard-size", metavar="SIZE", help="Divide a folder's weights: 5GB, 500MB.")
 @click.option("--workers", type=int, metavar="N", help="Threads.  [default: the cores, at most 8]")
@@ -318,7 +320,7 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
     if options["verbose"]:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     talks = not (options["quiet"] or options["as_json"])
-    in_file = {} if options["config"] is None else _config(options["config"])
+    in_file = {} if options["config"] is None else _config(options, models)
     told = {name: in_file.pop(name) for name in _BESIDE_THE_RECIPE if name in in_file}
     of_command = {name: options.get(name) for name in _BESIDE_THE_RECIPE}
     told |= {n: value for n, value in of_command.items() if not (value is None or value is False)}
@@ -327,7 +329,7 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
     if not paths:
         raise click.UsageError("Missing argument 'A B [C …]': the models")
     output = told.pop("output", "soup" if "shard_size" in told else engine.DEFAULT_OUTPUT)
-    recipe = _recipe(options, in_file)
+    recipe = in_file.pop("recipe", None) or _recipe(options, in_file)
     if options["config"]:
         from ..files.placing import check_apart, check_place
 
@@ -358,12 +360,51 @@ _BESIDE_THE_RECIPE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _config(path: str) -> dict[str, Any]:
+# Options that a merge of mergekit's does not say: what decides its result is in its file.
+_BESIDE_MERGEKIT = (
+    "config", "output", "shard_size", "workers", "dry_run", "force", "strict", "sha256", "no_fsync",
+    "allow_nonfinite", "on_integer", "seed", "as_json", "quiet", "verbose", "model_card",
+)  # fmt: skip
+
+
+def _of_mergekit(options: Mapping[str, Any], models: tuple[str, ...]) -> dict[str, Any]:
+    """What a configuration of mergekit says, with the recipe that it makes."""
+    from dataclasses import replace
+
+    from ..files.yaml_text import read_documents
+    from ..trees.mergekit import merges_of
+
+    path = Path(options["config"])
+    others = [name for name, value in options.items() if value and name not in _BESIDE_MERGEKIT]
+    if models or others:
+        what = "models are" if models else f"--{others[0].replace('_', '-')} is"
+        raise ParameterError(f"{what} given, but {path} is mergekit's and says all of the merge")
+    merges, warnings = merges_of(read_documents(path), path.parent)
+    if len(merges) > 1:
+        output = options["output"] or "OUT"
+        raise ParameterError(
+            f"{path} has {len(merges)} merges, which are a tree: soup run {shlex.quote(str(path))} "
+            f"-o {shlex.quote(output)}"
+        )
+    for warning in warnings if not options["quiet"] else ():
+        say("warning", warning)
+    (merge,) = merges.values()
+    named = {n: options[n] for n in ("allow_nonfinite", "on_integer", "seed") if options[n]}
+    recipe = replace(merge.recipe, **named)
+    found = {"models": list(merge.models), "recipe": recipe}
+    return found if merge.base is None else {**found, "base": merge.base}
+
+
+def _config(options: Mapping[str, Any], models: tuple[str, ...]) -> dict[str, Any]:
     """What a --config file says; paths in it are relative to it, as in a plan."""
     from ..files.yaml_text import read_yaml
     from ..merging.recipe import plain_keys
     from ..merging.values import truth
+    from ..trees.mergekit import speaks_mergekit
 
+    path = options["config"]
+    if speaks_mergekit(Path(path)):
+        return _of_mergekit(options, models)
     content = plain_keys(read_yaml(Path(path)).content, path)
     for name, kind in _BESIDE_THE_RECIPE.items():
         if name in content and kind is bool:
