@@ -179,12 +179,12 @@ class Inputs:
             inputs.close()
 
 
-@dataclass
 class _Opened:
     """A source that is computed, with what computes it while its tensor is merged."""
 
-    source: Computed
-    values: Values | None = None
+    def __init__(self, source: Computed) -> None:
+        self.source = source
+        self.values: Values | None = None
 
     def take(self, start: int, stop: int) -> np.ndarray:
         """Elements, in the source's dtype."""

@@ -483,12 +483,12 @@ class _Planner:
         asked = (lambda name: _in_rule(rule, name, "…")) if own else None
         checked = build_parameters(method, given, len(self.models), asked=asked)
         anything = "*" in self.recipe.allow_nonfinite
-        if method.normalizes and checked["normalize"] and not anything:
+        if method.normalizes and checked[method.normalizes] and not anything:
             total = sum(checked["weight"])
             if abs(total) < ZERO_SUM:
-                how = parameter_option("normalize", "false")
+                how = parameter_option(method.normalizes, "false")
                 if own or "weight" in rule.parameters:
-                    how = _in_rule(rule, "normalize", "false")
+                    how = _in_rule(rule, method.normalizes, "false")
                 raise ParameterError(
                     f"the weights of {method.name!r} sum to {total:g} and cannot be normalised "
                     f"({how}, or other weights)"

@@ -100,8 +100,8 @@ class Method:
         models: how few and how many models it merges, the base not counted.
         base: whether it needs a base model; None: it can do with or without one.
         from_beta: the parameters that `--beta β` stands for, if it means anything here.
-        normalizes: whether its weights are divided by their sum where its parameter `normalize` is
-            true, so that they must have one.
+        normalizes: the parameter under which its weights are divided by their sum, so that they
+            must have one; empty where there is none.
         purpose: what it is for: `average`, `interpolate`, `task vectors`, …; `soup methods` sorts
             by it.
         summary: one line for `soup methods`.
@@ -115,7 +115,7 @@ class Method:
     models: tuple[int, int | None] = (2, None)
     base: bool | None = False
     from_beta: Callable[[float], dict[str, Any]] | None = None
-    normalizes: bool = False
+    normalizes: str = ""
     purpose: str = "other"
     summary: str = ""
     source: str = ""
