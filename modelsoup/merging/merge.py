@@ -129,6 +129,7 @@ def merge(
     sha256: bool = False,
     fsync: bool = True,
     dry_run: bool = False,
+    model_card: bool | str = False,
     progress: Progress | None = None,
     **fields: Unpack[RecipeFields],
 ) -> MergeReport:
@@ -149,10 +150,13 @@ def merge(
         sha256: record SHA-256 digests of the inputs too.
         fsync: flush to the disk before the output appears.
         dry_run: check everything that headers can show, and write nothing.
+        model_card: write a model card, README.md, into a folder; a text is the configuration that
+            it shows, in place of the recipe.
         progress: called, from any thread, with the number of bytes that were read or written since
             the last call and the number expected in all.
         **fields: of `Recipe`: `method`, `beta`, `weights`, `parameters`, `layers`, `rest`,
-            `groups`, `low_level`, `dtype`, `seed`, `on_integer`, `allow_nonfinite`.
+            `groups`, `low_level`, `renames`, `slices`, `files_from`, `tokenizer_from`,
+            `chat_template`, `dtype`, `seed`, `on_integer`, `allow_nonfinite`.
 
     Raises:
         SoupError: anything that the user can put right; no output is left behind then.
@@ -193,13 +197,17 @@ def merge(
             f"the output {output} is one file, but there are weights in "
             f"{listed([file.prefix or '.' for file in files])}: name a folder"
         )
+    if model_card and output.suffix == SUFFIX:
+        raise OutputError(
+            f"the output {output} is one file, and a model card goes into a folder: name a folder"
+        )
     notices += _of_the_folder(plan, output, files)
     _strict(notices, strict)
     if dry_run:
         return MergeReport(None, plan, tuple(notices))
     return _execute(
         plan, output, files, workers=workers, force=force, sha256=sha256,
-        fsync=fsync, progress=progress, notices=notices,
+        fsync=fsync, progress=progress, notices=notices, card=model_card,
     )  # fmt: skip
 
 
@@ -324,7 +332,7 @@ def _strict(notices: Sequence[Notice], strict: bool) -> None:
 def _execute(
     plan: MergePlan, output: Path, files: list[OutputFile], *, workers: int, force: bool,
     sha256: bool, fsync: bool, progress: Progress | None, notices: Sequence[Notice] = (),
-    slice_elements: int = SLICE,
+    slice_elements: int = SLICE, card: bool | str = False,
 ) -> MergeReport:  # fmt: skip
     """Carry out a plan. `slice_elements` (a multiple of `BLOCK`) is there for the tests."""
     _allow_many_files()
@@ -373,6 +381,11 @@ def _execute(
                     writer.path(""), [file.prefix for file in files], _changed_dtype(plan),
                     quantised=plan.has_codes, stacks=_stacks(plan),
                 )  # fmt: skip
+            if card:
+                from .card import CARD, model_card  # with YAML, which a merge seldom needs
+
+                text = model_card(plan, output.name, card if isinstance(card, str) else None)
+                (writer.path("") / CARD).write_text(text, "utf-8")
             writer.commit()
     finally:
         inputs.close()

@@ -267,6 +267,15 @@ def main() -> None:
     help="Stack layers anew: '1[0:16]' and then '2[8:24]'; '1[0:8]+2[0:8]' merges those of two.",
 )
 @click.option(
+    "--files-from",
+    metavar="MODEL",
+    help="Whose config and other files go along into a folder: first, second, 3, base.  "
+    "[default: first]",
+)
+@click.option(
+    "--tokenizer-from", metavar="MODEL", help="Whose tokenizer does.  [default: as --files-from]"
+)
+@click.option(
     "--dtype",
     metavar="DTYPE",
     help="Stored dtype of float tensors: f32, f16, bf16, ….  [default: the first model's]",
@@ -296,6 +305,12 @@ def main() -> None:
     metavar="PATTERN",
     help="Let NaN and infinity pass in these tensors; '*': in all, and weights that sum to zero.",
 )
+@click.option(
+    "--model-card/--no-model-card",
+    default=None,
+    help="Write a README.md into a folder: parents, method, configuration.  "
+    "[default: for configurations of mergekit]",
+)
 @click.option("--sha256", is_flag=True, help="Record SHA-256 digests of the inputs too.")
 @click.option(
     "--no-fsync",
@@ -311,6 +326,7 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
     \b
     soup merge a.safetensors b.safetensors --beta 0.5 --layers 'disc.*'
     """  # noqa: D301
+    from ..files.checkpoint import SUFFIX
     from ..merging import merge as engine
 
     # The objects of a merge live until it ends: looking for cycles among those of 100,000 tensors
@@ -329,7 +345,12 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
     if not paths:
         raise click.UsageError("Missing argument 'A B [C …]': the models")
     output = told.pop("output", "soup" if "shard_size" in told else engine.DEFAULT_OUTPUT)
+    text = in_file.pop("text", False)  # a configuration of mergekit
     recipe = in_file.pop("recipe", None) or _recipe(options, in_file)
+    wants_card = options["model_card"]
+    if wants_card is None:
+        wants_card = told.pop("model_card", bool(text) and Path(output).suffix != SUFFIX)
+    told["model_card"] = (text or True) if wants_card else False
     if options["config"]:
         from ..files.placing import check_apart, check_place
 
@@ -356,7 +377,7 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
 # Options of `soup merge` that a --config file may have, and the types that they have there.
 _BESIDE_THE_RECIPE: dict[str, Any] = {
     "models": list, "output": str, "base": str, "shard_size": (str, int), "workers": int,
-    "strict": bool, "sha256": bool,
+    "strict": bool, "sha256": bool, "model_card": bool,
 }  # fmt: skip
 
 
@@ -391,7 +412,7 @@ def _of_mergekit(options: Mapping[str, Any], models: tuple[str, ...]) -> dict[st
     (merge,) = merges.values()
     named = {n: options[n] for n in ("allow_nonfinite", "on_integer", "seed") if options[n]}
     recipe = replace(merge.recipe, **named)
-    found = {"models": list(merge.models), "recipe": recipe}
+    found = {"models": list(merge.models), "recipe": recipe, "text": path.read_text("utf-8")}
     return found if merge.base is None else {**found, "base": merge.base}
 
 
@@ -433,7 +454,9 @@ def _recipe(options: Mapping[str, Any], in_file: dict[str, Any]) -> Any:
     for name, other in (("beta", "weights"), ("weights", "beta")):
         if options[name] is not None:
             content.pop(other, None)  # the file's, which the command line's replaces
-    for name in ("method", "beta", "rest", "dtype", "on_integer", "seed"):
+    for name in (
+        "method", "beta", "rest", "dtype", "on_integer", "seed", "files_from", "tokenizer_from",
+    ):  # fmt: skip
         if options[name] is not None:
             content[name] = options[name]
     if options["weights"] is not None:

@@ -40,7 +40,7 @@ def _fuse_option(command: Any) -> Any:
 
 
 def _read(path: str) -> tuple[Any, list[str]]:
-    """The tree of a file, ours or mergekit's; a trainer given as `module:Class` may lie beside it."""
+    """The tree of a file, ours or mergekit's; trainers given as `module:Class` may lie beside."""
     from ..files.checkpoint import SUFFIX
     from ..trees.mergekit import read_mergekit
     from ..trees.tree_yaml import read_tree

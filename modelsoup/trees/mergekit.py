@@ -462,14 +462,16 @@ class _Reader:
         sources = [source for source in group.sources if not source.is_base]
         for name, own in self.method.parameters.items():
             if own.kind != "numbers":
-                for source in sources:
-                    for where, settings in source.settings:
-                        if name in settings:
-                            raise self._refuse(
-                                (*where, name), f"{name!r} is the same for all models, and cannot "
-                                f"be one model's parameter"
-                            )  # fmt: skip
-                value = self._value(name, own.default, group.settings, own.is_required)
+                is_one = self.method.models == (1, 1)
+                of_models = [pair for source in sources for pair in source.settings]
+                for where, settings in () if is_one else of_models:
+                    if name in settings:
+                        raise self._refuse(
+                            (*where, name), f"{name!r} is the same for all models, and cannot be "
+                            f"one model's parameter"
+                        )  # fmt: skip
+                settings_of = [*(of_models if is_one else ()), *group.settings]
+                value = self._value(name, own.default, settings_of, own.is_required)
                 if value is not None:
                     found[name] = value
                 continue
@@ -483,7 +485,7 @@ class _Reader:
             if all(value is None for value in values):
                 continue
             if None in values:
-                if own.is_required:
+                if own.is_required or name == "weight":
                     source = sources[values.index(None)]
                     raise self._refuse(source.way, f"there is no {name!r} for this model")
                 values = [own.default if value is None else value for value in values]

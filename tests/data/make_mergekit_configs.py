@@ -1,11 +1,12 @@
-"""Make `mergekit_configs.safetensors`: tiny Llamas, and what mergekit 0.1.5 makes of configurations.
+"""Make `mergekit_configs.safetensors`: tiny Llamas, and what mergekit 0.1.5 makes of them.
 
     pip install mergekit==0.1.5
     python tests/data/make_mergekit_configs.py
 
 The command `mergekit-yaml` is run over model folders in a temporary folder, once for each of
-`CONFIGS`. The file holds `input/MODEL/TENSOR` and `CASE/TENSOR`, all in float32; in its metadata are
-the configurations as they stand, how many layers each result's config counts, and the models' own.
+`CONFIGS`. The file holds `input/MODEL/TENSOR` and `CASE/TENSOR`, all in float32; in its metadata
+are the configurations as they stand, the number of layers that each result's config counts, and the
+models' config.
 """
 
 from __future__ import annotations
@@ -101,12 +102,12 @@ merge_method: linear
 parameters: {weight: 0.6, normalize: false}
 dtype: float32
 """,
-    "one and two models": """
+    "two models and one": """
 slices:
-- sources: [{model: a, layer_range: [0, 2], parameters: {weight: 2.0}}]
 - sources:
-  - {model: a, layer_range: [2, 4], parameters: {weight: 0.25}}
-  - {model: b, layer_range: [2, 4], parameters: {weight: 0.5}}
+  - {model: a, layer_range: [0, 2], parameters: {weight: 0.25}}
+  - {model: b, layer_range: [0, 2], parameters: {weight: 0.5}}
+- sources: [{model: b, layer_range: [2, 4], parameters: {weight: 2.0}}]
 merge_method: linear
 dtype: float32
 """,
