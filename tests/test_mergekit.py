@@ -368,16 +368,6 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(here: Path):
     assert told == "base has no tokenizer: --tokenizer-from MODEL takes another's"
 
 
-def test_transformers_loads_stacked_layers(here: Path):
-    transformers = pytest.importorskip("transformers")
-    (here / "kit.yml").write_text(CONFIGS["stacked"])
-    assert soup("merge", "--config", "kit.yml", "-o", "out").exit_code == 0
-    model = transformers.AutoModelForCausalLM.from_pretrained(here / "out")
-    assert model.config.num_hidden_layers == 7 and len(model.model.layers) == 7
-    found = model.model.layers[4].mlp.down_proj.weight.detach().numpy()
-    np.testing.assert_array_equal(found, under("input/b")["model.layers.2.mlp.down_proj.weight"])
-
-
 def test_a_plan_that_is_not_mergekits_is_read_as_ours(here: Path):
     (here / "tree.yaml").write_text("# no merge_method here\nsoup: 1\nmodels: {a: a}\ntree: a\n")
     assert read_mergekit(here / "tree.yaml") is None

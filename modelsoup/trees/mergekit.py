@@ -8,7 +8,7 @@ would pass over in silence, such as a key that it does not know, is an error her
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def _tree(merges: Mapping[str, MergekitMerge], file: str) -> Tree:
     return builder.tree(root)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Source:
     """A model as an input, or its layers as part of a slice."""
 
@@ -159,7 +159,7 @@ class _Source:
     is_base: bool = False  # over which the others are merged
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Group:
     """Sources that are merged with each other: all models, or those of a slice or a module."""
 
@@ -261,9 +261,8 @@ class _Reader:
                 own = [self._of_models(way, module, settings)]
             else:
                 own = self._of_slices(way, module, settings)
-            for group in own:
-                group.module = "" if name == _WHOLE and len(modules) == 1 else name
-            found += own
+            called = "" if name == _WHOLE and len(modules) == 1 else name
+            found += [replace(group, module=called) for group in own]
         return found
 
     def _of_models(
@@ -352,10 +351,9 @@ class _Reader:
 
     # Where it goes
 
-    def _laid_out(self, groups: list[_Group]) -> dict[str, Any]:
+    def _laid_out(self, given: list[_Group]) -> dict[str, Any]:
         """The models, the slices, and the parameters of a recipe."""
-        for group in groups:
-            self._put_base_in_place(group)
+        groups = [self._with_base_in_place(group) for group in given]
         models = list(dict.fromkeys(s.model for g in groups for s in g.sources if not s.is_base))
         if not models:
             raise self._refuse(groups[0].way, "there is no model besides the base")
@@ -367,7 +365,7 @@ class _Reader:
             )  # fmt: skip
         if not is_sliced:
             return {"models": models, **self._of_modules(groups, models)}
-        self._fill(groups)
+        groups = self._filled(groups)
         slices = []
         for group in groups:
             spans = [self._span(source, models, group.module) for source in group.sources]
@@ -391,47 +389,55 @@ class _Reader:
             if set(own) != set(models):
                 raise self._refuse(group.way, "modules that are made of different models are not "
                                               "supported")  # fmt: skip
-            group.sources.sort(key=lambda s: models.index(s.model) if s.model in models else -1)
+        groups = [
+            replace(
+                group,
+                sources=sorted(
+                    (source for source in group.sources if not source.is_base),
+                    key=lambda source: models.index(source.model),
+                ),
+            )
+            for group in groups
+        ]
         if len(groups) == 1 and not groups[0].module:
             return {"parameters": self._parameters(groups[0])}
         named = {g.module: [f"{g.module}.*", f"model.{g.module}.*"] for g in groups}
         rules = [Rule(f"group:{g.module}", parameters=self._parameters(g)) for g in groups]
         return {"groups": named, "layers": rules, "rest": "error"}
 
-    def _put_base_in_place(self, group: _Group) -> None:
+    def _with_base_in_place(self, group: _Group) -> _Group:
         """The base as what task vectors are over, or as the first of two models."""
+        if self.base is None:
+            return group
         own = [source for source in group.sources if source.model == self.base]
         others = [source for source in group.sources if source.model != self.base]
-        if self.base is None:
-            return
         if self.has_base:
-            for source in own:
-                source.is_base = True
-            group.sources = [*others, *own[:1]]
-        elif self.method.models == (2, 2):
-            group.sources = [*own, *others]
+            of_base = [replace(source, is_base=True) for source in own[:1]]
+            return replace(group, sources=[*others, *of_base])
+        return replace(group, sources=[*own, *others]) if self.method.models == (2, 2) else group
 
     def _span(self, source: _Source, models: Sequence[Path | str], module: str) -> Span:
         assert source.span is not None
         index = BASE if source.is_base else models.index(source.model)
         return Span(index, *source.span, module)
 
-    def _fill(self, groups: Sequence[_Group]) -> None:
-        """Give slices of fewer models sources of weight 0, so that all are of as many."""
+    def _filled(self, groups: Sequence[_Group]) -> list[_Group]:
+        """Slices of fewer models with sources of weight 0, so that all are of as many."""
         counts = [sum(not source.is_base for source in group.sources) for group in groups]
+        own = self.method.parameters.get("weight")
+        filled = []
         for group, count in zip(groups, counts, strict=True):
             missing = max(counts) - count
-            own = self.method.parameters.get("weight")
-            if missing and (own is None or own.kind != "numbers"):
+            if missing and (own is None or own.kind != "numbers" or not count):
                 raise self._refuse(
                     group.way, f"slices of different numbers of models are not supported for "
                     f"{self.method.name!r}: this one is of {count}, another of {max(counts)}"
                 )  # fmt: skip
-            if missing and count:
-                last = [source for source in group.sources if not source.is_base][-1]
-                place = group.sources.index(last) + 1
-                group.sources[place:place] = [last] * missing
-                group.fills = missing
+            models = [source for source in group.sources if not source.is_base]
+            of_base = [source for source in group.sources if source.is_base]
+            sources = [*models, *models[-1:] * missing, *of_base]
+            filled.append(replace(group, sources=sources, fills=missing))
+        return filled
 
     # Parameters
 
