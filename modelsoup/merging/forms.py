@@ -17,6 +17,9 @@ import numpy as np
 BLOCK = 1 << 16
 """Elements: small enough for the second-level cache, large enough for numpy to be quick."""
 
+MANY = 1 << 20
+"""Elements: of so many a sample tells about how large they are."""
+
 FLOAT32 = np.dtype(np.float32)
 
 PerModel = tuple[float, ...]
@@ -78,6 +81,7 @@ class Tensor:
         dtype: of the arithmetic, float32 or float64.
         seed: of what is drawn at random.
         layer: of its layer, the index and how many there are; None where the name has none.
+        can_be_sampled: whether any elements can be read without reading all.
     """
 
     name: str
@@ -87,11 +91,17 @@ class Tensor:
     dtype: np.dtype[Any] = FLOAT32
     seed: int = 0
     layer: tuple[int, int] | None = None
+    can_be_sampled: bool = False
 
     @cached_property
     def elements(self) -> int:
         """How many elements it has."""
         return prod(self.shape)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether a sample of it is worth its reading."""
+        return self.can_be_sampled and self.elements >= MANY
 
     @property
     def blocks(self) -> int:

@@ -212,11 +212,15 @@ class MergePlan:
         )  # fmt: skip
 
     def bytes_at_hand(self, step: Step) -> int:
-        """Bytes that are read once for sources of a step that are computed."""
-        return sum(
+        """Bytes that are read beside the streaming: for sources that are computed, and samples."""
+        computed = sum(
             info.nbytes
             for source in step.sources if not isinstance(source, Stored) for info in source.reads
         )  # fmt: skip
+        if step.outline is None or step.tensor is None:
+            return computed
+        bits = sum(DTYPES[source.info.dtype].bits for source in step.sources)
+        return computed + step.outline.sampled(step.tensor) * bits // 8
 
     def model(self, index: int) -> Checkpoint:
         """A model by its index, `rules.BASE` for the base."""
@@ -646,6 +650,8 @@ class _Planner:
             name, infos[0].shape, len(infos), based is not None,
             compute_dtype(tuple(s.info.dtype for s in sources)), self.recipe.seed,
             self.layers.get(name),
+            not any(scales)
+            and all(isinstance(s, Stored) and self._model(s.model).files for s in sources),
         )  # fmt: skip
         asked = outline(method, tensor, parameters)
         if asked.only is not None:
