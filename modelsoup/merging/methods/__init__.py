@@ -1,6 +1,14 @@
 """Merge methods, a family a file; one method is one small function."""
 
-from . import averages, spherical, task_vectors  # noqa: F401  (importing registers them)
+from . import (  # noqa: F401  (importing registers them)
+    averages,
+    masks,
+    post_processing,
+    robust,
+    spectral,
+    spherical,
+    task_vectors,
+)
 from .registry import (
     Method,
     Outline,

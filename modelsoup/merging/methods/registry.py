@@ -101,6 +101,7 @@ class Method:
         from_beta: the parameters that `--beta β` stands for, if it means anything here.
         normalizes: whether its weights are divided by their sum where its parameter `normalize` is
             true, so that they must have one.
+        layers: whether it treats layers by their depth, so that there must be some.
         purpose: what it is for: `average`, `interpolate`, `task vectors`, …; `soup methods` sorts
             by it.
         summary: one line for `soup methods`.
@@ -115,6 +116,7 @@ class Method:
     base: bool | None = False
     from_beta: Callable[[float], dict[str, Any]] | None = None
     normalizes: bool = False
+    layers: bool = False
     purpose: str = "other"
     summary: str = ""
     source: str = ""
