@@ -168,7 +168,8 @@ class Whole:
 
     Attributes:
         function: of the inputs' arrays in their shape, the base first.
-        memory: how many arrays of the tensor's size are held at once, its inputs and result aside.
+        memory: how many arrays of the tensor's size it holds at once, the result among them and
+            the inputs not.
     """
 
     function: Callable[[Sequence[np.ndarray]], np.ndarray]

@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import ParameterError
 from ..forms import Block, Merging, PerModel, Rows, Tensor, WeightedSum, Whole, evaluated
 from .registry import Asking, build_parameters, get_method, method, parameter
-from .spectral import EMBEDDINGS, is_finite, matrix_shape, svd
+from .spectral import EMBEDDINGS, difference, in_arrays, is_finite, matrix_shape, svd, svd_memory
 
 Inner = Literal[
     "task_arithmetic", "ties", "dare_linear", "dare_ties", "magmax", "consensus", "emr", "tsv_m",
@@ -62,7 +62,7 @@ def svc(
 
     γᵣ = T / Σᵢ max(alpha, ⟨aᵣ, aᵣᵢ⟩/‖aᵣᵢ‖²), with aᵣ and aᵣᵢ the rows of Uᵀ·M and Uᵀ·Dᵢ: what M
     and what each task vector make of direction r. Tensors that are no matrices are left as they
-    were merged. In float64.
+    were merged.
     """
     form = yield from merged_by(x, of, weight, density, lambda_)
     shape = matrix_shape(x, embeddings=embeddings)
@@ -71,14 +71,15 @@ def svc(
 
     def whole(inputs: Sequence[np.ndarray]) -> np.ndarray:
         base, models = inputs[0], inputs[1:]
-        merged = evaluated(form, x, inputs)
+        merged = difference(evaluated(form, x, inputs), base)
         if not is_finite(merged):
             return np.full(x.shape, np.nan, x.dtype)
-        u, s, vt = svd(np.subtract(merged, base, dtype=np.float64))
+        u, s, vt = svd(merged)
+        del merged
         response = s[:, None] * vt
         total = np.zeros(s.size)
         for model in models:
-            own = u.T @ np.subtract(model, base, dtype=np.float64)
+            own = u.T @ difference(model, base)
             length = np.einsum("rn,rn->r", own, own)
             along = np.einsum("rn,rn->r", response, own)
             total += np.maximum(alpha, np.divide(along, length, out=length, where=length > 0))
@@ -87,7 +88,8 @@ def svc(
         made += base
         return made
 
-    return Whole(whole, 0)
+    inner = form.memory if isinstance(form, Whole) else 0
+    return Whole(whole, max(inner, in_arrays(x, svd_memory(shape))))
 
 
 @method(
@@ -128,7 +130,15 @@ def scaled(form: Merging, scale: float) -> Merging:
         return WeightedSum(weights, form.of_deltas)
     if isinstance(form, Whole):
         function = form.function
-        return Whole(lambda x: x[0] + scale * (function(x) - x[0]), form.memory)
+
+        def whole(inputs: Sequence[np.ndarray]) -> np.ndarray:
+            made = function(inputs)
+            made -= inputs[0]
+            made *= scale
+            made += inputs[0]
+            return made
+
+        return Whole(whole, form.memory)
     of = form.function if isinstance(form, Rows) else form
 
     def merged(b: Block) -> np.ndarray:

@@ -54,7 +54,7 @@ def of_matrices(
     shape: tuple[int, int] | None,
     lambda_: float,
     merged: Callable[[Delta], np.ndarray],
-    memory: float,
+    wide: float,
 ) -> Merging:
     """Base + λ·(what is made of the matrices Dᵢ), or the mean where the tensor is no matrix.
 
@@ -64,7 +64,7 @@ def of_matrices(
         lambda_: λ.
         merged: of the matrices, one of their shape; it is not asked where one is not finite, and
             the result is NaN there.
-        memory: as of `Whole`, without a task vector and the sum with the base.
+        wide: how many float64 arrays of the tensor's size it holds at once.
     """
     if shape is None:
         return mean_of_deltas(x, lambda_)
@@ -73,8 +73,7 @@ def of_matrices(
         base, models = inputs[0], inputs[1:]
 
         def delta(k: int) -> np.ndarray:
-            made: np.ndarray = (models[k] - base).reshape(shape)
-            return made
+            return difference(models[k], base).reshape(shape)
 
         if not all(is_finite(delta(k)) for k in x.models):
             return np.full(x.shape, np.nan, x.dtype)  # no decomposition would end
@@ -84,7 +83,18 @@ def of_matrices(
         made += base
         return made
 
-    return Whole(whole, memory)
+    return Whole(whole, in_arrays(x, wide))
+
+
+def difference(model: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """A task vector in float64, in which numpy decomposes matrices whatever they are given in."""
+    made: np.ndarray = np.subtract(model, base, dtype=np.float64)
+    return made
+
+
+def in_arrays(x: Tensor, wide: float) -> float:
+    """Arrays of float64 counted as those of a tensor's own dtype."""
+    return wide * 8 / x.dtype.itemsize
 
 
 def is_finite(values: np.ndarray) -> bool:
@@ -94,8 +104,21 @@ def is_finite(values: np.ndarray) -> bool:
 
 def svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """U, σ and Vᵀ with as many singular values as the shorter side has."""
+    if matrix.shape[0] < matrix.shape[1]:  # LAPACK is three times as quick the other way round
+        vt, s, u = svd(matrix.T)
+        return u.T, s, vt.T
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
     return u, s, vt
+
+
+def svd_memory(shape: tuple[int, int]) -> float:
+    """How many float64 arrays of a matrix's size it takes to decompose it, itself among them.
+
+    That is numpy's copy, U and Vᵀ twice, and what LAPACK's gesdd works in: 3 or 4 squares.
+    """
+    short, long = min(shape), max(shape)
+    square = short / long
+    return 2 + 2 * (1 + square) + (4 if long >= 11 / 6 * short else 3) * square
 
 
 def polar(matrix: np.ndarray) -> np.ndarray:
@@ -108,6 +131,35 @@ def polar(matrix: np.ndarray) -> np.ndarray:
     u *= s > s.max(initial=0) * max(matrix.shape) * np.finfo(s.dtype).eps
     nearest: np.ndarray = u @ vt
     return nearest
+
+
+class _Triplets:
+    """Singular triplets of several matrices of one shape, joined."""
+
+    def __init__(self, shape: tuple[int, int], count: int) -> None:
+        self._u = np.empty((shape[0], count))
+        self._s = np.empty(count)
+        self._vt = np.empty((count, shape[1]))
+        self._filled = 0
+
+    def add(self, matrix: np.ndarray, count: int) -> np.ndarray:
+        """Take in a matrix's strongest ones: its U."""
+        u, s, vt = svd(matrix)
+        place = slice(self._filled, self._filled + count)
+        self._u[:, place], self._s[place], self._vt[place] = u[:, :count], s[:count], vt[:count]
+        self._filled += count
+        return self._u[:, place]
+
+    def orthogonal(self, *, flat: bool) -> np.ndarray:
+        """polar(U)·diag(σ)·polar(V), with all σ their mean where it is to be flat."""
+        u = self._u = polar(self._u)
+        u *= self._s.mean() if flat else self._s
+        made: np.ndarray = u @ polar(self._vt)
+        return made
+
+
+def _triplets_memory(shape: tuple[int, int]) -> float:
+    return svd_memory(shape) + 1 + min(shape) / max(shape)
 
 
 @method(
@@ -137,22 +189,13 @@ def tsv_m(
         )
 
     def merged(delta: Delta) -> np.ndarray:
-        parts = [_strongest(delta(k), kept) for k in x.models]
-        u = polar(np.concatenate([u for u, _, _ in parts], axis=1))
-        s = np.concatenate([s for _, s, _ in parts])
-        vt = np.concatenate([vt for _, _, vt in parts])
-        parts.clear()
-        u *= s
-        made: np.ndarray = u @ polar(vt)
-        return made
+        assert shape is not None
+        triplets = _Triplets(shape, kept * x.count)
+        for k in x.models:
+            triplets.add(delta(k), kept)
+        return triplets.orthogonal(flat=False)
 
-    return of_matrices(x, shape, lambda_, merged, 0)
-
-
-def _strongest(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first singular triplets, in memory of their own."""
-    u, s, vt = svd(matrix)
-    return u[:, :count].copy(), s[:count].copy(), vt[:count].copy()
+    return of_matrices(x, shape, lambda_, merged, _triplets_memory(shape) if shape else 0)
 
 
 @method(
@@ -179,7 +222,7 @@ def iso_c(
         made: np.ndarray = u @ vt
         return made
 
-    return of_matrices(x, shape, lambda_, merged, 0)
+    return of_matrices(x, shape, lambda_, merged, svd_memory(shape) if shape else 0)
 
 
 def _sum(delta: Delta, x: Tensor) -> np.ndarray:
@@ -216,21 +259,16 @@ def iso_cts(
     shared = rank - each * x.count
 
     def merged(delta: Delta) -> np.ndarray:
-        first = _strongest(_sum(delta, x), shared)
-        parts = []
+        assert shape is not None
+        triplets = _Triplets(shape, rank)
+        first = triplets.add(_sum(delta, x), shared)
         for k in x.models if each else ():
             residual = delta(k)
-            residual -= first[0] @ (first[0].T @ residual)
-            parts.append(_strongest(residual, each))
-        parts.append(first)
-        u = polar(np.concatenate([u for u, _, _ in parts], axis=1))
-        u *= np.concatenate([s for _, s, _ in parts]).mean()
-        vt = np.concatenate([vt for _, _, vt in parts])
-        parts.clear()
-        made: np.ndarray = u @ polar(vt)
-        return made
+            residual -= first @ (first.T @ residual)
+            triplets.add(residual, each)
+        return triplets.orthogonal(flat=True)
 
-    return of_matrices(x, shape, lambda_, merged, 0)
+    return of_matrices(x, shape, lambda_, merged, _triplets_memory(shape) if shape else 0)
 
 
 @method(
@@ -257,39 +295,93 @@ def wudi(
     means the same for tensors of any scale; t → ∞ is R·C⁺.
     """
     shape = matrix_shape(x, conv, embeddings=embeddings)
+    rows, columns = shape or (0, 1)
+    by_rows = x.count * rows < columns  # all of them lie in a space that is smaller than theirs
+    size = min(x.count * rows, columns)
 
     def merged(delta: Delta) -> np.ndarray:
-        assert shape is not None
-        basis = None
-        if x.count * shape[0] < shape[1]:  # all rows lie in a space that is smaller than theirs
-            joined = np.concatenate([delta(k) for k in x.models])
-            basis = np.linalg.qr(joined.T)[0]
-            del joined
-        size = shape[1] if basis is None else basis.shape[1]
-        start = np.zeros((shape[0], size), x.dtype)
-        pulled = np.zeros((shape[0], size), x.dtype)
-        inner = np.zeros((size, size))
-        for k in x.models:
-            d = delta(k) if basis is None else delta(k) @ basis
-            start += d
-            wide = d.astype(np.float64)
-            norm = float(np.linalg.norm(wide))
-            if not norm:
-                continue
-            wide /= norm  # both products are then of moderate size
-            gram = wide.T @ wide
-            inner += gram
-            gram *= norm
-            pulled += (wide @ gram).astype(x.dtype)
-        values, q = np.linalg.eigh(inner)
-        values = np.maximum(values, 0)
-        decay = np.exp(-2 * t * values)
-        with np.errstate(all="ignore"):
-            gain = np.where(values > 0, -np.expm1(-2 * t * values) / values, 2 * t)
-        q = q.astype(x.dtype)
-        flow = (start @ q) * decay.astype(x.dtype)
-        flow += (pulled @ q) * gain.astype(x.dtype)
-        made: np.ndarray = flow @ q.T
-        return made if basis is None else made @ basis.T
+        return _by_rows(delta, x, rows, t) if by_rows else _by_columns(delta, x, columns, t)
 
-    return of_matrices(x, shape, lambda_, merged, 0)
+    square, flat = size**2, rows * columns
+    memory = max(5 * square + rows * size, 3 * flat + square)
+    if not by_rows:
+        memory = max(2 * flat + 5 * square, 4 * flat + 2 * square)
+    return of_matrices(x, shape, lambda_, merged, memory / max(1, flat))
+
+
+def _by_columns(delta: Delta, x: Tensor, columns: int, t: float) -> np.ndarray:
+    start = np.zeros_like(delta(0))
+    pulled, inner = np.zeros_like(start), np.zeros((columns, columns))
+    for k in x.models:
+        _pull(delta(k), start, pulled, inner)
+    q, decay, gain = _flow(inner, t)
+    del inner
+    flow: np.ndarray = start @ q
+    del start
+    flow *= decay
+    more: np.ndarray = pulled @ q
+    del pulled
+    more *= gain
+    flow += more
+    del more
+    made: np.ndarray = flow @ q.T
+    return made
+
+
+def _pull(d: np.ndarray, start: np.ndarray, pulled: np.ndarray, inner: np.ndarray) -> None:
+    """Add what a task vector contributes to X₀, R and C."""
+    start += d
+    norm = _over_norm(d)
+    gram = d.T @ d
+    inner += gram
+    gram *= norm
+    pulled += d @ gram
+
+
+def _by_rows(delta: Delta, x: Tensor, rows: int, t: float) -> np.ndarray:
+    """The same, as C = AᵀA of the stacked Dᵢ/‖Dᵢ‖, and X₀ = E·A, R = B·A: A·f(AᵀA) = f(AAᵀ)·A."""
+    places = [slice(k * rows, (k + 1) * rows) for k in x.models]
+    outer = np.empty((x.count * rows, x.count * rows))
+    norms = [_multiply(delta, k, outer, places) for k in x.models]
+    own = [norm * outer[place, place] for norm, place in zip(norms, places, strict=True)]
+    q, decay, gain = _flow(outer, t)
+    del outer
+    factors = np.zeros((rows, q.shape[0]))
+    for norm, square, place in zip(norms, own, places, strict=True):
+        factors += (norm * q[place]) * decay + (square @ q[place]) * gain
+    factors = factors @ q.T
+    del q
+    made = np.zeros_like(delta(0))
+    for k, place in enumerate(places):
+        d = delta(k)
+        _over_norm(d)
+        made += factors[:, place] @ d
+    return made
+
+
+def _multiply(delta: Delta, k: int, outer: np.ndarray, places: Sequence[slice]) -> float:
+    """Fill in one model's rows and columns of AAᵀ, up to its own; its norm."""
+    d = delta(k)
+    norm = _over_norm(d)
+    for j, place in enumerate(places[: k + 1]):
+        other = delta(j)
+        _over_norm(other)
+        outer[places[k], place] = d @ other.T
+        outer[place, places[k]] = outer[places[k], place].T
+    return norm
+
+
+def _over_norm(d: np.ndarray) -> float:
+    """Divide a matrix by its norm, which is given back; zero stays zero."""
+    norm = float(np.linalg.norm(d))
+    d /= norm or 1.0
+    return norm
+
+
+def _flow(matrix: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Eigenvectors, and of each eigenvalue c e^(−2tc) and (1 − e^(−2tc))/c."""
+    values, q = np.linalg.eigh(matrix)
+    values = np.maximum(values, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gain = np.where(values > 0, -np.expm1(-2 * t * values) / values, 2 * t)
+    return q, np.exp(-2 * t * values), gain
