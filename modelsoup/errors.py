@@ -232,6 +232,17 @@ def layer_option(rules: Sequence[tuple[str, str]], rest: str | None = None) -> s
     return f"layers=[{', '.join(repr(f'{p}={what}') for p, what in rules)}]{last}"
 
 
+def renaming_option(renames: Sequence[tuple[str, str, str]]) -> str:
+    """Renames, as `option` has them: each as one text, and as its pattern and its new name."""
+    dialect = _dialect.get()
+    if dialect == "command":
+        return " ".join(f"--rename {_for_the_shell(text)}" for text, _, _ in renames)
+    if dialect == "plan":
+        said = [f"{_for_yaml(pattern)}: {_for_yaml(new)}" for _, pattern, new in renames]
+        return f"renames: {{{', '.join(said)}}}"
+    return f"renames={[text for text, _, _ in renames]!r}"
+
+
 def patterns_option(name: str, patterns: Sequence[str]) -> str:
     """An option that takes patterns, as `option` has it."""
     dialect = _dialect.get()

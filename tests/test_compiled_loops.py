@@ -26,11 +26,9 @@ from modelsoup.merging.engine import SLICE
 RUNNER = """
 import json, sys
 import modelsoup
-from modelsoup import fused
+from modelsoup.merging import compiled
 
-job_file, output_folder, *modules = sys.argv[1:]
-for module in modules:
-    __import__(module)
+job_file, output_folder = sys.argv[1:]
 errors = {}
 for name, job in json.load(open(job_file)).items():
     try:
@@ -38,7 +36,8 @@ for name, job in json.load(open(job_file)).items():
     except modelsoup.SoupError as error:
         errors[name] = str(error)
 loops = [
-    [key[0].__name__, list(key[1]), key[2], loop is not None] for key, loop in fused._loops.items()
+    [key[0].__name__, list(key[1]), key[2], loop is not None]
+    for key, loop in compiled._loops.items()
 ]
 print(json.dumps({"errors": errors, "loops": loops, "numba": "numba" in sys.modules}))
 """
@@ -62,19 +61,18 @@ class Run:
 
 
 def run(
-    folder: Path, jobs: dict[str, Job], *, fast: str | None, cache: Path,
-    modules: tuple[str, ...] = (),
+    folder: Path, jobs: dict[str, Job], *, fast: str | None, cache: Path
 ) -> Run:  # fmt: skip
-    """Carry out jobs in a new process; its modules are looked for in `folder`."""
+    """Carry out jobs in a new process."""
     output = folder / "outputs"
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir()
     (folder / "jobs.json").write_text(json.dumps(jobs))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MODELSOUP_")}
-    environment |= {"MODELSOUP_CACHE": str(cache), "PYTHONPATH": str(folder)}
+    environment |= {"MODELSOUP_CACHE": str(cache)}
     if fast is not None:
         environment["MODELSOUP_FAST"] = fast
-    arguments = [str(folder / "jobs.json"), str(output), *modules]
+    arguments = [str(folder / "jobs.json"), str(output)]
     process = subprocess.run(
         [sys.executable, "-c", RUNNER, *arguments], env=environment, capture_output=True, text=True,
         check=False,
@@ -293,12 +291,13 @@ def test_every_job_was_in_one_list_and_every_method_and_dtype_had_a_loop(both: B
     assert {*MERGED, *REFUSED} == both.jobs.keys()
     assert both.fast.numba
     expected = {
-        ("linear", ("F32",) * 2, "BF16"), ("linear", ("F32",) * 2, "F16"),
-        ("linear", ("BF16", "F16"), "BF16"), ("linear", ("F16", "F32"), "F16"),
-        ("linear", ("BF16", "F16", "F32"), "BF16"), ("task_arithmetic", ("BF16", "F16"), "F16"),
-        ("task_arithmetic", ("BF16", "F16", "F32"), "F16"),
-        *(("linear", (d,) * k, d) for d in DTYPES for k in (2, 3)),
-        *(("task_arithmetic", (d,) * k, d) for d in DTYPES for k in (2, 3)),
+        ("weighted_sum", ("F32",) * 2, "BF16"), ("weighted_sum", ("F32",) * 2, "F16"),
+        ("weighted_sum", ("BF16", "F16"), "BF16"), ("weighted_sum", ("F16", "F32"), "F16"),
+        ("weighted_sum", ("BF16", "F16", "F32"), "BF16"),
+        ("weighted_deltas", ("BF16", "F16"), "F16"),
+        ("weighted_deltas", ("BF16", "F16", "F32"), "F16"),
+        *(("weighted_sum", (d,) * k, d) for d in DTYPES for k in (2, 3)),
+        *(("weighted_deltas", (d,) * k, d) for d in DTYPES for k in (2, 3)),
     }  # fmt: skip
     assert both.fast.loops == dict.fromkeys(expected, True)
     assert not both.numpy.loops
@@ -342,7 +341,7 @@ def test_damaged_cache_files_are_compiled_again(both: Both, tmp_path: Path) -> N
     shutil.copytree(both.cache, cache)
     used = run(tmp_path, chosen(both, "linear of two"), fast="1", cache=cache)
     assert not used.numba
-    files = sorted(cache.rglob("linear-*"))
+    files = sorted(cache.rglob("weighted_sum-*"))
     damages = [
         lambda content: b"",
         lambda content: content[:100],
@@ -383,10 +382,11 @@ def nobody(uid):
     raise KeyError(uid)
 
 pwd.getpwuid = nobody
-from modelsoup import fused, merge
+from modelsoup import merge
+from modelsoup.merging import compiled
 
 merge(sys.argv[1:3], sys.argv[3])
-assert any(fused._loops.values())  # one was compiled
+assert any(compiled._loops.values())  # one was compiled
 """
 
 
@@ -404,193 +404,3 @@ def test_a_user_without_a_home_is_no_error(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert load_file(output)["w"].tolist() == [0.5] * 1000
-
-
-# --- functions that numba and numpy compute differently -------------------------------------------
-
-OWN_METHODS = """
-from dataclasses import dataclass
-import numpy as np
-import modelsoup
-
-@dataclass(frozen=True)
-class Parameters:
-    share: float = modelsoup.parameter(0.3, doc="of the first")
-
-def register(function):
-    return modelsoup.method(function.__name__, Parameters)(function)
-
-@register
-def with_exp(x, p):
-    return x[0] + p.share * np.exp(-x[1] * x[1])
-
-@register
-def with_log(x, p):
-    return x[0] + p.share * np.log(np.abs(x[1]))
-
-@register
-def with_remainder(x, p):
-    return np.fmod(x[0], x[1])
-
-@register
-def with_tanh(x, p):
-    return x[0] + p.share * np.tanh(x[1])
-
-@register
-def with_literals(x, p):
-    return 0.1 * x[0] + 0.9 * x[1]
-
-@register
-def with_power(x, p):
-    return x[0] ** 3 + x[1] ** 0.5
-
-@register
-def with_where(x, p):
-    return np.where(x[0] > x[1], x[0], p.share * x[1])
-
-@register
-def nearswap(x, p):
-    share = np.minimum(p.share / np.maximum(np.abs(x[0] - x[1]), p.share * p.share), p.share)
-    return share * x[1] + (p.share / p.share - share) * x[0]
-
-@register
-def wide_product(x, p):
-    return x[0] * 2.0**100 * 2.0**-100 + x[1]
-"""
-LARGE = np.float32(2.0**40)
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
-    """Methods of a module of the user's, with loops and without."""
-    folder = tmp_path_factory.mktemp("own")
-    (folder / "own_methods.py").write_text(OWN_METHODS)
-    generator = np.random.default_rng(6)
-    paths = []
-    for name in "ab":
-        values = np.abs(generator.standard_normal(9999)).astype(np.float32)
-        save_file({"x": values, "large": values * LARGE}, folder / f"{name}.safetensors")
-        paths.append(str(folder / f"{name}.safetensors"))
-    methods = [
-        "with_exp", "with_log", "with_remainder", "with_tanh", "with_where", "with_literals",
-        "with_power", "nearswap", "wide_product",
-    ]  # fmt: skip
-    jobs = {m: {"models": paths, "method": m, "allow_nonfinite": True} for m in methods}
-    fast = run(folder, jobs, fast="1", cache=folder / "cache", modules=("own_methods",))
-    numpy = run(folder, jobs, fast="0", cache=folder / "cache", modules=("own_methods",))
-    assert fast.outputs.keys() == numpy.outputs.keys() == set(methods)
-    return fast, numpy
-
-
-def has_loop(result: Run, method: str) -> bool:
-    return result.loops[method, ("F32", "F32"), "F32"]
-
-
-@pytest.mark.parametrize(
-    "method", ["with_exp", "with_log", "with_remainder", "with_tanh", "with_where"]
-)
-def test_a_function_that_calls_others_has_no_loop_and_numpys_bytes(
-    method: str, own: tuple[Run, Run]
-) -> None:
-    fast, numpy = own
-    assert not has_loop(fast, method)
-    assert fast.outputs[method] == numpy.outputs[method]
-
-
-@pytest.mark.parametrize("method", ["with_literals", "with_power"])
-def test_a_function_that_numba_computes_in_float64_gives_numpys_bytes(
-    method: str, own: tuple[Run, Run]
-) -> None:
-    fast, numpy = own
-    assert fast.outputs[method] == numpy.outputs[method]
-
-
-def test_a_users_own_function_can_have_a_loop(own: tuple[Run, Run]) -> None:
-    fast, numpy = own
-    assert has_loop(fast, "nearswap")
-    assert fast.outputs["nearswap"] == numpy.outputs["nearswap"]
-
-
-def test_what_overflows_in_numpy_overflows_in_a_loop(own: tuple[Run, Run]) -> None:
-    fast, numpy = own
-    assert fast.outputs["wide_product"] == numpy.outputs["wide_product"]
-
-
-# Methods that depend on what is not in their own text.
-CLIP = """
-from dataclasses import dataclass
-import numpy as np
-import modelsoup
-import clip_settings
-
-LIMIT = np.float32({limit})
-TABLE = np.full(5000, 7, np.float32)
-TABLE[2500] = LIMIT
-
-@dataclass(frozen=True)
-class Parameters:
-    share: float = modelsoup.parameter(0.5, doc="of the second")
-
-def register(function):
-    return modelsoup.method(function.__name__, Parameters)(function)
-
-def lesser(x):
-    return np.minimum(x, LIMIT)
-
-def closure():
-    limit = LIMIT
-    def clip_by_closure(x, p):
-        return np.minimum(x[0], limit) + p.share * x[1]
-    return clip_by_closure
-
-register(closure())
-
-@register
-def clip_by_global(x, p):
-    return np.minimum(x[0], LIMIT) + p.share * x[1]
-
-@register
-def clip_by_function(x, p):
-    return lesser(x[0]) + p.share * x[1]
-
-@register
-def clip_by_default(x, p, limit=LIMIT):
-    return np.minimum(x[0], limit) + p.share * x[1]
-
-@register
-def clip_by_table(x, p):
-    return np.minimum(x[0], TABLE[2500]) + p.share * x[1]
-
-@register
-def clip_by_module(x, p):
-    return np.minimum(x[0], clip_settings.BOUND) + p.share * x[1]
-"""
-CLIPS = ("global", "closure", "function", "default", "table", "module")
-
-
-@pytest.fixture(scope="module")
-def changed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run, Run]:
-    """With loops, with loops after the limit was changed, and then without loops."""
-    folder = tmp_path_factory.mktemp("changed")
-    paths = []
-    for name, value in (("a", 5e5), ("b", 1)):
-        save_file({"x": np.full(100, value, np.float32)}, folder / f"{name}.safetensors")
-        paths.append(str(folder / f"{name}.safetensors"))
-    jobs = {kind: {"models": paths, "method": f"clip_by_{kind}"} for kind in CLIPS}
-
-    def merged(limit: str, fast: str) -> Run:
-        (folder / "clip_settings.py").write_text(f"import numpy\nBOUND = numpy.float32({limit})\n")
-        (folder / "clip_method.py").write_text(CLIP.format(limit=limit))
-        shutil.rmtree(folder / "__pycache__", ignore_errors=True)
-        return run(folder, jobs, fast=fast, cache=folder / "cache", modules=("clip_method",))
-
-    return merged("1e5", "1"), merged("1e6", "1"), merged("1e6", "0")
-
-
-@pytest.mark.parametrize("kind", ["global", "closure", "function", "default", "table", "module"])
-def test_what_a_function_depends_on_changes_its_loop(
-    kind: str, changed: tuple[Run, Run, Run]
-) -> None:
-    before, after, numpy = changed
-    assert before.outputs[kind] != numpy.outputs[kind]
-    assert after.outputs[kind] == numpy.outputs[kind]

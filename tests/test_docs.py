@@ -149,11 +149,12 @@ def test_the_python_of_a_page_runs_as_it_stands(page: Path, trained: Path, tmp_p
 
 
 def test_the_recipe_file_of_the_docs_merges(trained: Path, tmp_path: Path):
-    (block,) = blocks(ROOT / "docs" / "merging.md", "yaml")
-    assert yaml.safe_load(block)["method"] == "slerp"
-    (tmp_path / "merge.yaml").write_text(block)
     models = f"{trained}/runs/rate-0.1.safetensors {trained}/runs/rate-0.4.safetensors"
-    run(f"soup merge {models} --config merge.yaml", tmp_path)
+    for number, block in enumerate(blocks(ROOT / "docs" / "merging.md", "yaml")):
+        assert yaml.safe_load(block)["method"] == "slerp"
+        (tmp_path / "merge.yaml").write_text(block)
+        run(f"soup merge {models} --config merge.yaml -o {number}.safetensors", tmp_path)
+    assert number == 1
 
 
 def test_the_entry_points_of_the_docs_are_toml():
@@ -163,12 +164,12 @@ def test_the_entry_points_of_the_docs_are_toml():
     }  # fmt: skip
 
 
-def test_the_method_of_the_examples_is_nearswap(trained: Path):
+def test_the_method_of_the_examples_swaps_what_is_near(trained: Path):
     printed = run(f"python {EXAMPLES / 'own_method.py'}", trained)
-    assert re.fullmatch(r"runs/nearswap\.safetensors: 9\d\.\d% of the held-out .*\n", printed)
+    assert re.fullmatch(r"runs/swap_near\.safetensors: 9\d\.\d% of the held-out .*\n", printed)
     a, b, made = (
         load_file(trained / "runs" / f"{name}.safetensors")
-        for name in ("rate-0.1", "rate-0.4", "nearswap")
+        for name in ("rate-0.1", "rate-0.4", "swap_near")
     )
     assert made.keys() == a.keys()
     for name in a:
@@ -243,9 +244,9 @@ def test_every_file_that_the_readme_names_is_there():
 
 def test_every_module_has_its_room_in_the_architecture_page():
     text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
-    for module in (ROOT / "modelsoup").glob("*.py"):
-        if module.name != "__main__.py":
-            assert f"  {module.name} " in text, module.name
+    for module in (ROOT / "modelsoup").rglob("*.py"):
+        if module.stat().st_size and module.parent.name != "methods" and module.stem != "__main__":
+            assert re.search(rf"[ `]{module.name}\s", text), module
 
 
 def test_every_module_has_tests_that_its_mutants_must_fail():

@@ -72,6 +72,11 @@ RECIPES: dict[str, tuple[dict[str, Any], Any]] = {  # field → a recipe, and an
     "rest": ({"layers": ["D.*"], "rest": "first"}, "drop"),
     "groups": ({"layers": ["group:g"], "groups": {"g": ["D.*"]}}, {"g": ["G.*"]}),
     "low_level": (LOW, 0.75),
+    "renames": ({"renames": ["D.*=E.*"]}, ["D.*=F.*"]),
+    "slices": (
+        {"renames": ["D.*=D.h.0.*"], "slices": ["1[0:1]+2[0:1]"]},
+        ["2[0:1]+1[0:1]"],
+    ),
     "dtype": ({"dtype": "f32"}, "f16"),
     "seed": (BASED, 2),
     "on_integer": ({}, "first"),
@@ -233,17 +238,12 @@ def test_a_commands_words_environment_and_files_are_part_of_a_key_and_its_patien
 # The code of a merge method
 
 METHOD = """
-from dataclasses import dataclass
 import modelsoup
 import helping_method
 
-@dataclass(frozen=True)
-class Parameters:
-    share: float = modelsoup.parameter(0.5, low=0, high=1)
-
-@modelsoup.method(NAME, Parameters, models=(2, 2), prepare=helping_method.prepare, VERSION)
-def mix(x, p):
-    return p.share * x[0] + (1 - p.share) * x[1]
+@modelsoup.method(NAME, models=(2, 2), from_beta=helping_method.from_beta, VERSION)
+def mix(x, share=modelsoup.parameter(0.5, low=0, high=1)):
+    return modelsoup.WeightedSum((share, 1 - share))
 """
 
 
@@ -258,7 +258,7 @@ def write(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     def write(text: str, *, version: str = "", helper: str = "") -> str:
         text = text.replace("NAME", '"strange_mix"')
         text = text.replace(", VERSION", f', version="{version}"' if version else "")
-        Path("helping_method.py").write_text(f"{helper}\ndef prepare(p):\n    return p\n")
+        Path("helping_method.py").write_text(f"{helper}\ndef from_beta(b):\n    return {{}}\n")
         Path("strange_method.py").write_text(text)
         for name in ("strange_method", "helping_method"):
             sys.modules.pop(name, None)
@@ -280,7 +280,7 @@ def test_an_edited_method_makes_its_results_again(write: Callable[..., str]) -> 
 
 def test_a_method_with_a_version_is_named_by_that_alone(write: Callable[..., str]) -> None:
     first = write(METHOD, version="1")
-    assert write(METHOD.replace("p.share * x[0]", "x[0] * p.share"), version="1") == first
+    assert write(METHOD.replace("(share, 1 - share)", "[share, 1 - share]"), version="1") == first
     assert write(METHOD, version="2") != first
 
 

@@ -39,15 +39,15 @@ from modelsoup import (
     ParameterError,
     RuleError,
     SoupError,
-    engine,
-    fused,
     merge,
 )
 from modelsoup.errors import speaking
 from modelsoup.files.placing import LINEAGE_KEY, PARTIAL_SUFFIX
 from modelsoup.files.writer import OutputTensor, layout
+from modelsoup.merging import compiled as fused
+from modelsoup.merging import merge as engine
 from modelsoup.merging.engine import SLICE, Inputs, Stream
-from modelsoup.merging.reductions import BLOCK
+from modelsoup.merging.forms import BLOCK
 
 Tensors = Mapping[str, np.ndarray]
 

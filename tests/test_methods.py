@@ -12,10 +12,9 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -31,8 +30,9 @@ from modelsoup.errors import speaking
 from modelsoup.files.writer import layout
 from modelsoup.merging import engine as stream
 from modelsoup.merging import merge as engine
+from modelsoup.merging.forms import BLOCK, Block, PerModel, Tensor
 from modelsoup.merging.methods import registry
-from modelsoup.merging.reductions import BLOCK, Gram, LargestMagnitudes, state_bytes
+from modelsoup.merging.reductions import Gram, Largest
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -154,11 +154,16 @@ def test_float32_results_are_mergekits(
     # Both round about a dozen times, in different orders; mergekit also sums norms in float32.
     # So they agree within some 16 roundings (2**-20, or 1e-6) of the tensor's largest value.
     case = MERGEKIT["cases"][name]
-    with_base = case["method"] in TASK_VECTOR_METHODS
+    needs_base = registry.get_method(case["method"]).base
+    with_base = case.get("base", True) if needs_base is None else needs_base
     options = {key: case[key] for key in ("weights", "parameters") if key in case}
+    inputs = {
+        model: {tensor: vectors[f"input/{model}"][tensor] for tensor in vectors[name]}
+        for model in VECTOR_MODELS
+    }
     ours = merged(
-        tmp_path, [vectors[f"input/{model}"] for model in case["models"]],
-        base=vectors["input/base"] if with_base else None, method=case["method"], **options,
+        tmp_path, [inputs[model] for model in case["models"]],
+        base=inputs["base"] if with_base else None, method=case["method"], **options,
     )  # fmt: skip
     assert ours.keys() == vectors[name].keys()
     for tensor, theirs in vectors[name].items():
@@ -803,20 +808,22 @@ def reference_largest(delta: np.ndarray, kept: int) -> np.ndarray:
 
 
 def largest(delta: np.ndarray, kept: int, order: Sequence[int] | None = None) -> np.ndarray:
-    """By `LargestMagnitudes`, with the blocks in any order."""
-    selection = LargestMagnitudes(kept, delta.size, delta.dtype, rescale=False)
-    blocks = [delta[start : start + BLOCK].copy() for start in range(0, delta.size, BLOCK)]
-    numbers = order if order is not None else range(len(blocks))
+    """By `Largest`, with the blocks in any order."""
+    x = Tensor("x", delta.shape, 1, dtype=delta.dtype)
+    selection = Largest(x.model(0), kept).begin(x)
+    blocks = [
+        Block(number, start, [delta[start : start + BLOCK]], 0)
+        for number, start in enumerate(range(0, delta.size, BLOCK))
+    ]
     passes = 0
     while selection.needs_pass:
         passes += 1
         assert passes < 20, "it never ends"
-        for number in numbers:
-            selection.add(number, blocks[number])
+        for number in order if order is not None else range(len(blocks)):
+            selection.add(blocks[number])
         selection.end_pass()
-    for number in numbers:
-        selection.apply(number, blocks[number])
-    return np.concatenate(blocks)
+    made: np.ndarray = np.concatenate([selection.value(b) for b in blocks])
+    return made
 
 
 def hard_values(family: str, dtype: type) -> np.ndarray:
@@ -1101,44 +1108,39 @@ def own_methods() -> Iterator[None]:
     registry._methods.update(before)
 
 
-@dataclass(frozen=True)
-class NoParameters:
-    """None."""
-
-
-@dataclass(frozen=True)
-class NearswapParameters:
-    """Parameters of nearswap."""
-
-    t: float = modelsoup.parameter(low=0, doc="how near")
-
-
 @pytest.mark.usefixtures("own_methods")
-def test_an_elementwise_method_can_be_registered(tmp_path: Path) -> None:
-    @modelsoup.method("nearswap", NearswapParameters, models=(2, 2))
-    def nearswap(x: Any, p: Any) -> Any:
-        share = np.clip(p.t / np.maximum(np.abs(x[0] - x[1]), p.t.dtype.type(1e-6)), 0, 1)
-        return share * x[1] + (1 - share) * x[0]
+def test_a_function_of_blocks_can_be_registered(tmp_path: Path) -> None:
+    @modelsoup.method("swap_near", models=(2, 2))
+    def swap_near(x: Tensor, t: float = modelsoup.parameter(low=0, doc="how near")) -> Any:
+        def merged(b: Block) -> np.ndarray:
+            apart = np.maximum(np.abs(b.model(0) - b.model(1)), 1e-6)
+            share = np.clip(t / apart, 0, 1)
+            made: np.ndarray = share * b.model(1) + (1 - share) * b.model(0)
+            return made
+
+        return merged
 
     a, b = task_vector(1), task_vector(2)
-    result = merged_one(tmp_path, [a, b], method="nearswap", parameters={"t": 0.1})
+    result = merged_one(tmp_path, [a, b], method="swap_near", parameters={"t": 0.1})
     share = np.clip(0.1 / np.maximum(np.abs(a.astype(np.float64) - b), 1e-6), 0, 1)
     assert 0.05 < np.mean(share == 1) < 0.5  # some are swapped, some are not
     np.testing.assert_allclose(result, share * b + (1 - share) * a, rtol=0, atol=8 * U32)
-    assert "nearswap" in modelsoup.method_names()
+    assert bits(modelsoup.merge_arrays("swap_near", [a, b], t=0.1)) == bits(result)
+    assert "swap_near" in modelsoup.method_names()
     with pytest.raises(modelsoup.ParameterError, match="needs the parameter 't'"):
-        merged_one(tmp_path, [a, b], method="nearswap")
-    with pytest.raises(modelsoup.ParameterError, match=r"'nearswap' is -1, but .* at least 0"):
-        merged_one(tmp_path, [a, b], method="nearswap", parameters={"t": -1})
+        merged_one(tmp_path, [a, b], method="swap_near")
+    with pytest.raises(modelsoup.ParameterError, match=r"'swap_near' is -1, but .* at least 0"):
+        merged_one(tmp_path, [a, b], method="swap_near", parameters={"t": -1})
 
 
 @pytest.mark.usefixtures("own_methods")
-def test_a_gram_method_can_be_registered(tmp_path: Path) -> None:
-    @modelsoup.method("unit_mean", NoParameters, shape="gram")
-    def unit_mean(gram: np.ndarray, p: Any) -> np.ndarray:
+def test_a_method_can_ask_for_inner_products(tmp_path: Path) -> None:
+    @modelsoup.method("unit_mean")
+    def unit_mean(x: Tensor) -> Any:
         """The mean of the models' directions."""
+        (gram,) = yield [Gram()]
         assert gram.dtype == np.float64
-        return 1 / np.sqrt(np.diag(gram)) / len(gram)
+        return modelsoup.WeightedSum(1 / np.sqrt(np.diag(gram)) / len(gram))
 
     x = [scale * task_vector(seed) for seed, scale in enumerate((1, 10, 0.1))]
     result = merged_one(tmp_path, [values.astype(np.float32) for values in x], method="unit_mean")
@@ -1149,9 +1151,9 @@ def test_a_gram_method_can_be_registered(tmp_path: Path) -> None:
 @pytest.mark.parametrize("elements", [1, 1023, 1024, 5000, BLOCK, 2 * BLOCK + 3000])
 def test_inner_products_are_added_in_an_order_that_no_machine_changes(elements: int) -> None:
     x = np.random.default_rng(elements).normal(size=(3, elements))
-    gram = Gram(3, elements)
+    gram = Gram().begin(Tensor("x", (elements,), 3))
     for start in reversed(range(0, elements, BLOCK)):
-        gram.add(start // BLOCK, [values[start : start + BLOCK] for values in x])
+        gram.add(Block(start // BLOCK, start, [v[start : start + BLOCK] for v in x], 0))
     gram.end_pass()
     expected = np.zeros((3, 3))
     for i, j in np.ndindex(3, 3):
@@ -1163,8 +1165,7 @@ def test_inner_products_are_added_in_an_order_that_no_machine_changes(elements: 
                 lanes[: stop - row] += x[i, row:stop] * x[j, row:stop]
             sums.append(lanes.sum())
         expected[i, j] = np.array(sums).sum()
-    assert gram.matrix is not None
-    assert gram.matrix.tobytes() == expected.tobytes()
+    assert gram.value.tobytes() == expected.tobytes()
 
 
 @pytest.mark.usefixtures("own_methods")
@@ -1175,77 +1176,61 @@ def test_inner_products_reach_beyond_the_range_of_float32(
 ) -> None:
     seen = []
 
-    @modelsoup.method("looks", NoParameters, shape="gram")
-    def looks(gram: np.ndarray, p: Any) -> list[float]:
+    @modelsoup.method("looks")
+    def looks(x: Tensor) -> Any:
         """The first model, and its matrix."""
+        (gram,) = yield [Gram()]
         seen.append(gram)
-        return [1, 0]
+        return modelsoup.WeightedSum([1, 0])
 
     x = [(task_vector(seed) * scale).astype(dtype) for seed in range(2)]
     merged_one(tmp_path, x, method="looks")
     wide = np.array([values.astype(np.float64) for values in x])
-    np.testing.assert_allclose(seen[0], wide @ wide.T, rtol=1e-12)
+    np.testing.assert_allclose(seen[-1], wide @ wide.T, rtol=1e-12)
 
 
 @pytest.mark.usefixtures("own_methods")
-def test_a_gram_method_with_a_base_sees_it_first(tmp_path: Path) -> None:
-    @modelsoup.method("model_stock", NoParameters, shape="gram", base=True)
-    def model_stock(gram: np.ndarray, p: Any) -> list[float]:
-        """t·mean + (1 − t)·base with t from the mean angle between task vectors (Jang, 2024)."""
-        count = len(gram) - 1
-        to_delta = np.hstack([-np.ones((count, 1)), np.eye(count)])
-        inner = to_delta @ gram @ to_delta.T
-        norms = np.sqrt(np.diag(inner))
-        cosines = (inner / np.outer(norms, norms))[np.triu_indices(count, 1)]
-        t = count * cosines.mean() / (1 + (count - 1) * cosines.mean())
-        return [1 - t, *[t / count] * count]
+@pytest.mark.parametrize("of", ["inputs", "deltas"])
+def test_inner_products_are_of_inputs_or_of_task_vectors(of: Any, tmp_path: Path) -> None:
+    seen = []
 
-    generator = np.random.default_rng(0)
-    base, shared = generator.normal(size=(2, 999))
-    d = [shared + generator.normal(size=999) for _ in range(3)]
-    result = merged_one(tmp_path, [base + delta for delta in d], base=base, method="model_stock")
-    pairs = [(0, 1), (0, 2), (1, 2)]
-    cosine = np.mean(
-        [d[i] @ d[j] / (np.linalg.norm(d[i]) * np.linalg.norm(d[j])) for i, j in pairs]
-    )
-    t = 3 * cosine / (1 + 2 * cosine)
-    assert 0.4 < t < 0.9
-    np.testing.assert_allclose(result, base + t * sum(d) / 3, rtol=0, atol=1e-12)
+    @modelsoup.method("looks", base=True)
+    def looks(x: Tensor) -> Any:
+        (gram,) = yield [Gram(of)]
+        seen.append(gram)
+        return modelsoup.WeightedSum([0.5, 0.5], of_deltas=True)
 
-
-@dataclass(frozen=True)
-class StepParameters:
-    """Parameters of a step."""
-
-    length: float = modelsoup.parameter(0.5, high=1, doc="how far")
-
-
-@dataclass(frozen=True)
-class SignsParameters:
-    """Parameters of a step along signs."""
-
-    weight: tuple[float, ...] = modelsoup.parameter(per_model=True, doc="the step")
-    density: tuple[float, ...] = modelsoup.parameter(1.0, per_model=True, low=0, high=1, doc="…")
-    rescale: bool = modelsoup.parameter(False, doc="…")
-
-
-def signs(x: Any, p: Any) -> Any:
-    """A step of the same length along each task vector's signs."""
-    return x[0] + sum(w * np.sign(delta) for w, delta in zip(p.weight, x[1:], strict=True))
+    base, *models = (task_vector(seed) for seed in range(3))
+    result = merged_one(tmp_path, models, base=base, method="looks")
+    wide = np.array([v.astype(np.float64) for v in (base, *models)])
+    wide = wide if of == "inputs" else wide[1:] - wide[0]
+    np.testing.assert_allclose(seen[-1], wide @ wide.T, rtol=1e-12)
+    assert np.array_equal(result, base + np.float32(0.5) * (models[0] - base)
+                          + np.float32(0.5) * (models[1] - base)) or np.allclose(
+        result, (models[0] + models[1]) / 2, rtol=0, atol=4 * U32)  # fmt: skip
 
 
 @pytest.mark.usefixtures("own_methods")
-@pytest.mark.parametrize("sparsify", ["magnitude", "random"])
-def test_a_select_method_can_be_registered(sparsify: str, tmp_path: Path) -> None:
-    modelsoup.method(
-        "signs", SignsParameters, shape="select", sparsify=sparsify, base=True, models=(1, None)
-    )(signs)
+@pytest.mark.parametrize("kind", ["largest", "random"])
+def test_a_method_can_thin_task_vectors(kind: str, tmp_path: Path) -> None:
+    @modelsoup.method("signs", base=True, models=(1, None))
+    def signs(
+        x: Tensor, weight: PerModel = modelsoup.parameter(doc="the step"), density: float = 1.0
+    ) -> Any:
+        """A step of the same length along the signs of a part of each task vector."""
+        thin = [modelsoup.drawn(x, k, x.delta(k), density) for k in x.models]
+        if kind == "largest":
+            thin = yield [Largest(x.delta(k), int(density * x.elements)) for k in x.models]
+        return lambda b: (
+            b.base + sum(w * np.sign(one(b)) for w, one in zip(weight, thin, strict=True))
+        )
+
     base, delta = np.float32(4) * task_vector(1), task_vector(2)
     options: dict[str, Any] = {"base": base, "method": "signs", "weights": [0.25]}
     result = merged_one(tmp_path, [base + delta], parameters={"density": 0.3}, **options)
     stepped = result != base
     assert np.array_equal(result, base + np.float32(0.25) * stepped * np.sign(delta))
-    if sparsify == "magnitude":
+    if kind == "largest":
         exact = (base + delta) - base
         assert np.array_equal(stepped, reference_largest(exact, int(0.3 * ELEMENTS)) != 0)
     else:
@@ -1253,100 +1238,122 @@ def test_a_select_method_can_be_registered(sparsify: str, tmp_path: Path) -> Non
         assert abs(np.count_nonzero(stepped) - 0.3 * ELEMENTS) < 5 * deviation
 
 
-@dataclass(frozen=True)
-class OneDensityParameters:
-    """Parameters of a method that keeps the same share of every task vector."""
-
-    weight: tuple[float, ...] = modelsoup.parameter(1.0, per_model=True, doc="…")
-    density: float = modelsoup.parameter(1.0, low=0, high=1, doc="…")
-
-
 @pytest.mark.usefixtures("own_methods")
-@pytest.mark.parametrize("sparsify", ["magnitude", "random"])
-def test_one_density_for_all_models_is_the_same_as_one_for_each(
-    sparsify: str, tmp_path: Path
-) -> None:
-    for name, parameters in (("one", OneDensityParameters), ("each", SignsParameters)):
-        modelsoup.method(
-            name, parameters, shape="select", sparsify=sparsify, base=True, models=(1, None)
-        )(signs)
-    base, models = task_vector(1), [task_vector(seed) for seed in (2, 3, 4)]
-    one, each, whole = (
-        merged_one(
-            tmp_path, models, base=base, method=name, parameters={"density": density, "weight": 0.5}
-        )
-        for name, density in (("one", 0.3), ("each", 0.3), ("one", 1))
-    )
-    assert np.array_equal(one, each)
-    assert not np.array_equal(one, whole)
+def test_a_method_can_ask_for_sums_and_then_for_others(tmp_path: Path) -> None:
+    @modelsoup.method("standardised", models=(1, 1))
+    def standardised(x: Tensor) -> Any:
+        (total,) = yield [modelsoup.Sum(x.model(0))]
+        mean = total / x.elements
+        (square,) = yield [modelsoup.Sum(lambda b: (b.model(0).astype(np.float64) - mean) ** 2)]
+        deviation = math.sqrt(square / x.elements)
+        return lambda b: (b.model(0) - mean) / deviation
 
-
-@pytest.mark.usefixtures("own_methods")
-def test_a_method_that_sparsifies_without_a_density_is_refused() -> None:
-    with pytest.raises(modelsoup.ParameterError, match="it needs a parameter 'density'"):
-        modelsoup.method("none", NoParameters, shape="select", sparsify="random", base=True)(signs)
-
-
-@pytest.mark.usefixtures("own_methods")
-def test_a_select_method_without_sparsification_sees_whole_task_vectors(tmp_path: Path) -> None:
-    @modelsoup.method("step", StepParameters, shape="select", base=True, models=(1, None))
-    def step(x: Any, p: Any) -> Any:
-        return x[0] + p.length * np.sign(x[1])
-
-    base = np.array([4, 5, 6], np.float32)
-    model = base + np.array([0.1, -2, 0], np.float32)
-    result = merged_one(tmp_path, [model], base=base, method="step")
-    assert np.array_equal(result, [4.5, 4.5, 6])
+    x = 3 + task_vector(1)
+    result = merged_one(tmp_path, [x], method="standardised").astype(np.float64)
+    assert abs(result.mean()) < 1e-6
+    assert abs(result.std() - 1) < 1e-6
 
 
 @pytest.mark.usefixtures("own_methods")
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_gram_method_must_return_one_coefficient_a_model(count: int, tmp_path: Path) -> None:
-    @modelsoup.method("uneven", NoParameters, shape="gram")
-    def uneven(gram: np.ndarray, p: Any) -> list[float]:
-        return [1.0] * count
+def test_a_weighted_sum_must_have_one_coefficient_an_input(count: int, tmp_path: Path) -> None:
+    @modelsoup.method("uneven")
+    def uneven(x: Tensor) -> Any:
+        return modelsoup.WeightedSum([1.0] * count)
 
-    with pytest.raises(modelsoup.ParameterError, match="uneven"):
+    sentence = f"'uneven' returned {count} coefficients for 2 inputs"
+    with pytest.raises(modelsoup.ParameterError, match=sentence):
         merged_one(tmp_path, [A, B], method="uneven")
 
 
 @pytest.mark.usefixtures("own_methods")
-def test_an_elementwise_method_must_return_a_value_for_each_element(tmp_path: Path) -> None:
-    @modelsoup.method("mean", NoParameters)
-    def mean(x: Any, p: Any) -> Any:
-        return x[0].mean(keepdims=True)  # of one block, whatever the tensor is
+def test_a_function_of_a_block_must_return_a_value_for_each_element(tmp_path: Path) -> None:
+    @modelsoup.method("mean")
+    def mean(x: Tensor) -> Any:
+        return lambda b: b.model(0).mean(keepdims=True)  # of one block, whatever the tensor is
 
     with pytest.raises(modelsoup.ParameterError, match="mean"):
         merged_one(tmp_path, [A, B], method="mean")
 
 
 @pytest.mark.usefixtures("own_methods")
-def test_a_parameter_may_have_an_upper_end_alone(tmp_path: Path) -> None:
-    @modelsoup.method("step", StepParameters)
-    def step(x: Any, p: Any) -> Any:
-        return x[0]
+def test_a_method_that_gives_nothing_to_do_is_refused(tmp_path: Path) -> None:
+    @modelsoup.method("nothing")
+    def nothing(x: Tensor) -> Any:
+        """Forgot its return."""
 
-    with pytest.raises(modelsoup.ParameterError, match="at most 1"):
-        merged_one(tmp_path, [A, B], method="step", parameters={"length": 2})
+    with pytest.raises(modelsoup.ParameterError, match="'nothing' gave NoneType for weight"):
+        merged_one(tmp_path, [A, B], method="nothing")
 
 
-@dataclass(frozen=True)
-class RankParameters:
-    """Parameters of a low-rank method."""
+@pytest.mark.usefixtures("own_methods")
+def test_a_method_that_asks_by_values_for_something_else_is_refused(tmp_path: Path) -> None:
+    @modelsoup.method("fickle")
+    def fickle(x: Tensor) -> Any:
+        (total,) = yield [modelsoup.Sum(x.model(0))]
+        if total > 1:  # a plan's guess is 1
+            yield [Gram()]
+        return modelsoup.WeightedSum([0.5, 0.5])
 
-    rank: float = modelsoup.parameter(1, low=1, doc="how many singular vectors are kept")
+    merged_one(tmp_path, [A * 0, B], method="fickle")
+    with pytest.raises(modelsoup.ParameterError, match="'fickle' asks of weight something else"):
+        merged_one(tmp_path, [np.abs(A) + 1, B], method="fickle")
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_a_parameter_may_have_an_upper_end_alone_and_be_a_word_or_an_integer(
+    tmp_path: Path,
+) -> None:
+    @modelsoup.method("step")
+    def step(
+        x: Tensor,
+        length: float = modelsoup.parameter(0.5, high=1),
+        times: int = 2,
+        of: Literal["first", "second"] = "first",
+        twice: bool = False,
+    ) -> Any:
+        return modelsoup.WeightedSum([times, 0] if of == "first" else [0, times])
+
+    def made(**parameters: Any) -> np.ndarray:
+        return merged_one(tmp_path, [A, B], method="step", parameters=parameters)
+
+    assert np.array_equal(made(of="second", times=3), 3 * B)
+    assert np.array_equal(made(), 2 * A)
+    for wrong, sentence in (
+        ({"length": 2}, "at most 1"),
+        ({"times": 1.5}, "'times' of 'step' is 1.5, not an integer"),
+        ({"of": "secnd"}, r"'of' of 'step' is 'secnd'; did you mean 'second'"),
+        ({"twice": "word"}, "'twice' of 'step' is 'word', not true or false"),
+        ({"length": "word"}, "'length' of 'step' is 'word', not a number"),
+    ):
+        with pytest.raises(modelsoup.ParameterError, match=sentence):
+            made(**wrong)
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_a_parameter_of_no_kind_is_refused(tmp_path: Path) -> None:
+    @modelsoup.method("odd")
+    def odd(x: Tensor, where: Path = Path()) -> Any:
+        return modelsoup.WeightedSum([1, 0])
+
+    with pytest.raises(modelsoup.ParameterError, match="'where' of the method 'odd' is of no kind"):
+        merged_one(tmp_path, [A, B], method="odd")
 
 
 @pytest.mark.usefixtures("own_methods")
 def test_a_whole_method_sees_tensors_in_their_shape(tmp_path: Path) -> None:
-    @modelsoup.method("svd", RankParameters, shape="whole", base=True, models=(1, None))
-    def svd(x: Any, p: Any) -> Any:
-        mean = sum(values - x[0] for values in x[1:]) / x[0].dtype.type(len(x) - 1)
-        if mean.ndim != 2:
-            return x[0] + mean
-        u, s, v = np.linalg.svd(mean, full_matrices=False)
-        rank = int(p.rank)
-        return x[0] + (u[:, :rank] * s[:rank]) @ v[:rank]
+    @modelsoup.method("svd", base=True, models=(1, None))
+    def svd(x: Tensor, rank: int = modelsoup.parameter(1, low=1, doc="how many are kept")) -> Any:
+        def merged(arrays: Sequence[np.ndarray]) -> np.ndarray:
+            mean = sum(values - arrays[0] for values in arrays[1:]) / x.dtype.type(x.count)
+            u, s, v = np.linalg.svd(mean, full_matrices=False)
+            made: np.ndarray = arrays[0] + (u[:, :rank] * s[:rank]) @ v[:rank]
+            return made
+
+        if len(x.shape) == 2:
+            return modelsoup.Whole(merged)
+        return modelsoup.WeightedSum([1 / x.count] * x.count, of_deltas=True)
 
     generator = np.random.default_rng(0)
 
@@ -1373,9 +1380,9 @@ def test_a_whole_method_sees_tensors_in_their_shape(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("own_methods")
 def test_a_whole_method_that_changes_the_shape_is_refused(tmp_path: Path) -> None:
-    @modelsoup.method("transpose", NoParameters, shape="whole")
-    def transpose(x: Any, p: Any) -> Any:
-        return x[0].T
+    @modelsoup.method("transpose")
+    def transpose(x: Tensor) -> Any:
+        return modelsoup.Whole(lambda arrays: arrays[0].T)
 
     tensor = np.ones((2, 3), np.float32)
     sentence = r"'transpose' made weight with the shape \[3, 2\], not \[2, 3\]"
@@ -1385,10 +1392,43 @@ def test_a_whole_method_that_changes_the_shape_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("own_methods")
+@pytest.mark.parametrize("shape", [(3, 5), (700, 300), (2, 100_000), (5, 3, 1000), (77,), ()])
+def test_a_method_of_rows_gets_whole_rows_however_they_are_sliced(
+    shape: tuple[int, ...], folder: Path
+) -> None:
+    @modelsoup.method("by_row", models=(1, None))
+    def by_row(x: Tensor) -> Any:
+        """Each row over the largest mean of a row that there is, less its own mean."""
+        (largest,) = yield [Largest(lambda b: b.model(0).mean(-1, keepdims=True) + 0 * b.model(0),
+                                    1, rows=True)]  # fmt: skip
+        return modelsoup.Rows(
+            lambda b: b.model(0) / largest.threshold - b.model(0).mean(-1, keepdims=True)
+        )
+
+    x = np.asarray(1 + np.random.default_rng(1).random(shape))
+    rows = x.reshape(-1, shape[-1] if shape else 1)
+    means = rows.mean(-1, keepdims=True)
+    expected = (rows / np.abs(means).max() - means).reshape(shape)
+    for workers, elements in ((1, BLOCK), (2, 3 * BLOCK), (3, 16 * BLOCK)):
+        made = merged_in_slices(
+            folder, [{"weight": x}, {"weight": x}], workers=workers, slice_elements=elements,
+            method="by_row",
+        )  # fmt: skip
+        found = load(folder / "merged.safetensors")["weight"]
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        assert made == (folder / "merged.safetensors").read_bytes()
+    assert np.array_equal(modelsoup.merge_arrays("by_row", [x]), found)
+
+
+@pytest.mark.usefixtures("own_methods")
 def test_a_rule_can_name_a_registered_method_and_its_parameters(tmp_path: Path) -> None:
-    @modelsoup.method("furthest", NearswapParameters)
-    def furthest(x: Any, p: Any) -> Any:
-        return np.where(np.abs(x[0]) > np.abs(x[1]), x[0], x[1]) * p.t
+    @modelsoup.method("furthest")
+    def furthest(x: Tensor, t: float = modelsoup.parameter(low=0)) -> Any:
+        def merged(b: Block) -> np.ndarray:
+            first, second = b.model(0), b.model(1)
+            return np.where(np.abs(first) > np.abs(second), first, second) * t
+
+        return merged
 
     results = merged(
         tmp_path, [{"head.w": A, "body.w": A}, {"head.w": B, "body.w": B}],
@@ -1398,26 +1438,86 @@ def test_a_rule_can_name_a_registered_method_and_its_parameters(tmp_path: Path) 
     assert np.array_equal(results["body.w"], (A + B) / 2)
 
 
+LAYERS = {f"model.layers.{n}.{part}": A for n in range(5) for part in ("attn.w", "mlp.w")}
+
+
+@pytest.mark.parametrize(
+    ("t", "expected"),
+    [
+        ({"gradient": [0, 1]}, lambda n, part: n / 4),
+        ({"gradient": [1, 0, 1]}, lambda n, part: abs(n - 2) / 2),
+        (
+            {"*attn*": {"gradient": [0, 0.5]}, "*": 0.25},
+            lambda n, part: n / 8 if "attn" in part else 0.25,
+        ),
+        ({"*.3.*": 1, "*": 0}, lambda n, part: float(n == 3)),
+    ],
+)  # fmt: skip
+def test_a_parameter_varies_along_the_depth_and_by_names(
+    t: Any, expected: Callable[[int, str], float], tmp_path: Path
+) -> None:
+    first = {**LAYERS, "embed.w": A}
+    second = dict.fromkeys(first, B)
+    made = merged(tmp_path, [first, second], method="slerp", parameters={"t": t})
+    for name, values in made.items():
+        _, _, number, *part = name.split(".") if "layers" in name else ("", "", "0", "embed")
+        share = expected(int(number), ".".join(part))
+        one = merged(tmp_path, [{"w": A}, {"w": B}], method="slerp", parameters={"t": share})
+        assert np.array_equal(values, one["w"]), name
+
+
+def test_weights_may_vary_by_model(tmp_path: Path) -> None:
+    weight = [1.0, {"gradient": [0, 1]}]
+    made = merged(
+        tmp_path, [LAYERS, dict.fromkeys(LAYERS, B)],
+        parameters={"weight": weight, "normalize": False},
+    )  # fmt: skip
+    for n in range(5):
+        expected = A + np.float32(n / 4) * B
+        np.testing.assert_allclose(made[f"model.layers.{n}.mlp.w"], expected, rtol=1e-6)
+
+
+def test_what_varies_is_in_the_lineage_as_it_is_written(tmp_path: Path) -> None:
+    t = {"*attn*": {"gradient": [0, 0.5]}, "*": 0.25}
+    merged(tmp_path, [LAYERS, LAYERS], method="slerp", parameters={"t": t})
+    told = modelsoup.read_lineage(tmp_path / "merged.safetensors")
+    assert told is not None
+    assert told["parameters"] == {"t": t}
+    again = modelsoup.Recipe(method="slerp", parameters=told["parameters"])
+    assert again == modelsoup.Recipe(method="slerp", parameters={"t": t})
+
+
+@pytest.mark.parametrize(
+    ("t", "sentence"),
+    [
+        ({"gradient": [1]}, r"the gradient of parameter 't' is \[1\], not a list of at least two"),
+        ({"gradient": [0.5, "word"]}, "the gradient of parameter 't' mixes numbers with others"),
+        ({"*": {"*attn*": 1}}, "parameter 't' has a mapping in a mapping"),
+        ({}, "no mapping from patterns"),
+        ({"*attn*": 0.5}, "needs the parameter 't'"),
+        ({"gradient": [0, 2]}, "'t' of 'slerp' is 1.5, but must be between 0 and 1"),
+    ],
+)
+def test_a_value_that_varies_wrongly_is_told(t: Any, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(modelsoup.SoupError, match=sentence):
+        merged(tmp_path, [LAYERS, LAYERS], method="slerp", parameters={"t": t})
+
+
 @pytest.mark.usefixtures("own_methods")
 def test_a_name_that_another_module_took_is_refused() -> None:
     with pytest.raises(
         modelsoup.ParameterError,
-        match=r"a method called 'slerp' exists already, in modelsoup\.methods\.spherical",
+        match=r"a method called 'slerp' exists already, in modelsoup\.merging\.methods\.spherical",
     ):
-        modelsoup.method("slerp", NoParameters)(lambda x, p: x[0])
+        modelsoup.method("slerp")(lambda x: x.model(0))
 
 
 PLUGIN = """
-from dataclasses import dataclass
 import modelsoup
 
-@dataclass(frozen=True)
-class Parameters:
-    share: float = modelsoup.parameter(0.5, low=0, high=1, doc="of the first model")
-
-@modelsoup.method("blend", Parameters, models=(2, 2))
-def blend(x, p):
-    return p.share * x[0] + (1 - p.share) * x[1]
+@modelsoup.method("blend", models=(2, 2))
+def blend(x, share=modelsoup.parameter(0.5, low=0, high=1, doc="of the first model")):
+    return modelsoup.WeightedSum((share, 1 - share))
 
 number = 3
 """
@@ -1496,7 +1596,7 @@ def test_what_is_gathered_of_tensors_is_bounded_before_they_are_read(tmp_path: P
         recipe = modelsoup.Recipe(method=method, parameters=parameters)
         needs_base = method in ("ties", "task_arithmetic")
         (step,) = modelsoup.plan_merge(models, recipe, base=base if needs_base else None).steps
-        return state_bytes(step)
+        return int(step.state_bytes)
 
     assert gathered("linear") == 0
     assert gathered("ties", weight=1, density=1) == 0
@@ -1508,7 +1608,7 @@ def test_what_is_gathered_of_tensors_is_bounded_before_they_are_read(tmp_path: P
 
 def test_tensors_that_are_read_more_than_once_are_read_in_groups_that_memory_holds() -> None:
     def job(nbytes: int, *, is_gathered: bool) -> Any:
-        step = SimpleNamespace(method=None, elements=nbytes)
+        step = SimpleNamespace(state_bytes=0, elements=nbytes)
         readers = [(None, SimpleNamespace(nbytes=nbytes))] * 2
         return SimpleNamespace(step=step, readers=readers, is_gathered=is_gathered)
 

@@ -463,19 +463,35 @@ def test_digests_of_another_model_are_not_copied(tmp_path: Path):
     )
 
 
-def test_layers_that_a_config_still_counts_are_told(tmp_path: Path):
+def test_layers_that_a_config_counts_and_a_gap_leaves_out_are_told(tmp_path: Path):
     names = " ".join(f"model.layers.{n}.w" for n in range(3)) + " head.w"
     files = {"model.safetensors": names, "config.json": '{"num_hidden_layers": 3}'}
     a, b = (write(tmp_path / n, files) for n in "ab")
-    options = {"layers": ["model.layers.2.*=drop"]}
+    options = {"layers": ["model.layers.1.*=drop"]}
     report = merge([a, b], tmp_path / "out", dry_run=True, **options)
     assert [n.message for n in report.notices if n.kind == "config"] == [
         "config.json says num_hidden_layers: 3, but the output lacks 1 layer of them: "
-        "model.layers.2"
+        "model.layers.1"
     ]
     with pytest.raises(modelsoup.MismatchError, match="num_hidden_layers"):
         merge([a, b], tmp_path / "out", strict=True, **options)
     assert not [n for n in merge([a, b], tmp_path / "out").notices if n.kind == "config"]
+
+
+def test_the_last_layers_that_are_left_out_are_counted_no_more(tmp_path: Path):
+    names = [f"{stack}.layers.{n}.w" for stack in ("text", "vision") for n in range(3)]
+    config = {
+        "text_config": {"num_hidden_layers": 3, "layer_types": ["full", "slid", "full"]},
+        "vision_config": {"num_hidden_layers": 3, "sizes": [1, 2]},
+    }
+    files = {"model.safetensors": " ".join(names), "config.json": json.dumps(config)}
+    a, b = (write(tmp_path / n, files) for n in "ab")
+    report = merge([a, b], tmp_path / "out", layers=["text.layers.2.*=drop"])
+    assert [n for n in report.notices if n.kind == "config"] == []
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
+        "text_config": {"num_hidden_layers": 2, "layer_types": ["full", "slid"]},
+        "vision_config": {"num_hidden_layers": 3, "sizes": [1, 2]},
+    }
 
 
 @pytest.mark.parametrize(

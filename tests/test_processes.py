@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modelsoup import ProcessExecutor, processes
+from modelsoup import ProcessExecutor
+from modelsoup.running import processes
 from modelsoup.running.processes import WorkerLostError
 
 ON_LINUX = sys.platform == "linux"

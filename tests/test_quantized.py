@@ -19,7 +19,7 @@ import modelsoup
 from modelsoup import MismatchError, merge, open_checkpoint
 from modelsoup.errors import speaking
 from modelsoup.files.quantized import Quantizer, Scales, dequantize
-from modelsoup.merging.reductions import BLOCK
+from modelsoup.merging.forms import BLOCK
 from modelsoup.terminal.cli import main
 
 F8 = ml_dtypes.float8_e4m3fn

@@ -20,7 +20,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +39,12 @@ from modelsoup import (
     Training,
     binary_tree,
     parse_tree,
-    show_tree,
 )
 from modelsoup.files.placing import remove_stale
 from modelsoup.merging.engine import default_workers
 from modelsoup.merging.methods import registry
 from modelsoup.running.processes import ProcessExecutor
+from modelsoup.terminal import show_tree
 from modelsoup.trees.plan import check, node_seed
 
 SOUP = [sys.executable, "-m", "modelsoup"]
@@ -72,11 +71,6 @@ def own_methods() -> Iterator[None]:
     yield
     registry._methods.clear()
     registry._methods.update(before)
-
-
-@dataclass(frozen=True)
-class NoParameters:
-    """None."""
 
 
 def run(
@@ -181,9 +175,9 @@ def test_the_plan_predicts_the_bytes_that_are_read_and_written(folder: Path) -> 
 def test_a_plan_prices_a_tensor_that_is_seen_whole_once_for_each_thread(
     folder: Path, own_methods
 ) -> None:
-    @modelsoup.method("sees_all", NoParameters, shape="whole")
-    def sees_all(x, p):
-        return x[0]
+    @modelsoup.method("sees_all")
+    def sees_all(x):
+        return modelsoup.Whole(lambda arrays: arrays[0])
 
     def memory(sizes: list[int], method: str) -> int:
         tensors = {f"w{n}": np.zeros(size, np.float16) for n, size in enumerate(sizes)}
@@ -465,9 +459,12 @@ def test_an_error_that_cannot_be_sent_to_another_process_is_told_as_it_is(folder
 
 
 def test_an_error_in_a_merge_method_is_told_as_that(folder: Path, own_methods) -> None:
-    @modelsoup.method("sulks", NoParameters)
-    def sulks(x, p):
-        raise ValueError("not today")
+    @modelsoup.method("sulks")
+    def sulks(x):
+        def sulking(b):
+            raise ValueError("not today")
+
+        return sulking
 
     events = []
     text = TUNED.replace("{beta: 0.25}", "{method: sulks}")
@@ -477,7 +474,7 @@ def test_an_error_in_a_merge_method_is_told_as_that(folder: Path, own_methods) -
     assert [e.state for e in events if e.node == "root.2-1.merge"][-1] == "failed"
     assert isinstance(caught.value.__cause__.__cause__, ValueError)
     (log, _) = sorted(Store(folder / "store").folder.glob("logs/*.log"))
-    assert "in sulks" in log.read_text()
+    assert "in sulking" in log.read_text()
 
 
 def test_each_failure_is_printed_once(folder: Path) -> None:
@@ -1355,10 +1352,13 @@ def test_a_node_that_reports_nothing_is_told_again_too(
 
 
 def test_a_merge_tells_how_far_it_is(folder: Path, own_methods) -> None:
-    @modelsoup.method("naps", NoParameters)
-    def naps(x, p):
-        time.sleep(0.1)
-        return x[0]
+    @modelsoup.method("naps")
+    def naps(x):
+        def napping(b):
+            time.sleep(0.05)
+            return b.model(0)
+
+        return napping
 
     for name in "ab":
         save_file({"w": np.ones(4_000_000, np.float32)}, folder / f"{name}.safetensors")

@@ -23,21 +23,19 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 # One method that waits in the middle of a merge until a file is there.
 WAITS = """
 import os, sys, time
-from dataclasses import dataclass
 from pathlib import Path
 import modelsoup
 from modelsoup.terminal.cli import main
 
-@dataclass(frozen=True)
-class Parameters:
-    pass
+@modelsoup.method("waits")
+def waits(x):
+    def waiting(b):
+        Path("begun").touch()
+        while not Path("go on").exists():
+            time.sleep(0.02)
+        return b.model(0)
 
-@modelsoup.method("waits", Parameters)
-def waits(x, p):
-    Path("begun").touch()
-    while not Path("go on").exists():
-        time.sleep(0.02)
-    return x[0]
+    return waiting
 
 main()
 """

@@ -15,6 +15,7 @@ import inspect
 import json
 import math
 import re
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def faces() -> dict[str, str]:
             found[name] = f"error: {', '.join(base.__name__ for base in value.__mro__[1:-2])}"
         elif isinstance(value, type) and not dataclasses.is_dataclass(value):
             found[name] = "class"
-        elif callable(value):
+        elif callable(value) and not typing.get_origin(value):
             # A default that is an object has an address in its text.
             found[name] = re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(value)))
         else:
@@ -123,8 +124,11 @@ def methods() -> dict[str, dict[str, Any]]:
     """What merges, how many models, and by which parameters."""
     return {
         found.name: {
-            "models": list(found.models), "base": found.base, "shape": found.shape,
-            "parameters": {f.name: default(f) for f in dataclasses.fields(found.parameters)},
+            "models": list(found.models), "base": found.base,
+            "parameters": {
+                name: "required" if own.is_required else repr(own.default)
+                for name, own in found.parameters.items()
+            },
         }
         for found in registered_methods() if found.function.__module__.startswith("modelsoup.")
     }  # fmt: skip

@@ -57,7 +57,7 @@ def test_a_trainer_of_ours_that_an_old_installation_lacks_says_what_brings_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Entry points are written when a package is installed: a pull does not bring new ones."""
-    monkeypatch.setattr("modelsoup.trainer._entry_points", dict)
+    monkeypatch.setattr("modelsoup.trees.trainer._entry_points", dict)
     for name in ("pix2pix", "cyclegan"):
         said = rf"'{name}' \(pip install -e '\.\[i2i\]' in a clone of modelsoup brings it\)"
         with pytest.raises(TrainerError, match=said):

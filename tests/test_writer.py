@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
 import modelsoup.files.writer
-from modelsoup import CheckpointError, OutputError, ParameterError, open_checkpoint, placing
+from modelsoup import CheckpointError, OutputError, ParameterError, open_checkpoint
+from modelsoup.files import placing
 from modelsoup.files.dtypes import DTYPES
 from modelsoup.files.placing import remove_stale
 from modelsoup.files.writer import (

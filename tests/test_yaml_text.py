@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from modelsoup import PlanError, yaml_text
+from modelsoup import PlanError
+from modelsoup.files import yaml_text
 from modelsoup.files.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 PARSERS = [yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)]

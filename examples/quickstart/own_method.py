@@ -1,4 +1,4 @@
-"""A merge method of one's own: NearSwap, which trusts the second model where the two are close.
+"""A merge method of one's own, which trusts the second model where the two are close.
 
 Run `examples/quickstart/quickstart.py` first: this merges two of what it leaves in `runs/`.
 
@@ -8,7 +8,6 @@ Run `examples/quickstart/quickstart.py` first: this merges two of what it leaves
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +17,28 @@ from digits import accuracy
 import modelsoup
 
 
-@dataclass(frozen=True)
-class NearSwapParameters:
-    """Parameters of `nearswap`."""
-
-    t: float = modelsoup.parameter(low=0, doc="how far apart two values may be to be swapped")
-
-
-@modelsoup.method("nearswap", NearSwapParameters, models=(2, 2), summary="swap what is close")
-def nearswap(x: Any, p: Any) -> Any:
+@modelsoup.method("swap_near", models=(2, 2), summary="swap what is close")
+def swap_near(
+    x: modelsoup.Tensor,
+    t: float = modelsoup.parameter(low=0, doc="how far apart two values may be to be swapped"),
+) -> Any:
     """The second model's share is t / |a − b|, at most 1."""
-    share = np.minimum(p.t / np.maximum(np.abs(x[0] - x[1]), np.float32(1e-6)), np.float32(1))
-    return share * x[1] + (1 - share) * x[0]
+
+    def merged(b: modelsoup.Block) -> np.ndarray:
+        first, second = b.model(0), b.model(1)
+        share = np.minimum(t / np.maximum(np.abs(first - second), 1e-6), 1)
+        made: np.ndarray = share * second + (1 - share) * first
+        return made
+
+    return merged
 
 
 def main() -> None:
     """Merge two runs with it."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs")
     pair = [folder / "rate-0.1.safetensors", folder / "rate-0.4.safetensors"]
-    merged = folder / "nearswap.safetensors"
-    modelsoup.merge(pair, merged, method="nearswap", parameters={"t": 0.01}, force=True)
+    merged = folder / "swap_near.safetensors"
+    modelsoup.merge(pair, merged, method="swap_near", parameters={"t": 0.01}, force=True)
     print(f"{merged}: {accuracy(merged):.1%} of the held-out digits are right")
 
 

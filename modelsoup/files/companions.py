@@ -6,9 +6,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ..errors import CheckpointError
 from .dtypes import DTYPES, numpy_dtype
@@ -25,7 +25,9 @@ _LARGEST_CONFIG = 10_000_000
 _DTYPE_KEYS = ("torch_dtype", "dtype")
 _LAYER_COUNTS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers",
+    "num_encoder_layers", "num_decoder_layers", "depth",
 )  # fmt: skip
+_KINDS_OF_LAYERS = ("encoder", "decoder", "text", "language", "vision", "visual", "audio")
 _QUANTISATION_KEYS = ("quantization_config", "compression_config")
 _DTYPE_NAMES = {dtype.numpy for dtype in DTYPES.values() if dtype.kind == "float"}
 
@@ -116,14 +118,31 @@ def copy_companions(source: Path, target: Path, *, without: Path | None = None) 
     return copied
 
 
-def adapt_configs(folder: Path, parts: Sequence[str], dtype: str, *, quantised: bool) -> None:
+class Stack(NamedTuple):
+    """Numbered layers that are no more those that a config describes.
+
+    Attributes:
+        before: how many there were.
+        layers: for each that there is, the model folder that it comes from, if it comes from one,
+            and its number there.
+    """
+
+    before: int
+    layers: tuple[tuple[Path | None, int], ...]
+
+
+def adapt_configs(
+    folder: Path, parts: Sequence[str], dtype: str | None, *, quantised: bool,
+    stacks: Mapping[str, Stack],
+) -> None:  # fmt: skip
     """Let the configs of a model folder say what its weights now are.
 
     Args:
         folder: with the configs, which are changed.
         parts: prefixes of the parts, whose folders have configs of their own.
-        dtype: the safetensors dtype of the weights.
+        dtype: the safetensors dtype of the weights; None if it is what it was.
         quantised: whether they still are codes that are told apart by a `quantization_config`.
+        stacks: what numbered layers are called → which they are now, where these are others.
     """
     for prefix in dict.fromkeys(("", *parts)):
         path = folder / prefix / "config.json"
@@ -131,12 +150,81 @@ def adapt_configs(folder: Path, parts: Sequence[str], dtype: str, *, quantised: 
             continue
         try:
             content = json.loads(read_small(path, _LARGEST_CONFIG))
-            adapted = _adapted(content, numpy_dtype(dtype).name, quantised=quantised)
+            adapted = with_layers(content, stacks, prefix)
+            if dtype is not None:
+                adapted = _adapted(adapted, numpy_dtype(dtype).name, quantised=quantised)
             text = json.dumps(adapted, indent=2, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             continue  # not transformers' config; it was copied as it is
         if adapted != content:
             path.write_bytes(text + b"\n")
+
+
+def with_layers(
+    content: Any, stacks: Mapping[str, Stack], prefix: str = "", way: tuple[str, ...] = ()
+) -> Any:
+    """A config that counts the layers which there are now, and has what it says of each of them.
+
+    Args:
+        content: the config, or a part of it such as `text_config`.
+        stacks: see `adapt_configs`.
+        prefix: of the part of the model that it describes.
+        way: the keys that lead to this part of it.
+    """
+    if not isinstance(content, dict) or not stacks:
+        return content
+    adapted = {
+        key: with_layers(value, stacks, prefix, (*way, key)) for key, value in content.items()
+    }
+    for key, count in content.items():
+        if key not in _LAYER_COUNTS or type(count) is not int:
+            continue
+        stack = _counted_by(stacks, prefix, (*way, key), count)
+        if stack is None:
+            continue
+        adapted[key] = len(stack.layers)
+        for name, value in content.items():  # such as layer_types
+            if isinstance(value, list) and len(value) == count:
+                adapted[name] = [
+                    _of_layer(source, prefix, (*way, name), number, value)
+                    for source, number in stack.layers
+                ]
+    return adapted
+
+
+def _counted_by(
+    stacks: Mapping[str, Stack], prefix: str, way: Sequence[str], count: int
+) -> Stack | None:
+    """The layers that a key of a config counts; None if none are, or nobody can tell which."""
+    found = {
+        name: stack for name, stack in stacks.items()
+        if name.startswith(prefix) and "/" not in name[len(prefix) :] and stack.before == count
+    }  # fmt: skip
+    said = [word for key in way for word in key.split("_") if word in _KINDS_OF_LAYERS]
+    named = {n: s for n, s in found.items() if any(word in n.lower() for word in said)}
+    left = list((named or found).values())
+    return left[0] if left and all(stack == left[0] for stack in left) else None
+
+
+def _of_layer(
+    source: Path | None, prefix: str, way: Sequence[str], number: int, own: Sequence[Any]
+) -> Any:
+    """What the config of the model that a layer comes from says of it, or else the first model's.
+
+    Raises:
+        ValueError: neither says anything.
+    """
+    try:
+        content = json.loads(
+            read_small((source or Path()) / prefix / "config.json", _LARGEST_CONFIG)
+        )
+        for key in way:
+            content = content[key]
+        return content[number]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        if number >= len(own):
+            raise ValueError(f"nothing says what layer {number} is") from None
+        return own[number]
 
 
 def _adapted(content: Any, dtype: str, *, quantised: bool) -> Any:
@@ -155,7 +243,7 @@ def _adapted(content: Any, dtype: str, *, quantised: bool) -> Any:
 
 
 def missing_layers(
-    folder: Path, before: Sequence[str], after: Sequence[str]
+    folder: Path, before: Sequence[str], after: Sequence[str], stacks: Mapping[str, Stack]
 ) -> Iterator[tuple[str, list[str]]]:
     """Layers that a model folder's config counts, and that tensors are no more there for.
 
@@ -163,29 +251,32 @@ def missing_layers(
         folder: with the config.
         before: tensor names of the model that the config describes.
         after: those that are left.
+        stacks: the layers whose count is put right, see `adapt_configs`.
 
     Yields:
         what the config says, and the numbered layers that are gone.
     """
     try:
         content = json.loads(read_small(folder / "config.json", _LARGEST_CONFIG))
-        counts = dict(_counts(content))
+        counts, right = (dict(_counts(c)) for c in (content, with_layers(content, stacks)))
     except (OSError, ValueError, RecursionError):
         return  # no config that counts anything
     there, were = _numbered(after), _numbered(before)
-    for key, count in counts.items():
+    corrected = {right[way] for way, count in counts.items() if right[way] != count}
+    for (*_, key), count in counts.items():
         homes = [h for h, numbers in were.items() if len(numbers) == count == max(numbers) + 1]
+        homes = [h for h in homes if h not in stacks or len(stacks[h].layers) not in corrected]
         gone = [f"{h}.{n}" for h in homes for n in sorted(were[h] - there.get(h, set()))]
         if gone:
             yield f"config.json says {key}: {count}", gone
 
 
-def _counts(content: Any) -> Iterator[tuple[str, int]]:
-    """How many layers a config and its parts say that there are."""
+def _counts(content: Any, *way: str) -> Iterator[tuple[tuple[str, ...], int]]:
+    """How many layers a config and its parts say that there are, by the keys that lead there."""
     for key, value in content.items() if isinstance(content, dict) else ():
         if key in _LAYER_COUNTS and isinstance(value, int):
-            yield key, value
-        yield from _counts(value)
+            yield (*way, key), value
+        yield from _counts(value, *way, key)
 
 
 def _numbered(names: Sequence[str]) -> dict[str, set[int]]:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
-_LAYER = re.compile(r"(.*?(?:^|[./])(?:layers|layer|blocks|block|resblocks|h))\.(\d{1,6})\.")
+# The outermost: T5's `block.3.layer.0`, and experts within a layer, are parts of one.
+_LAYER = re.compile(
+    r"(.*?(?:^|[./])(?:layers|layer|blocks|block|resblocks|h))\.(\d{1,6})\.(?=.)", re.DOTALL | re.A
+)
+# GPT-NeoX calls its head `embed_out`.
+_EMBEDDING = re.compile(
+    r"emb(?!ed_out)|\b(?:wte|wpe|ln_pre|pre_norm|conv1|stem|cls_token|shared)\b", re.I
+)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -18,6 +26,38 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
         return (1, 0, part)
 
     return tuple(key(part) for part in re.findall(r"[0-9]+|[^0-9.]+", name))
+
+
+class Layer(NamedTuple):
+    """A tensor's place among numbered layers: `model.layers.3.mlp.up.weight`.
+
+    Attributes:
+        stack: what the layers are part of: `model.layers`.
+        number: of the layer: 3.
+        rest: the name within the layer: `mlp.up.weight`.
+    """
+
+    stack: str
+    number: int
+    rest: str
+
+    def numbered(self, number: int) -> str:
+        """The name of the same tensor in another layer."""
+        return f"{self.stack}.{number}.{self.rest}"
+
+
+def layer_of(name: str) -> Layer | None:
+    """The layer that a tensor belongs to, None where its name has none."""
+    found = _LAYER.match(name)
+    return None if found is None else Layer(found[1], int(found[2]), name[found.end() :])
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor stands before the first layer, as far as its name tells.
+
+    What has no layer and is no embedding stands behind the last one: norms and heads do.
+    """
+    return _EMBEDDING.search(name) is not None
 
 
 def layers_of(names: Iterable[str]) -> dict[str, tuple[int, int]]:

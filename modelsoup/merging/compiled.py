@@ -1,12 +1,10 @@
-"""Compiled loops: an elementwise method, its casts and the search for NaN fused into one pass.
+"""Compiled loops: a weighted sum, its casts and the search for NaN fused into one pass.
 
 Where numba is installed (extra `modelsoup[fast]`), the same function that numpy runs on arrays is
-compiled for scalars, once per method, number of models and dtypes. The machine code of modelsoup's
-own methods is kept in the user's cache folder, and llvmlite, which comes with numba, loads it from
-there: importing numba would take a second of every run. A loop gives the same bytes as numpy or is
-not used:
+compiled for scalars, once per number of models and dtypes. The machine code is kept in the user's
+cache folder, and llvmlite, which comes with numba, loads it from there: importing numba would take
+a second of every run. A loop gives the same bytes as numpy or is not used:
 
-- a loop that calls anything outside itself (`exp`, say) is not used;
 - a loaded loop is compared with numpy on a sample first;
 - a slice in which a loop met NaN or infinity is done again by numpy.
 
@@ -89,7 +87,7 @@ def loop_for(
     """The compiled loop of an elementwise function, or None where numpy does the work.
 
     Args:
-        function: `function(x, p)`, see `Method`.
+        function: `weighted_sum` or `weighted_deltas`.
         inputs: the stored dtypes of the inputs, such as `("BF16", "BF16")`.
         output: the stored dtype of the result.
         example: parameters as `p`, any values: a named tuple of float32 numbers, tuples of such,
@@ -107,22 +105,12 @@ def loop_for(
 def _make(
     function: Callable[..., Any], inputs: tuple[str, ...], output: str, example: Any
 ) -> Loop | None:
-    try:
-        source = _source(inputs, output, example)
-        cached = _cache_file(source, function)
-    except (OSError, TypeError) as error:  # a function without source text
-        _log.info("no compiled loop for %s: %s", function.__name__, error)
-        return None
-    # What another package's function depends on (its globals, its defaults, other modules) no key
-    # can hold, so that its loops last as long as the process.
-    lasting = function.__module__.startswith("modelsoup.methods.")
-    code = _read(cached) if lasting else None
+    source = _source(inputs, output, example)
+    cached = _cache_file(source, function)
+    code = _read(cached)
     if code is None:
         code = _compile(source, function, example, inputs, output)
-        if code is None:
-            return None
-        if lasting:
-            _store(cached, code)
+        _store(cached, code)
     loop = _load(code, len(inputs))
     if not _agrees_with_numpy(loop, function, inputs, output, example):
         _log.info("the compiled loop of %s differs from numpy: not used", function.__name__)
@@ -234,8 +222,8 @@ def _target() -> Any:
 
 def _compile(
     source: str, function: Callable[..., Any], example: Any, inputs: tuple[str, ...], output: str
-) -> bytes | None:
-    """Machine code with the one symbol `soup_loop`, or None where the loop calls anything."""
+) -> bytes:
+    """Machine code with the one symbol `soup_loop`."""
     import llvmlite.binding as llvm
     import numba
     from numba import types
@@ -248,22 +236,8 @@ def _compile(
     exec(source, names)  # noqa: S102
     pointers = [types.CPointer(getattr(types, _POINTERS[dtype])) for dtype in (*inputs, output)]
     signature = types.uint32(*pointers, types.intp, types.CPointer(types.float32))
-    try:
-        compiled = numba.cfunc(signature, error_model="numpy")(names["loop"])
-    except numba.core.errors.NumbaError as error:
-        first_line = str(error).strip().splitlines()[0]
-        _log.info("%s does not compile: %s", function.__name__, first_line)
-        return None
+    compiled = numba.cfunc(signature, error_model="numpy")(names["loop"])
     text = _only_the_loop(str(compiled.inspect_llvm()))
-    called = set(re.findall(r'call [^@\n]*@"?([^"(]+)"?\(', text))
-    outside = sorted(name for name in called if not name.startswith("llvm."))
-    if outside:
-        _log.info("%s calls %s: no compiled loop", function.__name__, ", ".join(outside))
-        return None
-    if "double" in text:
-        # A number in the function's text is float64 to numba, and float32 to numpy.
-        _log.info("%s computes in float64: no compiled loop", function.__name__)
-        return None
     module = llvm.parse_assembly(text)
     module.verify()
     return bytes(_target().emit_object(module))

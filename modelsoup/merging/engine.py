@@ -16,6 +16,7 @@ from collections import Counter, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ from .lineage import Digests
 from .methods.registry import Asked
 from .plan import MergePlan, Step, instead, model_called
 from .rules import BASE
+from .sources import Computed, Stored, Values
 from .unmade import Unmade, is_undecided
 
 if TYPE_CHECKING:
@@ -177,12 +179,26 @@ class Inputs:
             inputs.close()
 
 
+class _Opened:
+    """A source that is computed, with what computes it while its tensor is merged."""
+
+    def __init__(self, source: Computed) -> None:
+        self.source = source
+        self.values: Values | None = None
+
+    def take(self, start: int, stop: int) -> np.ndarray:
+        """Elements, in the source's dtype."""
+        assert self.values is not None
+        return np.ascontiguousarray(self.values(start, stop), numpy_dtype(self.source.info.dtype))
+
+
 @dataclass
 class _Job:
     """One step with all that is needed to carry it out.
 
-    `readers` has what is read from files, in the order of the sources; a source that is merged on
-    the way has its own job in `below`, and its readers in the place of a reader.
+    `readers` has what is streamed from files, in the order of the sources. A source that is merged
+    on the way has its own job in `made`, and its readers in the place of a reader; one that is
+    computed has what computes it there, and no reader.
     """
 
     step: Step
@@ -190,7 +206,7 @@ class _Job:
     inputs: Inputs
     file_name: str = ""
     offset: int = 0
-    below: tuple[_Job | None, ...] = ()  # one for each source, or none at all
+    made: tuple[_Job | _Opened | None, ...] = ()  # of sources that are not read; or none at all
     result: str = "the result"  # what errors call it
     parts: tuple[Step, ...] = ()  # the steps that were joined into `step`, if any were
     asked: Asked | None = None  # what the method is to know of it, under way
@@ -202,9 +218,25 @@ class _Job:
     loop: Loop | None = None
     loop_parameters: np.ndarray | None = None
 
+    @cached_property
+    def order(self) -> list[int]:
+        """In which order the readers are asked: of their files, and within a file."""
+        readers = self.readers
+        if len(readers) < 2:
+            return list(range(len(readers)))
+        return sorted(range(len(readers)), key=lambda k: (id(readers[k][0]), readers[k][1].start))
+
     @property
     def is_whole(self) -> bool:
         return self.step.outline is not None and isinstance(self.step.outline.form, Whole)
+
+    @property
+    def deltas(self) -> list[int]:
+        """The places of the sources that are task vectors."""
+        return [
+            k for k, source in enumerate(self.step.sources)
+            if not isinstance(source, Stored) and source.is_delta
+        ]  # fmt: skip
 
     def row(self, *, in_a_pass: bool) -> int:
         """How long the rows are that its blocks are made of; 0 where they are none."""
@@ -298,6 +330,7 @@ class Stream:
         with ThreadPoolExecutor(self.workers) as pool:
             for group in _groups(jobs):
                 for job in group:
+                    self._open(job)
                     self._begin(job)
                 while waiting := [j for j in group if j.asked and j.asked.needs_pass]:
                     self._all(pool, waiting, self._gather)
@@ -314,6 +347,7 @@ class Stream:
                 for job in group:  # its memory is wanted for the next group
                     job.asked = job.form = job.quantizer = None
                     job.scales.clear()
+                    _close(job)
 
     def refused_nonfinite(self) -> list[Nonfinite]:
         """What must not be there."""
@@ -343,16 +377,45 @@ class Stream:
 
     def _prepare_below(self, job: _Job) -> None:
         """What is merged on the way waits for no statistic, and is wanted for those above it."""
-        for below in job.below:
-            if below is not None:
+        for below in job.made:
+            if isinstance(below, _Job):
                 self._prepare_below(below)
                 self._prepare(below)
+
+    def _open(self, job: _Job) -> None:
+        """Read what sources that are computed must have at hand."""
+        for opened in job.made:
+            if isinstance(opened, _Job):
+                self._open(opened)
+            elif opened is not None:
+                model, inputs = opened.source.model, job.inputs
+
+                def read(info: TensorInfo, start: int, stop: int) -> np.ndarray:
+                    return self._peek(inputs, model, info, start, stop)  # noqa: B023
+
+                opened.values = opened.source.opened(read)
+
+    def _peek(
+        self, inputs: Inputs, model: int, info: TensorInfo, start: int, stop: int
+    ) -> np.ndarray:
+        """Elements of a stored tensor, outside of the order in which its file is streamed."""
+        kind = numpy_dtype(info.dtype)
+        stored = np.empty(stop - start, kind)
+        inputs.reader(model, info).peek(
+            stored.view(np.uint8).data, info.start + start * kind.itemsize
+        )
+        self._report(stored.nbytes, read=True)
+        wide = np.empty(stop - start, np.float64 if info.dtype == "F64" else np.float32)
+        widen(stored, wide)
+        return wide
 
     def _begin(self, job: _Job) -> None:
         """Set up what is to be known of a job's tensors before they are merged."""
         step, method = job.step, job.step.method
-        for (model, _), scales in zip(step.sources, step.scales, strict=bool(step.scales)):
-            found = None if scales is None else (scales, self._read_scales(job, model, scales))
+        for source, scales in zip(step.sources, step.scales, strict=bool(step.scales)):
+            found = None
+            if scales is not None:
+                found = scales, self._read_scales(job, source.model, scales)
             job.scales.append(found)
         if step.quantized is not None:
             job.quantizer = Quantizer(step.quantized, step.dtype)
@@ -388,10 +451,10 @@ class Stream:
             return
         job.weights = Weights(tuple(dtype.type(c) for c in job.form.coefficients))
         may_be_compiled = dtype == np.float32 and not any(step.scales) and step.quantized is None
-        if self._wants_loops and may_be_compiled:
+        if self._wants_loops and may_be_compiled and not job.made:
             from .compiled import loop_for, parameter_array  # not for small merges
 
-            stored = tuple(info.dtype for _, info in step.sources)
+            stored = tuple(source.info.dtype for source in step.sources)
             function = weighted_deltas if job.form.of_deltas else weighted_sum
             job.loop = loop_for(function, stored, step.dtype, job.weights)
             job.loop_parameters = parameter_array(job.weights)
@@ -414,10 +477,11 @@ class Stream:
         """Have every worker do units until there are none; the first error ends all.
 
         Over small tensors, which take longer to fetch than to merge, several workers would only
-        wait for each other's turn at the interpreter.
+        wait for each other's turn at the interpreter; and each would hold a whole tensor's memory.
         """
         average = sum(job.step.elements for job in jobs) // len(jobs)
-        workers = self._buffers if average >= _SMALL else self._buffers[:1]
+        several = average >= _SMALL and not any(job.is_whole for job in jobs)
+        workers = self._buffers if several else self._buffers[:1]
         units = self._units(jobs, work)
         futures = [pool.submit(self._drain, units, work, own) for own in workers]
         try:
@@ -431,8 +495,8 @@ class Stream:
         try:
             while (fetched := self._fetch(units, buffers)) is not None:
                 unit, stored = fetched
-                if unit.job.below:
-                    stored = self._merged_on_the_way(unit, iter(stored), buffers)
+                if unit.job.made:
+                    stored = self._made_on_the_way(unit, iter(stored), buffers)
                 work(unit, stored, buffers)
         except BaseException:
             self._stop.set()
@@ -444,7 +508,8 @@ class Stream:
         """The next unit and its inputs' bytes.
 
         A lock is released only once the next file's is held, so that every file is read in the
-        units' order, which its digest needs, while several files are read at the same time.
+        units' order, which its digest needs, while several files are read at the same time. Slices
+        may take files in any order and a file twice; locks are taken in one order, each once.
         """
         held = self._order
         held.acquire()
@@ -452,34 +517,39 @@ class Stream:
             unit = None if self._stop.is_set() else next(units, None)
             if unit is None:
                 return None
-            stored, total = [], 0
-            for index, (reader, info) in enumerate(unit.job.readers, 1):
+            stored, total = [np.empty(0)] * len(unit.job.readers), 0
+            for index in unit.job.order:
+                reader, info = unit.job.readers[index]
                 bits = DTYPES[info.dtype].bits
                 start, stop = unit.start * bits // 8, -(-unit.stop * bits // 8)
-                buffer = buffers.raw(index, stop - start)
-                reader.lock.acquire()
-                held.release()
-                held = reader.lock
+                buffer = buffers.raw(index + 1, stop - start)
+                if reader.lock is not held:
+                    reader.lock.acquire()
+                    held.release()
+                    held = reader.lock
                 reader.read(buffer.data, info.start + start)
-                stored.append(buffer)
+                stored[index] = buffer
                 total += buffer.nbytes
         finally:
             held.release()
         self._report(total, read=True)
         return unit, stored
 
-    def _merged_on_the_way(
+    def _made_on_the_way(
         self, unit: _Unit, stored: Iterator[np.ndarray], buffers: _Buffers
     ) -> list[np.ndarray]:
         """A unit's sources, as they would be stored, from what was read of their own sources."""
         sources = []
-        for index, job in enumerate(unit.job.below):
+        for index, job in enumerate(unit.job.made):
             if job is None:
                 sources.append(next(stored))
                 continue
+            if isinstance(job, _Opened):
+                sources.append(job.take(unit.start, unit.stop).view(np.uint8))
+                continue
             inner, own = _Unit(job, unit.start, unit.stop), buffers.below(index)
-            if job.below:
-                parts = self._merged_on_the_way(inner, stored, own)
+            if job.made:
+                parts = self._made_on_the_way(inner, stored, own)
             else:
                 parts = [next(stored) for _ in job.readers]
             sources.append(self._made(inner, parts, own))
@@ -512,9 +582,13 @@ class Stream:
                 if job.scales and (scales := job.scales[index]) is not None:
                     dequantize(wide, start, *scales)
                 x.append(wide)
+            deltas = {k: x[k].copy() for k in job.deltas}
+            for k, delta in deltas.items():
+                x[k] = x[0] + delta
             if row:
                 x = [values.reshape(-1, row) for values in x]
-            yield place, Block(start // length, start, x, int(has_base))
+                deltas = {k: delta.reshape(-1, row) for k, delta in deltas.items()}
+            yield place, Block(start // length, start, x, int(has_base), deltas)
 
     def _gather(self, unit: _Unit, stored: list[np.ndarray], buffers: _Buffers) -> None:
         """One slice of a pass over whole tensors."""
@@ -588,7 +662,7 @@ class Stream:
         if isinstance(form, Whole):
             yield slice(0, unit.stop - unit.start), self._whole(job, form, stored)
             return
-        own = [numpy_dtype(info.dtype) != dtype for _, info in job.step.sources]
+        own = [numpy_dtype(source.info.dtype) != dtype for source in job.step.sources]
         for place, b in self._blocks(unit, stored, buffers, dtype):
             x = b.values
             if form is None:  # stored as another dtype
@@ -601,6 +675,9 @@ class Stream:
                         f"array of shape {list(made.shape)} for {list(x[0].shape)} elements"
                     )
                 yield place, made.reshape(-1)
+            elif form.of_deltas and job.deltas:
+                assert weights is not None
+                yield place, b.base + sum(c * b.delta(k) for k, c in enumerate(weights.weight))
             elif form.of_deltas:
                 yield place, weighted_deltas(x, weights)
             else:
@@ -613,12 +690,14 @@ class Stream:
         step = job.step
         assert step.method is not None
         x = []
-        for k, ((_, info), array) in enumerate(zip(step.sources, _typed(job, stored), strict=True)):
+        for k, (source, array) in enumerate(zip(step.sources, _typed(job, stored), strict=True)):
             wide = np.empty(array.size, step.compute_dtype)
             widen(array, wide)
             if job.scales and (scales := job.scales[k]) is not None:
                 dequantize(wide, 0, *scales)
-            x.append(wide.reshape(info.shape))
+            x.append(wide.reshape(source.info.shape))
+        for k in job.deltas:
+            x[k] += x[0]
         made = np.asarray(form.function(tuple(x)))
         if made.shape != step.shape:
             raise ParameterError(
@@ -637,7 +716,8 @@ class Stream:
         outermost = job.inputs is self.inputs
         faults = []
         copied: dict[str, int] = {}
-        for (model, info), array in zip(step.sources, inputs, strict=True):
+        for source, array in zip(step.sources, inputs, strict=True):
+            model, info = source.model, source.info
             if model in job.inputs.below:  # looked at when it was made
                 continue
             where = f"{job.inputs.models[model].name}, {model_called(model)}"
@@ -680,10 +760,11 @@ class Stream:
             )
 
     def _differs(self, step: Step) -> bool:
-        nbytes = step.sources[0][1].nbytes
+        nbytes = step.sources[0].info.nbytes
         for start in range(0, nbytes, SLICE):
             stored = []
-            for index, (model, info) in enumerate(step.sources):
+            for index, source in enumerate(step.sources):
+                model, info = source.model, source.info
                 buffer = self._buffers[0].raw(index, min(SLICE, nbytes - start))
                 self.inputs.reader(model, info).peek(buffer.data, info.start + start)
                 self.bytes_read += buffer.nbytes
@@ -695,18 +776,21 @@ class Stream:
 
 def _job_of(step: Step, inputs: Inputs, file_name: str = "", offset: int = 0) -> _Job:
     readers: list[tuple[FileReader, TensorInfo]] = []
-    below: list[_Job | None] = []
-    for model, info in step.sources:
+    made: list[_Job | _Opened | None] = []
+    for source in step.sources:
+        model, info = source.model, source.info
         inner = inputs.models[model]
         if isinstance(inner, Unmade):
             job = _job_of(inner.steps[info.name], inputs.below[model])
             job.result = f"the result of {inner.node}"
             readers += job.readers
-            below.append(job)
-        else:
+            made.append(job)
+        elif isinstance(source, Stored):
             readers.append((inputs.reader(model, info), info))
-            below.append(None)
-    found = tuple(below) if any(below) else ()
+            made.append(None)
+        else:
+            made.append(_Opened(source))
+    found = tuple(made) if any(made) else ()
     job = _Job(step, readers, inputs, file_name, offset, found)
     asks = step.outline is not None and bool(step.outline.rounds)
     job.is_gathered = asks or step.quantized is not None or any(step.scales)
@@ -741,7 +825,7 @@ def _by_tensor(unit: _Unit, array: np.ndarray) -> Iterator[tuple[str, np.ndarray
 
 def _is_copy(step: Step) -> bool:
     """Whether a step's bytes are its source's."""
-    return step.kind == "copy" and step.sources[0][1].dtype == step.dtype
+    return step.kind == "copy" and step.sources[0].info.dtype == step.dtype
 
 
 def _is_opaque(step: Step) -> bool:
@@ -750,8 +834,8 @@ def _is_opaque(step: Step) -> bool:
 
 def _typed(job: _Job, stored: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [
-        array.view(numpy_dtype(info.dtype))
-        for (_, info), array in zip(job.step.sources, stored, strict=True)
+        array.view(numpy_dtype(source.info.dtype))
+        for source, array in zip(job.step.sources, stored, strict=True)
     ]
 
 
@@ -787,8 +871,8 @@ def _joined(jobs: Iterable[_Job]) -> list[_Job]:
 def _continues(job: _Job, following: _Job) -> bool:
     step, other = job.step, following.step
     return (
-        not job.below
-        and not following.below
+        not job.made
+        and not following.made
         and not job.is_gathered
         and not following.is_gathered
         and step.kind != "integer"
@@ -811,16 +895,25 @@ def _do_alike(step: Step, other: Step) -> bool:
     return isinstance(form, WeightedSum) and form == other.outline.form
 
 
+def _close(job: _Job) -> None:
+    """Give back what sources that are computed have at hand."""
+    for opened in job.made:
+        if isinstance(opened, _Job):
+            _close(opened)
+        elif opened is not None:
+            opened.values = None
+
+
 def _one_of(run: list[_Job]) -> _Job:
     if len(run) == 1:
         return run[0]
     first, steps = run[0], tuple(job.step for job in run)
     sources = tuple(
-        (model, info._replace(nbytes=run[-1].readers[k][1].stop - info.start))
-        for k, (model, info) in enumerate(first.step.sources)
+        Stored(s.model, s.info._replace(nbytes=run[-1].readers[k][1].stop - s.info.start))
+        for k, s in enumerate(first.step.sources)
     )
     step = first.step._replace(shape=(sum(s.elements for s in steps),), sources=sources)
-    readers = [(r, info) for (r, _), (_, info) in zip(first.readers, sources, strict=True)]
+    readers = [(r, s.info) for (r, _), s in zip(first.readers, sources, strict=True)]
     return _Job(step, readers, first.inputs, first.file_name, first.offset, parts=steps)
 
 

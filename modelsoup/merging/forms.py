@@ -6,7 +6,7 @@ what is to be done with each block, and an engine, or `evaluated` in memory, doe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -32,15 +32,17 @@ class Block:
         values: of each input, the base first if there is one. They are not to be written to.
     """
 
-    __slots__ = ("_own", "number", "start", "values")
+    __slots__ = ("_deltas", "_own", "number", "start", "values")
 
     def __init__(
         self, number: int, start: int, values: Sequence[np.ndarray], own: int,
-        ) -> None:  # fmt: skip
+        deltas: Mapping[int, np.ndarray] | None = None,
+    ) -> None:  # fmt: skip
         self.number = number
         self.start = start
         self.values = values
         self._own = own  # the place of the first model
+        self._deltas = deltas or {}  # place → what is given as a task vector
 
     @property
     def base(self) -> np.ndarray:
@@ -53,6 +55,9 @@ class Block:
 
     def delta(self, k: int) -> np.ndarray:
         """A model's task vector, model − base: a new array, which may be written to."""
+        given = self._deltas.get(self._own + k)
+        if given is not None:
+            return given.copy()
         made: np.ndarray = self.values[self._own + k] - self.values[0]
         return made
 

@@ -55,7 +55,10 @@ def carried_out(
     chosen: Method, x: Tensor, inputs: Sequence[np.ndarray], parameters: Mapping[str, Any]
 ) -> np.ndarray:
     """What a method makes of a tensor whose inputs are at hand, in the dtype of the arithmetic."""
-    asked = Asked(chosen, x, parameters, outline(chosen, x, parameters))
+    planned = outline(chosen, x, parameters)
+    if not x.elements:
+        return np.empty(x.shape, x.dtype)
+    asked = Asked(chosen, x, parameters, planned)
     while asked.merging is None:
         wide = [one.astype(np.float64) for one in inputs] if asked.wide else inputs
         with np.errstate(all="ignore"):

@@ -16,6 +16,7 @@ from ..files.checkpoint import Checkpoint, StrPath, open_checkpoint
 from ..files.digest import FileDigest, combined, digest_file
 from ..files.placing import LINEAGE_KEY
 from ..version import __version__
+from .layout import parse_renames, parse_slices, slice_text
 from .plan import MergePlan
 from .recipe import Recipe
 from .rules import BASE, rule_as_json, rule_from_json
@@ -115,6 +116,10 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
         content["rules"] = [rule_as_json(rule) for rule in recipe.layers]
     if recipe.rest is not None:
         content["rest"] = recipe.rest
+    if recipe.renames:
+        content["renames"] = list(map(str, recipe.renames))
+    if recipe.slices:
+        content["slices"] = list(map(slice_text, recipe.slices))
     for name in ("groups", "low_level", "dtype", "on_integer"):
         if getattr(recipe, name):
             content[name] = getattr(recipe, name)
@@ -306,6 +311,8 @@ _MERGE: _Fields = {
     "rest": (_is_text, "a word"),
     "groups": (_is_mapping_to(lambda v: _is_text(v) or _is_list_of(_is_text)(v)), "a mapping"),
     "low_level": (_is_mapping_to(_is_number), "a mapping to numbers"),
+    "renames": (_is_list_of(_is_text), "a list of renames"),
+    "slices": (_is_list_of(_is_text), "a list of slices"),
     "dtype": (_is_text, "a dtype"),
     "on_integer": (_is_text, "a word"),
     "allow_nonfinite": (_is_list_of(_is_text), "a list of patterns"),
@@ -348,6 +355,8 @@ def _check_made(made: Any) -> None:
         _check_fields(made, _MERGE, required=("method",))
         for rule in made.get("rules", ()):
             rule_from_json(rule)
+        parse_renames(made.get("renames", ()))
+        parse_slices(made.get("slices", ()))
     else:
         _check_fields(made, _TRAINING, required=_TRAINING)
     low, high = {"merge": (1, len(inputs)), "train": (0, 1), "finetune": (1, 1)}[operation]

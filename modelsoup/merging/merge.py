@@ -33,7 +33,8 @@ from ..files.checkpoint import (
     open_checkpoint,
     parts_listed,
 )
-from ..files.companions import adapt_configs, companions, missing_layers
+from ..files.companions import Stack, adapt_configs, companions, missing_layers
+from ..files.names import layer_of
 from ..files.placing import LINEAGE_KEY, OccupiedError, check_apart, check_free, check_place
 from ..files.writer import (
     CheckpointWriter,
@@ -227,10 +228,11 @@ def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -
         for _ in companions(place, without=output):  # for its errors
             pass
     names = [step.name for step in plan.steps]
+    before = () if plan.recipe.slices else list(plan.layout.models[0].tensors)
     return [*_of_the_list_of_parts(plan, folder, files)] + [
         Notice("config", f"{said}, but the output lacks {counted(len(gone), 'layer')} of them: "
                f"{listed(gone)}", tuple(gone))
-        for said, gone in missing_layers(folder, list(plan.models[0].tensors), names)
+        for said, gone in missing_layers(folder, before, names, _stacks(plan))
     ]  # fmt: skip
 
 
@@ -319,10 +321,10 @@ def _execute(
             digests = inputs.digests()
             metadata.update(_data_digests(writer, files, metadata))
             writer.update_metadata(with_lineage(digests, stream.nonfinite_results()))
-            if copy_from is not None and (dtype := _changed_dtype(plan)) is not None:
+            if copy_from is not None:
                 adapt_configs(
-                    writer.path(""), [file.prefix for file in files], dtype,
-                    quantised=plan.has_codes,
+                    writer.path(""), [file.prefix for file in files], _changed_dtype(plan),
+                    quantised=plan.has_codes, stacks=_stacks(plan),
                 )  # fmt: skip
             writer.commit()
     finally:
@@ -377,6 +379,30 @@ def _changed_dtype(plan: MergePlan) -> str | None:
     if plan.recipe.dtype is not None:
         return str(plan.recipe.dtype)
     return first.dtype if isinstance(first, Unmade) else None
+
+
+def _stacks(plan: MergePlan) -> dict[str, Stack]:
+    """The numbered layers of the output that are not those of the first model."""
+    if not (plan.recipe.slices or plan.dropped):
+        return {}
+    first, layout = plan.layout.models[0], plan.layout
+    found: dict[str, dict[int, tuple[Path | None, int]]] = {}
+    for step in plan.steps:
+        if (layer := layer_of(step.name)) and step.name in first.tensors:
+            model, info = layout.origin(0, first.tensors[step.name])
+            own = layer_of(info.name)
+            number = layer.number if own is None else own.number
+            found.setdefault(layer.stack, {})[layer.number] = plan.models[model].companions, number
+    before = {stack: depth for stack, (_, depth) in layout.stacks.items()}
+    if not before:
+        for layer in filter(None, map(layer_of, first.tensors)):
+            before[layer.stack] = max(before.get(layer.stack, 0), layer.number + 1)
+    return {
+        stack: Stack(before[stack], tuple(layers[n] for n in range(len(layers))))
+        for stack, layers in found.items()
+        # Layers with a gap between them are loaded by nobody, whatever a config says.
+        if stack in before and max(layers) + 1 == len(layers)
+    }
 
 
 def _allow_many_files() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, cast
 
@@ -32,6 +32,7 @@ from ..files.quantized import (
     tells_of_codes,
 )
 from .forms import Tensor
+from .layout import Layout, laid_out, proposal
 from .methods import Method, Outline, build_parameters, get_method, outline
 from .recipe import OnInteger, Recipe, check_beta
 from .rules import (
@@ -46,6 +47,7 @@ from .rules import (
     rule_from,
     source_name,
 )
+from .sources import Source, Stored
 from .values import value_at, varies
 
 Kind = Literal["merge", "copy", "integer", "scales"]
@@ -73,7 +75,7 @@ class Step(NamedTuple):
         name, dtype, shape: of the output tensor.
         kind: `merge`, `copy` (of one source, perhaps to another dtype), `integer`, or `scales`.
         rule: index of its rule.
-        sources: (model index, tensor) of what is read; the base has the index `BASE` and is first.
+        sources: what is merged, read or computed; the base has the index `BASE` and is first.
         method: for `merge`.
         parameters: for `merge`, checked, by the names of the method's arguments.
         tensor: for `merge`, what the method sees of it.
@@ -89,7 +91,7 @@ class Step(NamedTuple):
     shape: tuple[int, ...]
     kind: Kind
     rule: int
-    sources: tuple[tuple[int, TensorInfo], ...]
+    sources: tuple[Source, ...]
     method: Method | None = None
     parameters: Mapping[str, Any] | None = None
     tensor: Tensor | None = None
@@ -106,7 +108,7 @@ class Step(NamedTuple):
     @property
     def compute_dtype(self) -> np.dtype[Any]:
         """The dtype of the arithmetic."""
-        return compute_dtype(tuple(info.dtype for _, info in self.sources))
+        return compute_dtype(tuple(source.info.dtype for source in self.sources))
 
     @property
     def passes(self) -> int:
@@ -169,6 +171,7 @@ class MergePlan:
         added: names in the output that the first model has not.
         frozen: names that a trainer must not change afterwards.
         notices: what the user should know before anything is read.
+        layout: the models as its rules see them.
         may_be_nonfinite: names of tensors that may hold NaN or infinity although they are merged.
         has_codes: whether tensors of the output are codes, of which a config tells.
     """
@@ -182,6 +185,7 @@ class MergePlan:
     added: tuple[str, ...]
     frozen: tuple[str, ...]
     notices: tuple[Notice, ...]
+    layout: Layout
     may_be_nonfinite: frozenset[str] = frozenset()
     has_codes: bool = False
 
@@ -193,11 +197,21 @@ class MergePlan:
     @property
     def bytes_read(self) -> int:
         """Tensor bytes that are read at least once."""
-        return sum(map(self.bytes_to_read, self.steps))
+        return sum(self.bytes_to_read(step) + self.bytes_at_hand(step) for step in self.steps)
 
     def bytes_to_read(self, step: Step) -> int:
         """Bytes that one pass over a step's sources reads."""
-        return sum(self.model(index).bytes_to_read(info) for index, info in step.sources)
+        return sum(
+            self.model(source.model).bytes_to_read(source.info)
+            for source in step.sources if isinstance(source, Stored)
+        )  # fmt: skip
+
+    def bytes_at_hand(self, step: Step) -> int:
+        """Bytes that are read once for sources of a step that are computed."""
+        return sum(
+            info.nbytes
+            for source in step.sources if not isinstance(source, Stored) for info in source.reads
+        )  # fmt: skip
 
     def model(self, index: int) -> Checkpoint:
         """A model by its index, `rules.BASE` for the base."""
@@ -208,13 +222,16 @@ class MergePlan:
     @property
     def bytes_streamed(self) -> int:
         """Tensor bytes read, over all passes, and written."""
-        read = sum(step.passes * self.bytes_to_read(step) for step in self.steps)
+        read = sum(
+            step.passes * self.bytes_to_read(step) + self.bytes_at_hand(step) for step in self.steps
+        )
         return read + self.bytes_written
 
     def rule_counts(self) -> list[RuleCount]:
         """Per rule, how many tensors and parameters it took."""
         sizes = {step.name: step.elements for step in self.steps}
-        for model in (*([] if self.base is None else [self.base]), *reversed(self.models)):
+        seen = self.layout
+        for model in (*([] if seen.base is None else [seen.base]), *reversed(seen.models)):
             sizes.update({n: model.tensors[n].elements for n in self.dropped if n in model.tensors})
         counts = []
         for index, rule in enumerate(self.assignment.rules):
@@ -240,7 +257,9 @@ def plan_merge(
         MismatchError: names, shapes or dtypes do not fit together under the rules; or what is to be
             merged are codes or factors, which mean nothing one by one.
     """
-    return _Planner(tuple(models), recipe, base).plan()
+    given = tuple(models)
+    layout = laid_out(given, base, recipe.renames, recipe.slices)
+    return _Planner(given, base, layout, recipe).plan()
 
 
 class _Prepared:
@@ -265,12 +284,17 @@ class _Prepared:
 
 
 class _Planner:
+    """Plans a merge of models as a layout has them; `given` are those that are read."""
+
     def __init__(
-        self, models: tuple[Checkpoint, ...], recipe: Recipe, base: Checkpoint | None
-    ) -> None:
-        self.models = models
+        self, given: tuple[Checkpoint, ...], given_base: Checkpoint | None, layout: Layout,
+        recipe: Recipe,
+    ) -> None:  # fmt: skip
+        self.given = given, given_base
+        self.layout = layout
+        self.models = models = layout.models
         self.recipe = recipe
-        self.base = base
+        self.base = base = layout.base
         self.rules: tuple[Rule, ...] = ()
         self.names: list[str] = []
         self.layers: Mapping[str, tuple[int, int]] = {}
@@ -304,10 +328,10 @@ class _Planner:
         recipe, first = self.recipe, self.models[0]
         names = dict.fromkeys(name for model in self.every for name in model.tensors)
         self.names = [name for name in names if name not in self.followers]
-        self.layers = layers_of(self.names)
+        self.layers = {**layers_of(self.names), **self.layout.layers}
         assignment = assign(
             self.names, recipe.layers, rest=recipe.rest or "first", groups=recipe.groups,
-            fractions=recipe.low_level,
+            fractions=recipe.low_level, slices=self.layout.slices,
         )  # fmt: skip
         self.assignment, self.rules = assignment, assignment.rules
         if recipe.low_level and not any(rule.low_level for rule in self.rules):
@@ -342,9 +366,27 @@ class _Planner:
         frozen = tuple(n for n, index in assignment.chosen.items() if self.rules[index].frozen)
         self._notice_steps(assignment, steps, added)
         return MergePlan(
-            self.models, self.base, recipe, assignment, tuple(steps), tuple(dropped), added,
-            frozen, self._collected(), frozenset(nonfinite), self.has_codes,
+            *self.given, recipe, assignment, tuple(map(self._placed, steps)), tuple(dropped), added,
+            frozen, self._collected(), self.layout, frozenset(nonfinite), self.has_codes,
         )  # fmt: skip
+
+    def _placed(self, step: Step) -> Step:
+        """A step with its sources as the models have them that are read."""
+        if not self.layout.origins:
+            return step
+        scales = tuple(
+            None if found is None else self._placed_scales(source.model, found)
+            for source, found in zip(step.sources, step.scales, strict=bool(step.scales))
+        )
+        sources = tuple(
+            Stored(*self.layout.origin(s.model, s.info)) if isinstance(s, Stored) else s
+            for s in step.sources
+        )
+        return step._replace(sources=sources, scales=scales)
+
+    def _placed_scales(self, place: int, scales: Scales) -> Scales:
+        _, info = self.layout.origin(place, self._model(place).tensors[scales.name])
+        return replace(scales, name=info.name)
 
     def _check_sources(self) -> None:
         for rule in self.rules:
@@ -381,7 +423,8 @@ class _Planner:
                 f"{' and '.join(asked)} {'was' if len(asked) == 1 else 'were'} given, but by the "
                 f"rules no tensor is merged ({how})"
             )
-        changes = self.recipe.layers or self.recipe.dtype
+        recipe = self.recipe
+        changes = recipe.layers or recipe.dtype or recipe.renames or recipe.slices
         if len(self.models) == 1 and not self.is_merged and not changes:
             raise ParameterError(
                 "one model alone is not merged: give more, or say what else is to be done with it"
@@ -432,12 +475,12 @@ class _Planner:
         asked = (lambda name: _in_rule(rule, name, "…")) if own else None
         checked = build_parameters(method, given, len(self.models), asked=asked)
         anything = "*" in self.recipe.allow_nonfinite
-        if method.normalizes and checked["normalize"] and not anything:
+        if method.normalizes and checked[method.normalizes] and not anything:
             total = sum(checked["weight"])
             if abs(total) < ZERO_SUM:
-                how = parameter_option("normalize", "false")
+                how = parameter_option(method.normalizes, "false")
                 if own or "weight" in rule.parameters:
-                    how = _in_rule(rule, "normalize", "false")
+                    how = _in_rule(rule, method.normalizes, "false")
                 raise ParameterError(
                     f"the weights of {method.name!r} sum to {total:g} and cannot be normalised "
                     f"({how}, or other weights)"
@@ -539,7 +582,7 @@ class _Planner:
         self, name: str, index: int, model: int, info: TensorInfo, dtype: str | None = None
     ) -> list[Step]:
         """A tensor of one model, with its scales, or without where it is stored as a wider one."""
-        source, scales = ((model, info),), self._scales(model, name)
+        source, scales = (Stored(model, info),), self._scales(model, name)
         if name not in self.packed:  # of which every part is read as it was stored
             dtype = self._output_dtype(dtype or info.dtype)
         dtype = dtype or info.dtype
@@ -551,7 +594,7 @@ class _Planner:
         beside = self._model(model).tensors[scales.name]
         return [
             Step(name, dtype, info.shape, "copy", index, source),
-            Step(scales.name, beside.dtype, beside.shape, "copy", index, ((model, beside),)),
+            Step(scales.name, beside.dtype, beside.shape, "copy", index, (Stored(model, beside),)),
         ]
 
     def _output_dtype(self, dtype: str) -> str:
@@ -578,20 +621,22 @@ class _Planner:
             return [
                 Step(
                     name, infos[0].dtype, infos[0].shape, "integer", index,
-                    tuple(enumerate(infos)), policy=self.recipe.on_integer or default,
+                    tuple(map(Stored, range(len(infos)), infos)),
+                    policy=self.recipe.on_integer or default,
                 )
             ]  # fmt: skip
         if base is not None and based is None:
             return self._fault("missing from the base model", name)
-        sources = (*(() if based is None else ((BASE, based),)), *enumerate(infos))
-        scales = tuple(self._scales(k, name) for k, _ in sources) if self.is_quantized else ()
+        own = map(Stored, range(len(infos)), infos)
+        sources = (*(() if based is None else (Stored(BASE, based),)), *own)
+        scales = tuple(self._scales(s.model, name) for s in sources) if self.is_quantized else ()
         dtype = self._output_dtype(infos[0].dtype)
         if len(dtypes) > 1 and not any(scales):
             self._notice("dtype", f"stored in different dtypes; the output has {dtype}", name)
         parameters = self._parameters(prepared, name)
         tensor = Tensor(
             name, infos[0].shape, len(infos), based is not None,
-            compute_dtype(tuple(info.dtype for _, info in sources)), self.recipe.seed,
+            compute_dtype(tuple(s.info.dtype for s in sources)), self.recipe.seed,
             self.layers.get(name),
         )  # fmt: skip
         asked = outline(method, tensor, parameters)
@@ -640,11 +685,11 @@ class _Planner:
             if not (self.has_codes and tells_of_codes(name) and name in self.followers):
                 continue
             sources = tuple(
-                (k, model.tensors[name]) for k, model in enumerate(self.models)
+                Stored(k, model.tensors[name]) for k, model in enumerate(self.models)
                 if name in model.tensors
             )  # fmt: skip
-            info = sources[0][1]
-            if not is_activation_scale(name) or len({(i.dtype, i.shape) for _, i in sources}) > 1:
+            info, kinds = sources[0].info, {(s.info.dtype, s.info.shape) for s in sources}
+            if not is_activation_scale(name) or len(kinds) > 1:
                 made.append(Step(name, info.dtype, info.shape, "copy", rest, sources[:1]))
                 continue
             self._notice(
@@ -657,6 +702,11 @@ class _Planner:
         """One sentence for each way in which the models do not fit, all at once."""
         if not self.faults:
             return
+        are_missing = any(what.startswith("missing") for what, _ in self.faults)
+        if are_missing and not (self.recipe.renames or self.recipe.slices):
+            otherwise = proposal(self.models, self.base)
+            if otherwise is not None:
+                raise MismatchError(f"the models call the same tensors otherwise: {otherwise}")
         told = [
             f"{are_counted(len(names), 'tensor')} {what}: "
             f"{listed([self._detailed(name) for name in names])} ({self._remedy(names, remedy)})"

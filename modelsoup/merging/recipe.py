@@ -17,6 +17,7 @@ from ..errors import (
     said,
 )
 from ..files.dtypes import parse_dtype
+from .layout import parse_renames, parse_slices
 from .methods import get_method, method_names
 from .rules import (
     RESTS,
@@ -44,6 +45,8 @@ class RecipeFields(TypedDict, total=False):
     rest: Rest | None
     groups: Mapping[str, Sequence[str]]
     low_level: Any
+    renames: Any
+    slices: Any
     dtype: Any
     seed: int
     on_integer: OnInteger | None
@@ -65,6 +68,9 @@ class Recipe:
             drop, as these are exceptions; else kept from the first, as the rules say what to merge.
         groups: name → patterns, for `group:NAME`.
         low_level: how much of the depth counts as low-level, see `modelsoup.rules.parse_fractions`.
+        renames: what tensors of models are called otherwise, see `modelsoup.merging.layout`;
+            everything else goes by the new names.
+        slices: layers of the models that are stacked anew, see there; none takes them as they are.
         dtype: the stored dtype of all float tensors, a name or a numpy or torch dtype; None keeps
             the first model's.
         seed: seeds the methods that drop at random.
@@ -85,6 +91,8 @@ class Recipe:
     rest: Rest | None = None
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     low_level: Any = None
+    renames: Any = ()
+    slices: Any = ()
     dtype: Any = None
     seed: int = 0
     on_integer: OnInteger | None = None
@@ -128,6 +136,8 @@ class Recipe:
         for rule in self.layers:
             _check_method(rule)
         self._set("low_level", parse_fractions(self.low_level))
+        self._set("renames", parse_renames(self.renames))
+        self._set("slices", parse_slices(self.slices))
         if self.rest is None:
             self._set("rest", default_rest(self.layers))
         allowed = self.allow_nonfinite

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -143,6 +143,20 @@ class _Products:
         upper = self._partial.sum(axis=0)
         self.value = upper + np.triu(upper, 1).T
         self.needs_pass = False
+
+
+def products_of_rows(vectors: Sequence[np.ndarray]) -> np.ndarray:
+    """The matrix of inner products in float64 of each row: rows × vectors × vectors.
+
+    Args:
+        vectors: arrays of rows × row length.
+    """
+    wide = [rows.astype(np.float64) for rows in vectors]
+    products = np.empty((len(wide[0]), len(wide), len(wide)))
+    for i in range(len(wide)):
+        for j in range(i, len(wide)):
+            products[:, i, j] = products[:, j, i] = (wide[i] * wide[j]).sum(axis=-1)
+    return products
 
 
 @dataclass(frozen=True)

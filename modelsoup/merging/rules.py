@@ -4,7 +4,8 @@ A rule is a pattern over whole tensor names and what to do with them. Patterns:
 
 - a glob: `disc.*`, `G_?.model.1.*` (`*` crosses dots);
 - `re:` and a regular expression that must match the whole name;
-- `group:NAME`, where the recipe (or a trainer) defines that group.
+- `group:NAME`, where the recipe (or a trainer) defines that group;
+- `slice:N`, the tensors of a recipe's Nth slice.
 
 The presets of the tree paper (Table I and section III of "Tree-based Optimization for
 Image-to-Image Translation with Imbalanced Datasets on the Edge") are words in the same place:
@@ -21,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from ..errors import RuleError, counted, listed, nearest, option, said
@@ -311,7 +313,7 @@ class Assignment:
 def assign(
     names: Sequence[str], rules: Sequence[Rule], *, rest: Rest = "first",
     groups: Mapping[str, Sequence[str]] | None = None,
-    fractions: Mapping[str, float] | None = None,
+    fractions: Mapping[str, float] | None = None, slices: Mapping[str, set[str]] | None = None,
 ) -> Assignment:  # fmt: skip
     """Find for each tensor the first rule that matches it.
 
@@ -322,12 +324,13 @@ def assign(
             `second` or `base` model, dropped, or an error.
         groups: name → patterns, for `group:` patterns and the preset `low-level`.
         fractions: pattern → fraction, for the preset `low-level` where no such group is defined.
+        slices: `slice:1` → the tensors of the first slice, and so on.
 
     Raises:
         RuleError: a malformed pattern; one that matches nothing, or nothing that an earlier rule
             left; an unknown group; or, with `rest="error"`, tensors that no rule matches.
     """
-    context = _Context(names, dict(groups or {}), dict(fractions or {}))
+    context = _Context(names, dict(groups or {}), dict(fractions or {}), slices or {})
     chosen: dict[str, int] = {}
     final = [*(rules or [Rule("*")])]
     for index, rule in enumerate(final):
@@ -371,12 +374,13 @@ class _Context:
     """Patterns against one set of names."""
 
     def __init__(
-        self, names: Sequence[str], groups: dict[str, Sequence[str]], fractions: dict[str, float]
-    ) -> None:
+        self, names: Sequence[str], groups: dict[str, Sequence[str]], fractions: dict[str, float],
+        slices: Mapping[str, set[str]] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.names = names
         self.groups = groups
         self.fractions = fractions
-        self.found: dict[str, set[str]] = {}  # pattern → what it matches
+        self.found = dict(slices)  # pattern → what it matches
 
     def matching(self, rule: Rule) -> set[str]:
         matching = self._by_pattern(rule.pattern)
@@ -515,7 +519,7 @@ def _patterns(
 
 def plainly(text: str) -> str:
     """A glob that matches a text, whatever is in it."""
-    special = text in _PRESETS or text.startswith(("re:", "group:", " "))
+    special = text in _PRESETS or text.startswith(("re:", "group:", "slice:", " "))
     # What is not printable would be spelt out where the pattern is shown.
     escaped = [f"[{c}]" if c in "[*?" else c if c.isprintable() else "?" for c in text]
     if escaped and special and len(escaped[0]) == 1:

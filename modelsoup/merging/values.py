@@ -26,7 +26,7 @@ class Gradient:
 
     Layer i of n is at t = i/(n − 1), between the first value and the last; numbers are interpolated
     in a straight line, of words and truth values the last one that was reached is taken. A tensor
-    that is in no layer is at t = 0. (As in mergekit.)
+    that is in no layer is at t = 0, the only layer there is at t = 1. (As in mergekit.)
 
     Attributes:
         values: at least two.
@@ -36,9 +36,9 @@ class Gradient:
 
     def at(self, layer: tuple[int, int] | None) -> Scalar:
         """The value for a layer, its index and how many there are."""
-        index, count = layer or (0, 1)
+        index, count = layer or (0, 2)
         last = len(self.values) - 1
-        place = last * index / (count - 1) if count > 1 else 0.0
+        place = last * (index / (count - 1) if count > 1 else 1.0)
         below = min(math.floor(place), last)
         first = self.values[below]
         if below == last or isinstance(first, bool | str):

@@ -165,7 +165,8 @@ def _command(function: str, *arguments: object) -> list[str]:
     # Not by PYTHONPATH, which a trainer's command, perhaps in another Python, would inherit.
     code = (
         "import sys; sys.path[:] = sys.argv[1:]; "
-        f"from modelsoup.processes import {function} as run; run({', '.join(map(str, arguments))})"
+        f"from modelsoup.running.processes import {function} as run; "
+        f"run({', '.join(map(str, arguments))})"
     )
     return [sys.executable, "-c", code, *filter(None, sys.path)]
 

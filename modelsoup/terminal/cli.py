@@ -239,6 +239,33 @@ def main() -> None:
     help="The depth that the preset low-level takes of each subnetwork: 0.3, or 'D_*=0.6'.",
 )
 @click.option(
+    "--rename",
+    "renames",
+    multiple=True,
+    metavar="PATTERN=NEW",
+    help="Have tensors of a model go by another name: 'module.*=*', 'second:net.*=model.*'.",
+)
+@click.option(
+    "--strip-prefix",
+    "prefixes",
+    multiple=True,
+    metavar="PREFIX",
+    help="Take this off the names: 'module.', '_orig_mod.'; --rename 'module.*=*' does the same.",
+)
+@click.option(
+    "--rename-map",
+    metavar="FILE",
+    type=GivenPath(),
+    help="A YAML or JSON file with renames: a mapping from patterns to new names.",
+)
+@click.option(
+    "--slice",
+    "slices",
+    multiple=True,
+    metavar="MODEL[START:STOP]",
+    help="Stack layers anew: '1[0:16]' and then '2[8:24]'; '1[0:8]+2[0:8]' merges those of two.",
+)
+@click.option(
     "--dtype",
     metavar="DTYPE",
     help="Stored dtype of float tensors: f32, f16, bf16, ….  [default: the first model's]",
@@ -354,6 +381,7 @@ def _config(path: str) -> dict[str, Any]:
 
 def _recipe(options: Mapping[str, Any], in_file: dict[str, Any]) -> Any:
     """The recipe of the --config file and, over it, of the command line."""
+    from ..merging.layout import parse_renames
     from ..merging.recipe import Recipe, recipe_fields
     from ..merging.rules import parse_layers
 
@@ -379,6 +407,10 @@ def _recipe(options: Mapping[str, Any], in_file: dict[str, Any]) -> Any:
         content["layers"] = [*own, *(rule for rule in of_file if rule.pattern not in over)]
     if options["groups"]:
         content["groups"] = _groups(options["groups"])
+    renames = _renames(options)
+    content["renames"] = [*renames, *parse_renames(content.get("renames", ()))]
+    if options["slices"]:
+        content["slices"] = list(options["slices"])
     for setting in options["settings"]:
         name, equals, value = setting.partition("=")
         if not equals or not name:
@@ -404,6 +436,23 @@ def _groups(definitions: tuple[str, ...]) -> dict[str, list[str]]:
             raise ParameterError(f"--group has {definition!r}, but must be NAME=PATTERN")
         groups.setdefault(name, []).append(pattern)
     return groups
+
+
+def _renames(options: Mapping[str, Any]) -> list[Any]:
+    """What the command line says of names, in the order in which it is tried."""
+    from ..merging.layout import parse_renames, strip_prefix
+
+    found = [*parse_renames(options["renames"]), *map(strip_prefix, options["prefixes"])]
+    if options["rename_map"] is not None:
+        from ..files.yaml_text import read_yaml
+
+        content = read_yaml(Path(options["rename_map"])).content
+        if not isinstance(content, dict):
+            raise ParameterError(
+                f"{options['rename_map']} is no mapping from patterns of names to new names"
+            )
+        found += parse_renames(content)
+    return found
 
 
 def _progress(title: str, *, shown: bool) -> AbstractContextManager[Any]:

@@ -39,6 +39,7 @@ from ..merging.methods import code_version, get_method
 from ..merging.plan import MergePlan, Step, plan_merge
 from ..merging.recipe import Recipe
 from ..merging.rules import BASE
+from ..merging.sources import Stored
 from ..merging.unmade import Unmade, can_be_unmade, takes_unmade
 from .operations import FineTune, Load, Merge, Operation, Train, Training, Tree
 from .store import Companions, Contents, companions_of
@@ -767,7 +768,8 @@ def _merged(
     merged = tuple(step.name for step in plan.steps if step.kind == "merge")
     taken = set(merged)
     kept = tuple(step.name for step in plan.steps if step.name not in taken)
-    shapes = {n: shape for s in (base or {}, *reversed(signatures)) for n, (_, shape) in s.items()}
+    seen = [*([plan.layout.base] if plan.layout.base else []), *reversed(plan.layout.models)]
+    shapes = {name: info.shape for model in seen for name, info in model.tensors.items()}
     groups = {"merged": merged, "kept": kept, "dropped": plan.dropped, "frozen": plan.frozen}
     elements = {
         group: sum(_elements(shapes[name]) for name in names if name in shapes)
@@ -789,8 +791,9 @@ def _read_for_digests(plan: MergePlan, steps: Sequence[Step]) -> int:
     """Tensor bytes that some of a merge's steps have no use for."""
     used: dict[int, set[str]] = {}
     for step in steps:
-        for index, info in step.sources:
-            used.setdefault(index, set()).add(info.name)
+        for source in step.sources:
+            if isinstance(source, Stored):
+                used.setdefault(source.model, set()).add(source.info.name)
     left = 0
     for index in [*range(len(plan.models)), *([] if plan.base is None else [BASE])]:
         model, names = plan.model(index), used.get(index, set())

@@ -578,6 +578,7 @@ def _would_change_one(merge: Merge) -> tuple[str, ...]:
     method = get_method(recipe.method_name)
     found = ["method"] if method.base and method.models[0] == 1 else []
     found += ["dtype"] if recipe.dtype is not None else []
+    found += [name for name in ("renames", "slices") if getattr(recipe, name)]
     if any(r.action == "drop" or r.frozen or r.source == BASE for r in recipe.layers):
         found.append("layers")
     if recipe.layers and recipe.rest in ("drop", "base"):

@@ -5,8 +5,8 @@
 
 The command `mergekit-pytorch` is run over checkpoints in a temporary folder, once for each of
 `CASES`; all is in float32. The file holds `input/MODEL/TENSOR` and `CASE/TENSOR`; the cases
-themselves are in its metadata, in the words that modelsoup uses. Only methods without random
-numbers are here: DARE at density 1 drops nothing.
+themselves are in its metadata, in the words that modelsoup uses. Only merges without random
+numbers are here: DARE and DELLA at density 1 drop nothing.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ NORMAL_SHAPES = {
 Case = dict[str, Any]
 
 
-def ties(models: str, weights: list[float], density: list[float], **others: Any) -> Case:
-    """A case of `ties`, which has the most parameters."""
+def ties(
+    models: str, weights: list[float], density: list[float], *, method: str = "ties", **others: Any
+) -> Case:
+    """A case of `ties`, or of another method that thins task vectors."""
     parameters = {"density": density, **others}
-    return {"method": "ties", "models": models, "weights": weights, "parameters": parameters}
+    return {"method": method, "models": models, "weights": weights, "parameters": parameters}
 
 
 THREE = [0.5, 0.3, 0.4]
@@ -77,7 +79,56 @@ CASES: dict[str, Case] = {
         "method": "dare_ties", "models": "abc", "weights": THREE,
         "parameters": {"density": [1.0] * 3, "normalize": True, "lambda": 0.7},
     },
+    "della-all": ties("abc", THREE, [1.0] * 3, method="della", **{"lambda": 0.7}),
+    "della_linear-all": ties("abc", THREE, [1.0] * 3, method="della_linear", epsilon=[0.1] * 3),
+    "breadcrumbs": ties(
+        "abc", [0.5, -0.3, 0.4], [0.2, 0.95, 1.0], method="breadcrumbs", rescale=True,
+        gamma=[0.3, 0.05, 0.05], **{"lambda": 1.3},
+    ),
+    "breadcrumbs_ties-half": ties("abc", THREE, [0.6] * 3, method="breadcrumbs_ties"),
+    "breadcrumbs_ties-mixed": ties(
+        "ab", [0.7, 0.6], [0.5, 0.9], method="breadcrumbs_ties", normalize=True, gamma=[0.2, 0.05],
+    ),
+    "sce-all": {"method": "sce", "models": "abc"},
+    "sce-half": {"method": "sce", "models": "abc", "parameters": {"select_topk": 0.5}},
+    "sce-tenth": {"method": "sce", "models": "ab", "parameters": {"select_topk": 0.1}},
+    "model_stock-2": {"method": "model_stock", "models": "ab"},
+    "model_stock-3": {"method": "model_stock", "models": "abc"},
+    "model_stock-filters": {
+        "method": "model_stock", "models": "abc", "parameters": {"filter_wise": True},
+    },
+    "nuslerp-flat": {"method": "nuslerp", "models": "ab", "weights": [0.3, 0.9], "base": False},
+    "nuslerp-deltas": {"method": "nuslerp", "models": "bc", "weights": [0.3, 0.9]},
+    "nuslerp-rows": {
+        "method": "nuslerp", "models": "ab", "weights": [0.3, 0.9], "base": False,
+        "parameters": {"nuslerp_flatten": False},
+    },
+    "nuslerp-columns": {
+        "method": "nuslerp", "models": "ac", "weights": [0.8, 0.4],
+        "parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    },
+    "multislerp-3": {
+        "method": "multislerp", "models": "abc", "weights": THREE, "base": False,
+        "without": "zero",  # which has no direction: an error
+    },
+    "multislerp-sum": {
+        "method": "multislerp", "models": "abc", "weights": THREE, "base": False,
+        "parameters": {"normalize_weights": False}, "without": "zero",
+    },
+    "multislerp-deltas": {
+        "method": "multislerp", "models": "abc", "weights": THREE, "without": "zero",
+    },
+    "karcher-3": {"method": "karcher", "models": "abc"},
+    "karcher-once": {"method": "karcher", "models": "abc", "parameters": {"max_iter": 1}},
+    "nearswap": {"method": "nearswap", "models": "ab", "parameters": {"t": 0.01}},
+    "arcee_fusion": {"method": "arcee_fusion", "models": "ab"},
+    "ram": {"method": "ram", "models": "abc", "parameters": {"epsilon": 0.03}},
+    "ramplus_tl": {"method": "ramplus_tl", "models": "abc", "parameters": {"epsilon": 0.02}},
+    "passthrough": {"method": "passthrough", "models": "a", "parameters": {"scale": 0.7}},
 }  # fmt: skip
+# Those that mergekit gives a `base_model` which is no base: none, or the first of two models.
+WITHOUT_BASE = ("linear", "karcher", "passthrough")
+FROM_THE_FIRST = ("slerp", "nearswap", "arcee_fusion")
 
 
 def make_inputs() -> dict[str, dict[str, np.ndarray]]:
@@ -117,25 +168,24 @@ def configuration(case: Case, folder: Path) -> dict[str, Any]:
     def path(model: str) -> str:
         return str(folder / f"{model}.safetensors")
 
-    shared = dict(case.get("parameters", {}))
-    density = shared.pop("density", None)
-    inputs = []
-    for index, model in enumerate(case["models"]):
-        own = {}
-        if "weights" in case:
-            own["weight"] = case["weights"][index]
-        if density is not None:
-            own["density"] = density[index]
-        inputs.append({"model": path(model), "parameters": own})
+    given = dict(case.get("parameters", {}))
+    shared = {name: value for name, value in given.items() if not isinstance(value, list)}
+    each = {name: value for name, value in given.items() if isinstance(value, list)}
+    if "weights" in case:
+        each["weight"] = case["weights"]
+    inputs = [
+        {"model": path(model), "parameters": {name: value[k] for name, value in each.items()}}
+        for k, model in enumerate(case["models"])
+    ]
     content = {
         "merge_method": case["method"],
         "models": inputs,
         "parameters": shared,
         "dtype": "float32",
     }
-    if case["method"] == "slerp":
-        content["base_model"] = path(case["models"][0])  # t = 0
-    elif case["method"] != "linear":
+    if case["method"] in FROM_THE_FIRST:
+        content["base_model"] = path(case["models"][0])
+    elif case["method"] not in WITHOUT_BASE and case.get("base", True):
         content["base_model"] = path("base")
     return content
 
@@ -146,17 +196,19 @@ def main() -> None:
     check_no_ties(models)
     tensors = {f"input/{m}/{name}": x for m, model in models.items() for name, x in model.items()}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for name, model in models.items():
-            save_file(model, folder / f"{name}.safetensors")
         for name, case in CASES.items():
+            folder = Path(temporary, name)
+            folder.mkdir()
+            names = set(models["base"]) - {case.get("without")}
+            for model, values in models.items():
+                save_file({t: values[t] for t in names}, folder / f"{model}.safetensors")
             config = folder / f"{name}.yml"
             config.write_text(yaml.safe_dump(configuration(case, folder)))
             output = folder / name
             mergekit_pytorch.main([str(config), str(output), "--quiet"], standalone_mode=False)
             (weights,) = output.glob("*.safetensors")
             merged = load_file(weights)
-            assert set(merged) == set(models["base"])
+            assert set(merged) == names
             assert all(x.dtype == np.float32 for x in merged.values())
             tensors.update({f"{name}/{tensor}": x for tensor, x in merged.items()})
     made = {"mergekit": version("mergekit"), "cases": CASES}

@@ -1,10 +1,13 @@
 """Merge methods, a family a file; one method is one small function."""
 
 from . import (  # noqa: F401  (importing registers them)
+    agreement,
     averages,
     masks,
+    pairs,
     post_processing,
     robust,
+    sparsified,
     spectral,
     spherical,
     task_vectors,

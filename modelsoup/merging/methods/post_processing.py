@@ -13,8 +13,9 @@ from .registry import Asking, build_parameters, get_method, method, parameter
 from .spectral import EMBEDDINGS, difference, in_arrays, is_finite, matrix_shape, svd, svd_memory
 
 Inner = Literal[
-    "task_arithmetic", "ties", "dare_linear", "dare_ties", "magmax", "consensus", "emr", "tsv_m",
-    "iso_c", "iso_cts",
+    "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties",
+    "della", "della_linear", "sce", "ram", "ramplus_tl", "model_stock", "magmax", "consensus",
+    "emr", "tsv_m", "iso_c", "iso_cts",
 ]  # fmt: skip
 
 _WEIGHT = parameter(1.0, doc="of the method `of`, where it has weights")
@@ -28,9 +29,12 @@ def merged_by(
     """What another method does with a tensor.
 
     Raises:
-        ParameterError: a parameter that is not the default, and which that method does not have.
+        ParameterError: too few models, or a parameter that is not the default, and which that
+            method does not have.
     """
     inner = get_method(of)
+    if x.count < inner.models[0]:
+        raise ParameterError(f"the method {of!r} merges at least {inner.models[0]} models")
     given = {"weight": weight, "density": density, "lambda": (lambda_,)}
     for name in given.keys() - inner.parameters.keys():
         if set(given.pop(name)) != {1.0}:

@@ -75,7 +75,8 @@ def parameter(
 ) -> Any:  # fmt: skip
     """What a parameter of a method has as its default, in the method's signature.
 
-    Its kind is the annotation's: `float`, `int`, `bool`, a `Literal` of words, or `PerModel`.
+    Its kind is the annotation's: `float`, `int`, `bool`, a `Literal` of words, or `PerModel`;
+    without one, the default's, or a number.
 
     Args:
         default: its value where none is given; without one it is required.
@@ -99,8 +100,8 @@ class Method:
         models: how few and how many models it merges, the base not counted.
         base: whether it needs a base model; None: it can do with or without one.
         from_beta: the parameters that `--beta β` stands for, if it means anything here.
-        normalizes: whether its weights are divided by their sum where its parameter `normalize` is
-            true, so that they must have one.
+        normalizes: the parameter under which its weights are divided by their sum, so that they
+            must have one; empty where there is none.
         layers: whether it treats layers by their depth, so that there must be some.
         purpose: what it is for: `average`, `interpolate`, `task vectors`, …; `soup methods` sorts
             by it.
@@ -115,7 +116,7 @@ class Method:
     models: tuple[int, int | None] = (2, None)
     base: bool | None = False
     from_beta: Callable[[float], dict[str, Any]] | None = None
-    normalizes: bool = False
+    normalizes: str = ""
     layers: bool = False
     purpose: str = "other"
     summary: str = ""
@@ -131,6 +132,9 @@ class Method:
             hint, given = hints.get(argument.name), argument.default
             if not isinstance(given, _Given):
                 given = _Given(given, None, None, "")
+            if hint is None:  # not annotated: as its default is
+                is_given = given.default is not inspect.Parameter.empty
+                hint = type(given.default) if is_given else float
             words = tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()
             kind = "word" if words else _KINDS.get(hint)
             if kind is None:
@@ -443,7 +447,8 @@ def _checked(method_name: str, own: Parameter, value: Any, models: int) -> Any:
     if own.kind == "truth":
         if not isinstance(value, str) and value in (0, 1):  # True and False among them
             return bool(value)
-        raise ParameterError(f"{where} is {value!r}, not true or false")
+        told = f"{value:g}" if isinstance(value, float) else repr(value)
+        raise ParameterError(f"{where} is {told}, not true or false")
     if own.kind == "word":
         if value in own.words:
             return value

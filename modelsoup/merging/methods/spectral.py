@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from ...errors import ParameterError, counted
+from ...files.names import is_embedding
 from ..forms import Merging, Tensor, WeightedSum, Whole
 from .registry import method, parameter
 
@@ -22,9 +23,8 @@ Conv = Literal["mean", "flatten"]
 Delta = Callable[[int], np.ndarray]
 """A model's task vector as a matrix, made anew at each call."""
 
-_LOOKED_UP = re.compile(
-    r"(?:.*[._/])?(?:embed\w*|wte|wpe|shared|lm_head|heads?|score|classifier|text_projection)"
-    r"(?:[._/].*)?"
+_HEAD = re.compile(
+    r"(?:.*[._/])?(?:shared|lm_head|heads?|score|classifier|text_projection)(?:[._/].*)?"
 )
 
 LAMBDA = parameter(1.0, doc="what the merged task vector is multiplied by")
@@ -39,7 +39,7 @@ def matrix_shape(
     axes = len(x.shape)
     if not x.elements or axes < 2 or (axes > 2 and conv == "mean"):
         return None
-    if not embeddings and _LOOKED_UP.fullmatch(x.name):
+    if not embeddings and (is_embedding(x.name) or _HEAD.fullmatch(x.name)):
         return None
     return x.shape[0], x.elements // x.shape[0]
 

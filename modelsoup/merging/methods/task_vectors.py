@@ -22,15 +22,15 @@ from .registry import Asking, method, parameter
 _ZERO_SUM = 1e-8  # as in mergekit: a smaller sum of weights does not divide
 _L1_EPSILON = 1e-7  # as in mergekit: a norm below this is not restored
 
-_WEIGHT = parameter(doc="what each task vector is multiplied by (--weights)")
-_LAMBDA = parameter(1.0, doc="what the sum of the task vectors is multiplied by")
+WEIGHT = parameter(doc="what each task vector is multiplied by (--weights)")
+LAMBDA = parameter(1.0, doc="what the sum of the task vectors is multiplied by")
 _LARGEST = parameter(
     1.0, low=0, high=1, doc="the share of each task vector that is kept: the largest"
 )
 _RANDOM = parameter(1.0, low=0, high=1, doc="the probability that an element is kept")
-_OVER_SUM = "divide by the sum of the weights"
-_OVER_AGREEING = "divide by the sum of the weights that agree in sign"
-_RESCALE = "restore each task vector's L1 norm after elements were dropped"
+OVER_SUM = "divide by the sum of the weights"
+OVER_AGREEING = "divide by the sum of the weights that agree in sign"
+RESCALE = "restore each task vector's L1 norm after elements were dropped"
 
 
 def folded(weight: PerModel, lambda_: float, *, normalize: bool) -> PerModel:
@@ -44,7 +44,7 @@ def folded(weight: PerModel, lambda_: float, *, normalize: bool) -> PerModel:
     "task_arithmetic",
     base=True,
     models=(1, None),
-    normalizes=True,
+    normalizes="normalize",
     purpose="task vectors",
     version="1",
     summary="base + λ·Σ wᵢ·(xᵢ − base)",
@@ -52,9 +52,9 @@ def folded(weight: PerModel, lambda_: float, *, normalize: bool) -> PerModel:
 )
 def task_arithmetic(
     x: Tensor,
-    weight: PerModel = _WEIGHT,
-    normalize: bool = parameter(False, doc=_OVER_SUM),
-    lambda_: float = _LAMBDA,
+    weight: PerModel = WEIGHT,
+    normalize: bool = parameter(False, doc=OVER_SUM),
+    lambda_: float = LAMBDA,
 ) -> WeightedSum:
     """Base + λ·Σ wᵢ·(xᵢ − base), with λ and normalisation in the weights."""
     return WeightedSum(folded(weight, lambda_, normalize=normalize), of_deltas=True)
@@ -65,28 +65,33 @@ Thinning = Generator[Sequence[Reduction], Sequence[Any], list[Of]]
 
 def trimmed(x: Tensor, density: PerModel, *, rescale: bool) -> Thinning:
     """Task vectors of which the largest `density` of the elements are kept."""
+    of: list[Of] = [x.delta(k) if d > 0 else zero for k, d in enumerate(density)]
     counts = {
         k: max(1, math.floor(d * x.elements))
         for k, d in enumerate(density) if 0 < d < 1 and x.elements
     }  # fmt: skip
     found = yield [Largest(x.delta(k), count) for k, count in counts.items()]
-    return (yield from _thinned(x, density, dict(zip(counts, found, strict=True)), rescale=rescale))
+    for k, kept in zip(counts, found, strict=True):
+        of[k] = kept
+    return (yield from rescaled(of)) if rescale else of
 
 
 def dropped(x: Tensor, density: PerModel, *, rescale: bool) -> Thinning:
     """Task vectors of which each element is kept with the probability `density`."""
-    kept = {k: drawn(x, k, x.delta(k), d) for k, d in enumerate(density) if 0 < d < 1}
-    return (yield from _thinned(x, density, kept, rescale=rescale))
+    of: list[Of] = [
+        drawn(x, k, x.delta(k), d) if 0 < d < 1 else x.delta(k) if d > 0 else zero
+        for k, d in enumerate(density)
+    ]
+    return (yield from rescaled(of)) if rescale else of
 
 
-def _thinned(x: Tensor, density: PerModel, kept: dict[int, Kept], *, rescale: bool) -> Thinning:
-    of: list[Of] = [kept.get(k, x.delta(k) if d > 0 else zero) for k, d in enumerate(density)]
-    if not rescale:
-        return of
-    norms = yield [Sum(_l1_norms(some), 2) for some in kept.values()]
-    for k, (before, after) in zip(kept, norms, strict=True):
+def rescaled(of: list[Of], *, rows: bool = False) -> Thinning:
+    """Those that were thinned times what restores their L1 norm, where they have one."""
+    kept = {k: one for k, one in enumerate(of) if isinstance(one, Kept)}
+    norms = yield [Sum(_l1_norms(one), 2, rows=rows) for one in kept.values()]
+    for (k, one), (before, after) in zip(kept.items(), norms, strict=True):
         if before >= _L1_EPSILON and after >= _L1_EPSILON:
-            of[k] = Scaled(kept[k], before / after)
+            of[k] = Scaled(one, before / after)
     return of
 
 
@@ -124,7 +129,7 @@ class Scaled:
     "dare_linear",
     base=True,
     models=(1, None),
-    normalizes=True,
+    normalizes="normalize",
     purpose="task vectors",
     version="1",
     summary="task arithmetic on randomly thinned task vectors",
@@ -132,11 +137,11 @@ class Scaled:
 )
 def dare_linear(
     x: Tensor,
-    weight: PerModel = _WEIGHT,
+    weight: PerModel = WEIGHT,
     density: PerModel = _RANDOM,
-    normalize: bool = parameter(False, doc=_OVER_SUM),
-    rescale: bool = parameter(True, doc=_RESCALE),
-    lambda_: float = _LAMBDA,
+    normalize: bool = parameter(False, doc=OVER_SUM),
+    rescale: bool = parameter(True, doc=RESCALE),
+    lambda_: float = LAMBDA,
 ) -> Asking:
     """Base + λ·Σ wᵢ·dᵢ over thinned task vectors dᵢ."""
     thin = yield from dropped(x, density, rescale=rescale)
@@ -167,11 +172,11 @@ def summed(of: Sequence[Of], weight: PerModel) -> Of:
 )
 def ties(
     x: Tensor,
-    weight: PerModel = _WEIGHT,
+    weight: PerModel = WEIGHT,
     density: PerModel = _LARGEST,
-    normalize: bool = parameter(True, doc=_OVER_AGREEING),
-    rescale: bool = parameter(False, doc=_RESCALE),
-    lambda_: float = _LAMBDA,
+    normalize: bool = parameter(True, doc=OVER_AGREEING),
+    rescale: bool = parameter(False, doc=RESCALE),
+    lambda_: float = LAMBDA,
 ) -> Asking:
     """Base + λ·Σ wᵢ·dᵢ / Σ wᵢ over the trimmed task vectors that have the elected sign."""
     thin = yield from trimmed(x, density, rescale=rescale)
@@ -189,11 +194,11 @@ def ties(
 )
 def dare_ties(
     x: Tensor,
-    weight: PerModel = _WEIGHT,
+    weight: PerModel = WEIGHT,
     density: PerModel = _RANDOM,
-    normalize: bool = parameter(False, doc=_OVER_AGREEING),
-    rescale: bool = parameter(True, doc=_RESCALE),
-    lambda_: float = _LAMBDA,
+    normalize: bool = parameter(False, doc=OVER_AGREEING),
+    rescale: bool = parameter(True, doc=RESCALE),
+    lambda_: float = LAMBDA,
 ) -> Asking:
     """Base + λ·Σ wᵢ·dᵢ (/ Σ wᵢ under normalize) over thinned task vectors of the elected sign."""
     thin = yield from dropped(x, density, rescale=rescale)

@@ -1,0 +1,78 @@
+"""One model taken over into another: two models, of which the first is what is changed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..forms import Block, Of, Rows, Tensor
+from ..reductions import Largest
+from .registry import Asking, method, parameter
+
+_LEAST_DIFFERENCE = 1e-6  # as in mergekit
+_LEAST_PROBABILITY = 1e-8  # as in mergekit: added to each
+
+
+@method(
+    "nearswap",
+    models=(2, 2),
+    purpose="two models",
+    version="1",
+    summary="the second model where it is near the first, the less of it the farther it is",
+    source="alchemonaut, QuartetAnemoi-70B, 2024; as in mergekit",
+)
+def nearswap(
+    x: Tensor, t: float = parameter(low=0, doc="as far as this the second is taken whole")
+) -> Of:
+    """w·x₂ + (1 − w)·x₁, w = min(t / max(|x₁ − x₂|, 1e-6), 1)."""
+
+    def merged(b: Block) -> np.ndarray:
+        first, second = b.values
+        share = np.minimum(t / np.maximum(np.abs(first - second), _LEAST_DIFFERENCE), 1)
+        made: np.ndarray = share * second + (1 - share) * first
+        return made
+
+    return merged
+
+
+@method(
+    "arcee_fusion",
+    models=(2, 2),
+    purpose="two models",
+    version="1",
+    summary="the first model with those elements of the second that matter far more than most",
+    source="Arcee AI, Arcee fusion, 2025; as in mergekit",
+)
+def arcee_fusion(x: Tensor) -> Asking:
+    """x₂ where |x₂ − x₁|·KL ≥ median + 1.5·(Q₃ − Q₁) of all of these, else x₁.
+
+    KL is the divergence of a row's softmax in the second model from the first's. Quartile q of n
+    elements is that at ⌊(n − 1)·q⌋ in ascending order; mergekit draws a sample of large tensors.
+    """
+    places = [math.floor((x.elements - 1) * q) for q in (0.25, 0.5, 0.75)]
+    found = yield [Largest(importance, max(1, x.elements - i), rows=True) for i in places]
+    lower, median, upper = (kept.threshold for kept in found)
+    least = median + 1.5 * (upper - lower)
+
+    def merged(b: Block) -> np.ndarray:
+        return np.where(importance(b) >= least, b.values[1], b.values[0])
+
+    return Rows(merged)
+
+
+def importance(b: Block) -> np.ndarray:
+    """What the second model's elements matter, in a block of rows."""
+    first, second = b.values
+    p, q = (softmax(rows) + _LEAST_PROBABILITY for rows in (second, first))
+    divergence = (p * np.log(p / q)).sum(axis=-1, keepdims=True)
+    made: np.ndarray = np.abs(second - first) * divergence.astype(first.dtype)
+    return made
+
+
+def softmax(rows: np.ndarray) -> np.ndarray:
+    """Of each row, in float64."""
+    wide = rows.astype(np.float64)
+    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    made: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
+    return made

@@ -1,0 +1,179 @@
+"""Where the values of an input's tensor come from: a source.
+
+A tensor that lies in a file is streamed from it. Any other source says which stored tensors it is
+made of, and gives rows of values on demand: the product of two low-rank factors, rows that an index
+chooses, another order of rows. A method never learns which source it got.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from ..files.checkpoint import TensorInfo
+
+Read = Callable[[TensorInfo, int, int], np.ndarray]
+"""`read(tensor, start, stop)`: elements of a stored tensor, flattened, as float32 or float64."""
+
+Values = Callable[[int, int], np.ndarray]
+"""`values(start, stop)`: elements of a source, flattened, in its dtype."""
+
+
+class Stored(NamedTuple):
+    """A tensor of an input, as it lies in its file.
+
+    Attributes:
+        model: the input's index, `rules.BASE` for the base.
+        info: the tensor.
+    """
+
+    model: int
+    info: TensorInfo
+
+
+class Computed(Protocol):
+    """A source whose values are computed from stored tensors.
+
+    Attributes:
+        model: the input's index.
+        info: name, dtype and shape of what is computed; it lies in no file.
+        reads: the stored tensors of that input which it is made of.
+        is_delta: whether it is a task vector, to be added to the base.
+        memory: bytes that it holds while its tensor is merged.
+    """
+
+    @property
+    def model(self) -> int: ...
+
+    @property
+    def info(self) -> TensorInfo: ...
+
+    @property
+    def reads(self) -> tuple[TensorInfo, ...]: ...
+
+    @property
+    def is_delta(self) -> bool: ...
+
+    @property
+    def memory(self) -> int: ...
+
+    def opened(self, read: Read) -> Values:
+        """Read what must be at hand, and give what computes values from it."""
+        ...
+
+
+Source = Stored | Computed
+
+
+def computed_info(name: str, shape: tuple[int, ...], dtype: str = "F32") -> TensorInfo:
+    """What a tensor that lies in no file is like."""
+    size = 8 if dtype == "F64" else 4
+    elements = int(np.prod(shape, dtype=np.int64))
+    return TensorInfo(name, dtype, shape, Path(name), 0, size * elements)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A task vector of low rank: scale · up · down, in float32.
+
+    Attributes:
+        model: the input's index.
+        info: name and shape of the product, whose first axis is that of `up`; of a convolution the
+            other axes are those of `down`.
+        up: m × r; axes of length 1 after these are ignored.
+        down: r × n, or r × n × a kernel's sides.
+        scale: what the product is multiplied by.
+        transposed: the product is down × up instead, n × m, as embeddings have it.
+    """
+
+    model: int
+    info: TensorInfo
+    up: TensorInfo
+    down: TensorInfo
+    scale: float = 1.0
+    transposed: bool = False
+    is_delta = True
+
+    @property
+    def reads(self) -> tuple[TensorInfo, ...]:
+        """The two factors."""
+        return (self.up, self.down)
+
+    @property
+    def memory(self) -> int:
+        """The factors in float32."""
+        return 4 * (self.up.elements + self.down.elements)
+
+    def opened(self, read: Read) -> Values:
+        """Read the factors; rows are multiplied when they are asked for."""
+        up, down = (read(info, 0, info.elements).astype(np.float32) for info in self.reads)
+        rank = self.down.shape[0]
+        left, right = up.reshape(-1, rank) * np.float32(self.scale), down.reshape(rank, -1)
+        if self.transposed:
+            left, right = right.T.copy(), left.T.copy()
+        return rows_of_product(left, right)
+
+
+def rows_of_product(left: np.ndarray, right: np.ndarray) -> Values:
+    """Elements of left · right, each row computed alone: the same bytes however it is sliced."""
+    width = right.shape[1]
+
+    def values(start: int, stop: int) -> np.ndarray:
+        first, last = start // width, -(-stop // width)
+        # Rank by rank and not by BLAS, whose sums depend on how many rows it is given.
+        made = np.zeros((last - first, width), left.dtype)
+        for k in range(right.shape[0]):
+            made += left[first:last, k, None] * right[k]
+        flat: np.ndarray = made.reshape(-1)[start - first * width : stop - first * width]
+        return flat
+
+    return values
+
+
+@dataclass(frozen=True)
+class RowsOf:
+    """Rows of a stored tensor, in any order: output row i is row `index[i]`.
+
+    Attributes:
+        model: the input's index.
+        info: name and shape of the result, and the dtype as which it is stored.
+        of: the stored tensor.
+        index: along the first axis; -1 makes a row of zeros.
+    """
+
+    model: int
+    info: TensorInfo
+    of: TensorInfo
+    index: Sequence[int]
+    is_delta = False
+
+    @property
+    def reads(self) -> tuple[TensorInfo, ...]:
+        """The stored tensor."""
+        return (self.of,)
+
+    @property
+    def memory(self) -> int:
+        """A number for each row."""
+        return 8 * len(self.index)
+
+    def opened(self, read: Read) -> Values:
+        """Rows are read when they are asked for."""
+        width = self.of.elements // max(1, self.of.shape[0])
+        index = np.asarray(self.index, np.int64)
+        dtype = np.float64 if self.info.dtype == "F64" else np.float32
+
+        def values(start: int, stop: int) -> np.ndarray:
+            first, last = start // width, -(-stop // width)
+            made = np.zeros((last - first, width), dtype)
+            for place, row in enumerate(index[first:last]):
+                if row >= 0:
+                    made[place] = read(self.of, int(row) * width, (int(row) + 1) * width)
+            flat: np.ndarray = made.reshape(-1)[start - first * width : stop - first * width]
+            return flat
+
+        return values
