@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "modelsoup.methods"
+PURPOSES = ("average", "interpolate", "task vectors", "two models", "one model")
+"""What methods are for, in the order in which `soup methods` has them; others follow."""
+_LARGE = (4096, 4096)
 Kind = Literal["number", "numbers", "integer", "truth", "word"]
 _KINDS: Mapping[Any, Kind] = {
     float: "number", PerModel: "numbers", int: "integer", bool: "truth",
@@ -485,13 +488,70 @@ def _check_number(where: str, own: Parameter, number: Any) -> None:
         raise ParameterError(f"{where} is {number:g}, but must be {expected}")
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a merge of a large matrix costs.
+
+    Attributes:
+        passes: how often the inputs are read, as a rule.
+        at_once: what must be in memory at a time: a `block`, a `row`, or the `tensor`.
+    """
+
+    passes: int
+    at_once: Literal["block", "row", "tensor"]
+
+
+def cost(chosen: Method) -> Cost | None:
+    """What a method costs with its defaults, and with ½ for what has none or keeps a share.
+
+    None where it takes no such parameters.
+    """
+    low, high = chosen.models
+    count = max(low, min(2, high or 2))
+    x = Tensor("", _LARGE, count, chosen.base is True)
+    given = {name: _usual(own) for name, own in chosen.parameters.items()}
+    try:
+        planned = outline(chosen, x, build_parameters(chosen, given, count))
+    except ParameterError:
+        return None
+    passes = planned.passes(x)
+    if isinstance(planned.form, Whole):
+        return Cost(passes, "tensor")
+    asked = [reduction for several in planned.rounds for reduction in several]
+    by_rows = isinstance(planned.form, Rows) or any(reduction.rows for reduction in asked)
+    return Cost(passes, "row" if by_rows else "block")
+
+
+def _usual(own: Parameter) -> Any:
+    if own.words:
+        return own.words[0] if own.is_required else own.default
+    keeps_all = own.kind in ("number", "numbers") and own.default == own.high == 1
+    if own.is_required or keeps_all:
+        return 1 if own.kind in ("integer", "truth") else 0.5
+    return own.default
+
+
+def sorted_by_purpose(described: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Descriptions by what methods are for, then the cheaper first; what is not loaded is last."""
+
+    def place(one: Mapping[str, Any]) -> tuple[int, int, str]:
+        purpose = one.get("purpose")
+        known = PURPOSES.index(purpose) if purpose in PURPOSES else len(PURPOSES)
+        return known + (purpose is None), one.get("passes") or 0, one["name"]
+
+    return sorted(described, key=place)
+
+
 def describe(chosen: Method) -> dict[str, Any]:
     """A method as plain data, for `soup methods`."""
+    costs = cost(chosen)
     return {
         "name": chosen.name,
         "summary": chosen.summary,
         "source": chosen.source,
         "purpose": chosen.purpose,
+        "passes": None if costs is None else costs.passes,
+        "at_once": None if costs is None else costs.at_once,
         "models": list(chosen.models),
         "base": chosen.base,
         "beta": chosen.from_beta is not None,
