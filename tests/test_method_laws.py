@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -669,6 +670,30 @@ def test_each_row_has_its_number(shape: tuple[int, ...], own_method: Callable[..
     assert np.array_equal(
         found, np.broadcast_to(highest, np.atleast_1d(model).shape).reshape(shape)
     )
+
+
+# --- what is told of them -------------------------------------------------------------------------
+
+TABLES = (Path(__file__).parent.parent / "docs" / "methods.md").read_text("utf-8")
+
+
+def test_the_tables_of_methods_have_each_with_its_parameters_and_passes() -> None:
+    rows = [line.split(" | ") for line in TABLES.splitlines() if line.startswith("| `")]
+    told = {name: row for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    ours = [
+        chosen for chosen in registry.registered_methods()
+        if chosen.function.__module__.startswith("modelsoup.")
+    ]  # fmt: skip
+    assert sorted(told) == [chosen.name for chosen in ours]
+    for chosen in ours:
+        *_, inputs, parameters, reads = told[chosen.name]
+        named = {word for word in re.findall(r"`(\w+)`", parameters) if word in chosen.parameters}
+        assert named == set(chosen.parameters), chosen.name
+        assert ("base" in inputs) == (chosen.base is not False), chosen.name
+        costs = registry.cost(chosen)
+        assert costs is not None
+        assert f"{costs.passes}×" in reads, chosen.name
+        assert ("*rows*" in reads) == (costs.at_once == "row"), chosen.name
 
 
 # --- what does not fit ----------------------------------------------------------------------------
