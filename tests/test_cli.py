@@ -887,7 +887,7 @@ def test_methods_are_sorted_by_what_they_are_for_and_then_by_what_they_cost() ->
     costs = {method["name"]: (method["passes"], method["at_once"]) for method in every}
     assert costs["linear"] == costs["ram"] == (1, "block")
     assert costs["slerp"] == costs["dare_ties"] == (2, "block")  # a gram; a norm
-    assert costs["ties"] == (3, "block")  # an exact threshold takes two
+    assert costs["ties"] == (2, "block")  # a threshold, of which a sample tells
     assert costs["della"] == (2, "row")
     lines = [line.split() for line in done("methods").splitlines()]
     printed = [words[0] for words in lines if words and words[0] in names]

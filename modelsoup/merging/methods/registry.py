@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_
 
 from ...errors import ParameterError, counted, nearest, parameter_option
 from ..forms import Block, Merging, PerModel, Rows, Tensor, WeightedSum, Whole
-from ..reductions import PART, Gathering, Largest, Reduction, sampled
+from ..reductions import PART, Gathering, Largest, Ranked, Reduction, sampled
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -205,7 +205,9 @@ class Outline:
         """How many elements of each input are read for samples."""
         if not x.is_sampled:
             return 0
-        rounds = sum(any(isinstance(r, Largest) and not r.rows for r in a) for a in self.rounds)
+        rounds = sum(
+            any(isinstance(r, Largest | Ranked) and not r.rows for r in a) for a in self.rounds
+        )
         return rounds * len(sampled(x)) * PART
 
     def state_bytes(self, x: Tensor) -> int:
@@ -533,7 +535,7 @@ def cost(chosen: Method) -> Cost | None:
     """
     low, high = chosen.models
     count = max(low, min(2, high or 2))
-    x = Tensor("", _LARGE, count, chosen.base is True)
+    x = Tensor("", _LARGE, count, chosen.base is True, can_be_sampled=True)
     given = {name: _usual(own) for name, own in chosen.parameters.items()}
     try:
         planned = outline(chosen, x, build_parameters(chosen, given, count))
