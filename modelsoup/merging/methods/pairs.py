@@ -76,7 +76,7 @@ def _divergence(b: Block) -> np.ndarray:
     """The Kullback-Leibler divergence of each row's softmax in the second model from the first."""
     first, second = b.values
     p, q = (softmax(rows) + _LEAST_PROBABILITY for rows in (second, first))
-    found: np.ndarray = (p * np.log(p / q)).sum(axis=-1)
+    found: np.ndarray = np.maximum((p * np.log(p / q)).sum(axis=-1), 0)  # but for rounding
     return found
 
 
