@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "modelsoup.methods"
-PURPOSES = ("average", "interpolate", "task vectors", "two models", "one model")
+PURPOSES = (
+    "average", "interpolate", "task vectors", "matrices", "experts", "after a merge", "two models",
+    "one model",
+)  # fmt: skip
 """What methods are for, in the order in which `soup methods` has them; others follow."""
 _LARGE = (4096, 4096)
 Kind = Literal["number", "numbers", "integer", "truth", "word"]
@@ -531,31 +534,33 @@ class Cost:
 
 
 def cost(chosen: Method) -> Cost | None:
-    """What a method costs with its defaults, and with ½ for what has none or keeps a share.
+    """What a method costs where it keeps half of what it may keep, else with its defaults.
 
-    None where it takes no such parameters.
+    What has no default is ½. None of a method that refuses such parameters.
     """
     low, high = chosen.models
     count = max(low, min(2, high or 2))
-    x = Tensor("", _LARGE, count, chosen.base is True, can_be_sampled=True)
-    given = {name: _usual(own) for name, own in chosen.parameters.items()}
-    try:
-        planned = outline(chosen, x, build_parameters(chosen, given, count))
-    except ParameterError:
-        return None
-    passes = planned.passes(x)
-    if isinstance(planned.form, Whole):
-        return Cost(passes, "tensor")
-    asked = [reduction for several in planned.rounds for reduction in several]
-    by_rows = isinstance(planned.form, Rows) or any(reduction.rows for reduction in asked)
-    return Cost(passes, "row" if by_rows else "block")
+    x = Tensor("", _LARGE, count, chosen.base is True, layer=(0, 2), can_be_sampled=True)
+    for thinned in (True, False):
+        given = {name: _usual(own, thinned) for name, own in chosen.parameters.items()}
+        try:
+            planned = outline(chosen, x, build_parameters(chosen, given, count))
+        except ParameterError:
+            continue
+        passes = planned.passes(x)
+        if isinstance(planned.form, Whole):
+            return Cost(passes, "tensor")
+        asked = [reduction for several in planned.rounds for reduction in several]
+        by_rows = isinstance(planned.form, Rows) or any(reduction.rows for reduction in asked)
+        return Cost(passes, "row" if by_rows else "block")
+    return None
 
 
-def _usual(own: Parameter) -> Any:
+def _usual(own: Parameter, thinned: bool) -> Any:
     if own.words:
         return own.words[0] if own.is_required else own.default
-    keeps_all = own.kind in ("number", "numbers") and own.default == own.high == 1
-    if own.is_required or keeps_all:
+    is_share = own.kind in ("number", "numbers") and own.default == own.high == 1
+    if own.is_required or (is_share and thinned):
         return 1 if own.kind in ("integer", "truth") else 0.5
     return own.default
 
@@ -563,10 +568,10 @@ def _usual(own: Parameter) -> Any:
 def sorted_by_purpose(described: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Descriptions by what methods are for, then the cheaper first; what is not loaded is last."""
 
-    def place(one: Mapping[str, Any]) -> tuple[int, int, str]:
-        purpose = one.get("purpose")
+    def place(one: Mapping[str, Any]) -> tuple[bool, int, str, int, str]:
+        purpose = one.get("purpose", "")
         known = PURPOSES.index(purpose) if purpose in PURPOSES else len(PURPOSES)
-        return known + (purpose is None), one.get("passes") or 0, one["name"]
+        return "from" in one, known, purpose, one.get("passes") or 0, one["name"]
 
     return sorted(described, key=place)
 
