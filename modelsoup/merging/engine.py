@@ -35,6 +35,7 @@ from .forms import (
     Rows,
     WeightedSum,
     Whole,
+    added_up,
     weighted_deltas,
     weighted_sum,
     weighted_sum_into,
@@ -153,7 +154,9 @@ class Inputs:
             raise
 
     def reader(self, model: int, info: TensorInfo) -> FileReader:
-        return self._readers[model, info.file]
+        """What reads a tensor of an input; what is applied to the base may read that too."""
+        own = self._readers.get((model, info.file))
+        return self._readers[BASE, info.file] if own is None else own
 
     @property
     def extra_bytes(self) -> int:
@@ -190,7 +193,9 @@ class _Opened:
     def take(self, start: int, stop: int) -> np.ndarray:
         """Elements, in the source's dtype."""
         assert self.values is not None
-        return np.ascontiguousarray(self.values(start, stop), numpy_dtype(self.source.info.dtype))
+        with np.errstate(all="ignore"):
+            made = self.values(start, stop)
+        return np.ascontiguousarray(made, numpy_dtype(self.source.info.dtype))
 
 
 @dataclass
@@ -395,7 +400,8 @@ class Stream:
                 def read(info: TensorInfo, start: int, stop: int) -> np.ndarray:
                     return self._peek(inputs, model, info, start, stop)  # noqa: B023
 
-                opened.values = opened.source.opened(read)
+                with np.errstate(all="ignore"):  # NaN and infinity are looked for in results
+                    opened.values = opened.source.opened(read)
 
     def _peek(
         self, inputs: Inputs, model: int, info: TensorInfo, start: int, stop: int
@@ -588,6 +594,7 @@ class Stream:
         job, arrays = unit.job, _typed(unit.job, stored)
         length, row = job.block(in_a_pass=in_a_pass), job.row(in_a_pass=in_a_pass)
         has_base = job.step.tensor is not None and job.step.tensor.has_base
+        adds_up = isinstance(job.form, WeightedSum) and job.form.of_deltas  # and asks for no model
         for start in range(unit.start, unit.stop, length):
             place = slice(start - unit.start, min(start + length, unit.stop) - unit.start)
             x = []
@@ -600,9 +607,10 @@ class Stream:
                 if job.scales and (scales := job.scales[index]) is not None:
                     dequantize(wide, start, *scales)
                 x.append(wide)
-            deltas = {k: x[k].copy() for k in job.deltas}
-            for k, delta in deltas.items():
-                x[k] = x[0] + delta
+            deltas = {k: x[k] for k in job.deltas}
+            if in_a_pass or not adds_up:
+                for k, delta in deltas.items():
+                    x[k] = x[0] + delta
             if row:
                 x = [values.reshape(-1, row) for values in x]
                 deltas = {k: delta.reshape(-1, row) for k, delta in deltas.items()}
@@ -695,7 +703,7 @@ class Stream:
                 yield place, made.reshape(-1)
             elif form.of_deltas and job.deltas:
                 assert weights is not None
-                yield place, b.base + sum(c * b.delta(k) for k, c in enumerate(weights.weight))
+                yield place, added_up(b, weights.weight)
             elif form.of_deltas:
                 yield place, weighted_deltas(x, weights)
             else:
@@ -714,6 +722,8 @@ class Stream:
             if job.scales and (scales := job.scales[k]) is not None:
                 dequantize(wide, 0, *scales)
             x.append(wide.reshape(source.info.shape))
+        for k in job.deltas:
+            x[k] += x[0]
         made = np.asarray(form.function(tuple(x)))
         if made.shape != step.shape:
             raise ParameterError(

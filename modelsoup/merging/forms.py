@@ -58,11 +58,13 @@ class Block:
 
     def delta(self, k: int) -> np.ndarray:
         """A model's task vector, model − base: a new array, which may be written to."""
+        made = self.task_vector(k)
+        return made.copy() if self._own + k in self._deltas else made
+
+    def task_vector(self, k: int) -> np.ndarray:
+        """As `delta`, but not to be written to."""
         given = self._deltas.get(self._own + k)
-        if given is not None:
-            return given.copy()
-        made: np.ndarray = self.values[self._own + k] - self.values[0]
-        return made
+        return self.values[self._own + k] - self.values[0] if given is None else given
 
 
 Of = Callable[[Block], np.ndarray]
@@ -208,6 +210,15 @@ def weighted_sum_into(x: Any, p: Any, out: Any, own: Any) -> None:
     for k in range(1, len(x)):
         part = np.multiply(p.weight[k], x[k], out=x[k] if own[k] else None)
         np.add(out, part, out=out)
+
+
+def added_up(b: Block, weights: Sequence[Any]) -> np.ndarray:
+    """x₀ + Σ cₖ·dₖ, of which task vectors may be known as such, the sum added up in order."""
+    total: np.ndarray = weights[0] * b.task_vector(0)
+    for k in range(1, len(weights)):
+        total += weights[k] * b.task_vector(k)
+    total += b.base
+    return total
 
 
 def weighted_deltas(x: Any, p: Any) -> Any:

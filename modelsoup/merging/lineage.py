@@ -16,6 +16,7 @@ from ..files.checkpoint import Checkpoint, StrPath, open_checkpoint
 from ..files.digest import FileDigest, combined, digest_file
 from ..files.placing import LINEAGE_KEY
 from ..version import __version__
+from .folding import Adapted
 from .layout import parse_renames, parse_slices, slice_text
 from .plan import MergePlan
 from .recipe import Recipe
@@ -69,6 +70,7 @@ def record(
         "version": __version__,
         "operation": "merge",
         **recipe_as_json(recipe),
+        **({"lora": "folded"} if isinstance(plan.models[0], Adapted) else {}),
         "inputs": [
             input_entry(model, _of_files(digests, index), index, sha256=sha256)
             for index, model in enumerate(plan.models)
@@ -304,6 +306,7 @@ def _is_parameter(value: object) -> bool:
 
 _MERGE: _Fields = {
     "method": (_is_text, "a name"),
+    "lora": (lambda v: v in ("folded", "merged", "extracted"), "folded, merged or extracted"),
     "beta": (_is_number, "a number"),
     "weights": (_is_numbers, "a list of numbers"),
     "parameters": (

@@ -8,7 +8,7 @@ import re
 import resource
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -25,6 +25,7 @@ from ..errors import (
     option,
     patterns_option,
 )
+from ..files.adapters import Base, open_adapter
 from ..files.checkpoint import (
     KNOWN_STEMS,
     SUFFIX,
@@ -55,14 +56,17 @@ from ..files.writer import (
     parse_size,
 )
 from .engine import SLICE, Inputs, Nonfinite, Progress, Stream, check_workers
+from .folding import Adapted
 from .layout import parse_model
 from .lineage import Digests, record
+from .methods import get_method
 from .plan import MergePlan, Notice, plan_merge
 from .recipe import Recipe, RecipeFields
 from .rules import covering
 from .unmade import Unmade
 
 DEFAULT_OUTPUT = "soup.safetensors"
+Lora = Mapping[StrPath, float] | Sequence[StrPath]
 
 # Metadata that holds a digest of the model: of the data section, with what stands before it.
 _DATA_DIGESTS = {"sshs_model_hash": "", "modelspec.hash_sha256": "0x"}
@@ -122,6 +126,7 @@ def merge(
     recipe: Recipe | None = None,
     *,
     base: StrPath | Checkpoint | None = None,
+    lora: Lora | None = None,
     shard_size: int | str | None = None,
     workers: int | None = None,
     force: bool = False,
@@ -143,6 +148,9 @@ def merge(
             which the first model's config and tokenizer are copied.
         recipe: what to do; or give its fields as keywords.
         base: the base model of task-vector methods.
+        lora: low-rank adapters that are applied to the one model, with weights or without: a
+            mapping from paths to weights, or a list of paths, of which each has the weight 1. The
+            method is one over task vectors, and `task_arithmetic` if it is not given.
         shard_size: bytes, or `5GB`: divide a folder's weights into shards of at most this size.
         workers: threads; None takes the number of cores, at most 8.
         force: replace an existing output.
@@ -172,9 +180,11 @@ def merge(
     output = Path(output)
     opened = [_open(model) for model in models]
     opened_base = None if base is None else _open(base)
+    if lora is not None:
+        opened, opened_base, recipe = _with_adapters(opened, opened_base, recipe, lora)
     plan = plan_merge(opened, recipe, base=opened_base)
     check_place(output)
-    inputs = [*opened, *([opened_base] if opened_base else [])]
+    inputs: list[Checkpoint] = [*opened, *([opened_base] if opened_base else [])]
     check_apart(output, [path for model in inputs for path in (model.path, *model.files)])
     notices = list(plan.notices)
     try:
@@ -219,6 +229,33 @@ def _recipe_of(fields: RecipeFields) -> Recipe:
     return Recipe(**fields)
 
 
+def _with_adapters(
+    opened: Sequence[Checkpoint], base: Checkpoint | None, recipe: Recipe, lora: Lora
+) -> tuple[list[Checkpoint], Checkpoint, Recipe]:
+    """A model with adapters as a merge: what they make of it, the model as the base, and how."""
+    if len(opened) != 1 or base is not None:
+        raise ParameterError(
+            f"adapters are applied to one model, but {len(opened)} and {'a' if base else 'no'} "
+            f"base model were given"
+        )
+    if recipe.renames or recipe.slices:
+        raise ParameterError("adapters go by the names and layers of a model as it is: fold first")
+    must_be_several("lora", lora)
+    if not lora:
+        raise ParameterError("lora names no adapter")
+    weights = list(lora.values()) if isinstance(lora, Mapping) else [1.0] * len(lora)
+    names = Base(opened[0].tensors)
+    models = [Adapted(opened[0], open_adapter(path), names) for path in lora]
+    method = get_method("task_arithmetic" if recipe.method is None else recipe.method)
+    if recipe.weights is not None or recipe.beta is not None:
+        given = "weights" if recipe.beta is None else "beta"
+        raise ParameterError(f"the adapters' weights are given twice: with them and by {given}")
+    recipe = replace(recipe, method=method.name)
+    if "weight" in method.parameters or any(weight != 1 for weight in weights):
+        recipe = replace(recipe, weights=weights)
+    return list(models), opened[0], recipe
+
+
 def _open(model: StrPath | Checkpoint) -> Checkpoint:
     return model if isinstance(model, Checkpoint) else open_checkpoint(model)
 
@@ -226,10 +263,10 @@ def _open(model: StrPath | Checkpoint) -> Checkpoint:
 def _parts(output: Path, plan: MergePlan) -> list[Part]:
     """What the output's files are called: as those of the models."""
     if output.suffix == SUFFIX:
-        whole = all(not part.prefix for model in plan.models for part in model.parts)
+        whole = all(not part.prefix for model in plan.given for part in model.parts)
         if whole:
             return [Part("", output.name.removesuffix(SUFFIX))]
-    every = [*plan.models, *([plan.base] if plan.base is not None else [])]
+    every = [*plan.given, *([plan.base] if plan.base is not None else [])]
     parts: dict[str, Part] = {}
     for model in every:
         for part in model.parts:
@@ -259,7 +296,7 @@ def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -
 def _tokenizer(plan: MergePlan) -> Path | None:
     """The folder whose tokenizer goes along in place of what else would; None if none does."""
     wanted = plan.recipe.tokenizer_from
-    return None if wanted is None else plan.model(parse_model("tokenizer_from", wanted)).companions
+    return None if wanted is None else plan.called(wanted).companions
 
 
 def _check_tokenizer(plan: MergePlan) -> None:
@@ -273,9 +310,7 @@ def _check_tokenizer(plan: MergePlan) -> None:
     if wanted is None and template is None:
         return
     if folder is None or not is_tokenizer(folder):
-        model = plan.files_from if wanted is None else plan.model(
-            parse_model("tokenizer_from", wanted)
-        )  # fmt: skip
+        model = plan.files_from if wanted is None else plan.called(wanted)
         raise MismatchError(
             f"{model.name} has no tokenizer: {option('tokenizer_from', 'MODEL')} takes another's"
         )
@@ -297,7 +332,7 @@ def _of_the_list_of_parts(
         return
     there = list(dict.fromkeys(file.prefix[:-1] for file in files if file.prefix))
     unlisted = [name for name in there if name not in parts.names]
-    were = [part.prefix[:-1] for part in plan.models[0].parts if part.prefix]
+    were = [part.prefix[:-1] for part in plan.given[0].parts if part.prefix]
     gone = [name for name in were if name not in there]
     for names, what in (
         (unlisted, "does not name {}, so that the weights there are not read: name them in it"),
@@ -311,7 +346,7 @@ def _of_the_list_of_parts(
 def _parts_from(plan: MergePlan, files: Sequence[OutputFile]) -> dict[str, Path]:
     """The folders whose other files go along with parts that the first model has not."""
     found: dict[str, Path] = {}
-    first, *others = plan.models
+    first, *others = plan.given
     own = {part.prefix for part in first.parts}
     for prefix in {file.prefix for file in files} - own:
         folders = [model.companions for model in others if model.companions is not None]
@@ -336,7 +371,7 @@ def _execute(
 ) -> MergeReport:  # fmt: skip
     """Carry out a plan. `slice_elements` (a multiple of `BLOCK`) is there for the tests."""
     _allow_many_files()
-    first = plan.models[0]
+    first = plan.given[0]
     metadata, false = _metadata(first.metadata, len(files))
     told = list(notices or plan.notices)
     if false:
@@ -435,7 +470,7 @@ def _data_digests(
 
 def _changed_dtype(plan: MergePlan) -> str | None:
     """The dtype that the config of the output must name, where it may be another."""
-    first = plan.models[0]
+    first = plan.given[0]
     if plan.recipe.dtype is not None:
         return str(plan.recipe.dtype)
     if plan.files_from is not first:

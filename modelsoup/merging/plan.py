@@ -31,7 +31,8 @@ from ..files.quantized import (
     scaled_weights,
     tells_of_codes,
 )
-from .forms import Tensor
+from .folding import Adapted
+from .forms import Tensor, WeightedSum
 from .layout import Layout, laid_out, parse_model, proposal
 from .methods import Method, Outline, build_parameters, get_method, outline
 from .recipe import OnInteger, Recipe, check_beta
@@ -124,10 +125,11 @@ class Step(NamedTuple):
 
     @property
     def state_bytes(self) -> int:
-        """How much memory what is gathered of its inputs takes at most."""
+        """How much memory what is gathered of its inputs takes at most, and what computes them."""
+        at_hand = sum(s.memory for s in self.sources if not isinstance(s, Stored))
         if self.outline is None or self.tensor is None:
-            return 0
-        return self.outline.state_bytes(self.tensor)
+            return at_hand
+        return at_hand + self.outline.state_bytes(self.tensor)
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ class MergePlan:
     @property
     def files_from(self) -> Checkpoint:
         """The model whose config and other files go along."""
-        return self.model(parse_model("files_from", self.recipe.files_from or "first"))
+        return self.called(self.recipe.files_from or "first")
 
     @property
     def bytes_written(self) -> int:
@@ -227,6 +229,17 @@ class MergePlan:
         model = self.base if index == BASE else self.models[index]
         assert model is not None
         return model
+
+    def called(self, word: str) -> Checkpoint:
+        """A model by what a recipe calls it: `first`, `second`, `3`, `base`."""
+        index = parse_model("the model", word)
+        return self.model(index) if index == BASE else self.given[index]
+
+    @property
+    def given(self) -> tuple[Checkpoint, ...]:
+        """The models; where they are adapters, the one that these are for."""
+        first = self.models[0]
+        return (first.base,) if isinstance(first, Adapted) else self.models
 
     @property
     def bytes_streamed(self) -> int:
@@ -267,6 +280,10 @@ def plan_merge(
             merged are codes or factors, which mean nothing one by one.
     """
     given = tuple(models)
+    if (recipe.renames or recipe.slices) and any(isinstance(m, Adapted) for m in given):
+        raise ParameterError(
+            "renames and slices do not go with adapters: fold these in first, and merge the result"
+        )
     layout = laid_out(given, base, recipe.renames, recipe.slices)
     return _Planner(given, base, layout, recipe).plan()
 
@@ -313,8 +330,14 @@ class _Planner:
         self.faults: dict[tuple[str, Remedy], list[str]] = {}
         self.details: dict[str, str] = {}  # name → how the models differ
         self.notices: dict[tuple[str, str, Level], list[str]] = {}
+        self.adapted = [model for model in models if isinstance(model, Adapted)]
+        # What rules call the first model, the second: of adapters, the one that they are for.
+        self.called = (BASE,) if self.adapted else tuple(range(len(models)))
         self.every = every = [*models, *([] if base is None else [base])]  # the base's names last
-        self.scaled = {id(model): scaled_weights(model.tensors) for model in every}
+        self.scaled = {
+            id(model): {} if isinstance(model, Adapted) else scaled_weights(model.tensors)
+            for model in every
+        }
         scales = {s.name for found in self.scaled.values() for s in found.values()}
         with_scales = [model for model in every if self.scaled[id(model)]]
         self.is_quantized = bool(with_scales)
@@ -399,12 +422,13 @@ class _Planner:
 
     def _check_sources(self) -> None:
         models, base = self.given
+        count = 1 if self.adapted else len(models)
         for name in ("files_from", "tokenizer_from"):
             wanted = parse_model(name, getattr(self.recipe, name) or "first")
-            if wanted >= len(models) or (wanted == BASE and base is None):
+            if wanted >= count or (wanted == BASE and base is None):
                 raise ParameterError(
-                    f"{name} is the {source_name(wanted)} model, but there "
-                    f"{'is none' if wanted == BASE else f'are {len(models)}'}"
+                    f"{name} is {model_called(wanted)}, but there "
+                    f"{'is none' if wanted == BASE else f'are {count}'}"
                 )
         for rule in self.rules:
             if rule.action != "keep":
@@ -413,10 +437,10 @@ class _Planner:
                 raise ParameterError(
                     f"the rule {str(rule)!r} wants a base model ({option('base', 'BASE')})"
                 )
-            if rule.source >= len(self.models):
+            if rule.source >= len(self.called):
                 raise ParameterError(
                     f"the rule {str(rule)!r} wants model {rule.source + 1}, but there are "
-                    f"{len(self.models)}"
+                    f"{len(self.called)}"
                 )
 
     def _check_base(self) -> None:
@@ -451,6 +475,11 @@ class _Planner:
         """A rule's method and its parameters."""
         recipe, count = self.recipe, len(self.models)
         method = get_method(rule.method or recipe.method_name)
+        if self.adapted and method.base is False:
+            raise ParameterError(
+                f"{method.name!r} merges no task vectors, which adapters are: give a method that "
+                f"does ({option('method', 'task_arithmetic')})"
+            )
         own_method = rule.method is not None and rule.method != recipe.method_name
         given: dict[str, Any] = {} if own_method else dict(recipe.parameters)
         changed = dict(rule.parameters)
@@ -536,6 +565,8 @@ class _Planner:
             return []
         if rule.action == "keep":
             return self._keep(name, index, rule)
+        if self.adapted and not any(name in model.changes for model in self.adapted):
+            return self._copy(name, index, BASE, self._model(BASE).tensors[name])
         infos = [model.tensors.get(name) for model in self.models]
         absent = [k for k, info in enumerate(infos) if info is None] if None in infos else []
         if len(absent) == len(infos):
@@ -559,9 +590,10 @@ class _Planner:
 
     def _keep(self, name: str, index: int, rule: Rule) -> list[Step]:
         """A tensor that a rule, or what is done with the rest, keeps from one model."""
-        info = self._model(rule.source).tensors.get(name)
+        source = rule.source if rule.source == BASE else self.called[rule.source]
+        info = self._model(source).tensors.get(name)
         if info is not None:
-            return self._copy(name, index, rule.source, info)
+            return self._copy(name, index, source, info)
         if not any(name in model.tensors for model in self.models):
             return self._leave_out("only in the base model", name)
         if index < len(self.rules) - 1:  # asked for by a rule, not by what is left
@@ -639,7 +671,7 @@ class _Planner:
             ]  # fmt: skip
         if base is not None and based is None:
             return self._fault("missing from the base model", name)
-        own = map(Stored, range(len(infos)), infos)
+        own = map(self._source, range(len(infos)), infos)
         sources = (*(() if based is None else (Stored(BASE, based),)), *own)
         scales = tuple(self._scales(s.model, name) for s in sources) if self.is_quantized else ()
         dtype = self._output_dtype(infos[0].dtype)
@@ -654,6 +686,9 @@ class _Planner:
             and all(isinstance(s, Stored) and self._model(s.model).files for s in sources),
         )  # fmt: skip
         asked = outline(method, tensor, parameters)
+        if self._is_replaced(asked, sources):
+            self.is_merged = True
+            return [Step(name, dtype, infos[0].shape, "copy", index, sources[-1:])]
         if asked.only is not None:
             copied, info = sources[asked.only]
             if self._is_alike(name, infos[0], copied):
@@ -667,7 +702,7 @@ class _Planner:
 
     def _of_codes(self, step: Step, scales: tuple[Scales | None, ...], dtype: str) -> list[Step]:
         """A merge of the values that codes stand for, quantised as the first model is."""
-        own = self._scales(0, step.name) if step.dtype == dtype else None
+        own = self._scales(self.called[0], step.name) if step.dtype == dtype else None
         how = f"stored as {step.dtype}" if own is None else "quantised again"
         self._notice("quantized", f"quantised: merged as values, and {how}", step.name, "note")
         step = step._replace(scales=scales, quantized=own)
@@ -679,10 +714,26 @@ class _Planner:
         )  # fmt: skip
         return [step, beside]
 
+    def _source(self, model: int, info: TensorInfo) -> Source:
+        """Where the values of a model's tensor come from."""
+        found = self.models[model]
+        return found.source(model, info) if isinstance(found, Adapted) else Stored(model, info)
+
+    def _is_replaced(self, asked: Outline, sources: Sequence[Source]) -> bool:
+        """Whether what one adapter alone has in the place of a tensor is all of the result."""
+        form = asked.form
+        is_sum = not asked.rounds and isinstance(form, WeightedSum) and form.of_deltas
+        return (
+            len(self.adapted) == 1
+            and isinstance(sources[-1], Stored)
+            and is_sum
+            and tuple(form.coefficients) == (1,)  # type: ignore[union-attr]
+        )
+
     def _is_alike(self, name: str, first: TensorInfo, copied: int) -> bool:
         """Whether a copy of a model's tensor is stored as the first model's is."""
         as_stored = self._output_dtype(first.dtype) == first.dtype
-        return not as_stored or self._scales(copied, name) == self._scales(0, name)
+        return not as_stored or self._scales(copied, name) == self._scales(self.called[0], name)
 
     def _notice_carried(self, name: str) -> None:
         if self.recipe.on_integer is None:
@@ -699,8 +750,8 @@ class _Planner:
             if not (self.has_codes and tells_of_codes(name) and name in self.followers):
                 continue
             sources = tuple(
-                Stored(k, model.tensors[name]) for k, model in enumerate(self.models)
-                if name in model.tensors
+                Stored(k, self._model(k).tensors[name]) for k in self.called
+                if name in self._model(k).tensors
             )  # fmt: skip
             info, kinds = sources[0].info, {(s.info.dtype, s.info.shape) for s in sources}
             if not is_activation_scale(name) or len(kinds) > 1:

@@ -152,18 +152,16 @@ class _Products:
         self.needs_pass = False
 
 
-def products_of_rows(vectors: Sequence[np.ndarray]) -> np.ndarray:
-    """The matrix of inner products in float64 of each row: rows × vectors × vectors.
+def products_along(vectors: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """The matrices of inner products in float64 of the vectors along an axis.
 
     Args:
-        vectors: arrays of rows × row length.
+        vectors: arrays of the same shape.
+        axis: which is not in the result; that has two more at its end.
     """
-    wide = [rows.astype(np.float64) for rows in vectors]
-    products = np.empty((len(wide[0]), len(wide), len(wide)))
-    for i in range(len(wide)):
-        for j in range(i, len(wide)):
-            products[:, i, j] = products[:, j, i] = (wide[i] * wide[j]).sum(axis=-1)
-    return products
+    wide = [array.astype(np.float64) for array in vectors]
+    pairs = [[(a * b).sum(axis=axis) for a in wide] for b in wide]
+    return np.stack([np.stack(row, axis=-1) for row in pairs], axis=-2)
 
 
 @dataclass(frozen=True)
@@ -218,6 +216,51 @@ class _Sums:
 
 
 @dataclass(frozen=True)
+class EachRow:
+    """A number for each row, in float64; the value is an array of them, in the rows' order.
+
+    Attributes:
+        of: a function of a block of rows to an array of one number a row.
+    """
+
+    of: Of
+    rows = True
+    wide = False
+
+    def passes(self, x: Tensor) -> int:
+        """One."""
+        return 1
+
+    def state_bytes(self, x: Tensor) -> int:
+        """A number for each row."""
+        return 8 * (x.elements // max(1, x.row))
+
+    def guess(self, x: Tensor) -> np.ndarray:
+        """Ones."""
+        return np.ones(1)
+
+    def begin(self, x: Tensor) -> Gathering:
+        """Begin to gather."""
+        return _Numbers(self, x)
+
+
+class _Numbers:
+    def __init__(self, asked: EachRow, x: Tensor) -> None:
+        self._of = asked.of
+        self._row = max(1, x.row)
+        self.needs_pass = True
+        self.value = np.empty(x.elements // self._row)
+
+    def add(self, b: Block) -> None:
+        made = self._of(b)
+        first = b.start // self._row
+        self.value[first : first + len(made)] = made
+
+    def end_pass(self) -> None:
+        self.needs_pass = False
+
+
+@dataclass(frozen=True)
 class Largest:
     """The largest magnitudes of a tensor; of those equal at the threshold, the first ones.
 
@@ -254,6 +297,43 @@ class Largest:
     def begin(self, x: Tensor) -> Gathering:
         """Begin to gather."""
         return _Threshold(self, x)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Several of `Largest` of the same values, which are looked at once; the value is their tuple.
+
+    Attributes:
+        of: a function of a block to an array of its shape.
+        counts: how many are kept by each, from 1 to all.
+        rows: whether its blocks are whole rows.
+    """
+
+    of: Of
+    counts: tuple[int, ...]
+    rows: bool = False
+    wide = False
+
+    @property
+    def each(self) -> list[Largest]:
+        """One for each count."""
+        return [Largest(self.of, count, self.rows) for count in self.counts]
+
+    def passes(self, x: Tensor) -> int:
+        """As of the largest."""
+        return max(one.passes(x) for one in self.each)
+
+    def state_bytes(self, x: Tensor) -> int:
+        """Of all."""
+        return sum(one.state_bytes(x) for one in self.each)
+
+    def guess(self, x: Tensor) -> tuple[Kept, ...]:
+        """Those that keep everything."""
+        return tuple(one.guess(x) for one in self.each)
+
+    def begin(self, x: Tensor) -> Gathering:
+        """Begin to gather."""
+        return _Thresholds(self, x)
 
 
 @dataclass(frozen=True)
@@ -334,8 +414,24 @@ class _Threshold:
         keys: np.ndarray = delta.view(self._key) & self._mask
         return keys
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether this pass counts all magnitudes, whatever is wanted of them."""
+        return self._stage == "count" and len(self._digits) == len(_DIGITS[self._key.itemsize])
+
+    def counts_with(self, other: _Threshold) -> None:
+        """Take over what another counts of the same values in the first pass."""
+        self._counts = other._counts
+
+    def keys_of(self, b: Block) -> np.ndarray:
+        """The magnitudes of a block, as integers that order as they do."""
+        return self._keys(np.ascontiguousarray(self._of(b))).reshape(-1)
+
     def add(self, b: Block) -> None:
-        keys = self._keys(np.ascontiguousarray(self._of(b))).reshape(-1)
+        self.take(b, self.keys_of(b))
+
+    def take(self, b: Block, keys: np.ndarray) -> None:
+        """Take in a block's magnitudes."""
         if self._stage == "between":
             self._add_between(b, keys)
             return
@@ -424,6 +520,35 @@ class _Threshold:
             flat = keep.reshape(-1)
             flat[np.flatnonzero(keys == self._key.type(self._prefix))[:room]] = True
         return keep
+
+
+class _Thresholds:
+    """Several exact thresholds of the same values; the first pass counts for all."""
+
+    def __init__(self, asked: Ranked, x: Tensor) -> None:
+        self._each = [_Threshold(one, x) for one in asked.each]
+        for other in self._each[1:]:
+            other.counts_with(self._each[0])
+        self.needs_pass = True
+
+    def add(self, b: Block) -> None:
+        first, *others = self._each
+        keys = first.keys_of(b)
+        if first.needs_pass:
+            first.take(b, keys)
+        for other in others:
+            if other.needs_pass and not other.is_counting:
+                other.take(b, keys)
+
+    def end_pass(self) -> None:
+        for one in self._each:
+            if one.needs_pass:
+                one.end_pass()
+        self.needs_pass = any(one.needs_pass for one in self._each)
+
+    @property
+    def value(self) -> tuple[Kept, ...]:
+        return tuple(one.value for one in self._each)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ import click
 
 from ..errors import LISTED, ParameterError, SoupError, counted, listed, nearest, sized, speaking
 from ..version import __version__
+from .cli_lora import lora
 from .cli_report import report
 from .cli_shared import GivenPath, colored, echo, json_option, print_json, say
 from .cli_train import train, trainers
@@ -207,6 +208,12 @@ def main() -> None:
     "--base", metavar="BASE", type=GivenPath(), help="The base model of task-vector methods."
 )
 @click.option(
+    "--lora",
+    multiple=True,
+    metavar="ADAPTER[=W]",
+    help="Apply a low-rank adapter to the one model; again for more.  [default: W is 1]",
+)
+@click.option(
     "--set",
     "settings",
     multiple=True,
@@ -328,6 +335,7 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
     """  # noqa: D301
     from ..files.checkpoint import SUFFIX
     from ..merging import merge as engine
+    from ..merging.lora import parse_weighted
 
     # The objects of a merge live until it ends: looking for cycles among those of 100,000 tensors
     # would take as long as planning them.
@@ -338,10 +346,12 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
     talks = not (options["quiet"] or options["as_json"])
     in_file = {} if options["config"] is None else _config(options, models)
     told = {name: in_file.pop(name) for name in _BESIDE_THE_RECIPE if name in in_file}
-    of_command = {name: options.get(name) for name in _BESIDE_THE_RECIPE}
+    of_command = {name: options.get(name) for name in _BESIDE_THE_RECIPE if name != "lora"}
     told |= {n: value for n, value in of_command.items() if not (value is None or value is False)}
     paths = list(models) or told.pop("models", None)
     told.pop("models", None)
+    if options["lora"]:
+        told["lora"] = _adapters(map(parse_weighted, options["lora"]))
     if not paths:
         raise click.UsageError("Missing argument 'A B [C …]': the models")
     output = told.pop("output", "soup" if "shard_size" in told else engine.DEFAULT_OUTPUT)
@@ -377,8 +387,18 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
 # Options of `soup merge` that a --config file may have, and the types that they have there.
 _BESIDE_THE_RECIPE: dict[str, Any] = {
     "models": list, "output": str, "base": str, "shard_size": (str, int), "workers": int,
-    "strict": bool, "sha256": bool, "model_card": bool,
+    "strict": bool, "sha256": bool, "model_card": bool, "lora": (list, dict),
 }  # fmt: skip
+
+
+def _adapters(weighted: Iterable[tuple[Path, Any]]) -> dict[Path, float]:
+    """Adapters and their weights."""
+    found: dict[Path, float] = {}
+    for path, weight in weighted:
+        if path in found:
+            raise ParameterError(f"the adapter {path} is given twice")
+        found[path] = weight
+    return found
 
 
 # Options that a merge of mergekit's does not say: what decides its result is in its file.
@@ -436,6 +456,10 @@ def _config(options: Mapping[str, Any], models: tuple[str, ...]) -> dict[str, An
     for name in ("output", "base"):
         if name in content:
             content[name] = folder / content[name]
+    if "lora" in content:
+        given = content["lora"]
+        weighted = given.items() if isinstance(given, dict) else ((path, 1.0) for path in given)
+        content["lora"] = _adapters((folder / str(path), weight) for path, weight in weighted)
     if "models" in content:
         content["models"] = [folder / str(model) for model in content["models"]]
     return content
@@ -720,5 +744,5 @@ def verify(path: str, inputs: tuple[str, ...], as_json: bool) -> None:
         raise SoupError(*faults)
 
 
-for _command in (plan, run, store, train, trainers, report):
+for _command in (plan, run, store, train, trainers, report, lora):
     main.add_command(_command)
