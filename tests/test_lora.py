@@ -906,7 +906,7 @@ def test_an_adapter_for_another_base_is_named_with_its_module(tmp_path: Path):
     base = saved(tmp_path / "base.safetensors", MODEL)
     absent = peft(tmp_path / "absent", pair("conf", 3, 3))
     assert folding_fails(tmp_path, base, "--lora", absent) == (
-        "Error: absent is for 'conf', which the base does not have; did you mean 'conv' or 'norm'?"
+        "Error: absent is for 'conf', which the base does not have; did you mean 'conv'?"
         "\n"
     )
     other = peft(tmp_path / "other", pair("v", 40, 31))

@@ -502,10 +502,11 @@ class Stream:
         """Have every worker do units until there are none; the first error ends all.
 
         Over small tensors, which take longer to fetch than to merge, several workers would only
-        wait for each other's turn at the interpreter.
+        wait for each other's turn at the interpreter; and each would hold a whole tensor's memory.
         """
         average = sum(job.step.elements for job in jobs) // len(jobs)
-        workers = self._buffers if average >= _SMALL else self._buffers[:1]
+        several = average >= _SMALL and not any(job.is_whole for job in jobs)
+        workers = self._buffers if several else self._buffers[:1]
         units = self._units(jobs, work)
         futures = [pool.submit(self._drain, units, work, own) for own in workers]
         try:

@@ -505,6 +505,11 @@ class _Planner:
             raise ParameterError(f"{method.name!r} merges {wanted} models, but {count} were given")
         if method.base is True and self.base is None:
             raise ParameterError(f"{method.name!r} needs a base model ({option('base', 'BASE')})")
+        if method.layers and not self.layers:
+            raise ParameterError(
+                f"{method.name!r} goes by the depth of layers, but no tensor is in one: none has a "
+                f"name like 'layers.0.weight' or 'blocks.0.weight'"
+            )
         prepared = _Prepared(rule, method, given, own_method)
         if not prepared.varies:
             self._checked(prepared, given)

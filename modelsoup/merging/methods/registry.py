@@ -102,6 +102,7 @@ class Method:
         from_beta: the parameters that `--beta β` stands for, if it means anything here.
         normalizes: the parameter under which its weights are divided by their sum, so that they
             must have one; empty where there is none.
+        layers: whether it treats layers by their depth, so that there must be some.
         purpose: what it is for: `average`, `interpolate`, `task vectors`, …; `soup methods` sorts
             by it.
         summary: one line for `soup methods`.
@@ -116,6 +117,7 @@ class Method:
     base: bool | None = False
     from_beta: Callable[[float], dict[str, Any]] | None = None
     normalizes: str = ""
+    layers: bool = False
     purpose: str = "other"
     summary: str = ""
     source: str = ""
