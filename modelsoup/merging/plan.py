@@ -280,10 +280,6 @@ def plan_merge(
             merged are codes or factors, which mean nothing one by one.
     """
     given = tuple(models)
-    if (recipe.renames or recipe.slices) and any(isinstance(m, Adapted) for m in given):
-        raise ParameterError(
-            "renames and slices do not go with adapters: fold these in first, and merge the result"
-        )
     layout = laid_out(given, base, recipe.renames, recipe.slices)
     return _Planner(given, base, layout, recipe).plan()
 
