@@ -296,7 +296,7 @@ def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -
 def _tokenizer(plan: MergePlan) -> Path | None:
     """The folder whose tokenizer goes along in place of what else would; None if none does."""
     wanted = plan.recipe.tokenizer_from
-    return None if wanted is None else plan.model(parse_model("tokenizer_from", wanted)).companions
+    return None if wanted is None else plan.called(wanted).companions
 
 
 def _check_tokenizer(plan: MergePlan) -> None:
@@ -310,9 +310,7 @@ def _check_tokenizer(plan: MergePlan) -> None:
     if wanted is None and template is None:
         return
     if folder is None or not is_tokenizer(folder):
-        model = plan.files_from if wanted is None else plan.model(
-            parse_model("tokenizer_from", wanted)
-        )  # fmt: skip
+        model = plan.files_from if wanted is None else plan.called(wanted)
         raise MismatchError(
             f"{model.name} has no tokenizer: {option('tokenizer_from', 'MODEL')} takes another's"
         )

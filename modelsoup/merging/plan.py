@@ -194,8 +194,7 @@ class MergePlan:
     @property
     def files_from(self) -> Checkpoint:
         """The model whose config and other files go along."""
-        wanted = parse_model("files_from", self.recipe.files_from or "first")
-        return self.given[0] if wanted == 0 else self.model(wanted)
+        return self.called(self.recipe.files_from or "first")
 
     @property
     def bytes_written(self) -> int:
@@ -230,6 +229,11 @@ class MergePlan:
         model = self.base if index == BASE else self.models[index]
         assert model is not None
         return model
+
+    def called(self, word: str) -> Checkpoint:
+        """A model by what a recipe calls it: `first`, `second`, `3`, `base`."""
+        index = parse_model("the model", word)
+        return self.model(index) if index == BASE else self.given[index]
 
     @property
     def given(self) -> tuple[Checkpoint, ...]:
@@ -414,12 +418,13 @@ class _Planner:
 
     def _check_sources(self) -> None:
         models, base = self.given
+        count = 1 if self.adapted else len(models)
         for name in ("files_from", "tokenizer_from"):
             wanted = parse_model(name, getattr(self.recipe, name) or "first")
-            if wanted >= len(models) or (wanted == BASE and base is None):
+            if wanted >= count or (wanted == BASE and base is None):
                 raise ParameterError(
-                    f"{name} is the {source_name(wanted)} model, but there "
-                    f"{'is none' if wanted == BASE else f'are {len(models)}'}"
+                    f"{name} is {model_called(wanted)}, but there "
+                    f"{'is none' if wanted == BASE else f'are {count}'}"
                 )
         for rule in self.rules:
             if rule.action != "keep":
