@@ -62,6 +62,7 @@ TESTS = {
         "merging/engine": "merge methods fused golden",
         "merging/extraction": "lora lora_peft",
         "merging/factors": "lora",
+        "merging/folding": "lora lora_peft",
         "merging/lineage": "merge cli runner",
         "merging/lora": "lora_peft",
         "merging/merge": "cli model_folders golden",
