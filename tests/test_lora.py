@@ -391,6 +391,13 @@ def test_in_core_space_a_linear_method_is_the_sum_and_ties_is_ties_of_the_cores(
     np.testing.assert_allclose(updates(tmp_path / "out")["q"], 2 * up @ down, atol=1e-5)
 
 
+def test_what_comes_out_of_core_space_has_no_more_rank_than_the_module(tmp_path: Path):
+    a, b = (peft(tmp_path / n, pair("q", 3, 6, rank=2, seed=k)) for k, n in enumerate("ab"))
+    report = modelsoup.merge_adapters([a, b], tmp_path / "out", method="ties")
+    (fit,) = report.fits
+    assert fit.rank == 3 and fit.error < 1e-6
+
+
 def test_a_module_that_only_one_adapter_has_is_nothing_in_the_others(tmp_path: Path):
     a = peft(tmp_path / "a", {**pair("q", 5, 4), **pair("v", 4, 4)})
     b = peft(tmp_path / "b", pair("q", 5, 4, seed=1))

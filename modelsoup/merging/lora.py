@@ -151,7 +151,9 @@ def merge_adapters(
     opened = [open_adapter(path) for path in adapters]
     naming = opened[0].naming
     combined = _Combined(method, parameters or {}, check_weights(weights, len(opened)), seed)
-    joints = _joints(opened, None if dtype is None else parse_dtype(dtype), rank)
+    joints = _joints(
+        opened, None if dtype is None else parse_dtype(dtype), rank, is_sum=combined.is_sum
+    )
     known = base if base is None or isinstance(base, Checkpoint) else open_checkpoint(base)
     whole, added = _replacements(opened, known), _additions(opened)
     tensors = [t for joint in joints for t in tensors_of(joint.module, naming)]
@@ -219,7 +221,9 @@ class _Joint(NamedTuple):
     parts: Mapping[int, Update]
 
 
-def _joints(opened: Sequence[Adapter], dtype: str | None, rank: int | None) -> list[_Joint]:
+def _joints(
+    opened: Sequence[Adapter], dtype: str | None, rank: int | None, *, is_sum: bool
+) -> list[_Joint]:
     """The modules of all adapters, which must be for one base."""
     names = dict.fromkeys(name for adapter in opened for name in adapter.updates)
     joints = []
@@ -234,7 +238,9 @@ def _joints(opened: Sequence[Adapter], dtype: str | None, rank: int | None) -> l
                     f"{opened[first].path} and {_shown(parts[k])} in {opened[k].path}"
                 )
         every = sum(update.rank for update in parts.values())
-        kept = every if rank is None else min(rank, every, one.rows, one.columns)
+        kept = every  # of a sum: columns and rows side by side
+        if rank is not None or not is_sum:
+            kept = min(rank or every, every, one.rows, one.columns)
         window = one.down.shape[2:] if one.mid is None else one.mid.shape[2:]
         inner = one.down.shape[1:2]
         scale = one.scale if opened[0].naming != "diffusers" and one.scale else 1.0
@@ -302,6 +308,11 @@ class _Combined:
         coefficients = asked.form.coefficients if is_sum else None  # type: ignore[union-attr]
         # The base, where it is among them, adds nothing: all are updates.
         self._coefficients = None if coefficients is None else tuple(coefficients)[-count:]
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the result is a sum with weights that no value decides."""
+        return self._coefficients is not None
 
     @property
     def _has_base(self) -> bool:
