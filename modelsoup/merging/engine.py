@@ -43,6 +43,7 @@ from .forms import (
 from .lineage import Digests
 from .methods.registry import Asked
 from .plan import MergePlan, Step, instead, model_called
+from .reductions import PART, sampled
 from .rules import BASE
 from .sources import Computed, Stored, Values
 from .unmade import Unmade, is_undecided
@@ -342,6 +343,7 @@ class Stream:
                     for job in waiting:
                         assert job.asked is not None
                         job.asked.end_pass()
+                        self._sample(job)
                 for job in group:
                     self._prepare(job)
                 if quantized := [job for job in group if job.quantizer]:
@@ -428,6 +430,23 @@ class Stream:
         if method is not None and step.outline is not None and step.outline.rounds:
             assert step.tensor is not None and step.parameters is not None
             job.asked = Asked(method, step.tensor, step.parameters, step.outline)
+            self._sample(job)
+
+    def _sample(self, job: _Job) -> None:
+        """Some elements of all parts of a tensor, where what is asked of it is sooner found so."""
+        step, x = job.step, job.step.tensor
+        if x is None or job.asked is None or not job.asked.wants_sample:
+            return
+        blocks = []
+        for start in sampled(x):
+            values = [
+                self._peek(job.inputs, source.model, source.info, start, start + PART)
+                for source in step.sources
+            ]
+            values = [one.astype(step.compute_dtype, copy=False) for one in values]
+            blocks.append(Block(0, start, values, int(x.has_base)))
+        with np.errstate(all="ignore"):
+            job.asked.sample(blocks)
 
     def _read_scales(self, job: _Job, model: int, scales: Scales) -> np.ndarray:
         """A tensor's scales, flattened, in float32."""
@@ -483,10 +502,11 @@ class Stream:
         """Have every worker do units until there are none; the first error ends all.
 
         Over small tensors, which take longer to fetch than to merge, several workers would only
-        wait for each other's turn at the interpreter.
+        wait for each other's turn at the interpreter; and each would hold a whole tensor's memory.
         """
         average = sum(job.step.elements for job in jobs) // len(jobs)
-        workers = self._buffers if average >= _SMALL else self._buffers[:1]
+        several = average >= _SMALL and not any(job.is_whole for job in jobs)
+        workers = self._buffers if several else self._buffers[:1]
         units = self._units(jobs, work)
         futures = [pool.submit(self._drain, units, work, own) for own in workers]
         try:

@@ -1,12 +1,12 @@
 """What a merge method sees of a tensor, and the forms of what it gives back.
 
 Nothing here has values but a block: a method is asked once what it wants to know of a tensor and
-what is to be done with each block, and an engine, or `evaluate` in memory, does it.
+what is to be done with each block, and an engine, or `evaluated` in memory, does it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -16,6 +16,9 @@ import numpy as np
 
 BLOCK = 1 << 16
 """Elements: small enough for the second-level cache, large enough for numpy to be quick."""
+
+MANY = 1 << 20
+"""Elements: of so many a sample tells about how large they are."""
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -80,6 +83,7 @@ class Tensor:
         dtype: of the arithmetic, float32 or float64.
         seed: of what is drawn at random.
         layer: of its layer, the index and how many there are; None where the name has none.
+        can_be_sampled: whether any elements can be read without reading all.
     """
 
     name: str
@@ -89,11 +93,17 @@ class Tensor:
     dtype: np.dtype[Any] = FLOAT32
     seed: int = 0
     layer: tuple[int, int] | None = None
+    can_be_sampled: bool = False
 
     @cached_property
     def elements(self) -> int:
         """How many elements it has."""
         return prod(self.shape)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether a sample of it is worth its reading."""
+        return self.can_be_sampled and self.elements >= MANY
 
     @property
     def blocks(self) -> int:
@@ -175,7 +185,8 @@ class Whole:
 
     Attributes:
         function: of the inputs' arrays in their shape, the base first.
-        memory: how many arrays of the tensor's size are held at once, its inputs and result aside.
+        memory: how many arrays of the tensor's size it holds at once, the result among them and
+            the inputs not.
     """
 
     function: Callable[[Sequence[np.ndarray]], np.ndarray]
@@ -184,6 +195,44 @@ class Whole:
 
 Merging = WeightedSum | Rows | Whole | Of
 """What is done with a tensor, once all that must be known of it is known."""
+
+
+def evaluated(form: Merging, x: Tensor, inputs: Sequence[np.ndarray]) -> np.ndarray:
+    """The values of a form over whole arrays, in the shape of the tensor."""
+    made = np.empty(x.elements, x.dtype)
+    with np.errstate(all="ignore"):
+        if isinstance(form, Whole):
+            return np.asarray(form.function(tuple(inputs)), x.dtype)
+        for b in blocks_of(x, inputs, rows=isinstance(form, Rows)):
+            place = slice(b.start, b.start + b.values[0].size)
+            made[place] = _of_block(form, x, b).reshape(-1)
+    return made.reshape(x.shape)
+
+
+def _of_block(form: Merging, x: Tensor, b: Block) -> np.ndarray:
+    if isinstance(form, Rows):
+        return form.function(b)
+    if not isinstance(form, WeightedSum):
+        assert not isinstance(form, Whole)
+        return form(b)
+    vectors = [b.delta(k) for k in x.models] if form.of_deltas else b.values
+    total: np.ndarray = sum(
+        (x.dtype.type(c) * v for c, v in zip(form.coefficients, vectors, strict=True)),
+        start=np.zeros((), x.dtype),
+    )
+    return b.base + total if form.of_deltas else total
+
+
+def blocks_of(x: Tensor, inputs: Sequence[np.ndarray], *, rows: bool) -> Iterator[Block]:
+    """A tensor's blocks in order, of inputs that are at hand."""
+    row = max(1, x.row)
+    length = row * x.rows_at_once if rows else BLOCK
+    flat = [one.reshape(-1) for one in inputs]
+    for number, start in enumerate(range(0, x.elements, length)):
+        values = [one[start : start + length] for one in flat]
+        if rows:
+            values = [one.reshape(-1, row) for one in values]
+        yield Block(number, start, values, int(x.has_base))
 
 
 def weighted_sum(x: Any, p: Any) -> Any:

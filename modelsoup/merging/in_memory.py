@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import ParameterError, option
-from .forms import BLOCK, Block, Merging, Rows, Tensor, WeightedSum, Whole
+from .forms import Tensor, blocks_of, evaluated
 from .methods.registry import Asked, Method, build_parameters, get_method, outline
 
 
@@ -62,44 +62,7 @@ def carried_out(
     while asked.merging is None:
         wide = [one.astype(np.float64) for one in inputs] if asked.wide else inputs
         with np.errstate(all="ignore"):
-            for block in _blocks(x, wide, rows=asked.rows):
+            for block in blocks_of(x, wide, rows=asked.rows):
                 asked.add(block)
         asked.end_pass()
     return evaluated(asked.merging, x, inputs)
-
-
-def evaluated(form: Merging, x: Tensor, inputs: Sequence[np.ndarray]) -> np.ndarray:
-    """The values of a form over whole arrays, in the shape of the tensor."""
-    made = np.empty(x.elements, x.dtype)
-    with np.errstate(all="ignore"):
-        if isinstance(form, Whole):
-            return np.asarray(form.function(tuple(inputs)), x.dtype)
-        for b in _blocks(x, inputs, rows=isinstance(form, Rows)):
-            place = slice(b.start, b.start + b.values[0].size)
-            made[place] = _block(form, x, b).reshape(-1)
-    return made.reshape(x.shape)
-
-
-def _block(form: Merging, x: Tensor, b: Block) -> np.ndarray:
-    if isinstance(form, Rows):
-        return form.function(b)
-    if not isinstance(form, WeightedSum):
-        assert not isinstance(form, Whole)
-        return form(b)
-    vectors = [b.delta(k) for k in x.models] if form.of_deltas else b.values
-    total: np.ndarray = sum(
-        (x.dtype.type(c) * v for c, v in zip(form.coefficients, vectors, strict=True)),
-        start=np.zeros((), x.dtype),
-    )
-    return b.base + total if form.of_deltas else total
-
-
-def _blocks(x: Tensor, inputs: Sequence[np.ndarray], *, rows: bool) -> Iterator[Block]:
-    row = max(1, x.row)
-    length = row * x.rows_at_once if rows else BLOCK
-    flat = [one.reshape(-1) for one in inputs]
-    for number, start in enumerate(range(0, x.elements, length)):
-        values = [one[start : start + length] for one in flat]
-        if rows:
-            values = [one.reshape(-1, row) for one in values]
-        yield Block(number, start, values, int(x.has_base))

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import networkx
 
 FORMAT = 1
+_NAMED = (
+    "groups", "low_level", "files_from", "tokenizer_from", "chat_template", "dtype", "on_integer",
+)  # fmt: skip
 _MAX_DEPTH = 128
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -122,7 +125,7 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
         content["renames"] = list(map(str, recipe.renames))
     if recipe.slices:
         content["slices"] = list(map(slice_text, recipe.slices))
-    for name in ("groups", "low_level", "dtype", "on_integer"):
+    for name in _NAMED:
         if getattr(recipe, name):
             content[name] = getattr(recipe, name)
     if recipe.allow_nonfinite:
@@ -316,6 +319,9 @@ _MERGE: _Fields = {
     "low_level": (_is_mapping_to(_is_number), "a mapping to numbers"),
     "renames": (_is_list_of(_is_text), "a list of renames"),
     "slices": (_is_list_of(_is_text), "a list of slices"),
+    "files_from": (_is_text, "a model"),
+    "tokenizer_from": (_is_text, "a model"),
+    "chat_template": (_is_text, "a text"),
     "dtype": (_is_text, "a dtype"),
     "on_integer": (_is_text, "a word"),
     "allow_nonfinite": (_is_list_of(_is_text), "a list of patterns"),

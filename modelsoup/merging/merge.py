@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import resource
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +35,16 @@ from ..files.checkpoint import (
     open_checkpoint,
     parts_listed,
 )
-from ..files.companions import Stack, adapt_configs, companions, missing_layers
+from ..files.companions import (
+    Stack,
+    adapt_configs,
+    companions,
+    is_tokenizer,
+    missing_layers,
+    put_tokenizer,
+    unlike_vocabularies,
+)
+from ..files.dtypes import DTYPES
 from ..files.names import layer_of
 from ..files.placing import LINEAGE_KEY, OccupiedError, check_apart, check_free, check_place
 from ..files.writer import (
@@ -47,6 +57,7 @@ from ..files.writer import (
 )
 from .engine import SLICE, Inputs, Nonfinite, Progress, Stream, check_workers
 from .folding import Adapted
+from .layout import parse_model
 from .lineage import Digests, record
 from .methods import get_method
 from .plan import MergePlan, Notice, plan_merge
@@ -123,6 +134,7 @@ def merge(
     sha256: bool = False,
     fsync: bool = True,
     dry_run: bool = False,
+    model_card: bool | str = False,
     progress: Progress | None = None,
     **fields: Unpack[RecipeFields],
 ) -> MergeReport:
@@ -146,10 +158,13 @@ def merge(
         sha256: record SHA-256 digests of the inputs too.
         fsync: flush to the disk before the output appears.
         dry_run: check everything that headers can show, and write nothing.
+        model_card: write a model card, README.md, into a folder; a text is the configuration that
+            it shows, in place of the recipe.
         progress: called, from any thread, with the number of bytes that were read or written since
             the last call and the number expected in all.
         **fields: of `Recipe`: `method`, `beta`, `weights`, `parameters`, `layers`, `rest`,
-            `groups`, `low_level`, `dtype`, `seed`, `on_integer`, `allow_nonfinite`.
+            `groups`, `low_level`, `renames`, `slices`, `files_from`, `tokenizer_from`,
+            `chat_template`, `dtype`, `seed`, `on_integer`, `allow_nonfinite`.
 
     Raises:
         SoupError: anything that the user can put right; no output is left behind then.
@@ -192,13 +207,17 @@ def merge(
             f"the output {output} is one file, but there are weights in "
             f"{listed([file.prefix or '.' for file in files])}: name a folder"
         )
+    if model_card and output.suffix == SUFFIX:
+        raise OutputError(
+            f"the output {output} is one file, and a model card goes into a folder: name a folder"
+        )
     notices += _of_the_folder(plan, output, files)
     _strict(notices, strict)
     if dry_run:
         return MergeReport(None, plan, tuple(notices))
     return _execute(
         plan, output, files, workers=workers, force=force, sha256=sha256,
-        fsync=fsync, progress=progress, notices=notices,
+        fsync=fsync, progress=progress, notices=notices, card=model_card,
     )  # fmt: skip
 
 
@@ -258,9 +277,10 @@ def _parts(output: Path, plan: MergePlan) -> list[Part]:
 
 def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -> list[Notice]:
     """What of the first model's folder goes along, looked at before anything is done."""
-    folder = plan.given[0].companions
+    folder = plan.files_from.companions
     if output.suffix == SUFFIX or folder is None:
         return []
+    _check_tokenizer(plan)
     for place in (folder, *_parts_from(plan, files).values()):
         for _ in companions(place, without=output):  # for its errors
             pass
@@ -271,6 +291,38 @@ def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -
                f"{listed(gone)}", tuple(gone))
         for said, gone in missing_layers(folder, before, names, _stacks(plan))
     ]  # fmt: skip
+
+
+def _tokenizer(plan: MergePlan) -> Path | None:
+    """The folder whose tokenizer goes along in place of what else would; None if none does."""
+    wanted = plan.recipe.tokenizer_from
+    return None if wanted is None else plan.model(parse_model("tokenizer_from", wanted)).companions
+
+
+def _check_tokenizer(plan: MergePlan) -> None:
+    """Whether the tokenizer that was asked for is there, and is of all the models.
+
+    Raises:
+        MismatchError: it is not.
+    """
+    wanted, template = plan.recipe.tokenizer_from, plan.recipe.chat_template
+    folder = _tokenizer(plan) or plan.files_from.companions
+    if wanted is None and template is None:
+        return
+    if folder is None or not is_tokenizer(folder):
+        model = plan.files_from if wanted is None else plan.model(
+            parse_model("tokenizer_from", wanted)
+        )  # fmt: skip
+        raise MismatchError(
+            f"{model.name} has no tokenizer: {option('tokenizer_from', 'MODEL')} takes another's"
+        )
+    for model in plan.models if wanted else ():
+        difference = model.companions and unlike_vocabularies(folder, model.companions)
+        if difference:
+            raise MismatchError(
+                f"the tokenizers of {folder.name} and {model.name} are not one: {difference}; "
+                f"embeddings would have to be put in its order first"
+            )
 
 
 def _of_the_list_of_parts(
@@ -301,7 +353,8 @@ def _parts_from(plan: MergePlan, files: Sequence[OutputFile]) -> dict[str, Path]
     for prefix in {file.prefix for file in files} - own:
         folders = [model.companions for model in others if model.companions is not None]
         folder = next((f / prefix for f in folders if (f / prefix).is_dir()), None)
-        is_there = first.companions is not None and (first.companions / prefix).exists()
+        of_files = plan.files_from.companions
+        is_there = of_files is not None and (of_files / prefix).exists()
         if folder is not None and not is_there:
             found[prefix] = folder
     return found
@@ -316,7 +369,7 @@ def _strict(notices: Sequence[Notice], strict: bool) -> None:
 def _execute(
     plan: MergePlan, output: Path, files: list[OutputFile], *, workers: int, force: bool,
     sha256: bool, fsync: bool, progress: Progress | None, notices: Sequence[Notice] = (),
-    slice_elements: int = SLICE,
+    slice_elements: int = SLICE, card: bool | str = False,
 ) -> MergeReport:  # fmt: skip
     """Carry out a plan. `slice_elements` (a multiple of `BLOCK`) is there for the tests."""
     _allow_many_files()
@@ -338,7 +391,7 @@ def _execute(
     try:
         stream = Stream(plan, inputs, workers, slice_elements, progress)
         stream.compare_integers()
-        copy_from = first.companions if output.suffix != SUFFIX else None
+        copy_from = plan.files_from.companions if output.suffix != SUFFIX else None
         with CheckpointWriter(
             output,
             files,
@@ -359,10 +412,17 @@ def _execute(
             metadata.update(_data_digests(writer, files, metadata))
             writer.update_metadata(with_lineage(digests, stream.nonfinite_results()))
             if copy_from is not None:
+                if plan.recipe.tokenizer_from or plan.recipe.chat_template is not None:
+                    put_tokenizer(writer.path(""), _tokenizer(plan), plan.recipe.chat_template)
                 adapt_configs(
                     writer.path(""), [file.prefix for file in files], _changed_dtype(plan),
                     quantised=plan.has_codes, stacks=_stacks(plan),
                 )  # fmt: skip
+            if card:
+                from .card import CARD, model_card  # with YAML, which a merge seldom needs
+
+                text = model_card(plan, output.name, card if isinstance(card, str) else None)
+                (writer.path("") / CARD).write_text(text, "utf-8")
             writer.commit()
     finally:
         inputs.close()
@@ -415,6 +475,9 @@ def _changed_dtype(plan: MergePlan) -> str | None:
     first = plan.given[0]
     if plan.recipe.dtype is not None:
         return str(plan.recipe.dtype)
+    if plan.files_from is not first:
+        dtypes = Counter(step.dtype for step in plan.steps if DTYPES[step.dtype].kind == "float")
+        return max(dtypes, key=dtypes.__getitem__, default=None)
     return first.dtype if isinstance(first, Unmade) else None
 
 
@@ -430,7 +493,8 @@ def _stacks(plan: MergePlan) -> dict[str, Stack]:
             own = layer_of(info.name)
             number = layer.number if own is None else own.number
             found.setdefault(layer.stack, {})[layer.number] = plan.models[model].companions, number
-    before = {stack: depth for stack, (_, depth) in layout.stacks.items()}
+    of_files = parse_model("files_from", plan.recipe.files_from or "first")
+    before = dict(layout.depths.get(of_files, {}))
     if not before:
         for layer in filter(None, map(layer_of, first.tensors)):
             before[layer.stack] = max(before.get(layer.stack, 0), layer.number + 1)

@@ -33,7 +33,7 @@ from ..files.quantized import (
 )
 from .folding import Adapted
 from .forms import Tensor, WeightedSum
-from .layout import Layout, laid_out, proposal
+from .layout import Layout, laid_out, parse_model, proposal
 from .methods import Method, Outline, build_parameters, get_method, outline
 from .recipe import OnInteger, Recipe, check_beta
 from .rules import (
@@ -192,6 +192,12 @@ class MergePlan:
     has_codes: bool = False
 
     @property
+    def files_from(self) -> Checkpoint:
+        """The model whose config and other files go along."""
+        wanted = parse_model("files_from", self.recipe.files_from or "first")
+        return self.given[0] if wanted == 0 else self.model(wanted)
+
+    @property
     def bytes_written(self) -> int:
         """The output's tensor bytes."""
         return sum(step.elements * DTYPES[step.dtype].bits // 8 for step in self.steps)
@@ -209,11 +215,15 @@ class MergePlan:
         )  # fmt: skip
 
     def bytes_at_hand(self, step: Step) -> int:
-        """Bytes that are read once for sources of a step that are computed."""
-        return sum(
+        """Bytes that are read beside the streaming: for sources that are computed, and samples."""
+        computed = sum(
             info.nbytes
             for source in step.sources if not isinstance(source, Stored) for info in source.reads
         )  # fmt: skip
+        if step.outline is None or step.tensor is None:
+            return computed
+        bits = sum(DTYPES[source.info.dtype].bits for source in step.sources)
+        return computed + step.outline.sampled(step.tensor) * bits // 8
 
     def model(self, index: int) -> Checkpoint:
         """A model by its index, `rules.BASE` for the base."""
@@ -403,6 +413,14 @@ class _Planner:
         return replace(scales, name=info.name)
 
     def _check_sources(self) -> None:
+        models, base = self.given
+        for name in ("files_from", "tokenizer_from"):
+            wanted = parse_model(name, getattr(self.recipe, name) or "first")
+            if wanted >= len(models) or (wanted == BASE and base is None):
+                raise ParameterError(
+                    f"{name} is the {source_name(wanted)} model, but there "
+                    f"{'is none' if wanted == BASE else f'are {len(models)}'}"
+                )
         for rule in self.rules:
             if rule.action != "keep":
                 continue
@@ -478,6 +496,11 @@ class _Planner:
             raise ParameterError(f"{method.name!r} merges {wanted} models, but {count} were given")
         if method.base is True and self.base is None:
             raise ParameterError(f"{method.name!r} needs a base model ({option('base', 'BASE')})")
+        if method.layers and not self.layers:
+            raise ParameterError(
+                f"{method.name!r} goes by the depth of layers, but no tensor is in one: none has a "
+                f"name like 'layers.0.weight' or 'blocks.0.weight'"
+            )
         prepared = _Prepared(rule, method, given, own_method)
         if not prepared.varies:
             self._checked(prepared, given)
@@ -655,6 +678,8 @@ class _Planner:
             name, infos[0].shape, len(infos), based is not None,
             compute_dtype(tuple(s.info.dtype for s in sources)), self.recipe.seed,
             self.layers.get(name),
+            not any(scales)
+            and all(isinstance(s, Stored) and self._model(s.model).files for s in sources),
         )  # fmt: skip
         asked = outline(method, tensor, parameters)
         if self._is_replaced(asked, sources):

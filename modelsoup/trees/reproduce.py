@@ -29,7 +29,8 @@ from .trainer import COMMAND
 
 _MERGE_KEYS = (
     "method", "beta", "weights", "parameters", "rest", "groups", "low_level", "renames", "slices",
-    "dtype", "on_integer", "allow_nonfinite", "seed",
+    "files_from", "tokenizer_from", "chat_template", "dtype", "on_integer", "allow_nonfinite",
+    "seed",
 )  # fmt: skip
 
 _DERIVED = 1 << 32  # seeds from here on are taken for derived ones, which have 63 bits

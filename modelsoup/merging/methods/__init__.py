@@ -3,8 +3,12 @@
 from . import (  # noqa: F401  (importing registers them)
     agreement,
     averages,
+    masks,
     pairs,
+    post_processing,
+    robust,
     sparsified,
+    spectral,
     spherical,
     task_vectors,
 )

@@ -1,0 +1,493 @@
+"""What the methods beyond mergekit's promise: their formulas, invariants, laws and errors."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+import modelsoup
+from modelsoup.errors import ParameterError
+from modelsoup.merging.forms import BLOCK
+
+LAWS = settings(max_examples=15, deadline=None)
+Arrays = list[np.ndarray]
+
+# Each with parameters by which one model merged alone is that model; None where it never is.
+METHODS: dict[str, dict[str, Any] | None] = {
+    "tsv_m": {},
+    "iso_c": None,
+    "iso_cts": None,
+    "wudi": {"t": 3.0},
+    "svc": {},
+    "lines": {"shallow": 1.0},
+    "magmax": {"lambda_": 1.0},
+    "consensus": {"k": 1},
+    "emr": {},
+    "geometric_median": {},
+}
+WITH_BASE = [name for name in METHODS if name != "geometric_median"]
+
+
+def drawn(seed: int, models: int, shape: tuple[int, ...], dtype: Any = np.float64) -> Arrays:
+    """A base and models around it."""
+    generator = np.random.default_rng(seed)
+    base = generator.normal(size=shape)
+    deltas = [0.1 * generator.normal(size=shape) for _ in range(models)]
+    return [base.astype(dtype), *((base + delta).astype(dtype) for delta in deltas)]
+
+
+def parameters_of(name: str) -> dict[str, Any]:
+    given = {"wudi": {"t": 3.0}, "lines": {"shallow": 0.5}}.get(name, {})
+    return {key.rstrip("_"): value for key, value in given.items()}
+
+
+def merged(method: str, arrays: Arrays, **options: Any) -> np.ndarray:
+    """The base comes first, and is not given to methods that have none."""
+    base = arrays[0] if method in WITH_BASE else None
+    return modelsoup.merge_arrays(method, arrays[1:], base=base, **options)
+
+
+def close(found: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-10) -> None:
+    size = abs(wanted).max(initial=1)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * size)
+
+
+# --- laws -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name, given in METHODS.items() if given is not None])
+@LAWS
+@given(seed=st.integers(0, 2**32), rows=st.integers(1, 9), columns=st.integers(1, 9))
+def test_one_model_alone_is_that_model(name: str, seed: int, rows: int, columns: int) -> None:
+    arrays = drawn(seed, 1, (rows, columns))
+    own = {key.rstrip("_"): value for key, value in (METHODS[name] or {}).items()}
+    close(merged(name, arrays, **own), arrays[1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+@LAWS
+@given(seed=st.integers(0, 2**32), order=st.permutations([1, 2, 3]))
+def test_the_order_of_models_means_nothing(name: str, seed: int, order: list[int]) -> None:
+    arrays = drawn(seed, 3, (7, 5))
+    again = [arrays[0], *(arrays[k] for k in order)]
+    own = parameters_of(name)
+    close(merged(name, again, **own), merged(name, arrays, **own), 1e-9)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("shape", [(6, 4), (5,), (2, 3, 3, 3), ()])
+def test_models_that_changed_nothing_merge_to_the_base(name: str, shape: tuple[int, ...]) -> None:
+    base = drawn(0, 0, shape, np.float32)[0]
+    result = merged(name, [base] * 4, **parameters_of(name))
+    assert result.shape == shape
+    np.testing.assert_array_equal(result, base)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("tsv_m", "svc")])
+def test_an_empty_tensor_stays_empty(name: str) -> None:
+    assert merged(name, [np.zeros((0, 4))] * 3, **parameters_of(name)).shape == (0, 4)
+
+
+def test_copies_of_one_model_are_that_model_where_a_method_promises_it() -> None:
+    base, model = drawn(1, 1, (8, 6))
+    copies = [base, model, model, model]
+    for name in ("svc", "emr", "geometric_median"):
+        close(merged(name, copies), model)
+    close(merged("wudi", copies, t=1e6), model, 1e-8)
+    close(merged("magmax", copies), base + 0.5 * (model - base))
+    # Each is 1 beside 2 of the others, less than the threshold 0.6.
+    close(merged("consensus", copies), base)
+    close(merged("lines", copies, shallow=1 / 3), model)
+
+
+def test_a_whole_merge_of_files_is_what_is_made_of_the_arrays(tmp_path: Path) -> None:
+    """Odd sizes, more than one block, 16-bit floats, and tensors that are no matrices."""
+    shapes = {
+        "layers.0.w": (37, 19),
+        "layers.1.w": (300, 301),
+        "b": (BLOCK + 3,),
+        "c": (4, 3, 3, 3),
+    }
+    models = [{} for _ in range(4)]
+    for number, (name, shape) in enumerate(shapes.items()):
+        for model, array in zip(models, drawn(number, 3, shape, np.float32), strict=True):
+            model[name] = array.astype(np.float16)
+    paths = [tmp_path / f"{k}.safetensors" for k in range(4)]
+    for path, model in zip(paths, models, strict=True):
+        save_file(model, path)
+    layers = {"layers.0.w": (0, 2), "layers.1.w": (1, 2)}
+    for name in METHODS:
+        base = paths[0] if name in WITH_BASE else None
+        own = parameters_of(name)
+        modelsoup.merge(
+            paths[1:], tmp_path / "out.safetensors", method=name, base=base, parameters=own,
+            force=True, fsync=False,
+        )  # fmt: skip
+        found = load_file(tmp_path / "out.safetensors")
+        for tensor in shapes:
+            arrays = [model[tensor].astype(np.float32) for model in models]
+            wanted = modelsoup.merge_arrays(
+                name, arrays[1:], base=arrays[0] if base else None, name=tensor,
+                layer=layers.get(tensor), **own,
+            )  # fmt: skip
+            np.testing.assert_array_equal(
+                found[tensor], wanted.astype(np.float16), f"{name} {tensor}"
+            )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_not_finite_shows_in_the_error(name: str, tmp_path: Path) -> None:
+    arrays = drawn(0, 2, (6, 4), np.float32)
+    arrays[2][1, 2] = np.nan
+    for k, array in enumerate(arrays):
+        save_file({"layers.0.w": array}, tmp_path / f"{k}.safetensors")
+    base = tmp_path / "0.safetensors" if name in WITH_BASE else None
+    models = [tmp_path / "1.safetensors", tmp_path / "2.safetensors"]
+    with pytest.raises(modelsoup.NonfiniteError, match=r"layers\.0\.w \(1 in 2\.safetensors"):
+        modelsoup.merge(
+            models, tmp_path / "out.safetensors", method=name, base=base,
+            parameters=parameters_of(name),
+        )  # fmt: skip
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+# --- singular directions --------------------------------------------------------------------------
+
+
+def orthogonal(seed: int, rows: int, columns: int) -> np.ndarray:
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(rows, columns)))[0]
+
+
+def whitened(u: np.ndarray) -> np.ndarray:
+    """U·(UᵀU)^(−1/2)."""
+    values, q = np.linalg.eigh(u.T @ u)
+    return u @ (q / np.sqrt(values)) @ q.T
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (9, 12), (8, 8)])
+def test_tsv_m_is_the_whitened_form_of_the_paper(shape: tuple[int, int]) -> None:
+    base, *models = drawn(3, 3, shape)
+    kept = min(shape) // 3
+    parts = [np.linalg.svd(model - base, full_matrices=False) for model in models]
+    u = whitened(np.concatenate([u[:, :kept] for u, _, _ in parts], axis=1))
+    v = whitened(np.concatenate([vt[:kept] for _, _, vt in parts]).T)
+    s = np.concatenate([s[:kept] for _, s, _ in parts])
+    close(merged("tsv_m", [base, *models], **{"lambda": 0.7}), base + 0.7 * (u * s) @ v.T)
+
+
+@LAWS
+@given(seed=st.integers(0, 2**32), rows=st.integers(3, 12), columns=st.integers(3, 12))
+def test_tsv_m_has_the_singular_values_that_it_kept(seed: int, rows: int, columns: int) -> None:
+    base, *models = drawn(seed, 3, (rows, columns))
+    kept = min(rows, columns) // 3
+    values = [np.linalg.svd(m - base, compute_uv=False)[:kept] for m in models]
+    wanted = np.sort(np.concatenate(values))[::-1]
+    found = np.linalg.svd(merged("tsv_m", [base, *models]) - base, compute_uv=False)
+    close(found[: 3 * kept], wanted, 1e-9)
+    close(found[3 * kept :], np.zeros(len(found) - 3 * kept), 1e-9)
+
+
+def tasks_at_right_angles() -> Arrays:
+    """Three of rank 2 in 9 × 8, of which no two share a direction; the base is zero."""
+    u, v = orthogonal(0, 9, 6), orthogonal(1, 8, 6)
+    return [np.zeros((9, 8)), *(u[:, k : k + 2] * [3, 2] @ v[:, k : k + 2].T for k in (0, 2, 4))]
+
+
+def test_tasks_at_right_angles_are_added_up() -> None:
+    arrays = tasks_at_right_angles()
+    close(merged("tsv_m", arrays), sum(arrays[1:]))
+    for t in (0.0, 0.3, 5.0, 1e4):
+        close(merged("wudi", arrays, t=t), sum(arrays[1:]))
+
+
+def test_tsv_m_takes_two_equal_models_for_one() -> None:
+    base, model = drawn(2, 1, (8, 6))
+    u, s, vt = np.linalg.svd(model - base, full_matrices=False)
+    half = base + (u[:, :3] * s[:3]) @ vt[:3]
+    close(merged("tsv_m", [base, model, model]), half)
+
+
+@LAWS
+@given(seed=st.integers(0, 2**32), rows=st.integers(1, 9), columns=st.integers(1, 9))
+def test_iso_c_has_a_flat_spectrum_in_the_directions_of_the_sum(
+    seed: int, rows: int, columns: int
+) -> None:
+    base, *models = drawn(seed, 2, (rows, columns))
+    total = sum(model - base for model in models)
+    mean = np.linalg.svd(total, compute_uv=False).mean()
+    delta = merged("iso_c", [base, *models]) - base
+    close(np.linalg.svd(delta, compute_uv=False), np.full(min(rows, columns), mean), 1e-9)
+    # U·Vᵀ of a matrix leaves what is positive where it multiplies the matrix itself.
+    product = delta @ total.T
+    close(product, product.T, 1e-9)
+    assert np.linalg.eigvalsh(product).min() > -1e-9
+
+
+@pytest.mark.parametrize(("shape", "common"), [((10, 20), 0.8), ((20, 10), 0.5), ((7, 7), 0.0)])
+def test_iso_cts_is_the_published_algorithm(shape: tuple[int, int], common: float) -> None:
+    base, *models = drawn(5, 2, shape)
+    deltas, rank = [model - base for model in models], min(shape)
+    each = min(round((rank - math.floor(common * rank)) / 2), rank // 2)
+    shared = rank - 2 * each
+    u, s, vt = np.linalg.svd(sum(deltas), full_matrices=False)
+    c = u[:, :shared]
+    us, ss, vs = [], [], []
+    for delta in deltas:
+        own = np.linalg.svd(delta - c @ c.T @ delta, full_matrices=False)
+        us, ss, vs = [*us, own[0][:, :each]], [*ss, own[1][:each]], [*vs, own[2][:each]]
+    left = whitened(np.concatenate([*us, c], axis=1))
+    right = whitened(np.concatenate([*vs, vt[:shared]]).T)
+    flat = np.concatenate([*ss, s[:shared]]).mean()
+    found = merged("iso_cts", [base, *models], common=common, **{"lambda": 1.5})
+    close(found, base + 1.5 * flat * left @ right.T)
+
+
+def test_iso_cts_of_one_model_or_of_nothing_but_the_sum_is_iso_c() -> None:
+    arrays = drawn(6, 3, (9, 7))
+    close(merged("iso_cts", arrays[:2]), merged("iso_c", arrays[:2]))
+    close(merged("iso_cts", arrays, common=1.0), merged("iso_c", arrays))
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 11), (2, 11)])
+@pytest.mark.parametrize("t", [0.0, 0.5, 4.0])
+def test_wudi_is_where_the_gradient_flow_is_after_t(shape: tuple[int, int], t: float) -> None:
+    base, *models = drawn(7, 3, shape)
+    deltas = [model - base for model in models]
+
+    def gradient(x: np.ndarray) -> np.ndarray:
+        return 2 * sum((x - d) @ d.T @ d / (d**2).sum() for d in deltas)
+
+    x, steps = sum(deltas), 400
+    h = t / steps
+    for _ in range(steps if t else 0):  # Runge and Kutta's method of order 4
+        k1 = gradient(x)
+        k2 = gradient(x - h / 2 * k1)
+        k3 = gradient(x - h / 2 * k2)
+        k4 = gradient(x - h * k3)
+        x = x - h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    close(merged("wudi", [base, *models], t=t), base + x, 1e-8)
+
+
+def test_wudi_ends_where_the_objective_is_smallest() -> None:
+    base, *models = drawn(8, 2, (5, 9))
+    deltas = [model - base for model in models]
+    joined = np.concatenate([d / np.linalg.norm(d) for d in deltas])
+    wanted = sum(d @ d.T @ d / (d**2).sum() for d in deltas) @ np.linalg.pinv(joined.T @ joined)
+    close(merged("wudi", [base, *models], t=1e6), base + wanted, 1e-8)
+
+
+def test_wudi_means_the_same_at_any_scale_of_the_task_vectors() -> None:
+    _, *deltas = drawn(9, 3, (6, 6))
+    zero = np.zeros((6, 6))
+    one = merged("wudi", [zero, *deltas], t=2.0)
+    close(merged("wudi", [zero, *(1e-5 * d for d in deltas)], t=2.0) * 1e5, one)
+
+
+@pytest.mark.parametrize("name", ["tsv_m", "iso_c", "iso_cts", "wudi"])
+def test_what_is_no_matrix_gets_the_mean_times_lambda(name: str) -> None:
+    own = {**parameters_of(name), "lambda": 0.7}
+    for shape, tensor in (
+        ((9,), "norm"), ((4, 3, 3, 3), "conv"), ((6, 5), "model.embed_tokens.weight"),
+        ((6, 5), "lm_head.weight"), ((6, 5), "transformer.wte.weight"),
+    ):  # fmt: skip
+        arrays = drawn(10, 2, shape)
+        found = merged(name, arrays, name=tensor, **own)
+        mean = (arrays[1] + arrays[2]) / 2
+        close(found, arrays[0] + 0.7 * (mean - arrays[0]))
+
+
+@pytest.mark.parametrize("name", ["tsv_m", "iso_c", "iso_cts", "wudi"])
+def test_kernels_and_embeddings_are_matrices_where_that_is_asked(name: str) -> None:
+    own = parameters_of(name)
+    arrays = drawn(11, 2, (8, 3, 2, 2))
+    flat = [array.reshape(8, 12) for array in arrays]
+    close(merged(name, arrays, conv="flatten", **own).reshape(8, 12), merged(name, flat, **own))
+    close(
+        merged(name, flat, name="head.weight", embeddings=True, **own),
+        merged(name, flat, name="attention.weight", **own),
+    )
+
+
+def test_tsv_m_refuses_a_matrix_of_which_no_direction_would_be_left() -> None:
+    arrays = drawn(12, 3, (2, 9))
+    with pytest.raises(ParameterError, match=r"none of layer\.weight, of rank 2, with 3 models"):
+        merged("tsv_m", arrays, name="layer.weight")
+    assert merged("tsv_m", arrays[:3], name="layer.weight").shape == (2, 9)
+
+
+# --- after a merge --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("of", "own"),
+    [("task_arithmetic", {"weight": 0.8}), ("ties", {"density": 0.5}), ("iso_c", {"lambda": 1.5})],
+)
+def test_svc_is_the_published_rule_over_any_merge(of: str, own: dict[str, float]) -> None:
+    base, *models = arrays = drawn(13, 3, (7, 5))
+    inner = {"weight": 1.0, **own} if of != "iso_c" else own
+    delta = modelsoup.merge_arrays(of, models, base=base, **inner) - base
+    u, s, vt = np.linalg.svd(delta, full_matrices=False)
+    scale = []
+    for r in range(len(s)):
+        mine = u[:, r] @ delta
+        ratios = []
+        for model in models:
+            theirs = u[:, r] @ (model - base)
+            ratios.append(max(0.3, mine @ theirs / (theirs @ theirs)))
+        scale.append(3 / sum(ratios))
+    close(merged("svc", arrays, of=of, alpha=0.3, **own), base + (u * (scale * s)) @ vt)
+
+
+@LAWS
+@given(seed=st.integers(0, 2**32), alpha=st.floats(0.01, 1))
+def test_svc_amplifies_no_direction_by_more_than_one_over_alpha(seed: int, alpha: float) -> None:
+    base, *models = arrays = drawn(seed, 3, (6, 6))
+    u, s, vt = np.linalg.svd(sum(models) - 3 * base, full_matrices=False)
+    delta = merged("svc", arrays, alpha=alpha) - base
+    factors = np.einsum("mr,mn,rn->r", u, delta, vt) / s
+    assert (factors > 0).all()
+    assert factors.max() <= 1 / alpha + 1e-9
+
+
+def test_svc_leaves_what_is_no_matrix_as_it_was_merged() -> None:
+    arrays = drawn(14, 2, (11,))
+    wanted = modelsoup.merge_arrays("ties", arrays[1:], base=arrays[0], weight=1.0, density=0.4)
+    np.testing.assert_array_equal(merged("svc", arrays, of="ties", density=0.4), wanted)
+
+
+@pytest.mark.parametrize("of", ["task_arithmetic", "ties", "tsv_m", "svc"])
+def test_lines_scales_a_merge_by_the_depth_of_its_layer(of: str) -> None:
+    base, *models = arrays = drawn(15, 2, (6, 6))
+    inner = {} if of in ("tsv_m", "svc") else {"weight": 1.0}
+    delta = modelsoup.merge_arrays(of, models, base=base, **inner) - base
+    for layer, scale in ((None, 0.25), ((0, 5), 0.25), ((1, 5), 0.4375), ((4, 5), 1.0)):
+        found = merged("lines", arrays, of=of, shallow=0.25, layer=layer)
+        close(found, base + scale * delta)
+
+
+def test_a_parameter_that_the_inner_method_does_not_have_is_refused() -> None:
+    arrays = drawn(16, 2, (4, 4))
+    with pytest.raises(ParameterError, match="'task_arithmetic' has no parameter 'density'"):
+        merged("svc", arrays, density=0.5)
+    with pytest.raises(ParameterError, match="'tsv_m' has no parameter 'weight'"):
+        merged("lines", arrays, of="tsv_m", weight=0.5, shallow=1.0)
+
+
+def test_lines_wants_a_model_that_has_layers(tmp_path: Path) -> None:
+    for k, array in enumerate(drawn(0, 1, (3, 3), np.float32)):
+        save_file({"dense.weight": array}, tmp_path / f"{k}.safetensors")
+    with pytest.raises(ParameterError, match=r"'lines' goes by the depth of layers, but no tensor"):
+        modelsoup.merge(
+            [tmp_path / "1.safetensors"], tmp_path / "out.safetensors", method="lines",
+            base=tmp_path / "0.safetensors", parameters={"shallow": 0.5},
+        )  # fmt: skip
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def test_magmax_takes_the_largest_and_the_later_of_equals() -> None:
+    base = np.zeros(4)
+    a, b = np.array([3.0, -1, 2, -2]), np.array([-2.0, 4, -2, 2])
+    close(merged("magmax", [base, a, b]), 0.5 * np.array([3.0, 4, -2, 2]))
+
+
+def test_consensus_keeps_the_sum_where_enough_task_vectors_matter() -> None:
+    base, *models = drawn(17, 4, (50,))
+    deltas = [model - base for model in models]
+    total = sum(deltas)
+    limits = (0.2, 0.3, 0.4, 0.5)
+    votes = sum(
+        (abs(d) > limit * abs(total - d)).astype(int)
+        for d, limit in zip(deltas, limits, strict=True)
+    )
+    for k in range(5):
+        found = merged("consensus", [base, *models], k=k, threshold=limits, **{"lambda": 0.3})
+        close(found, base + 0.3 * total * (votes >= k))
+    plain = modelsoup.merge_arrays("task_arithmetic", models, base=base, weight=0.3)
+    close(merged("consensus", [base, *models], k=0, **{"lambda": 0.3}), plain)
+
+
+def apart() -> Arrays:
+    """A base, and three models that changed different elements of it."""
+    base, *models = drawn(18, 3, (30,))
+    return [base, *(np.where(np.arange(30) % 3 == k, m, base) for k, m in enumerate(models))]
+
+
+@pytest.mark.parametrize("name", ["consensus", "emr"])
+def test_experts_that_do_not_meet_are_given_back_exactly(name: str) -> None:
+    arrays = apart()
+    for k in (1, 2, 3):
+        close(merged(name, arrays, expert=k), arrays[k], 1e-15)
+
+
+def test_an_expert_of_consensus_is_the_sum_under_its_mask() -> None:
+    base, *models = drawn(19, 3, (40,))
+    deltas = [model - base for model in models]
+    total = sum(deltas)
+    mask = abs(deltas[1]) > 0.4 * abs(total - deltas[1])
+    found = merged("consensus", [base, *models], expert=2, threshold=0.4)
+    close(found, base + total * mask)
+
+
+def test_emr_elects_signs_and_takes_the_largest_magnitudes() -> None:
+    base = np.zeros(5)
+    models = [np.array([1.0, -2, 3, 0, 1]), np.array([2.0, 1, -1, 0, -1])]
+    unified = np.array([2.0, -2, 3, 0, -1])  # − where the sum is zero
+    np.testing.assert_array_equal(merged("emr", [base, *models]), unified)
+    # The second agrees in the first and the last element, whose sum is 3; its own L1 norm is 5.
+    wanted = np.array([2.0, 0, 0, 0, -1]) * 5 / 3
+    close(merged("emr", [base, *models], expert=2), wanted)
+
+
+@pytest.mark.parametrize("name", ["consensus", "emr"])
+def test_an_expert_that_is_not_there_is_refused(name: str) -> None:
+    arrays = drawn(20, 2, (4,))
+    with pytest.raises(ParameterError, match="expert is 3, but there are 2 models"):
+        merged(name, arrays, expert=3)
+    with pytest.raises(ParameterError, match="must be at least 0"):
+        merged(name, arrays, expert=-1)
+
+
+# --- robust averages ------------------------------------------------------------------------------
+
+
+@LAWS
+@given(seed=st.integers(0, 2**32), count=st.integers(2, 6), weighted=st.booleans())
+def test_no_step_away_from_the_geometric_median_is_better(
+    seed: int, count: int, weighted: bool
+) -> None:
+    _, *models = drawn(seed, count, (20,))
+    generator = np.random.default_rng(seed)
+    weight = tuple(generator.uniform(0.2, 2, count)) if weighted else (1.0,) * count
+
+    def cost(y: np.ndarray) -> float:
+        return sum(w * float(np.linalg.norm(m - y)) for w, m in zip(weight, models, strict=True))
+
+    found = modelsoup.merge_arrays("geometric_median", models, weight=weight)
+    for scale in (1e-3, 1e-1):
+        away = found + scale * generator.normal(size=20)
+        assert cost(found) <= cost(away)
+    for model in models:
+        assert cost(found) <= cost(model) * (1 + 1e-12)
+
+
+def test_a_majority_of_models_is_the_geometric_median() -> None:
+    _, a, b, c = drawn(21, 3, (40,))
+    np.testing.assert_array_equal(modelsoup.merge_arrays("geometric_median", [a, b, a, c, a]), a)
+
+
+def test_a_model_far_away_moves_the_geometric_median_little() -> None:
+    base, *models = drawn(22, 4, (100,))
+    near = modelsoup.merge_arrays("geometric_median", models)
+    far = modelsoup.merge_arrays("geometric_median", [*models[:3], 1e6 * models[3]])
+    spread = np.linalg.norm(models[0] - models[1])
+    assert np.linalg.norm(far - near) < spread
+    assert np.linalg.norm(far - base) < spread
