@@ -252,6 +252,12 @@ def test_a_factor_alone_and_factors_that_do_not_fit_are_named(tmp_path: Path):
     )
 
 
+@pytest.mark.parametrize(("rank", "rows"), [(0, 3), (2, 0)])
+def test_factors_without_elements_are_refused(tmp_path: Path, rank: int, rows: int):
+    adapter = peft(tmp_path / "a", pair("q", rows, 3, rank))
+    assert "factors that cannot be multiplied" in refused(adapter)
+
+
 def test_a_model_is_no_adapter(tmp_path: Path):
     file = tmp_path / "m.safetensors"
     save_file({"a.weight": draw(2, 2)}, file)
@@ -396,6 +402,14 @@ def test_what_comes_out_of_core_space_has_no_more_rank_than_the_module(tmp_path:
     report = modelsoup.merge_adapters([a, b], tmp_path / "out", method="ties")
     (fit,) = report.fits
     assert fit.rank == 3 and fit.error < 1e-6
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "sce", "model_stock"])
+def test_adapters_that_add_nothing_are_merged_to_one_that_adds_nothing(tmp_path: Path, method: str):
+    nothing = pair("q", 5, 4) | {"q.lora_B.weight": np.zeros((5, 2), np.float32)}
+    a, b = (peft(tmp_path / n, nothing) for n in "ab")
+    modelsoup.merge_adapters([a, b], tmp_path / "out", method=method)
+    np.testing.assert_array_equal(updates(tmp_path / "out")["q"], np.zeros((5, 4)))
 
 
 def test_a_module_that_only_one_adapter_has_is_nothing_in_the_others(tmp_path: Path):
