@@ -574,6 +574,20 @@ def method(name: str, setup: Setup) -> Case:
     )
 
 
+def lora(setup: Setup) -> Case:
+    (base,), (adapter,) = setup.data("llama", 0), setup.data("lora", 0)
+    size = base.stat().st_size
+    claims = (Claim("x limit", high=2), Claim("RSS MB", high=120))
+    return Case(
+        f"LoRA: an adapter of rank 16 folded into a model of {size / 1e9:.2f} GB, bfloat16",
+        [
+            *limits(setup, [base]),
+            *soups(setup, [base], ["--lora", str(adapter)], claims=claims, fast_claims=claims),
+        ],
+        [base, adapter],
+    )
+
+
 def gan(setup: Setup) -> Case:
     a, b = inputs = setup.data("gan", 0, 1)
     size = a.stat().st_size
@@ -669,6 +683,7 @@ CASES: dict[str, Callable[[Setup], Case]] = {
     "linear": linear,
     "slerp": slerp,
     "ties": ties,
+    "lora": lora,
     "gan": gan,
     "double": double,
     "single": single,

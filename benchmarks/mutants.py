@@ -64,6 +64,7 @@ TESTS = {
         "merging/engine": "merge methods fused golden",
         "merging/extraction": "lora lora_peft",
         "merging/factors": "lora",
+        "merging/folding": "lora lora_peft",
         "merging/layout": "layout mergekit",
         "merging/lineage": "merge cli runner layout",
         "merging/lora": "lora_peft",

@@ -580,8 +580,8 @@ class _Planner:
             return self._fault(what, name, self._keeping(name))
         if name in self.factors and not low_rank.are_named(rule.pattern):
             what = (
-                "part of low-rank updates: a mean of factors is no factor of the mean (merge "
-                "models that the adapters were applied to)"
+                "part of low-rank updates: a mean of factors is no factor of the mean (soup lora "
+                "merge merges adapters, and soup merge BASE --lora applies them)"
             )
             return self._fault(what, name, "named")
         if absent:
