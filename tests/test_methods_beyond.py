@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -491,3 +494,75 @@ def test_a_model_far_away_moves_the_geometric_median_little() -> None:
     spread = np.linalg.norm(models[0] - models[1])
     assert np.linalg.norm(far - near) < spread
     assert np.linalg.norm(far - base) < spread
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+def test_a_plan_tells_which_tensors_are_merged_as_matrices(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{k}.safetensors" for k in range(3)]
+    for path in paths:
+        arrays = {"a.weight": (8, 6), "a.bias": (8,), "lm_head.weight": (9, 6)}
+        save_file({name: np.zeros(shape, np.float32) for name, shape in arrays.items()}, path)
+    models = [modelsoup.open_checkpoint(path) for path in paths]
+    recipe = modelsoup.Recipe(method="iso_c")
+    plan = modelsoup.plan_merge(models[1:], recipe, base=models[0])
+    (notice,) = [notice for notice in plan.notices if notice.kind == "matrices"]
+    # Three inputs, stored and as they are computed with, the result, and what is said of iso_c:
+    # in float64 a matrix, its copy, U and Vᵀ twice, and four squares (8 / 6 is less than 11 / 6).
+    need = (3 + 1 + 3) * 48 * 4 + 8 * (2 * 48 + 2 * (48 + 36) + 3 * 36)
+    assert notice.message == (
+        f"iso_c takes 1 tensor (48 parameters) as matrices, in up to {need / 1000:.2f} kB of "
+        f"memory, and 2 tensors (62 parameters) otherwise"
+    )
+    assert set(notice.names) == {"lm_head.weight", "a.bias"}
+    assert notice.level == "note"
+    linear = modelsoup.plan_merge(models, modelsoup.Recipe())
+    assert not [notice for notice in linear.notices if notice.kind == "matrices"]
+
+
+MEASURE = """
+import sys
+import modelsoup
+import numpy as np
+
+def of_process(key):
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith(key))
+
+folder, name, parameters = sys.argv[1], sys.argv[2], eval(sys.argv[3])
+small, large = (
+    [f"{folder}/{size}-{k}.safetensors" for k in range(3)] for size in ("small", "large")
+)
+given = dict(method=name, parameters=parameters, workers=2, fsync=False)
+out = f"{folder}/out.safetensors"
+modelsoup.merge(small[1:], out, base=small[0], force=True, **given)  # what is loaded once
+report = modelsoup.merge(large[1:], out, base=large[0], dry_run=True, force=True, **given)
+said = max(step.whole_bytes for step in report.plan.steps)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+before = of_process("VmRSS")
+modelsoup.merge(large[1:], out, base=large[0], force=True, **given)
+print(said, of_process("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.parametrize("shape", [(2100, 2000), (5000, 900), (900, 5000)])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("tsv_m", {}), ("iso_c", {}), ("iso_cts", {}), ("wudi", {"t": 3.0}), ("svc", {})],
+)
+def test_the_memory_that_a_plan_tells_is_what_the_merge_takes(
+    name: str, given: dict[str, Any], shape: tuple[int, int], tmp_path: Path
+) -> None:
+    for size, of in (("small", (40, 30)), ("large", shape)):
+        for k, array in enumerate(drawn(0, 2, of, np.float32)):
+            save_file({"w": array}, tmp_path / f"{size}-{k}.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path), name, repr(given)],
+        capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    said, measured = map(int, done.stdout.split())
+    assert 0.9 * said <= measured <= 1.1 * said

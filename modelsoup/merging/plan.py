@@ -15,10 +15,12 @@ from ..errors import (
     MismatchError,
     ParameterError,
     are_counted,
+    counted,
     layer_option,
     listed,
     option,
     parameter_option,
+    sized,
 )
 from ..files import low_rank, quantized
 from ..files.checkpoint import Checkpoint, TensorInfo
@@ -31,7 +33,7 @@ from ..files.quantized import (
     scaled_weights,
     tells_of_codes,
 )
-from .forms import Tensor
+from .forms import Tensor, Whole
 from .layout import Layout, laid_out, proposal
 from .methods import Method, Outline, build_parameters, get_method, outline
 from .recipe import OnInteger, Recipe, check_beta
@@ -123,6 +125,18 @@ class Step(NamedTuple):
         return self.outline.passes(self.tensor) + quantized
 
     @property
+    def whole_bytes(self) -> int:
+        """How much memory its method takes where it merges whole tensors, 0 where it does not."""
+        form = None if self.outline is None else self.outline.form
+        if not isinstance(form, Whole):
+            return 0
+        stored = sum(s.info.nbytes for s in self.sources) + (
+            self.elements * DTYPES[self.dtype].bits // 8
+        )
+        arrays = len(self.sources) + form.memory
+        return stored + round(arrays * self.elements * self.compute_dtype.itemsize)
+
+    @property
     def state_bytes(self) -> int:
         """How much memory what is gathered of its inputs takes at most."""
         if self.outline is None or self.tensor is None:
@@ -136,7 +150,7 @@ class Notice:
 
     Attributes:
         kind: `taken`, `dropped`, `added`, `rest`, `carried`, `quantized`, `recalibrate`, `empty`,
-            `dtype`, `config`, `metadata`, `nonfinite` or `output`.
+            `dtype`, `matrices`, `config`, `metadata`, `nonfinite` or `output`.
         message: one sentence.
         names: the tensors it is about.
         level: a `warning` is an error under `strict`; a `note` only says what was done.
@@ -321,6 +335,7 @@ class _Planner:
         self.packed_homes = {name.rpartition(".")[0] for name in self.packed}
         self.factors = {name for m in with_factors for name in low_rank.factors(m.tensors)}
         self.has_codes = False  # in the output
+        self.matrices: list[Notice] = []
 
     def plan(self) -> MergePlan:
         if not self.models:
@@ -768,6 +783,25 @@ class _Planner:
             if of is not None:
                 self._notice("recalibrate", f"of {of} and averaged: estimate them anew", step.name)
 
+        self._notice_matrices([step for step in steps if step.method is not None])
+
+    def _notice_matrices(self, steps: Sequence[Step]) -> None:
+        """Which tensors took which way, where a method has one for matrices and one for others."""
+        by_method: dict[str, list[Step]] = {}
+        for step in steps:
+            assert step.method is not None
+            by_method.setdefault(step.method.name, []).append(step)
+        for name, own in by_method.items():
+            whole = [step for step in own if step.whole_bytes]
+            if not whole and not any(step.method and step.method.matrices for step in own):
+                continue
+            other = [step for step in own if not step.whole_bytes]
+            need = max((step.whole_bytes for step in whole), default=0)
+            told = f"{name} takes {_sized_up(whole)} as matrices"
+            told += f", in up to {sized(need)} of memory" if whole else ""
+            told += f", and {_sized_up(other)} otherwise" if other else ""
+            self.matrices.append(Notice("matrices", told, tuple(s.name for s in other), "note"))
+
     def _is_spectral(self, name: str) -> bool:
         """Whether a tensor is a singular vector that spectral normalisation keeps.
 
@@ -787,7 +821,13 @@ class _Planner:
             for (kind, what, level), names in self.notices.items()
         ]  # fmt: skip
         taken = [Notice("taken", note, (), "note") for m in self.every for note in m.notes]
-        return (*taken, *notices)
+        return (*taken, *notices, *self.matrices)
+
+
+def _sized_up(steps: Sequence[Step]) -> str:
+    """How many tensors there are, and parameters in them."""
+    parameters = sum(step.elements for step in steps)
+    return f"{counted(len(steps), 'tensor')} ({parameters:,} parameters)"
 
 
 def instead(recipe: Recipe, assignment: Assignment, names: Sequence[str], *what: str) -> str:

@@ -13,17 +13,26 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import LISTED, ParameterError, SoupError, counted, listed, nearest, sized, speaking
+from ..errors import LISTED, ParameterError, SoupError, counted, listed, nearest, speaking
 from ..version import __version__
+from .cli_average import average
 from .cli_report import report
-from .cli_shared import GivenPath, colored, echo, json_option, print_json, say
+from .cli_shared import (
+    GivenPath,
+    colored,
+    echo,
+    json_option,
+    print_json,
+    progress_shown,
+    say,
+)
 from .cli_train import train, trainers
 from .cli_tree import plan, run, store
 
@@ -31,7 +40,6 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "modelsoup.commands"
-_MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
 
 
 class _Group(click.Group):
@@ -333,7 +341,7 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
 
         check_place(Path(output))
         check_apart(Path(output), [Path(options["config"])])
-    with _progress("merging", shown=talks and not options["dry_run"]) as progress:
+    with progress_shown("merging", shown=talks and not options["dry_run"]) as progress:
         report = engine.merge(
             paths, output, recipe, force=options["force"], fsync=not options["no_fsync"],
             dry_run=options["dry_run"], progress=progress, **told,
@@ -453,32 +461,6 @@ def _renames(options: Mapping[str, Any]) -> list[Any]:
             )
         found += parse_renames(content)
     return found
-
-
-def _progress(title: str, *, shown: bool) -> AbstractContextManager[Any]:
-    """A bar on a terminal, elsewhere a line a minute; nothing where nobody wants it."""
-    if not shown:
-        return nullcontext()
-    if not sys.stderr.isatty():
-        return nullcontext(_progress_lines(title))
-    from . import show
-
-    return show.progress_bar(title)
-
-
-def _progress_lines(title: str) -> Callable[[int, int], None]:
-    start = told = time.monotonic()
-    done = 0
-
-    def advance(nbytes: int, total: int) -> None:
-        nonlocal done, told
-        done += nbytes
-        now = time.monotonic()
-        if now - told >= _MINUTE:
-            told = now
-            echo(f"{now - start:7.1f} s  {title}  {done / total:.0%} of {sized(total)}", err=True)
-
-    return advance
 
 
 @main.command(no_args_is_help=True)
@@ -656,5 +638,5 @@ def verify(path: str, inputs: tuple[str, ...], as_json: bool) -> None:
         raise SoupError(*faults)
 
 
-for _command in (plan, run, store, train, trainers, report):
+for _command in (average, plan, run, store, train, trainers, report):
     main.add_command(_command)

@@ -103,6 +103,7 @@ class Method:
         normalizes: the parameter under which its weights are divided by their sum, so that they
             must have one; empty where there is none.
         layers: whether it treats layers by their depth, so that there must be some.
+        matrices: whether it is made for matrices, and does something else with other tensors.
         purpose: what it is for: `average`, `interpolate`, `task vectors`, …; `soup methods` sorts
             by it.
         summary: one line for `soup methods`.
@@ -118,6 +119,7 @@ class Method:
     from_beta: Callable[[float], dict[str, Any]] | None = None
     normalizes: str = ""
     layers: bool = False
+    matrices: bool = False
     purpose: str = "other"
     summary: str = ""
     source: str = ""
