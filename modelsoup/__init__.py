@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from .files.writer import CheckpointWriter, OutputTensor
     from .files.yaml_text import parse_yaml
     from .merging.compare import DiffReport, diff
+    from .merging.extraction import extract_adapter
     from .merging.forms import Block, PerModel, Rows, Tensor, WeightedSum, Whole
     from .merging.in_memory import merge_arrays
     from .merging.lineage import lineage_graph, read_lineage
+    from .merging.lora import AdapterReport, merge_adapters
     from .merging.merge import MergeReport, merge
     from .merging.methods import Method, get_method, method, method_names, parameter
     from .merging.plan import MergePlan, Notice, Step, plan_merge
@@ -76,6 +78,8 @@ _HOMES = {
     "terminal.cli_train": ("training_command",),
     "merging.compare": ("DiffReport", "diff"),
     "files.digest": ("FileDigest", "digest_file", "digest_files"),
+    "merging.extraction": ("extract_adapter",),
+    "merging.lora": ("AdapterReport", "merge_adapters"),
     "merging.merge": ("MergeReport", "merge"),
     "errors": (
         "CheckpointError", "MismatchError", "NonfiniteError", "OutputError", "ParameterError",
@@ -113,6 +117,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AdapterReport",
     "Block",
     "Checkpoint",
     "CheckpointError",
@@ -179,12 +184,14 @@ __all__ = [
     "digest_file",
     "digest_files",
     "drawn",
+    "extract_adapter",
     "get_method",
     "get_trainer",
     "how_to_install",
     "lineage_graph",
     "listed",
     "merge",
+    "merge_adapters",
     "merge_arrays",
     "method",
     "method_names",

@@ -211,7 +211,10 @@ def parameter_option(name: str, value: str) -> str:
     dialect = _dialect.get()
     if dialect == "command":
         return f"--set {name}={value}"
-    return f"{name}: {value}" if dialect == "plan" else f"parameters={{{name!r}: {value}}}"
+    if dialect == "plan":
+        return f"{name}: {value}"
+    word = value.capitalize() if value in ("true", "false") else value
+    return f"parameters={{{name!r}: {word}}}"
 
 
 def layer_option(rules: Sequence[tuple[str, str]], rest: str | None = None) -> str:

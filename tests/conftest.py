@@ -26,6 +26,7 @@ NEEDS = {
     "test_compiled_loops.py": "fast",
     "test_convert.py": "torch",
     "test_docs.py": "examples",
+    "test_lora_peft.py": "peft",
     "test_pickles.py": "torch",
     "test_torch_bridge.py": "torch",
 }

@@ -83,3 +83,35 @@ def test_a_merged_sentence_encoder_works_in_transformers(
     report = modelsoup.verify(output, folders=[first.parent])
     assert report.sound
     assert [check.intact for check in report.inputs] == [True, True]
+
+
+@pytest.mark.needs("test")
+def test_layers_that_a_configuration_of_mergekits_stacks_work_in_transformers(
+    tmp_path: Path, models: tuple[Path, Path]
+) -> None:
+    import torch
+    import transformers
+    from safetensors.numpy import load_file
+
+    first, second = models
+    (tmp_path / "kit.yml").write_text(f"""
+merge_method: passthrough
+slices:
+- sources: [{{model: {first}, layer_range: [0, 4]}}]
+- sources: [{{model: {second}, layer_range: [2, 6]}}]
+""")
+    output = tmp_path / "stacked"
+    command = [sys.executable, "-m", "modelsoup", "merge", "--config", tmp_path / "kit.yml"]
+    subprocess.run([*command, "-o", output], check=True)
+
+    encoder = transformers.AutoModel.from_pretrained(output)
+    assert encoder.config.num_hidden_layers == len(encoder.encoder.layer) == 8
+    weights = load_file(second / "model.safetensors")
+    for stacked, own in ((4, 2), (7, 5)):
+        found = encoder.encoder.layer[stacked].output.dense.weight.detach().numpy()
+        expected = weights[f"encoder.layer.{own}.output.dense.weight"]
+        np.testing.assert_array_equal(found, expected)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(output)
+    with torch.no_grad():
+        made = encoder(**tokenizer(["a soup"], return_tensors="pt")).last_hidden_state
+    assert made.isfinite().all()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, counted
 from .dtypes import DTYPES, numpy_dtype
 from .reading import open_regular, read_small
 
@@ -22,6 +22,14 @@ WEIGHTS = (
 
 _NAMES_WEIGHTS = re.compile(r".*\.index(\.[\w-]+)*\.json")
 _LARGEST_CONFIG = 10_000_000
+_LARGEST_TOKENIZER = 200_000_000
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZER = (
+    *_VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+"""The files of a tokenizer, of which a model folder has some."""
+
 _DTYPE_KEYS = ("torch_dtype", "dtype")
 _LAYER_COUNTS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers",
@@ -116,6 +124,59 @@ def copy_companions(source: Path, target: Path, *, without: Path | None = None) 
             shutil.copyfileobj(original, copy, 1 << 20)
         copied.append(str(relative))
     return copied
+
+
+def is_tokenizer(folder: Path) -> bool:
+    """Whether a model folder has a tokenizer."""
+    return any((folder / name).is_file() for name in _VOCABULARIES)
+
+
+def put_tokenizer(folder: Path, source: Path | None, template: str | None) -> None:
+    """Let a model folder have the tokenizer of another one, and a chat template.
+
+    Args:
+        folder: the model folder.
+        source: the other one; None leaves the tokenizer that there is.
+        template: the chat template; None leaves the tokenizer's own.
+    """
+    if source is not None:
+        for name in TOKENIZER:
+            (folder / name).unlink(missing_ok=True)
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+    if template is None:
+        return
+    config = folder / "tokenizer_config.json"
+    content = json.loads(read_small(config, _LARGEST_CONFIG)) if config.is_file() else {}
+    if isinstance(content, dict):
+        content["chat_template"] = template
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        config.write_text(f"{text}\n", "utf-8")
+    (folder / "chat_template.json").unlink(missing_ok=True)
+    (folder / "chat_template.jinja").write_text(template, "utf-8")
+
+
+def unlike_vocabularies(first: Path, second: Path) -> str | None:
+    """In what the tokenizers of two model folders differ; None where they have the same tokens.
+
+    A folder without a tokenizer, or with one of another kind, is taken to have the same.
+    """
+    found = []
+    for folder in (first, second):
+        try:
+            content = json.loads(read_small(folder / "tokenizer.json", _LARGEST_TOKENIZER))
+            vocabulary = content["model"]["vocab"]
+            if isinstance(vocabulary, list):  # Unigram: pairs of a token and its score
+                vocabulary = {token: number for number, (token, *_) in enumerate(vocabulary)}
+            added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+            found.append({**vocabulary, **added})
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return None
+    ours, theirs = found
+    other = [token for token in {**ours, **theirs} if ours.get(token) != theirs.get(token)]
+    if not other:
+        return None
+    return f"{counted(len(other), 'token')} of {len(ours):,} and {len(theirs):,} differ"
 
 
 class Stack(NamedTuple):

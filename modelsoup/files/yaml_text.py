@@ -101,8 +101,21 @@ def read_yaml(path: Path) -> YamlText:
     Raises:
         PlanError: it cannot be read, or `parse_yaml` refuses it.
     """
+    return parse_yaml(_text_of(path), str(path))
+
+
+def read_documents(path: Path) -> list[YamlText]:
+    """Read a file of one or several documents, with lines between them that begin with `---`.
+
+    Raises:
+        PlanError: as in `read_yaml`.
+    """
+    return _documents(_text_of(path), str(path), several=True)
+
+
+def _text_of(path: Path) -> str:
     try:
-        text = read_small(path, MAX_BYTES).decode("utf-8")
+        return read_small(path, MAX_BYTES).decode("utf-8")
     except FileNotFoundError as error:
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise PlanError(f"{path} does not exist{nearest(path.name, beside)}") from error
@@ -110,7 +123,6 @@ def read_yaml(path: Path) -> YamlText:
         raise PlanError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise PlanError(f"{path} is not UTF-8: byte {error.start}") from error
-    return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, name: str) -> YamlText:
@@ -120,7 +132,11 @@ def parse_yaml(text: str, name: str) -> YamlText:
         PlanError: not YAML, a tag, a duplicate key, a key that is no text, a number that no
             computer has, or too much of it.
     """
-    reader = _Reader(name)
+    return _documents(text, name, several=False)[0]
+
+
+def _documents(text: str, name: str, *, several: bool) -> list[YamlText]:
+    reader = _Reader(name, several=several)
     try:
         for event in yaml.parse(text, Loader=_Parser):
             reader.take(event)
@@ -131,8 +147,8 @@ def parse_yaml(text: str, name: str) -> YamlText:
     # The last two: an escape such as \U00110000, for which there is no character.
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise PlanError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
-    root = reader.root
-    return YamlText(name, None if root is None else root.content, root)
+    roots = reader.roots or [None]
+    return [YamlText(name, None if root is None else root.content, root) for root in roots]
 
 
 class _Dumper(yaml.SafeDumper):
@@ -167,9 +183,10 @@ def _dumped(content: object, *, allow_unicode: bool) -> str:
 class _Reader:
     """Builds values from the parser's events, with a stack of those that are open."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, several: bool = False) -> None:
         self.name = name
-        self.root: _Value | None = None
+        self.several = several
+        self.roots: list[_Value | None] = []  # of the documents
         self.open: list[_Open] = []
         self.anchors: dict[str, _Value | None] = {}  # None while it is open
         self.values = 0
@@ -189,8 +206,10 @@ class _Reader:
             self._end(event)
         elif isinstance(event, yaml.AliasEvent):
             self._alias(event)
-        elif isinstance(event, yaml.DocumentStartEvent) and self.root is not None:
-            raise self._refuse(event, "a second document begins, where one is expected")
+        elif isinstance(event, yaml.DocumentStartEvent):
+            if self.roots and not self.several:
+                raise self._refuse(event, "a second document begins, where one is expected")
+            self.anchors = {}
 
     def _refuse(self, event: yaml.Event, reason: str) -> PlanError:
         line, column = _place(event)
@@ -292,7 +311,7 @@ class _Reader:
     def _put(self, value: _Value, place: Place) -> None:
         """Put a value that is whole where it belongs."""
         if not self.open:
-            self.root = value
+            self.roots.append(value)
             return
         around = self.open[-1].value
         around.height = max(around.height, value.height + 1)

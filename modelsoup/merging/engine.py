@@ -35,6 +35,7 @@ from .forms import (
     Rows,
     WeightedSum,
     Whole,
+    added_up,
     weighted_deltas,
     weighted_sum,
     weighted_sum_into,
@@ -42,6 +43,7 @@ from .forms import (
 from .lineage import Digests
 from .methods.registry import Asked
 from .plan import MergePlan, Step, instead, model_called
+from .reductions import PART, sampled
 from .rules import BASE
 from .sources import Computed, Stored, Values
 from .unmade import Unmade, is_undecided
@@ -152,7 +154,9 @@ class Inputs:
             raise
 
     def reader(self, model: int, info: TensorInfo) -> FileReader:
-        return self._readers[model, info.file]
+        """What reads a tensor of an input; what is applied to the base may read that too."""
+        own = self._readers.get((model, info.file))
+        return self._readers[BASE, info.file] if own is None else own
 
     @property
     def extra_bytes(self) -> int:
@@ -189,7 +193,9 @@ class _Opened:
     def take(self, start: int, stop: int) -> np.ndarray:
         """Elements, in the source's dtype."""
         assert self.values is not None
-        return np.ascontiguousarray(self.values(start, stop), numpy_dtype(self.source.info.dtype))
+        with np.errstate(all="ignore"):
+            made = self.values(start, stop)
+        return np.ascontiguousarray(made, numpy_dtype(self.source.info.dtype))
 
 
 @dataclass
@@ -337,6 +343,7 @@ class Stream:
                     for job in waiting:
                         assert job.asked is not None
                         job.asked.end_pass()
+                        self._sample(job)
                 for job in group:
                     self._prepare(job)
                 if quantized := [job for job in group if job.quantizer]:
@@ -393,7 +400,8 @@ class Stream:
                 def read(info: TensorInfo, start: int, stop: int) -> np.ndarray:
                     return self._peek(inputs, model, info, start, stop)  # noqa: B023
 
-                opened.values = opened.source.opened(read)
+                with np.errstate(all="ignore"):  # NaN and infinity are looked for in results
+                    opened.values = opened.source.opened(read)
 
     def _peek(
         self, inputs: Inputs, model: int, info: TensorInfo, start: int, stop: int
@@ -422,6 +430,23 @@ class Stream:
         if method is not None and step.outline is not None and step.outline.rounds:
             assert step.tensor is not None and step.parameters is not None
             job.asked = Asked(method, step.tensor, step.parameters, step.outline)
+            self._sample(job)
+
+    def _sample(self, job: _Job) -> None:
+        """Some elements of all parts of a tensor, where what is asked of it is sooner found so."""
+        step, x = job.step, job.step.tensor
+        if x is None or job.asked is None or not job.asked.wants_sample:
+            return
+        blocks = []
+        for start in sampled(x):
+            values = [
+                self._peek(job.inputs, source.model, source.info, start, start + PART)
+                for source in step.sources
+            ]
+            values = [one.astype(step.compute_dtype, copy=False) for one in values]
+            blocks.append(Block(0, start, values, int(x.has_base)))
+        with np.errstate(all="ignore"):
+            job.asked.sample(blocks)
 
     def _read_scales(self, job: _Job, model: int, scales: Scales) -> np.ndarray:
         """A tensor's scales, flattened, in float32."""
@@ -570,6 +595,7 @@ class Stream:
         job, arrays = unit.job, _typed(unit.job, stored)
         length, row = job.block(in_a_pass=in_a_pass), job.row(in_a_pass=in_a_pass)
         has_base = job.step.tensor is not None and job.step.tensor.has_base
+        adds_up = isinstance(job.form, WeightedSum) and job.form.of_deltas  # and asks for no model
         for start in range(unit.start, unit.stop, length):
             place = slice(start - unit.start, min(start + length, unit.stop) - unit.start)
             x = []
@@ -582,9 +608,10 @@ class Stream:
                 if job.scales and (scales := job.scales[index]) is not None:
                     dequantize(wide, start, *scales)
                 x.append(wide)
-            deltas = {k: x[k].copy() for k in job.deltas}
-            for k, delta in deltas.items():
-                x[k] = x[0] + delta
+            deltas = {k: x[k] for k in job.deltas}
+            if in_a_pass or not adds_up:
+                for k, delta in deltas.items():
+                    x[k] = x[0] + delta
             if row:
                 x = [values.reshape(-1, row) for values in x]
                 deltas = {k: delta.reshape(-1, row) for k, delta in deltas.items()}
@@ -677,7 +704,7 @@ class Stream:
                 yield place, made.reshape(-1)
             elif form.of_deltas and job.deltas:
                 assert weights is not None
-                yield place, b.base + sum(c * b.delta(k) for k, c in enumerate(weights.weight))
+                yield place, added_up(b, weights.weight)
             elif form.of_deltas:
                 yield place, weighted_deltas(x, weights)
             else:

@@ -17,6 +17,9 @@ import numpy as np
 BLOCK = 1 << 16
 """Elements: small enough for the second-level cache, large enough for numpy to be quick."""
 
+MANY = 1 << 20
+"""Elements: of so many a sample tells about how large they are."""
+
 FLOAT32 = np.dtype(np.float32)
 
 PerModel = tuple[float, ...]
@@ -55,11 +58,13 @@ class Block:
 
     def delta(self, k: int) -> np.ndarray:
         """A model's task vector, model − base: a new array, which may be written to."""
+        made = self.task_vector(k)
+        return made.copy() if self._own + k in self._deltas else made
+
+    def task_vector(self, k: int) -> np.ndarray:
+        """As `delta`, but not to be written to."""
         given = self._deltas.get(self._own + k)
-        if given is not None:
-            return given.copy()
-        made: np.ndarray = self.values[self._own + k] - self.values[0]
-        return made
+        return self.values[self._own + k] - self.values[0] if given is None else given
 
 
 Of = Callable[[Block], np.ndarray]
@@ -78,6 +83,7 @@ class Tensor:
         dtype: of the arithmetic, float32 or float64.
         seed: of what is drawn at random.
         layer: of its layer, the index and how many there are; None where the name has none.
+        can_be_sampled: whether any elements can be read without reading all.
     """
 
     name: str
@@ -87,11 +93,17 @@ class Tensor:
     dtype: np.dtype[Any] = FLOAT32
     seed: int = 0
     layer: tuple[int, int] | None = None
+    can_be_sampled: bool = False
 
     @cached_property
     def elements(self) -> int:
         """How many elements it has."""
         return prod(self.shape)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether a sample of it is worth its reading."""
+        return self.can_be_sampled and self.elements >= MANY
 
     @property
     def blocks(self) -> int:
@@ -237,6 +249,15 @@ def weighted_sum_into(x: Any, p: Any, out: Any, own: Any) -> None:
     for k in range(1, len(x)):
         part = np.multiply(p.weight[k], x[k], out=x[k] if own[k] else None)
         np.add(out, part, out=out)
+
+
+def added_up(b: Block, weights: Sequence[Any]) -> np.ndarray:
+    """x₀ + Σ cₖ·dₖ, of which task vectors may be known as such, the sum added up in order."""
+    total: np.ndarray = weights[0] * b.task_vector(0)
+    for k in range(1, len(weights)):
+        total += weights[k] * b.task_vector(k)
+    total += b.base
+    return total
 
 
 def weighted_deltas(x: Any, p: Any) -> Any:

@@ -67,18 +67,33 @@ class Rename:
     @property
     def of_whom(self) -> str:
         """The pattern, and of which model's tensors, as a mapping has it."""
-        return self.pattern if self.model is None else f"{_model_word(self.model)}:{self.pattern}"
+        return self.pattern if self.model is None else f"{model_word(self.model)}:{self.pattern}"
 
     def __str__(self) -> str:
         return "=".join(_BARE.sub("[=]", side) for side in (self.of_whom, self.new))
 
 
-def _model_word(model: int) -> str:
+def model_word(model: int) -> str:
+    """What a recipe calls a model: `first`, `second`, `3`, `base`."""
     return source_name(model).removeprefix("model ")
 
 
 def _model_index(word: str) -> int:
     return _MODELS[word] if word in _MODELS else int(word) - 1
+
+
+def parse_model(name: str, value: object) -> int:
+    """A model's index from its word, or from its number, counted from 1.
+
+    Raises:
+        ParameterError: it is neither.
+    """
+    text = str(value)
+    if isinstance(value, bool) or not _OF_MODEL.fullmatch(f"{text}:"):
+        raise ParameterError(
+            f"{name} is {said(value)}, not a model: first, second, base or a number from 1 on"
+        )
+    return _model_index(text)
 
 
 def literally(name: str) -> str:
@@ -236,8 +251,8 @@ class Span:
         model: which, counted from 0, `BASE` for the base.
         start: the first layer.
         stop: the layer after the last.
-        stack: what they are layers of, by the beginning of their names: `model.layers`; empty where
-            the model has one stack only.
+        stack: what they are layers of, or a part of its name: `encoder`; empty where the model has
+            one stack only.
     """
 
     model: int
@@ -327,8 +342,8 @@ class Layout:
         slices: `slice:1` → the output tensors of the first slice, and so on.
         layers: output name → its layer's number within its slice, and how many that has; empty
             without slices.
-        stacks: where slices are, what the layers are called that were stacked → how many there
-            are, and how many the first model had.
+        depths: where slices are, model, `BASE` for the base → what its layers are called → how
+            many it has.
     """
 
     models: tuple[Checkpoint, ...]
@@ -336,7 +351,7 @@ class Layout:
     origins: Mapping[int, Mapping[str, Origin]] = field(default_factory=dict)
     slices: Mapping[str, set[str]] = field(default_factory=dict)
     layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    stacks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    depths: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
 
     def origin(self, place: int, info: TensorInfo) -> Origin:
         """Where a tensor lies that a place of the merge has."""
@@ -457,25 +472,32 @@ def _stacked(
                     origins[place][name] = origin
                     layers[name] = offset, length
                     names[f"slice:{number + 1}"].add(name)
+    # Of what stands before the layers and behind them, slices of its own stack decide, if they can.
+    numbers: dict[str, list[int]] = {"": list(range(len(slices)))}
+    for number, spans in enumerate(slices):
+        numbers.setdefault(f"{stacks[spans[0]].rpartition('.')[0]}.", []).append(number)
     stacked = set(stacks.values())
     for place, of_place in places.items():
-        for number, is_first in ((0, True), (len(slices) - 1, False)):
-            own = of_place[number]
-            for name, origin in () if own is None else seen[own.model].items():
-                found = layer_of(name)
-                if found is not None and found.stack in stacked:
-                    continue
-                if is_first == (found is not None or is_embedding(name)):
-                    origins[place][name] = origin
-                    names[f"slice:{number + 1}"].add(name)
+        for home, inside_home in numbers.items():
+            for number in dict.fromkeys((inside_home[0], inside_home[-1])):
+                own = of_place[number]
+                for name, origin in () if own is None else seen[own.model].items():
+                    found = layer_of(name)
+                    if found is not None and found.stack in stacked:
+                        continue
+                    if home != max((h for h in numbers if name.startswith(h)), key=len):
+                        continue
+                    is_first = found is not None or is_embedding(name)
+                    if number == inside_home[0 if is_first else -1]:
+                        origins[place][name] = origin
+                        names[f"slice:{number + 1}"].add(name)
     views = {
         place: _view([given[k] for k in dict.fromkeys(s.model for s in of_place if s)], there)
         for (place, of_place), there in zip(places.items(), origins.values(), strict=True)
     }
-    first = inside.get(0, {})
     return Layout(
         tuple(views[k] for k in range(len(views) - (BASE in views))), views.get(BASE), origins,
-        names, layers, {s: (depth, len(first.get(s, {}))) for s, depth in depths.items()},
+        names, layers, {index: _depths(own) for index, own in inside.items()},
     )  # fmt: skip
 
 
@@ -491,26 +513,33 @@ def _by_layer(origins: Mapping[str, Origin]) -> _Stacks:
     return found
 
 
+def _depths(stacks: _Stacks) -> dict[str, int]:
+    return {stack: max(layers) + 1 for stack, layers in stacks.items()}
+
+
 def _stack_of(span: Span, model: Checkpoint, stacks: _Stacks) -> str:
     """What the layers of a span are called, after a look at whether they are there."""
-    depths = {stack: max(layers) + 1 for stack, layers in stacks.items()}
+    depths = _depths(stacks)
     told = listed([f"{stack} ({depth})" for stack, depth in depths.items()])
     if not depths:
         raise MismatchError(
             f"{model.name} has no layers that a slice could take: none of its tensors is called "
             f"layers.N, blocks.N, h.N, resblocks.N or layer.N"
         )
-    if span.stack and span.stack not in depths:
+    within = [stack for stack in depths if f".{span.stack}." in f".{stack}."]
+    if span.stack in depths:
+        within = [span.stack]
+    if span.stack and not within:
         raise MismatchError(
             f"{model.name} has no layers called {span.stack!r}"
             f"{nearest(span.stack, depths) or f' (there are {told})'}"
         )
-    if not span.stack and len(depths) > 1:
+    if len(within if span.stack else depths) > 1:
         named = replace(span, stack=next(iter(depths)))
         raise MismatchError(
             f"{model.name} has several stacks of layers, {told}: say which, as in {named}"
         )
-    stack = span.stack or next(iter(depths))
+    stack = within[0] if span.stack else next(iter(depths))
     if span.stop > depths[stack]:
         raise MismatchError(
             f"the slice {span} goes past the end: {model.name} has "

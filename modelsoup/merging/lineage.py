@@ -16,6 +16,7 @@ from ..files.checkpoint import Checkpoint, StrPath, open_checkpoint
 from ..files.digest import FileDigest, combined, digest_file
 from ..files.placing import LINEAGE_KEY
 from ..version import __version__
+from .folding import Adapted
 from .layout import parse_renames, parse_slices, slice_text
 from .plan import MergePlan
 from .recipe import Recipe
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     import networkx
 
 FORMAT = 1
+_NAMED = (
+    "groups", "low_level", "files_from", "tokenizer_from", "chat_template", "dtype", "on_integer",
+)  # fmt: skip
 _MAX_DEPTH = 128
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -66,6 +70,7 @@ def record(
         "version": __version__,
         "operation": "merge",
         **recipe_as_json(recipe),
+        **({"lora": "folded"} if isinstance(plan.models[0], Adapted) else {}),
         "inputs": [
             input_entry(model, _of_files(digests, index), index, sha256=sha256)
             for index, model in enumerate(plan.models)
@@ -120,7 +125,7 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
         content["renames"] = list(map(str, recipe.renames))
     if recipe.slices:
         content["slices"] = list(map(slice_text, recipe.slices))
-    for name in ("groups", "low_level", "dtype", "on_integer"):
+    for name in _NAMED:
         if getattr(recipe, name):
             content[name] = getattr(recipe, name)
     if recipe.allow_nonfinite:
@@ -301,6 +306,7 @@ def _is_parameter(value: object) -> bool:
 
 _MERGE: _Fields = {
     "method": (_is_text, "a name"),
+    "lora": (lambda v: v in ("folded", "merged", "extracted"), "folded, merged or extracted"),
     "beta": (_is_number, "a number"),
     "weights": (_is_numbers, "a list of numbers"),
     "parameters": (
@@ -313,6 +319,9 @@ _MERGE: _Fields = {
     "low_level": (_is_mapping_to(_is_number), "a mapping to numbers"),
     "renames": (_is_list_of(_is_text), "a list of renames"),
     "slices": (_is_list_of(_is_text), "a list of slices"),
+    "files_from": (_is_text, "a model"),
+    "tokenizer_from": (_is_text, "a model"),
+    "chat_template": (_is_text, "a text"),
     "dtype": (_is_text, "a dtype"),
     "on_integer": (_is_text, "a word"),
     "allow_nonfinite": (_is_list_of(_is_text), "a list of patterns"),

@@ -6,8 +6,9 @@ import dataclasses
 import json
 import re
 import resource
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -24,6 +25,7 @@ from ..errors import (
     option,
     patterns_option,
 )
+from ..files.adapters import Base, open_adapter
 from ..files.checkpoint import (
     KNOWN_STEMS,
     SUFFIX,
@@ -33,7 +35,16 @@ from ..files.checkpoint import (
     open_checkpoint,
     parts_listed,
 )
-from ..files.companions import Stack, adapt_configs, companions, missing_layers
+from ..files.companions import (
+    Stack,
+    adapt_configs,
+    companions,
+    is_tokenizer,
+    missing_layers,
+    put_tokenizer,
+    unlike_vocabularies,
+)
+from ..files.dtypes import DTYPES
 from ..files.names import layer_of
 from ..files.placing import LINEAGE_KEY, OccupiedError, check_apart, check_free, check_place
 from ..files.writer import (
@@ -45,13 +56,17 @@ from ..files.writer import (
     parse_size,
 )
 from .engine import SLICE, Inputs, Nonfinite, Progress, Stream, check_workers
+from .folding import Adapted
+from .layout import parse_model
 from .lineage import Digests, record
+from .methods import get_method
 from .plan import MergePlan, Notice, plan_merge
 from .recipe import Recipe, RecipeFields
 from .rules import covering
 from .unmade import Unmade
 
 DEFAULT_OUTPUT = "soup.safetensors"
+Lora = Mapping[StrPath, float] | Sequence[StrPath]
 
 # Metadata that holds a digest of the model: of the data section, with what stands before it.
 _DATA_DIGESTS = {"sshs_model_hash": "", "modelspec.hash_sha256": "0x"}
@@ -111,6 +126,7 @@ def merge(
     recipe: Recipe | None = None,
     *,
     base: StrPath | Checkpoint | None = None,
+    lora: Lora | None = None,
     shard_size: int | str | None = None,
     workers: int | None = None,
     force: bool = False,
@@ -118,6 +134,7 @@ def merge(
     sha256: bool = False,
     fsync: bool = True,
     dry_run: bool = False,
+    model_card: bool | str = False,
     progress: Progress | None = None,
     **fields: Unpack[RecipeFields],
 ) -> MergeReport:
@@ -131,6 +148,9 @@ def merge(
             which the first model's config and tokenizer are copied.
         recipe: what to do; or give its fields as keywords.
         base: the base model of task-vector methods.
+        lora: low-rank adapters that are applied to the one model, with weights or without: a
+            mapping from paths to weights, or a list of paths, of which each has the weight 1. The
+            method is one over task vectors, and `task_arithmetic` if it is not given.
         shard_size: bytes, or `5GB`: divide a folder's weights into shards of at most this size.
         workers: threads; None takes the number of cores, at most 8.
         force: replace an existing output.
@@ -138,10 +158,13 @@ def merge(
         sha256: record SHA-256 digests of the inputs too.
         fsync: flush to the disk before the output appears.
         dry_run: check everything that headers can show, and write nothing.
+        model_card: write a model card, README.md, into a folder; a text is the configuration that
+            it shows, in place of the recipe.
         progress: called, from any thread, with the number of bytes that were read or written since
             the last call and the number expected in all.
         **fields: of `Recipe`: `method`, `beta`, `weights`, `parameters`, `layers`, `rest`,
-            `groups`, `low_level`, `dtype`, `seed`, `on_integer`, `allow_nonfinite`.
+            `groups`, `low_level`, `renames`, `slices`, `files_from`, `tokenizer_from`,
+            `chat_template`, `dtype`, `seed`, `on_integer`, `allow_nonfinite`.
 
     Raises:
         SoupError: anything that the user can put right; no output is left behind then.
@@ -157,9 +180,11 @@ def merge(
     output = Path(output)
     opened = [_open(model) for model in models]
     opened_base = None if base is None else _open(base)
+    if lora is not None:
+        opened, opened_base, recipe = _with_adapters(opened, opened_base, recipe, lora)
     plan = plan_merge(opened, recipe, base=opened_base)
     check_place(output)
-    inputs = [*opened, *([opened_base] if opened_base else [])]
+    inputs: list[Checkpoint] = [*opened, *([opened_base] if opened_base else [])]
     check_apart(output, [path for model in inputs for path in (model.path, *model.files)])
     notices = list(plan.notices)
     try:
@@ -182,13 +207,17 @@ def merge(
             f"the output {output} is one file, but there are weights in "
             f"{listed([file.prefix or '.' for file in files])}: name a folder"
         )
+    if model_card and output.suffix == SUFFIX:
+        raise OutputError(
+            f"the output {output} is one file, and a model card goes into a folder: name a folder"
+        )
     notices += _of_the_folder(plan, output, files)
     _strict(notices, strict)
     if dry_run:
         return MergeReport(None, plan, tuple(notices))
     return _execute(
         plan, output, files, workers=workers, force=force, sha256=sha256,
-        fsync=fsync, progress=progress, notices=notices,
+        fsync=fsync, progress=progress, notices=notices, card=model_card,
     )  # fmt: skip
 
 
@@ -200,6 +229,33 @@ def _recipe_of(fields: RecipeFields) -> Recipe:
     return Recipe(**fields)
 
 
+def _with_adapters(
+    opened: Sequence[Checkpoint], base: Checkpoint | None, recipe: Recipe, lora: Lora
+) -> tuple[list[Checkpoint], Checkpoint, Recipe]:
+    """A model with adapters as a merge: what they make of it, the model as the base, and how."""
+    if len(opened) != 1 or base is not None:
+        raise ParameterError(
+            f"adapters are applied to one model, but {len(opened)} and {'a' if base else 'no'} "
+            f"base model were given"
+        )
+    if recipe.renames or recipe.slices:
+        raise ParameterError("adapters go by the names and layers of a model as it is: fold first")
+    must_be_several("lora", lora)
+    if not lora:
+        raise ParameterError("lora names no adapter")
+    weights = list(lora.values()) if isinstance(lora, Mapping) else [1.0] * len(lora)
+    names = Base(opened[0].tensors)
+    models = [Adapted(opened[0], open_adapter(path), names) for path in lora]
+    method = get_method("task_arithmetic" if recipe.method is None else recipe.method)
+    if recipe.weights is not None or recipe.beta is not None:
+        given = "weights" if recipe.beta is None else "beta"
+        raise ParameterError(f"the adapters' weights are given twice: with them and by {given}")
+    recipe = replace(recipe, method=method.name)
+    if "weight" in method.parameters or any(weight != 1 for weight in weights):
+        recipe = replace(recipe, weights=weights)
+    return list(models), opened[0], recipe
+
+
 def _open(model: StrPath | Checkpoint) -> Checkpoint:
     return model if isinstance(model, Checkpoint) else open_checkpoint(model)
 
@@ -207,10 +263,10 @@ def _open(model: StrPath | Checkpoint) -> Checkpoint:
 def _parts(output: Path, plan: MergePlan) -> list[Part]:
     """What the output's files are called: as those of the models."""
     if output.suffix == SUFFIX:
-        whole = all(not part.prefix for model in plan.models for part in model.parts)
+        whole = all(not part.prefix for model in plan.given for part in model.parts)
         if whole:
             return [Part("", output.name.removesuffix(SUFFIX))]
-    every = [*plan.models, *([plan.base] if plan.base is not None else [])]
+    every = [*plan.given, *([plan.base] if plan.base is not None else [])]
     parts: dict[str, Part] = {}
     for model in every:
         for part in model.parts:
@@ -221,9 +277,10 @@ def _parts(output: Path, plan: MergePlan) -> list[Part]:
 
 def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -> list[Notice]:
     """What of the first model's folder goes along, looked at before anything is done."""
-    folder = plan.models[0].companions
+    folder = plan.files_from.companions
     if output.suffix == SUFFIX or folder is None:
         return []
+    _check_tokenizer(plan)
     for place in (folder, *_parts_from(plan, files).values()):
         for _ in companions(place, without=output):  # for its errors
             pass
@@ -236,6 +293,38 @@ def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -
     ]  # fmt: skip
 
 
+def _tokenizer(plan: MergePlan) -> Path | None:
+    """The folder whose tokenizer goes along in place of what else would; None if none does."""
+    wanted = plan.recipe.tokenizer_from
+    return None if wanted is None else plan.model(parse_model("tokenizer_from", wanted)).companions
+
+
+def _check_tokenizer(plan: MergePlan) -> None:
+    """Whether the tokenizer that was asked for is there, and is of all the models.
+
+    Raises:
+        MismatchError: it is not.
+    """
+    wanted, template = plan.recipe.tokenizer_from, plan.recipe.chat_template
+    folder = _tokenizer(plan) or plan.files_from.companions
+    if wanted is None and template is None:
+        return
+    if folder is None or not is_tokenizer(folder):
+        model = plan.files_from if wanted is None else plan.model(
+            parse_model("tokenizer_from", wanted)
+        )  # fmt: skip
+        raise MismatchError(
+            f"{model.name} has no tokenizer: {option('tokenizer_from', 'MODEL')} takes another's"
+        )
+    for model in plan.models if wanted else ():
+        difference = model.companions and unlike_vocabularies(folder, model.companions)
+        if difference:
+            raise MismatchError(
+                f"the tokenizers of {folder.name} and {model.name} are not one: {difference}; "
+                f"embeddings would have to be put in its order first"
+            )
+
+
 def _of_the_list_of_parts(
     plan: MergePlan, folder: Path, files: Sequence[OutputFile]
 ) -> Iterator[Notice]:
@@ -245,7 +334,7 @@ def _of_the_list_of_parts(
         return
     there = list(dict.fromkeys(file.prefix[:-1] for file in files if file.prefix))
     unlisted = [name for name in there if name not in parts.names]
-    were = [part.prefix[:-1] for part in plan.models[0].parts if part.prefix]
+    were = [part.prefix[:-1] for part in plan.given[0].parts if part.prefix]
     gone = [name for name in were if name not in there]
     for names, what in (
         (unlisted, "does not name {}, so that the weights there are not read: name them in it"),
@@ -259,12 +348,13 @@ def _of_the_list_of_parts(
 def _parts_from(plan: MergePlan, files: Sequence[OutputFile]) -> dict[str, Path]:
     """The folders whose other files go along with parts that the first model has not."""
     found: dict[str, Path] = {}
-    first, *others = plan.models
+    first, *others = plan.given
     own = {part.prefix for part in first.parts}
     for prefix in {file.prefix for file in files} - own:
         folders = [model.companions for model in others if model.companions is not None]
         folder = next((f / prefix for f in folders if (f / prefix).is_dir()), None)
-        is_there = first.companions is not None and (first.companions / prefix).exists()
+        of_files = plan.files_from.companions
+        is_there = of_files is not None and (of_files / prefix).exists()
         if folder is not None and not is_there:
             found[prefix] = folder
     return found
@@ -279,11 +369,11 @@ def _strict(notices: Sequence[Notice], strict: bool) -> None:
 def _execute(
     plan: MergePlan, output: Path, files: list[OutputFile], *, workers: int, force: bool,
     sha256: bool, fsync: bool, progress: Progress | None, notices: Sequence[Notice] = (),
-    slice_elements: int = SLICE,
+    slice_elements: int = SLICE, card: bool | str = False,
 ) -> MergeReport:  # fmt: skip
     """Carry out a plan. `slice_elements` (a multiple of `BLOCK`) is there for the tests."""
     _allow_many_files()
-    first = plan.models[0]
+    first = plan.given[0]
     metadata, false = _metadata(first.metadata, len(files))
     told = list(notices or plan.notices)
     if false:
@@ -301,7 +391,7 @@ def _execute(
     try:
         stream = Stream(plan, inputs, workers, slice_elements, progress)
         stream.compare_integers()
-        copy_from = first.companions if output.suffix != SUFFIX else None
+        copy_from = plan.files_from.companions if output.suffix != SUFFIX else None
         with CheckpointWriter(
             output,
             files,
@@ -322,10 +412,17 @@ def _execute(
             metadata.update(_data_digests(writer, files, metadata))
             writer.update_metadata(with_lineage(digests, stream.nonfinite_results()))
             if copy_from is not None:
+                if plan.recipe.tokenizer_from or plan.recipe.chat_template is not None:
+                    put_tokenizer(writer.path(""), _tokenizer(plan), plan.recipe.chat_template)
                 adapt_configs(
                     writer.path(""), [file.prefix for file in files], _changed_dtype(plan),
                     quantised=plan.has_codes, stacks=_stacks(plan),
                 )  # fmt: skip
+            if card:
+                from .card import CARD, model_card  # with YAML, which a merge seldom needs
+
+                text = model_card(plan, output.name, card if isinstance(card, str) else None)
+                (writer.path("") / CARD).write_text(text, "utf-8")
             writer.commit()
     finally:
         inputs.close()
@@ -375,9 +472,12 @@ def _data_digests(
 
 def _changed_dtype(plan: MergePlan) -> str | None:
     """The dtype that the config of the output must name, where it may be another."""
-    first = plan.models[0]
+    first = plan.given[0]
     if plan.recipe.dtype is not None:
         return str(plan.recipe.dtype)
+    if plan.files_from is not first:
+        dtypes = Counter(step.dtype for step in plan.steps if DTYPES[step.dtype].kind == "float")
+        return max(dtypes, key=dtypes.__getitem__, default=None)
     return first.dtype if isinstance(first, Unmade) else None
 
 
@@ -393,7 +493,8 @@ def _stacks(plan: MergePlan) -> dict[str, Stack]:
             own = layer_of(info.name)
             number = layer.number if own is None else own.number
             found.setdefault(layer.stack, {})[layer.number] = plan.models[model].companions, number
-    before = {stack: depth for stack, (_, depth) in layout.stacks.items()}
+    of_files = parse_model("files_from", plan.recipe.files_from or "first")
+    before = dict(layout.depths.get(of_files, {}))
     if not before:
         for layer in filter(None, map(layer_of, first.tensors)):
             before[layer.stack] = max(before.get(layer.stack, 0), layer.number + 1)

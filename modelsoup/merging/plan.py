@@ -33,8 +33,9 @@ from ..files.quantized import (
     scaled_weights,
     tells_of_codes,
 )
-from .forms import Tensor, Whole
-from .layout import Layout, laid_out, proposal
+from .folding import Adapted
+from .forms import Tensor, WeightedSum, Whole
+from .layout import Layout, laid_out, parse_model, proposal
 from .methods import Method, Outline, build_parameters, get_method, outline
 from .recipe import OnInteger, Recipe, check_beta
 from .rules import (
@@ -138,10 +139,11 @@ class Step(NamedTuple):
 
     @property
     def state_bytes(self) -> int:
-        """How much memory what is gathered of its inputs takes at most."""
+        """How much memory what is gathered of its inputs takes at most, and what computes them."""
+        at_hand = sum(s.memory for s in self.sources if not isinstance(s, Stored))
         if self.outline is None or self.tensor is None:
-            return 0
-        return self.outline.state_bytes(self.tensor)
+            return at_hand
+        return at_hand + self.outline.state_bytes(self.tensor)
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,12 @@ class MergePlan:
     has_codes: bool = False
 
     @property
+    def files_from(self) -> Checkpoint:
+        """The model whose config and other files go along."""
+        wanted = parse_model("files_from", self.recipe.files_from or "first")
+        return self.given[0] if wanted == 0 else self.model(wanted)
+
+    @property
     def bytes_written(self) -> int:
         """The output's tensor bytes."""
         return sum(step.elements * DTYPES[step.dtype].bits // 8 for step in self.steps)
@@ -221,17 +229,27 @@ class MergePlan:
         )  # fmt: skip
 
     def bytes_at_hand(self, step: Step) -> int:
-        """Bytes that are read once for sources of a step that are computed."""
-        return sum(
+        """Bytes that are read beside the streaming: for sources that are computed, and samples."""
+        computed = sum(
             info.nbytes
             for source in step.sources if not isinstance(source, Stored) for info in source.reads
         )  # fmt: skip
+        if step.outline is None or step.tensor is None:
+            return computed
+        bits = sum(DTYPES[source.info.dtype].bits for source in step.sources)
+        return computed + step.outline.sampled(step.tensor) * bits // 8
 
     def model(self, index: int) -> Checkpoint:
         """A model by its index, `rules.BASE` for the base."""
         model = self.base if index == BASE else self.models[index]
         assert model is not None
         return model
+
+    @property
+    def given(self) -> tuple[Checkpoint, ...]:
+        """The models; where they are adapters, the one that these are for."""
+        first = self.models[0]
+        return (first.base,) if isinstance(first, Adapted) else self.models
 
     @property
     def bytes_streamed(self) -> int:
@@ -318,8 +336,14 @@ class _Planner:
         self.faults: dict[tuple[str, Remedy], list[str]] = {}
         self.details: dict[str, str] = {}  # name → how the models differ
         self.notices: dict[tuple[str, str, Level], list[str]] = {}
+        self.adapted = [model for model in models if isinstance(model, Adapted)]
+        # What rules call the first model, the second: of adapters, the one that they are for.
+        self.called = (BASE,) if self.adapted else tuple(range(len(models)))
         self.every = every = [*models, *([] if base is None else [base])]  # the base's names last
-        self.scaled = {id(model): scaled_weights(model.tensors) for model in every}
+        self.scaled = {
+            id(model): {} if isinstance(model, Adapted) else scaled_weights(model.tensors)
+            for model in every
+        }
         scales = {s.name for found in self.scaled.values() for s in found.values()}
         with_scales = [model for model in every if self.scaled[id(model)]]
         self.is_quantized = bool(with_scales)
@@ -404,6 +428,14 @@ class _Planner:
         return replace(scales, name=info.name)
 
     def _check_sources(self) -> None:
+        models, base = self.given
+        for name in ("files_from", "tokenizer_from"):
+            wanted = parse_model(name, getattr(self.recipe, name) or "first")
+            if wanted >= len(models) or (wanted == BASE and base is None):
+                raise ParameterError(
+                    f"{name} is the {source_name(wanted)} model, but there "
+                    f"{'is none' if wanted == BASE else f'are {len(models)}'}"
+                )
         for rule in self.rules:
             if rule.action != "keep":
                 continue
@@ -411,10 +443,10 @@ class _Planner:
                 raise ParameterError(
                     f"the rule {str(rule)!r} wants a base model ({option('base', 'BASE')})"
                 )
-            if rule.source >= len(self.models):
+            if rule.source >= len(self.called):
                 raise ParameterError(
                     f"the rule {str(rule)!r} wants model {rule.source + 1}, but there are "
-                    f"{len(self.models)}"
+                    f"{len(self.called)}"
                 )
 
     def _check_base(self) -> None:
@@ -449,6 +481,11 @@ class _Planner:
         """A rule's method and its parameters."""
         recipe, count = self.recipe, len(self.models)
         method = get_method(rule.method or recipe.method_name)
+        if self.adapted and method.base is False:
+            raise ParameterError(
+                f"{method.name!r} merges no task vectors, which adapters are: give a method that "
+                f"does ({option('method', 'task_arithmetic')})"
+            )
         own_method = rule.method is not None and rule.method != recipe.method_name
         given: dict[str, Any] = {} if own_method else dict(recipe.parameters)
         changed = dict(rule.parameters)
@@ -539,6 +576,8 @@ class _Planner:
             return []
         if rule.action == "keep":
             return self._keep(name, index, rule)
+        if self.adapted and not any(name in model.changes for model in self.adapted):
+            return self._copy(name, index, BASE, self._model(BASE).tensors[name])
         infos = [model.tensors.get(name) for model in self.models]
         absent = [k for k, info in enumerate(infos) if info is None] if None in infos else []
         if len(absent) == len(infos):
@@ -562,9 +601,10 @@ class _Planner:
 
     def _keep(self, name: str, index: int, rule: Rule) -> list[Step]:
         """A tensor that a rule, or what is done with the rest, keeps from one model."""
-        info = self._model(rule.source).tensors.get(name)
+        source = rule.source if rule.source == BASE else self.called[rule.source]
+        info = self._model(source).tensors.get(name)
         if info is not None:
-            return self._copy(name, index, rule.source, info)
+            return self._copy(name, index, source, info)
         if not any(name in model.tensors for model in self.models):
             return self._leave_out("only in the base model", name)
         if index < len(self.rules) - 1:  # asked for by a rule, not by what is left
@@ -642,7 +682,7 @@ class _Planner:
             ]  # fmt: skip
         if base is not None and based is None:
             return self._fault("missing from the base model", name)
-        own = map(Stored, range(len(infos)), infos)
+        own = map(self._source, range(len(infos)), infos)
         sources = (*(() if based is None else (Stored(BASE, based),)), *own)
         scales = tuple(self._scales(s.model, name) for s in sources) if self.is_quantized else ()
         dtype = self._output_dtype(infos[0].dtype)
@@ -653,8 +693,13 @@ class _Planner:
             name, infos[0].shape, len(infos), based is not None,
             compute_dtype(tuple(s.info.dtype for s in sources)), self.recipe.seed,
             self.layers.get(name),
+            not any(scales)
+            and all(isinstance(s, Stored) and self._model(s.model).files for s in sources),
         )  # fmt: skip
         asked = outline(method, tensor, parameters)
+        if self._is_replaced(asked, sources):
+            self.is_merged = True
+            return [Step(name, dtype, infos[0].shape, "copy", index, sources[-1:])]
         if asked.only is not None:
             copied, info = sources[asked.only]
             if self._is_alike(name, infos[0], copied):
@@ -668,7 +713,7 @@ class _Planner:
 
     def _of_codes(self, step: Step, scales: tuple[Scales | None, ...], dtype: str) -> list[Step]:
         """A merge of the values that codes stand for, quantised as the first model is."""
-        own = self._scales(0, step.name) if step.dtype == dtype else None
+        own = self._scales(self.called[0], step.name) if step.dtype == dtype else None
         how = f"stored as {step.dtype}" if own is None else "quantised again"
         self._notice("quantized", f"quantised: merged as values, and {how}", step.name, "note")
         step = step._replace(scales=scales, quantized=own)
@@ -680,10 +725,26 @@ class _Planner:
         )  # fmt: skip
         return [step, beside]
 
+    def _source(self, model: int, info: TensorInfo) -> Source:
+        """Where the values of a model's tensor come from."""
+        found = self.models[model]
+        return found.source(model, info) if isinstance(found, Adapted) else Stored(model, info)
+
+    def _is_replaced(self, asked: Outline, sources: Sequence[Source]) -> bool:
+        """Whether what one adapter alone has in the place of a tensor is all of the result."""
+        form = asked.form
+        is_sum = not asked.rounds and isinstance(form, WeightedSum) and form.of_deltas
+        return (
+            len(self.adapted) == 1
+            and isinstance(sources[-1], Stored)
+            and is_sum
+            and tuple(form.coefficients) == (1,)  # type: ignore[union-attr]
+        )
+
     def _is_alike(self, name: str, first: TensorInfo, copied: int) -> bool:
         """Whether a copy of a model's tensor is stored as the first model's is."""
         as_stored = self._output_dtype(first.dtype) == first.dtype
-        return not as_stored or self._scales(copied, name) == self._scales(0, name)
+        return not as_stored or self._scales(copied, name) == self._scales(self.called[0], name)
 
     def _notice_carried(self, name: str) -> None:
         if self.recipe.on_integer is None:
@@ -700,8 +761,8 @@ class _Planner:
             if not (self.has_codes and tells_of_codes(name) and name in self.followers):
                 continue
             sources = tuple(
-                Stored(k, model.tensors[name]) for k, model in enumerate(self.models)
-                if name in model.tensors
+                Stored(k, self._model(k).tensors[name]) for k in self.called
+                if name in self._model(k).tensors
             )  # fmt: skip
             info, kinds = sources[0].info, {(s.info.dtype, s.info.shape) for s in sources}
             if not is_activation_scale(name) or len(kinds) > 1:

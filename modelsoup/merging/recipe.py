@@ -17,7 +17,7 @@ from ..errors import (
     said,
 )
 from ..files.dtypes import parse_dtype
-from .layout import parse_renames, parse_slices
+from .layout import model_word, parse_model, parse_renames, parse_slices
 from .methods import get_method, method_names
 from .rules import (
     RESTS,
@@ -47,6 +47,9 @@ class RecipeFields(TypedDict, total=False):
     low_level: Any
     renames: Any
     slices: Any
+    files_from: str | None
+    tokenizer_from: str | None
+    chat_template: str | None
     dtype: Any
     seed: int
     on_integer: OnInteger | None
@@ -71,6 +74,10 @@ class Recipe:
         renames: what tensors of models are called otherwise, see `modelsoup.merging.layout`;
             everything else goes by the new names.
         slices: layers of the models that are stacked anew, see there; none takes them as they are.
+        files_from: which model's config and other files go along into a folder: `first`, `second`,
+            `3`, or `base`; None is the first.
+        tokenizer_from: which model's tokenizer does; None is that of `files_from`.
+        chat_template: the chat template that the tokenizer gets; None leaves it its own.
         dtype: the stored dtype of all float tensors, a name or a numpy or torch dtype; None keeps
             the first model's.
         seed: seeds the methods that drop at random.
@@ -93,6 +100,9 @@ class Recipe:
     low_level: Any = None
     renames: Any = ()
     slices: Any = ()
+    files_from: str | None = None
+    tokenizer_from: str | None = None
+    chat_template: str | None = None
     dtype: Any = None
     seed: int = 0
     on_integer: OnInteger | None = None
@@ -138,6 +148,11 @@ class Recipe:
         self._set("low_level", parse_fractions(self.low_level))
         self._set("renames", parse_renames(self.renames))
         self._set("slices", parse_slices(self.slices))
+        for name in ("files_from", "tokenizer_from"):
+            if (given := getattr(self, name)) is not None:
+                self._set(name, model_word(parse_model(name, given)))
+        if self.chat_template is not None and not isinstance(self.chat_template, str):
+            raise ParameterError(f"chat_template is {said(self.chat_template)}, not a text")
         if self.rest is None:
             self._set("rest", default_rest(self.layers))
         allowed = self.allow_nonfinite

@@ -25,6 +25,10 @@ _LANES = 1 << 10  # sums side by side, which the first-level cache holds
 # into a table, which must stay in the first-level cache; the others few.
 _DIGITS = {4: (12, 10, 9), 8: (12, 13, 13, 13, 12)}
 _MOST = 4 << 20  # elements: so many that may hold the threshold are collected, not counted on
+PART = 1 << 11
+"""Elements: neighbours that are in a sample together."""
+_SAMPLED = 1 << 16  # elements at least, and one in 512
+_DEVIATIONS = 8  # on each side of where the sample has the threshold; its parts are neighbours
 
 
 class Reduction(Protocol):
@@ -59,7 +63,10 @@ class Reduction(Protocol):
 
 
 class Gathering(Protocol):
-    """A reduction under way."""
+    """A reduction under way.
+
+    One that has `sample(blocks)` is given some elements of all parts of a large tensor first.
+    """
 
     needs_pass: bool
 
@@ -145,18 +152,16 @@ class _Products:
         self.needs_pass = False
 
 
-def products_of_rows(vectors: Sequence[np.ndarray]) -> np.ndarray:
-    """The matrix of inner products in float64 of each row: rows × vectors × vectors.
+def products_along(vectors: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """The matrices of inner products in float64 of the vectors along an axis.
 
     Args:
-        vectors: arrays of rows × row length.
+        vectors: arrays of the same shape.
+        axis: which is not in the result; that has two more at its end.
     """
-    wide = [rows.astype(np.float64) for rows in vectors]
-    products = np.empty((len(wide[0]), len(wide), len(wide)))
-    for i in range(len(wide)):
-        for j in range(i, len(wide)):
-            products[:, i, j] = products[:, j, i] = (wide[i] * wide[j]).sum(axis=-1)
-    return products
+    wide = [array.astype(np.float64) for array in vectors]
+    pairs = [[(a * b).sum(axis=axis) for a in wide] for b in wide]
+    return np.stack([np.stack(row, axis=-1) for row in pairs], axis=-2)
 
 
 @dataclass(frozen=True)
@@ -211,6 +216,51 @@ class _Sums:
 
 
 @dataclass(frozen=True)
+class EachRow:
+    """A number for each row, in float64; the value is an array of them, in the rows' order.
+
+    Attributes:
+        of: a function of a block of rows to an array of one number a row.
+    """
+
+    of: Of
+    rows = True
+    wide = False
+
+    def passes(self, x: Tensor) -> int:
+        """One."""
+        return 1
+
+    def state_bytes(self, x: Tensor) -> int:
+        """A number for each row."""
+        return 8 * (x.elements // max(1, x.row))
+
+    def guess(self, x: Tensor) -> np.ndarray:
+        """Ones."""
+        return np.ones(1)
+
+    def begin(self, x: Tensor) -> Gathering:
+        """Begin to gather."""
+        return _Numbers(self, x)
+
+
+class _Numbers:
+    def __init__(self, asked: EachRow, x: Tensor) -> None:
+        self._of = asked.of
+        self._row = max(1, x.row)
+        self.needs_pass = True
+        self.value = np.empty(x.elements // self._row)
+
+    def add(self, b: Block) -> None:
+        made = self._of(b)
+        first = b.start // self._row
+        self.value[first : first + len(made)] = made
+
+    def end_pass(self) -> None:
+        self.needs_pass = False
+
+
+@dataclass(frozen=True)
 class Largest:
     """The largest magnitudes of a tensor; of those equal at the threshold, the first ones.
 
@@ -228,8 +278,11 @@ class Largest:
     wide = False
 
     def passes(self, x: Tensor) -> int:
-        """One over a small tensor, else two; more where magnitudes are nearly equal."""
-        return 1 if x.elements <= FEW else 2
+        """One over a small tensor, or one of which a sample can be taken; else two.
+
+        More where magnitudes are nearly equal, or a sample told wrongly.
+        """
+        return 1 if x.elements <= FEW or (x.is_sampled and not self.rows) else 2
 
     def state_bytes(self, x: Tensor) -> int:
         """Candidates for the threshold, at most: as many as there are nearly equal magnitudes."""
@@ -244,6 +297,43 @@ class Largest:
     def begin(self, x: Tensor) -> Gathering:
         """Begin to gather."""
         return _Threshold(self, x)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Several of `Largest` of the same values, which are looked at once; the value is their tuple.
+
+    Attributes:
+        of: a function of a block to an array of its shape.
+        counts: how many are kept by each, from 1 to all.
+        rows: whether its blocks are whole rows.
+    """
+
+    of: Of
+    counts: tuple[int, ...]
+    rows: bool = False
+    wide = False
+
+    @property
+    def each(self) -> list[Largest]:
+        """One for each count."""
+        return [Largest(self.of, count, self.rows) for count in self.counts]
+
+    def passes(self, x: Tensor) -> int:
+        """As of the largest."""
+        return max(one.passes(x) for one in self.each)
+
+    def state_bytes(self, x: Tensor) -> int:
+        """Of all."""
+        return sum(one.state_bytes(x) for one in self.each)
+
+    def guess(self, x: Tensor) -> tuple[Kept, ...]:
+        """Those that keep everything."""
+        return tuple(one.guess(x) for one in self.each)
+
+    def begin(self, x: Tensor) -> Gathering:
+        """Begin to gather."""
+        return _Thresholds(self, x)
 
 
 @dataclass(frozen=True)
@@ -274,8 +364,10 @@ class Kept:
 class _Threshold:
     """The exact threshold.
 
-    The bits of a magnitude order as the magnitude does: one pass counts the upper dozen, which
-    leaves few elements that may hold the threshold, and a second collects those. Where too many are
+    Of a large tensor a sample tells between which magnitudes it surely is; one pass counts those
+    above and collects those between. Where there is no sample, or it was wrong, bits are counted,
+    which order as magnitudes do: one pass counts the upper dozen, which leaves few elements that
+    may hold the threshold, and a second collects those. Where too many are
     left (a tensor of nearly equal magnitudes) more passes count on, a dozen bits each, so that
     memory stays bounded. Of a small tensor all are collected at once.
     """
@@ -286,24 +378,63 @@ class _Threshold:
         self._key = np.dtype(f"u{x.dtype.itemsize}")
         self._number = x.dtype
         self._mask = self._key.type(2 ** (8 * x.dtype.itemsize - 1) - 1)
-        self._digits = list(_DIGITS[x.dtype.itemsize])  # those still to be counted
-        self._stage = "collect" if x.elements <= FEW else "count"  # or equal
-        counted = 2 ** self._digits[0] if self._stage == "count" else 0
-        self._counts = np.zeros(counted, np.int64)
+        self._elements = x.elements
+        self._asked = asked.count
         self._lock = threading.Lock()
-        self._prefix = 0  # the threshold's bits, as far as they are known
-        self._wanted = asked.count  # how many to take among those with that prefix
+        self._between: tuple[int, int] | None = None  # the threshold, by a sample
+        self._above = np.zeros(blocks, np.int64)  # how many are larger than these
+        self._held = 0  # how many are collected between them
+        self._begin_to_count("collect" if x.elements <= FEW else "count")
         self._whole = False  # whether all of them are kept
         self._equal = np.zeros(blocks, np.int64)  # elements at the threshold, then those before
         self._collected: list[np.ndarray] = [np.empty(0, self._key)] * blocks
         self.needs_pass = True
 
+    def _begin_to_count(self, stage: str) -> None:
+        self._stage = stage  # or between, or equal
+        self._digits = list(_DIGITS[self._key.itemsize])  # those still to be counted
+        self._counts = np.zeros(2 ** self._digits[0] if stage == "count" else 0, np.int64)
+        self._prefix = 0  # the threshold's bits, as far as they are known
+        self._wanted = self._asked  # how many to take among those with that prefix
+
+    def sample(self, blocks: Sequence[Block]) -> None:
+        """Learn about where the threshold is, from some elements of all parts of the tensor."""
+        keys = np.sort(np.concatenate([self._keys(self._of(b)).reshape(-1) for b in blocks]))
+        share = self._asked / self._elements
+        place = keys.size * (1 - share)
+        width = 1 + _DEVIATIONS * math.sqrt(keys.size * share * (1 - share))
+        low, high = int(place - width), int(place + width)
+        self._between = (
+            int(keys[low]) if low >= 0 else 0,
+            int(keys[high]) if high < keys.size else int(self._mask),
+        )
+        self._stage = "between"
+
     def _keys(self, delta: np.ndarray) -> np.ndarray:
         keys: np.ndarray = delta.view(self._key) & self._mask
         return keys
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether this pass counts all magnitudes, whatever is wanted of them."""
+        return self._stage == "count" and len(self._digits) == len(_DIGITS[self._key.itemsize])
+
+    def counts_with(self, other: _Threshold) -> None:
+        """Take over what another counts of the same values in the first pass."""
+        self._counts = other._counts
+
+    def keys_of(self, b: Block) -> np.ndarray:
+        """The magnitudes of a block, as integers that order as they do."""
+        return self._keys(np.ascontiguousarray(self._of(b))).reshape(-1)
+
     def add(self, b: Block) -> None:
-        keys = self._keys(np.ascontiguousarray(self._of(b))).reshape(-1)
+        self.take(b, self.keys_of(b))
+
+    def take(self, b: Block, keys: np.ndarray) -> None:
+        """Take in a block's magnitudes."""
+        if self._stage == "between":
+            self._add_between(b, keys)
+            return
         if self._stage == "equal":
             self._equal[b.number] = np.count_nonzero(keys == self._prefix)
             return
@@ -318,8 +449,28 @@ class _Threshold:
         with self._lock:  # other workers count other blocks of this tensor
             self._counts += counted
 
+    def _add_between(self, b: Block, keys: np.ndarray) -> None:
+        assert self._between is not None
+        low, high = map(self._key.type, self._between)
+        larger = keys > high
+        self._above[b.number] = np.count_nonzero(larger)
+        if self._held > _MOST:  # more than memory is for: the bits will be counted
+            return
+        found = keys[np.flatnonzero((keys >= low) ^ larger)]  # few: sooner by their places
+        self._collected[b.number] = found
+        with self._lock:
+            self._held += found.size
+
     def end_pass(self) -> None:
-        if self._stage == "count":
+        if self._stage == "between":
+            self._wanted = self._asked - int(self._above.sum())
+            if self._held <= _MOST and 0 < self._wanted <= self._held:
+                self._stage = "collect"
+                self.end_pass()
+            else:
+                self._collected = [np.empty(0, self._key)] * len(self._collected)
+                self._begin_to_count("count")
+        elif self._stage == "count":
             self._narrow_down()
         elif self._stage == "collect":
             candidates = np.concatenate(self._collected)
@@ -371,6 +522,35 @@ class _Threshold:
         return keep
 
 
+class _Thresholds:
+    """Several exact thresholds of the same values; the first pass counts for all."""
+
+    def __init__(self, asked: Ranked, x: Tensor) -> None:
+        self._each = [_Threshold(one, x) for one in asked.each]
+        for other in self._each[1:]:
+            other.counts_with(self._each[0])
+        self.needs_pass = True
+
+    def add(self, b: Block) -> None:
+        first, *others = self._each
+        keys = first.keys_of(b)
+        if first.needs_pass:
+            first.take(b, keys)
+        for other in others:
+            if other.needs_pass and not other.is_counting:
+                other.take(b, keys)
+
+    def end_pass(self) -> None:
+        for one in self._each:
+            if one.needs_pass:
+                one.end_pass()
+        self.needs_pass = any(one.needs_pass for one in self._each)
+
+    @property
+    def value(self) -> tuple[Kept, ...]:
+        return tuple(one.value for one in self._each)
+
+
 @dataclass(frozen=True)
 class _Drawn:
     """Each element with the probability `density`; a `keeps` of `Kept`."""
@@ -381,6 +561,12 @@ class _Drawn:
     def __call__(self, b: Block, values: np.ndarray) -> np.ndarray:
         keep: np.ndarray = uniform(self.key, b.start, values.size) < self.limit
         return keep.reshape(values.shape)
+
+
+def sampled(x: Tensor) -> list[int]:
+    """Where the parts of a sample begin, each of which is as long as `PART`."""
+    parts = max(_SAMPLED, x.elements // 512) // PART
+    return [(x.elements - PART) * n // (parts - 1) for n in range(parts)]
 
 
 def uniform(key: int, start: int, size: int) -> np.ndarray:

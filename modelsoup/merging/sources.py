@@ -7,6 +7,7 @@ chooses, another order of rows. A method never learns which source it got.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ..files.adapters import as_matrices
 from ..files.checkpoint import TensorInfo
+from .forms import BLOCK
 
 Read = Callable[[TensorInfo, int, int], np.ndarray]
 """`read(tensor, start, stop)`: elements of a stored tensor, flattened, as float32 or float64."""
@@ -87,7 +90,8 @@ class Product:
         up: m × r; axes of length 1 after these are ignored.
         down: r × n, or r × n × a kernel's sides.
         scale: what the product is multiplied by.
-        transposed: the product is down × up instead, n × m, as embeddings have it.
+        transposed: the product is stored the other way round, n × m, as embeddings have it.
+        mid: of a convolution of three factors, what is between them (see `files.adapters`).
     """
 
     model: int
@@ -96,38 +100,48 @@ class Product:
     down: TensorInfo
     scale: float = 1.0
     transposed: bool = False
+    mid: TensorInfo | None = None
     is_delta = True
 
     @property
     def reads(self) -> tuple[TensorInfo, ...]:
-        """The two factors."""
-        return (self.up, self.down)
+        """The factors."""
+        return (self.up, self.down, *(() if self.mid is None else (self.mid,)))
 
     @property
     def memory(self) -> int:
-        """The factors in float32."""
-        return 4 * (self.up.elements + self.down.elements)
+        """The factors in float32, the product of two of three among them."""
+        rows, columns = self.info.shape[0], math.prod(self.info.shape[1:])
+        return 4 * self.up.shape[1] * (rows + columns)
 
     def opened(self, read: Read) -> Values:
         """Read the factors; rows are multiplied when they are asked for."""
-        up, down = (read(info, 0, info.elements).astype(np.float32) for info in self.reads)
-        rank = self.down.shape[0]
-        left, right = up.reshape(-1, rank) * np.float32(self.scale), down.reshape(rank, -1)
+        up, down, *mid = (
+            read(info, 0, info.elements).astype(np.float32, copy=False).reshape(info.shape)
+            for info in self.reads
+        )
+        left, right = as_matrices(up, down, *mid)
+        left = left * np.float32(self.scale)
         if self.transposed:
             left, right = right.T.copy(), left.T.copy()
         return rows_of_product(left, right)
 
 
 def rows_of_product(left: np.ndarray, right: np.ndarray) -> Values:
-    """Elements of left · right, each row computed alone: the same bytes however it is sliced."""
+    """Elements of left · right, the same bytes however it is sliced.
+
+    What BLAS sums up depends on how many rows it is given, so that it gets always the same.
+    """
     width = right.shape[1]
+    at_once = max(1, BLOCK // max(1, width))
 
     def values(start: int, stop: int) -> np.ndarray:
-        first, last = start // width, -(-stop // width)
-        # Rank by rank and not by BLAS, whose sums depend on how many rows it is given.
-        made = np.zeros((last - first, width), left.dtype)
-        for k in range(right.shape[0]):
-            made += left[first:last, k, None] * right[k]
+        first = start // width // at_once * at_once
+        last = min(-(-stop // (width * at_once)) * at_once, len(left))
+        made = np.empty((last - first, width), left.dtype)
+        for row in range(first, last, at_once):
+            place = slice(row, min(row + at_once, last))
+            np.matmul(left[place], right, out=made[row - first : place.stop - first])
         flat: np.ndarray = made.reshape(-1)[start - first * width : stop - first * width]
         return flat
 

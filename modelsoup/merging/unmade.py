@@ -67,7 +67,7 @@ class Unmade(Checkpoint):
     @property
     def companions(self) -> Path | None:
         """The folder whose config and other files would have come along."""
-        return self.plan.models[0].companions
+        return self.plan.files_from.companions
 
 
 def can_be_unmade(plan: MergePlan) -> bool:

@@ -10,10 +10,11 @@ import gc
 import io
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ import click
 from ..errors import LISTED, ParameterError, SoupError, counted, listed, nearest, speaking
 from ..version import __version__
 from .cli_average import average
+from .cli_lora import lora
 from .cli_report import report
 from .cli_shared import (
     GivenPath,
@@ -214,6 +216,12 @@ def main() -> None:
     "--base", metavar="BASE", type=GivenPath(), help="The base model of task-vector methods."
 )
 @click.option(
+    "--lora",
+    multiple=True,
+    metavar="ADAPTER[=W]",
+    help="Apply a low-rank adapter to the one model; again for more.  [default: W is 1]",
+)
+@click.option(
     "--set",
     "settings",
     multiple=True,
@@ -274,6 +282,15 @@ def main() -> None:
     help="Stack layers anew: '1[0:16]' and then '2[8:24]'; '1[0:8]+2[0:8]' merges those of two.",
 )
 @click.option(
+    "--files-from",
+    metavar="MODEL",
+    help="Whose config and other files go along into a folder: first, second, 3, base.  "
+    "[default: first]",
+)
+@click.option(
+    "--tokenizer-from", metavar="MODEL", help="Whose tokenizer does.  [default: as --files-from]"
+)
+@click.option(
     "--dtype",
     metavar="DTYPE",
     help="Stored dtype of float tensors: f32, f16, bf16, ….  [default: the first model's]",
@@ -289,7 +306,8 @@ def main() -> None:
     "--config",
     metavar="FILE",
     type=GivenPath(),
-    help="A YAML file with these options as keys, models and output too; the command line wins.",
+    help="A YAML file with these options as keys, models and output too; the command line wins. "
+    "Or a configuration of mergekit.",
 )
 @click.option("--shard-size", metavar="SIZE", help="Divide a folder's weights: 5GB, 500MB.")
 @click.option("--workers", type=int, metavar="N", help="Threads.  [default: the cores, at most 8]")
@@ -301,6 +319,12 @@ def main() -> None:
     multiple=True,
     metavar="PATTERN",
     help="Let NaN and infinity pass in these tensors; '*': in all, and weights that sum to zero.",
+)
+@click.option(
+    "--model-card/--no-model-card",
+    default=None,
+    help="Write a README.md into a folder: parents, method, configuration.  "
+    "[default: for configurations of mergekit]",
 )
 @click.option("--sha256", is_flag=True, help="Record SHA-256 digests of the inputs too.")
 @click.option(
@@ -317,7 +341,9 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
     \b
     soup merge a.safetensors b.safetensors --beta 0.5 --layers 'disc.*'
     """  # noqa: D301
+    from ..files.checkpoint import SUFFIX
     from ..merging import merge as engine
+    from ..merging.lora import parse_weighted
 
     # The objects of a merge live until it ends: looking for cycles among those of 100,000 tensors
     # would take as long as planning them.
@@ -326,16 +352,23 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
     if options["verbose"]:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     talks = not (options["quiet"] or options["as_json"])
-    in_file = {} if options["config"] is None else _config(options["config"])
+    in_file = {} if options["config"] is None else _config(options, models)
     told = {name: in_file.pop(name) for name in _BESIDE_THE_RECIPE if name in in_file}
-    of_command = {name: options.get(name) for name in _BESIDE_THE_RECIPE}
+    of_command = {name: options.get(name) for name in _BESIDE_THE_RECIPE if name != "lora"}
     told |= {n: value for n, value in of_command.items() if not (value is None or value is False)}
     paths = list(models) or told.pop("models", None)
     told.pop("models", None)
+    if options["lora"]:
+        told["lora"] = _adapters(map(parse_weighted, options["lora"]))
     if not paths:
         raise click.UsageError("Missing argument 'A B [C …]': the models")
     output = told.pop("output", "soup" if "shard_size" in told else engine.DEFAULT_OUTPUT)
-    recipe = _recipe(options, in_file)
+    text = in_file.pop("text", False)  # a configuration of mergekit
+    recipe = in_file.pop("recipe", None) or _recipe(options, in_file)
+    wants_card = options["model_card"]
+    if wants_card is None:
+        wants_card = told.pop("model_card", bool(text) and Path(output).suffix != SUFFIX)
+    told["model_card"] = (text or True) if wants_card else False
     if options["config"]:
         from ..files.placing import check_apart, check_place
 
@@ -362,16 +395,65 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
 # Options of `soup merge` that a --config file may have, and the types that they have there.
 _BESIDE_THE_RECIPE: dict[str, Any] = {
     "models": list, "output": str, "base": str, "shard_size": (str, int), "workers": int,
-    "strict": bool, "sha256": bool,
+    "strict": bool, "sha256": bool, "model_card": bool, "lora": (list, dict),
 }  # fmt: skip
 
 
-def _config(path: str) -> dict[str, Any]:
+def _adapters(weighted: Iterable[tuple[Path, Any]]) -> dict[Path, float]:
+    """Adapters and their weights."""
+    found: dict[Path, float] = {}
+    for path, weight in weighted:
+        if path in found:
+            raise ParameterError(f"the adapter {path} is given twice")
+        found[path] = weight
+    return found
+
+
+# Options that a merge of mergekit's does not say: what decides its result is in its file.
+_BESIDE_MERGEKIT = (
+    "config", "output", "shard_size", "workers", "dry_run", "force", "strict", "sha256", "no_fsync",
+    "allow_nonfinite", "on_integer", "seed", "as_json", "quiet", "verbose", "model_card",
+)  # fmt: skip
+
+
+def _of_mergekit(options: Mapping[str, Any], models: tuple[str, ...]) -> dict[str, Any]:
+    """What a configuration of mergekit says, with the recipe that it makes."""
+    from dataclasses import replace
+
+    from ..files.yaml_text import read_documents
+    from ..trees.mergekit import merges_of
+
+    path = Path(options["config"])
+    others = [name for name, value in options.items() if value and name not in _BESIDE_MERGEKIT]
+    if models or others:
+        what = "models are" if models else f"--{others[0].replace('_', '-')} is"
+        raise ParameterError(f"{what} given, but {path} is mergekit's and says all of the merge")
+    merges, warnings = merges_of(read_documents(path), path.parent)
+    if len(merges) > 1:
+        output = options["output"] or "OUT"
+        raise ParameterError(
+            f"{path} has {len(merges)} merges, which are a tree: soup run {shlex.quote(str(path))} "
+            f"-o {shlex.quote(output)}"
+        )
+    for warning in warnings if not options["quiet"] else ():
+        say("warning", warning)
+    (merge,) = merges.values()
+    named = {n: options[n] for n in ("allow_nonfinite", "on_integer", "seed") if options[n]}
+    recipe = replace(merge.recipe, **named)
+    found = {"models": list(merge.models), "recipe": recipe, "text": path.read_text("utf-8")}
+    return found if merge.base is None else {**found, "base": merge.base}
+
+
+def _config(options: Mapping[str, Any], models: tuple[str, ...]) -> dict[str, Any]:
     """What a --config file says; paths in it are relative to it, as in a plan."""
     from ..files.yaml_text import read_yaml
     from ..merging.recipe import plain_keys
     from ..merging.values import truth
+    from ..trees.mergekit import speaks_mergekit
 
+    path = options["config"]
+    if speaks_mergekit(Path(path)):
+        return _of_mergekit(options, models)
     content = plain_keys(read_yaml(Path(path)).content, path)
     for name, kind in _BESIDE_THE_RECIPE.items():
         if name in content and kind is bool:
@@ -382,6 +464,10 @@ def _config(path: str) -> dict[str, Any]:
     for name in ("output", "base"):
         if name in content:
             content[name] = folder / content[name]
+    if "lora" in content:
+        given = content["lora"]
+        weighted = given.items() if isinstance(given, dict) else ((path, 1.0) for path in given)
+        content["lora"] = _adapters((folder / str(path), weight) for path, weight in weighted)
     if "models" in content:
         content["models"] = [folder / str(model) for model in content["models"]]
     return content
@@ -400,7 +486,9 @@ def _recipe(options: Mapping[str, Any], in_file: dict[str, Any]) -> Any:
     for name, other in (("beta", "weights"), ("weights", "beta")):
         if options[name] is not None:
             content.pop(other, None)  # the file's, which the command line's replaces
-    for name in ("method", "beta", "rest", "dtype", "on_integer", "seed"):
+    for name in (
+        "method", "beta", "rest", "dtype", "on_integer", "seed", "files_from", "tokenizer_from",
+    ):  # fmt: skip
         if options[name] is not None:
             content[name] = options[name]
     if options["weights"] is not None:
@@ -638,5 +726,5 @@ def verify(path: str, inputs: tuple[str, ...], as_json: bool) -> None:
         raise SoupError(*faults)
 
 
-for _command in (average, plan, run, store, train, trainers, report):
+for _command in (average, plan, run, store, train, trainers, report, lora):
     main.add_command(_command)

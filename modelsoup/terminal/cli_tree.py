@@ -40,8 +40,9 @@ def _fuse_option(command: Any) -> Any:
 
 
 def _read(path: str) -> tuple[Any, list[str]]:
-    """The tree of a file; a trainer that the plan gives as `module:Class` may lie beside it."""
+    """The tree of a file, ours or mergekit's; trainers given as `module:Class` may lie beside."""
     from ..files.checkpoint import SUFFIX
+    from ..trees.mergekit import read_mergekit
     from ..trees.tree_yaml import read_tree
 
     if path.endswith(SUFFIX) or any(Path(path).glob(f"*{SUFFIX}")):
@@ -49,6 +50,8 @@ def _read(path: str) -> tuple[Any, list[str]]:
             f"{path} is a checkpoint and no plan (soup plan --from {shlex.quote(path)} prints the "
             f"plan that it was made by)"
         )
+    if (found := read_mergekit(Path(path))) is not None:
+        return found
     find_modules_in(Path(path).resolve().parent)
     return read_tree(path)
 

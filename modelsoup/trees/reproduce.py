@@ -29,7 +29,8 @@ from .trainer import COMMAND
 
 _MERGE_KEYS = (
     "method", "beta", "weights", "parameters", "rest", "groups", "low_level", "renames", "slices",
-    "dtype", "on_integer", "allow_nonfinite", "seed",
+    "files_from", "tokenizer_from", "chat_template", "dtype", "on_integer", "allow_nonfinite",
+    "seed",
 )  # fmt: skip
 
 _DERIVED = 1 << 32  # seeds from here on are taken for derived ones, which have 63 bits
@@ -61,10 +62,14 @@ def plan_text(checkpoint: Checkpoint | StrPath) -> str:
         checkpoint: an open one, or a path.
 
     Raises:
-        PlanError: it holds no lineage.
+        PlanError: it holds no lineage, or one that no plan can say.
         CheckpointError: it cannot be read, or its lineage.
     """
-    return reproduction(checkpoint).text
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    made = read_lineage(opened) or {}
+    if any("lora" in step for step in (made, *made.get("ancestors", {}).values())):
+        raise PlanError(f"{opened.path} was made with low-rank adapters, which no plan can say yet")
+    return reproduction(opened).text
 
 
 def reproduction(checkpoint: Checkpoint | StrPath) -> Reproduction:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..forms import Block, PerModel, Rows, Tensor, WeightedSum
-from ..reductions import Gram, products_of_rows
+from ..reductions import Gram, products_along
 from .registry import Asking, method, parameter
 
 _LEAST_NORMS = 1e-6  # as in mergekit: the product of two norms that a cosine is divided by at least
@@ -70,7 +70,7 @@ def model_stock(
 
         def merged(b: Block) -> np.ndarray:
             deltas = [b.delta(k) for k in x.models]
-            t = stocked(products_of_rows(deltas)) / x.count
+            t = stocked(products_along(deltas, -1)) / x.count
             made: np.ndarray = b.base + t.astype(x.dtype)[:, None] * sum(deltas)
             return made
 

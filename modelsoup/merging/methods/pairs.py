@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..forms import Block, Of, Rows, Tensor
-from ..reductions import Largest
+from ..reductions import EachRow, Ranked
 from .registry import Asking, method, parameter
 
 _LEAST_DIFFERENCE = 1e-6  # as in mergekit
@@ -50,24 +50,28 @@ def arcee_fusion(x: Tensor) -> Asking:
     KL is the divergence of a row's softmax in the second model from the first's. Quartile q of n
     elements is that at ⌊(n − 1)·q⌋ in ascending order; mergekit draws a sample of large tensors.
     """
+    (divergence,) = yield [EachRow(_divergence)]
+
+    def importance(b: Block) -> np.ndarray:
+        first, second = b.values
+        row = b.start // max(1, x.row)
+        found: np.ndarray = np.abs(second - first)
+        found *= divergence[row : row + len(first), None].astype(x.dtype)
+        return found
+
     places = [math.floor((x.elements - 1) * q) for q in (0.25, 0.5, 0.75)]
-    found = yield [Largest(importance, max(1, x.elements - i), rows=True) for i in places]
-    lower, median, upper = (kept.threshold for kept in found)
-    least = median + 1.5 * (upper - lower)
-
-    def merged(b: Block) -> np.ndarray:
-        return np.where(importance(b) >= least, b.values[1], b.values[0])
-
-    return Rows(merged)
+    counts = tuple(max(1, x.elements - place) for place in places)
+    ((lower, median, upper),) = yield [Ranked(importance, counts, rows=True)]
+    least = median.threshold + 1.5 * (upper.threshold - lower.threshold)
+    return Rows(lambda b: np.where(importance(b) >= least, b.values[1], b.values[0]))
 
 
-def importance(b: Block) -> np.ndarray:
-    """What the second model's elements matter, in a block of rows."""
+def _divergence(b: Block) -> np.ndarray:
+    """The Kullback-Leibler divergence of each row's softmax in the second model from the first."""
     first, second = b.values
     p, q = (softmax(rows) + _LEAST_PROBABILITY for rows in (second, first))
-    divergence = (p * np.log(p / q)).sum(axis=-1, keepdims=True)
-    made: np.ndarray = np.abs(second - first) * divergence.astype(first.dtype)
-    return made
+    found: np.ndarray = (p * np.log(p / q)).sum(axis=-1)
+    return found
 
 
 def softmax(rows: np.ndarray) -> np.ndarray:

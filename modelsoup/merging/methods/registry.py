@@ -15,8 +15,8 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ...errors import ParameterError, counted, nearest, parameter_option
-from ..forms import Merging, PerModel, Rows, Tensor, WeightedSum, Whole
-from ..reductions import Gathering, Reduction
+from ..forms import Block, Merging, PerModel, Rows, Tensor, WeightedSum, Whole
+from ..reductions import PART, Gathering, Largest, Reduction, sampled
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -202,6 +202,13 @@ class Outline:
         """How often the inputs are read; for thresholds as a rule."""
         return 1 + sum(max(r.passes(x) for r in asked) for asked in self.rounds if asked)
 
+    def sampled(self, x: Tensor) -> int:
+        """How many elements of each input are read for samples."""
+        if not x.is_sampled:
+            return 0
+        rounds = sum(any(isinstance(r, Largest) and not r.rows for r in a) for a in self.rounds)
+        return rounds * len(sampled(x)) * PART
+
     def state_bytes(self, x: Tensor) -> int:
         """How much memory what is gathered takes at most."""
         return sum(r.state_bytes(x) for asked in self.rounds for r in asked)
@@ -249,7 +256,7 @@ class Asked:
         self._planned = list(planned.rounds)
         self._asking = chosen.ask(x, parameters)
         self._gathering: list[Gathering] = []
-        self.rows = self.wide = False
+        self.rows = self.wide = self._is_new = False
         self.merging: Merging | None = None
         self._go_on(None)
 
@@ -258,7 +265,24 @@ class Asked:
         """Whether another pass over the inputs is needed."""
         return self.merging is None
 
-    def add(self, b: Any) -> None:
+    @property
+    def wants_sample(self) -> bool:
+        """Whether some elements of all parts of the tensor would spare a pass."""
+        return self._is_new and self._x.is_sampled and bool(self._sampling)
+
+    @property
+    def _sampling(self) -> list[Any]:
+        if self.rows:
+            return []
+        return [gathering for gathering in self._gathering if hasattr(gathering, "sample")]
+
+    def sample(self, blocks: Sequence[Block]) -> None:
+        """Take in some elements of all parts of the tensor."""
+        self._is_new = False
+        for gathering in self._sampling:
+            gathering.sample(blocks)
+
+    def add(self, b: Block) -> None:
         """Take in a block."""
         for gathering in self._gathering:
             if gathering.needs_pass:
@@ -287,6 +311,7 @@ class Asked:
         self.rows = any(reduction.rows for reduction in asked)
         self.wide = all(reduction.wide for reduction in asked)
         self._gathering = [reduction.begin(self._x) for reduction in asked]
+        self._is_new = True
 
     def _differs(self) -> None:
         raise ParameterError(

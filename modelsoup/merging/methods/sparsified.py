@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import ParameterError
 from ..forms import Block, Of, PerModel, Rows, Tensor
-from ..reductions import Kept, Largest, random_key, uniform
+from ..reductions import Kept, Ranked, drawn, random_key, uniform
 from .registry import Asking, method, parameter
 from .task_vectors import (
     LAMBDA,
@@ -105,11 +105,10 @@ def without_outliers(
     ]
     of: list[Of] = [x.delta(k) if n else zero for k, n in enumerate(kept)]
     thinned = [k for k, n in enumerate(kept) if 0 < n < x.elements]
-    asked = [Largest(x.delta(k), n) for k in thinned for n in (above[k] + kept[k], above[k]) if n]
-    found = iter((yield asked))
-    for k in thinned:
-        largest = next(found)
-        of[k] = Kept(x.delta(k), _Between(largest, next(found))) if above[k] else largest
+    counts = [tuple(n for n in (above[k] + kept[k], above[k]) if n) for k in thinned]
+    found = yield [Ranked(x.delta(k), n) for k, n in zip(thinned, counts, strict=True)]
+    for k, (largest, *outliers) in zip(thinned, found, strict=True):
+        of[k] = Kept(x.delta(k), _Between(largest, outliers[0])) if outliers else largest
     return (yield from rescaled(of)) if rescale else of
 
 
@@ -192,25 +191,38 @@ def dropped_by_rank(
                 f"parameter 'density' of {name!r} is {d:g} and 'epsilon' {e:g}: the probabilities "
                 f"from {d - e:g} to {d + e:g} are not between 0 and 1 (density 1 keeps all)"
             )
-        keeps = _DrawnByRank(random_key(x, k), d, e)
-        of.append(Kept(x.delta(k), keeps) if d < 1 else x.delta(k))
+        if d < 1 and (e == 0 or x.row == 1):
+            of.append(drawn(x, k, x.delta(k), d))
+        else:
+            keeps = _DrawnByRank(random_key(x, k), d, e)
+            of.append(Kept(x.delta(k), keeps) if d < 1 else x.delta(k))
     return (yield from rescaled(of, rows=min(density) < 1)) if rescale else of
 
 
 @dataclass(frozen=True)
 class _DrawnByRank:
-    """Each element of a row with the probability that belongs to its rank; a `keeps` of `Kept`."""
+    """Each element of a row with the probability of its rank; a `keeps` of `Kept`.
+
+    What is drawn for an element says which rank would just be kept or just not, and the element is
+    compared with the magnitude of that rank. So no ranks need be known, and equal magnitudes have
+    the mean of their ranks' probabilities.
+    """
 
     key: int
     density: float
     epsilon: float
 
     def __call__(self, b: Block, values: np.ndarray) -> np.ndarray:
-        last = max(1, values.shape[-1] - 1)
-        places = np.arange(values.shape[-1]) / last if values.shape[-1] > 1 else np.array([0.5])
-        probabilities = self.density + self.epsilon * (2 * places - 1)
-        limits = np.empty(values.shape, np.uint32)
-        ranked = np.argsort(np.abs(values), axis=-1, kind="stable")
-        np.put_along_axis(limits, ranked, np.rint(probabilities * 2**32).astype(np.uint32), -1)
-        keep: np.ndarray = uniform(self.key, b.start, values.size).reshape(values.shape) < limits
+        last = values.shape[-1] - 1
+        numbers = uniform(self.key, b.start, values.size).reshape(values.shape)
+        magnitudes = np.abs(values)
+        above_least = numbers * 2.0**-32 - (self.density - self.epsilon)
+        wanted = above_least * (last / (2 * self.epsilon)) + 0.5
+        rank = np.floor(wanted)
+        place = np.clip(rank, 0, last).astype(np.intp)
+        at_rank = np.take_along_axis(np.sort(magnitudes, axis=-1), place, axis=-1)
+        keep: np.ndarray = magnitudes > at_rank
+        keep |= (magnitudes == at_rank) & (wanted - rank < 0.5)  # this rank would be kept
+        keep &= rank <= last
+        keep |= rank < 0
         return keep

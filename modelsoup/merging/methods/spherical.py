@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..forms import Block, PerModel, Rows, Tensor, WeightedSum, Whole
-from ..reductions import Gram, products_of_rows
+from ..forms import PerModel, Rows, Tensor, WeightedSum, Whole
+from ..reductions import Gram, products_along
 from .registry import Asking, method, parameter
 
 _PARALLEL = 0.9995  # above this |cos θ|, sin θ is too small to divide by
@@ -17,7 +17,7 @@ _SMALL_NORM = 1e-8  # vectors shorter than this have no direction
 _SMALL_SINE = 2.0**-24  # sin² θ that float32 does not tell from 0
 _SMALL_SUM = 1e-6  # as in mergekit: a smaller sum of weights does not divide
 _SMALL_ANGLE = 1e-7  # of a vector that is the mean, or its opposite, and pulls nowhere
-_SLAB = 1 << 20  # elements of a tensor that are merged at a time where it is in memory
+_SLAB = 1 << 18  # elements of a tensor that are merged at a time where it is in memory
 
 
 @method(
@@ -82,7 +82,7 @@ def nuslerp(
         return WeightedSum(_on_arc(gram, t).tolist(), of_deltas=x.has_base)
     if nuslerp_row_wise and len(x.shape) > 1:
         return Whole(lambda inputs: _along_the_first_axis(x, inputs, t))
-    return Rows(lambda b: _rows_on_arc(x, b, t))
+    return Rows(lambda b: _merged_on_arc(x, b.values, t, axis=-1))
 
 
 def _on_arc(gram: np.ndarray, t: float) -> np.ndarray:
@@ -99,22 +99,22 @@ def _on_arc(gram: np.ndarray, t: float) -> np.ndarray:
     return found
 
 
-def _rows_on_arc(x: Tensor, b: Block, t: float) -> np.ndarray:
-    first, second = (b.delta(k) if x.has_base else b.model(k) for k in x.models)
-    shares = _on_arc(products_of_rows([first, second]), t).astype(x.dtype)
-    made = shares[:, :1] * first + shares[:, 1:] * second
-    return np.asarray(b.base + made if x.has_base else made)
+def _merged_on_arc(x: Tensor, inputs: Sequence[np.ndarray], t: float, *, axis: int) -> np.ndarray:
+    """Vectors along an axis, or their task vectors, interpolated."""
+    first, second = (one - inputs[0] for one in inputs[1:]) if x.has_base else inputs
+    shares = _on_arc(products_along([first, second], axis), t).astype(x.dtype)
+    a, b = (np.expand_dims(shares[..., k], axis) for k in x.models)
+    made = a * first + b * second
+    return np.asarray(inputs[0] + made if x.has_base else made)
 
 
 def _along_the_first_axis(x: Tensor, inputs: Sequence[np.ndarray], t: float) -> np.ndarray:
-    """What `_rows_on_arc` makes of the columns of what each input is as a matrix."""
-    columns = [one.reshape(x.shape[0], -1).T for one in inputs]
-    made = np.empty_like(inputs[0]).reshape(x.shape[0], -1)
+    matrices = [one.reshape(x.shape[0], -1) for one in inputs]
+    made = np.empty_like(matrices[0])
     width = max(1, _SLAB // x.shape[0])
     for start in range(0, made.shape[1], width):
-        place = slice(start, start + width)
-        block = Block(0, 0, [np.ascontiguousarray(one[place]) for one in columns], x.has_base)
-        made[:, place] = _rows_on_arc(x, block, t).T
+        columns = np.s_[:, start : start + width]
+        made[columns] = _merged_on_arc(x, [one[columns] for one in matrices], t, axis=0)
     return made.reshape(x.shape)
 
 

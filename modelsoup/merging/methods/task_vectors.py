@@ -208,8 +208,7 @@ def dare_ties(
 def agreed(of: Sequence[Of], weight: PerModel, lambda_: float, *, normalize: bool) -> Of:
     """Base + λ·Σ of the weighted task vectors that agree with the elected sign.
 
-    The elected sign is that of the weighted sum, + for zero (Yadav et al., section 3). Those that
-    agree with + are the positive ones, so sums of positive and of negative parts are all it takes.
+    The elected sign is that of the weighted sum, + for zero (Yadav et al., section 3).
     Masks are multiplied with: signs come at random, and numpy's `where` would mispredict them.
     """
 
@@ -219,12 +218,14 @@ def agreed(of: Sequence[Of], weight: PerModel, lambda_: float, *, normalize: boo
         for delta in weighted[1:]:
             elected += delta
         positive = elected >= 0
-        total: Any = sum(np.maximum(delta, 0) for delta in weighted) * positive
-        total += sum(np.minimum(delta, 0) for delta in weighted) * ~positive
+        total, divisor = np.zeros_like(elected), np.zeros_like(elected)
+        for w, delta in zip(weight, weighted, strict=True):
+            agrees = (delta > 0) == positive
+            total += delta * agrees
+            if normalize:
+                agrees &= delta != 0
+                divisor += total.dtype.type(w) * agrees
         if normalize:
-            share = [total.dtype.type(w) for w in weight]
-            divisor = sum(share[k] * (delta > 0) for k, delta in enumerate(weighted)) * positive
-            divisor += sum(share[k] * (delta < 0) for k, delta in enumerate(weighted)) * ~positive
             divisor += divisor == 0
             total /= divisor
         made: np.ndarray = b.base + lambda_ * total

@@ -1,0 +1,87 @@
+"""The model card of a merge: parents, method and configuration, as the Hub reads them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ..errors import counted, printable
+from ..files.checkpoint import Checkpoint
+from ..files.hub import name_in_cache
+from ..files.reading import read_small
+from ..files.yaml_text import dump_yaml
+from .lineage import recipe_as_json
+from .methods import get_method
+from .plan import MergePlan
+
+CARD = "README.md"
+_LARGEST = 10_000_000
+_LICENSE = re.compile(r"(license|license_name|license_link)\s*:\s*(.+)")
+
+
+def model_card(plan: MergePlan, name: str, configuration: str | None) -> str:
+    """What a README.md says of a merge.
+
+    Its front matter has `base_model`, the parents by their names on the Hub or by those of their
+    folders, the tags `merge` and `modelsoup`, and the licence of the model whose config goes along.
+
+    Args:
+        plan: the merge.
+        name: what the result is called.
+        configuration: the text of the configuration that it was made by; None writes the recipe.
+    """
+    parents = dict.fromkeys(map(_called, plan.models))
+    of_base = None if plan.base is None else _called(plan.base)
+    front: dict[str, Any] = {
+        "base_model": list(dict.fromkeys([*parents, *([of_base] if of_base else [])])),
+        **_license(plan.files_from),
+        **({"library_name": "transformers"} if _is_of_transformers(plan.files_from) else {}),
+        "tags": ["merge", "modelsoup"],
+    }
+    recipe = plan.recipe
+    used = {rule.method or recipe.method_name for rule in recipe.layers if rule.action == "merge"}
+    methods = [get_method(method) for method in sorted(used or {recipe.method_name})]
+    sources = [f"- `{method.name}`: {method.summary} ({method.source})" for method in methods]
+    over = "" if of_base is None else f", over the base `{of_base}`"
+    text = configuration
+    if text is None:
+        text = dump_yaml({"models": list(map(_called, plan.models)), **recipe_as_json(recipe)})
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    lines = [
+        "---", dump_yaml(front).rstrip("\n"), "---", "",
+        f"# {printable(name)}", "",
+        f"{counted(len(parents), 'model')} made one by modelsoup{over}:", "",
+        *(f"- `{parent}`" for parent in parents), "",
+        "## Method", "", *sources, "",
+        "## Configuration", "", f"{fence}yaml", text.rstrip("\n"), fence, "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _called(model: Checkpoint) -> str:
+    return name_in_cache(model.path) or printable(model.plan_name or model.name)
+
+
+def _license(model: Checkpoint) -> dict[str, str]:
+    """What a parent's own card says of its licence."""
+    if model.companions is None:
+        return {}
+    try:
+        text = read_small(model.companions / CARD, _LARGEST).decode("utf-8")
+    except (OSError, ValueError):
+        return {}
+    start, *rest = text.split("\n---", 1)
+    if not rest or not start.startswith("---"):
+        return {}
+    found = (_LICENSE.fullmatch(line.strip()) for line in start.splitlines())
+    return {match[1]: printable(match[2].strip("'\" ")) for match in found if match}
+
+
+def _is_of_transformers(model: Checkpoint) -> bool:
+    try:
+        content = json.loads(read_small((model.companions or Path()) / "config.json", _LARGEST))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return model.companions is not None and "architectures" in content

@@ -1,0 +1,169 @@
+"""Low-rank adapters as inputs of a merge: a base model, and what each adapter makes of it.
+
+To a method an adapter is a model like others, of which the task vector happens to be known. Nothing
+of it is ever whole: factors are at hand while their tensor is merged, and rows of their product are
+computed with the slice that they are for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import MismatchError
+from ..files.adapters import Adapter, Added, Base, Update
+from ..files.checkpoint import Checkpoint, TensorInfo
+from ..files.quantized import scaled_weights
+from .forms import BLOCK
+from .rules import BASE
+from .sources import Product, Read, Source, Stored, Values, computed_info
+
+
+class Adapted(Checkpoint):
+    """A base model with an adapter applied: the base's tensors, some of them changed.
+
+    Its files are the adapter's.
+
+    Args:
+        base: the base model.
+        adapter: the adapter.
+        names: the base's, as adapters call them.
+
+    Raises:
+        MismatchError: the adapter is for another base, or cannot be applied to codes.
+    """
+
+    def __init__(self, base: Checkpoint, adapter: Adapter, names: Base) -> None:
+        own = adapter.checkpoint
+        super().__init__(
+            own.path, own.files, base.tensors, own.metadata, is_folder=own.is_folder,
+            parts=own.parts, states=own.states, notes=own.notes,
+        )  # fmt: skip
+        self.base = base
+        self.changes = names.changes(adapter)
+        codes = scaled_weights(base.tensors)
+        for name, change in self.changes.items():
+            if isinstance(change, Update) and change.magnitude is not None and name in codes:
+                raise MismatchError(
+                    f"{own.path} has DoRA's magnitudes for {name!r}, of which the base has codes: "
+                    f"the lengths of its rows are not known, so dequantise it first"
+                )
+
+    def source(self, model: int, info: TensorInfo) -> Source:
+        """Where the values of a tensor come from.
+
+        Args:
+            model: this model's index.
+            info: the base's tensor.
+        """
+        change = self.changes.get(info.name)
+        if change is None:
+            return Stored(BASE, info)
+        if isinstance(change, TensorInfo):
+            return Stored(model, change)
+        # In the dtype of the arithmetic, and so not rounded before it.
+        computed = computed_info(info.name, info.shape, "F64" if info.dtype == "F64" else "F32")
+        if isinstance(change, Added):
+            return Multiple(model, computed, change.info, change.scale)
+        product = Product(
+            model, computed, change.up, change.down, change.scale, change.is_transposed, change.mid
+        )
+        return product if change.magnitude is None else Dora(product, info, change.magnitude)
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """A task vector that is stored, times a number."""
+
+    model: int
+    info: TensorInfo
+    of: TensorInfo
+    scale: float
+    is_delta = True
+
+    @property
+    def reads(self) -> tuple[TensorInfo, ...]:
+        """What is stored, read as it is needed."""
+        return (self.of,)
+
+    @property
+    def memory(self) -> int:
+        """Nothing is kept."""
+        return 0
+
+    def opened(self, read: Read) -> Values:
+        """Nothing is read beforehand."""
+        return lambda start, stop: read(self.of, start, stop) * np.float32(self.scale)
+
+
+@dataclass(frozen=True)
+class Dora:
+    """A weight with an update, of which the rows have given lengths (Liu et al., ICML 2024).
+
+    m · (W + ΔW) / ‖W + ΔW‖, where rows are those of the outputs: columns, where a weight is stored
+    with its inputs first.
+
+    Attributes:
+        product: the update ΔW.
+        of: the base's tensor W.
+        magnitude: the lengths m.
+    """
+
+    product: Product
+    of: TensorInfo
+    magnitude: TensorInfo
+    is_delta = False
+
+    @property
+    def model(self) -> int:
+        """The input's index."""
+        return self.product.model
+
+    @property
+    def info(self) -> TensorInfo:
+        """What is computed."""
+        return self.product.info
+
+    @property
+    def reads(self) -> tuple[TensorInfo, ...]:
+        """Factors, lengths, and the base's tensor twice: its rows are measured first."""
+        return (*self.product.reads, self.magnitude, self.of, self.of)
+
+    @property
+    def memory(self) -> int:
+        """The factors and a number for each output."""
+        return self.product.memory + 8 * self.magnitude.elements
+
+    def opened(self, read: Read) -> Values:
+        """Measure the rows, a few at a time; they are computed again when they are asked for."""
+        product, shape = self.product.opened(read), self.of.shape
+        width = self.of.elements // shape[0]
+        by_column = self.product.transposed
+        squares = np.zeros(width if by_column else shape[0])
+
+        def summed(start: int, stop: int) -> np.ndarray:
+            return read(self.of, start, stop) + product(start, stop)
+
+        at_once = max(1, BLOCK // width)
+        for row in range(0, shape[0], at_once):
+            last = min(row + at_once, shape[0])
+            lengths = np.square(
+                summed(row * width, last * width).reshape(-1, width), dtype=np.float64
+            )
+            if by_column:
+                squares += lengths.sum(0)
+            else:
+                squares[row:last] = lengths.sum(1)
+        wanted = read(self.magnitude, 0, self.magnitude.elements).astype(np.float64)
+        # A row of zeros has no direction, and stays one.
+        gains = np.divide(wanted, np.sqrt(squares), out=np.zeros_like(wanted), where=squares > 0)
+
+        def values(start: int, stop: int) -> np.ndarray:
+            first, last = start // width, -(-stop // width)
+            made = summed(start, stop)
+            factors = np.tile(gains, last - first) if by_column else gains[first:last].repeat(width)
+            made *= factors[start - first * width :][: len(made)].astype(made.dtype)
+            return made
+
+        return values

@@ -1,0 +1,427 @@
+"""Low-rank adapters: merged into one adapter, and made of the difference of two checkpoints.
+
+Adapters are merged in the space of their products: a sum of products is no product of sums, which
+is why a mean of `lora_A` and a mean of `lora_B` is none of what the adapters do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import (
+    MismatchError,
+    ParameterError,
+    are_counted,
+    counted,
+    listed,
+    must_be_several,
+    said,
+)
+from ..files.adapter_writer import Module, config_of, tensors_of, writing
+from ..files.adapters import Adapter, Added, Update, factors, open_adapter
+from ..files.checkpoint import Checkpoint, StrPath, TensorInfo
+from ..files.digest import digest_checkpoint
+from ..files.dtypes import parse_dtype
+from ..files.placing import LINEAGE_KEY
+from ..files.writer import OutputTensor
+from ..version import __version__
+from .factors import CoreSpace, Factors, distance, of_rank, stacked
+from .forms import Tensor, WeightedSum
+from .in_memory import merge_arrays
+from .lineage import FORMAT, input_entry
+from .methods import get_method
+from .methods.registry import build_parameters, outline
+from .plan import Notice
+from .rules import BASE
+
+
+class Fit(NamedTuple):
+    """How well factors stand for what they were made of.
+
+    Attributes:
+        module: whose factors they are.
+        rank: their rank.
+        error: the norm of what they miss, rounding included, as a share of the whole.
+    """
+
+    module: str
+    rank: int
+    error: float
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """What became an adapter.
+
+    Attributes:
+        output: where it was written.
+        fits: of each module with factors, in order.
+        whole: names of the tensors that are in it as they are.
+        notices: what the user should know.
+        bytes_written: of its tensors.
+    """
+
+    output: Path
+    fits: tuple[Fit, ...]
+    whole: tuple[str, ...]
+    notices: tuple[Notice, ...]
+    bytes_written: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data: what `soup lora … --json` prints."""
+        return {
+            "output": str(self.output),
+            "modules": [fit._asdict() for fit in self.fits],
+            "whole": list(self.whole),
+            "bytes_written": self.bytes_written,
+            "notices": [
+                {"kind": n.kind, "message": n.message, "level": n.level} for n in self.notices
+            ],
+        }
+
+
+def parse_weighted(text: str) -> tuple[Path, float]:
+    """`PATH=WEIGHT`, or a path alone, of weight 1.
+
+    Raises:
+        ParameterError: the weight is no finite number.
+    """
+    path, equals, weight = text.rpartition("=")
+    if not equals or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ParameterError(f"{text!r} has the weight {weight!r}, which is no finite number")
+    return Path(path), number
+
+
+def merge_adapters(
+    adapters: Sequence[StrPath],
+    output: StrPath,
+    *,
+    weights: Sequence[float] | None = None,
+    method: str = "task_arithmetic",
+    parameters: Mapping[str, Any] | None = None,
+    rank: int | None = None,
+    dtype: object = None,
+    seed: int = 0,
+    force: bool = False,
+    fsync: bool = True,
+) -> AdapterReport:
+    """Merge low-rank adapters into one, in the space of their products.
+
+    A sum is exact, and its rank the sum of the ranks. Any other method merges the small matrices
+    that the adapters are in their core space (see `factors.CoreSpace`).
+
+    >>> modelsoup.merge_adapters(["a", "b"], "ab", weights=[0.7, 0.3], rank=16)
+
+    Args:
+        adapters: PEFT's folders, or files of kohya's or diffusers'; all of one kind.
+        output: a folder for PEFT's, a `.safetensors` file for the others.
+        weights: one an adapter; None is 1 for each: what they do is added up.
+        method: a merge method.
+        parameters: the method's others.
+        rank: factorise anew, to this rank; what is lost is told. None keeps all.
+        dtype: of the output's factors; None is the first adapter's.
+        seed: of the methods that drop at random.
+        force: replace an existing output.
+        fsync: flush to the disk before the output appears.
+
+    Raises:
+        SoupError: anything that the user can put right; no output is left behind then.
+    """
+    must_be_several("adapters", adapters)
+    if not adapters:
+        raise ParameterError("a merge needs at least one adapter")
+    check_rank(rank)
+    opened = [open_adapter(path) for path in adapters]
+    naming = opened[0].naming
+    combined = _Combined(method, parameters or {}, check_weights(weights, len(opened)), seed)
+    joints = _joints(opened, None if dtype is None else parse_dtype(dtype), rank)
+    whole, added = _whole(opened), _additions(opened)
+    tensors = [t for joint in joints for t in tensors_of(joint.module, naming)]
+    tensors += [OutputTensor(info.name, info.dtype, info.shape) for _, info in whole.values()]
+    tensors += [addition.tensor for addition in added]
+    told = {**combined.given, **({} if rank is None else {"rank": float(rank)})}
+    checkpoints = [adapter.checkpoint for adapter in opened]
+    fits = []
+    with writing(
+        output, naming, tensors, lineage_of(checkpoints, None, "merged", method, told, seed),
+        read=[adapter.path for adapter in opened], force=force, fsync=fsync,
+    ) as written:  # fmt: skip
+        for joint in joints:
+            products = {}
+            for k, update in joint.parts.items():
+                up, down = factors(opened[k], update)
+                products[k] = up * up.dtype.type(update.scale / joint.module.scale), down
+            whole_product, product = combined.product(joint.module, products, rank)
+            stored = written.factors(joint.module, *product)
+            error = distance(whole_product, (stored[0], stored[1]))
+            fits.append(Fit(joint.module.name, joint.module.rank, error))
+        for addition in added:
+            written.put(addition.tensor, combined.array(addition, opened))
+        for adapter, info in whole.values():
+            tensor = OutputTensor(info.name, info.dtype, info.shape)
+            written.put(tensor, adapter.checkpoint[info.name])
+        if naming == "peft":
+            written.config(_config(opened, [joint.module for joint in joints], added))
+    return AdapterReport(
+        Path(output), tuple(fits), tuple(whole), tuple(_notices(opened, whole)),
+        sum(tensor.nbytes for tensor in tensors),
+    )  # fmt: skip
+
+
+def check_rank(rank: object) -> None:
+    """Whether a rank that was asked for is one.
+
+    Raises:
+        ParameterError: it is not.
+    """
+    is_whole = isinstance(rank, int) and not isinstance(rank, bool)
+    if rank is not None and not (is_whole and rank > 0):  # type: ignore[operator]
+        raise ParameterError(f"rank is {said(rank)}, but must be a positive integer")
+
+
+def check_weights(weights: Any, count: int) -> tuple[float, ...]:
+    """One weight an adapter; 1 for each where none were given.
+
+    Raises:
+        ParameterError: another number of them.
+    """
+    if weights is None:
+        return (1.0,) * count
+    if isinstance(weights, str) or not isinstance(weights, Sequence) or len(weights) != count:
+        raise ParameterError(
+            f"weights is {said(weights)}, but must be {counted(count, 'number')}, one an adapter"
+        )
+    return tuple(weights)
+
+
+class _Joint(NamedTuple):
+    """A module of the output, and what it is made of: adapter → its update."""
+
+    module: Module
+    parts: Mapping[int, Update]
+
+
+def _joints(opened: Sequence[Adapter], dtype: str | None, rank: int | None) -> list[_Joint]:
+    """The modules of all adapters, which must be for one base."""
+    names = dict.fromkeys(name for adapter in opened for name in adapter.updates)
+    joints = []
+    for name in names:
+        parts = {k: a.updates[name] for k, a in enumerate(opened) if name in a.updates}
+        first, *others = parts
+        one = parts[first]
+        for k in others:
+            if _form(parts[k]) != _form(one):
+                raise MismatchError(
+                    f"the adapters are for different models: {name!r} is {_shown(one)} in "
+                    f"{opened[first].path} and {_shown(parts[k])} in {opened[k].path}"
+                )
+        every = sum(update.rank for update in parts.values())
+        kept = every if rank is None else min(rank, every, one.rows, one.columns)
+        window = one.down.shape[2:] if one.mid is None else one.mid.shape[2:]
+        inner = one.down.shape[1:2]
+        scale = one.scale if opened[0].naming != "diffusers" and one.scale else 1.0
+        joints.append(
+            _Joint(
+                Module(
+                    name, (one.up.shape[0], kept, *one.up.shape[2:]), (kept, *inner, *window),
+                    dtype or one.up.dtype, scale, one.is_embedding,
+                ),
+                parts,
+            )
+        )  # fmt: skip
+    return joints
+
+
+def _form(update: Update) -> tuple[Any, ...]:
+    window = update.down.shape[2:] if update.mid is None else update.mid.shape[2:]
+    return update.rows, update.down.shape[1], window, update.is_embedding
+
+
+def _shown(update: Update) -> str:
+    rows, inner, window, _ = _form(update)
+    return str([rows, inner, *window])
+
+
+class _Addition(NamedTuple):
+    """A tensor that adapters add to as it is: which it is, and adapter → what it adds."""
+
+    tensor: OutputTensor
+    parts: Mapping[int, Added]
+    scale: float
+
+
+class _Combined:
+    """What a merge method makes of products, or of tensors that are added as they are.
+
+    Args:
+        method: its name.
+        parameters: its parameters, but for the weights.
+        weights: one an adapter.
+        seed: of what is drawn at random.
+    """
+
+    def __init__(
+        self, method: str, parameters: Mapping[str, Any], weights: Sequence[float], seed: int
+    ) -> None:
+        self._method = chosen = get_method(method)
+        self._count = count = len(weights)
+        self._seed = seed
+        self.given: dict[str, Any] = dict(parameters)
+        if "weight" in self.given:
+            raise ParameterError("the weights are given twice: as 'weights' and as 'weight'")
+        if "weight" in chosen.parameters:
+            self.given["weight"] = list(weights)
+        elif any(weight != 1 for weight in weights):
+            raise ParameterError(f"weights mean nothing to {method!r}")
+        low, high = chosen.models
+        if count < low or (high is not None and count > high):
+            wanted = f"exactly {low}" if low == high else f"at least {low}"
+            raise ParameterError(f"{method!r} merges {wanted} models, but {count} were given")
+        checked = build_parameters(chosen, self.given, count)
+        x = Tensor("", (1, 1), count, self._has_base, np.dtype(np.float64), seed)
+        asked = outline(chosen, x, checked)
+        is_sum = not asked.rounds and isinstance(asked.form, WeightedSum)
+        coefficients = asked.form.coefficients if is_sum else None  # type: ignore[union-attr]
+        # The base, where it is among them, adds nothing: all are updates.
+        self._coefficients = None if coefficients is None else tuple(coefficients)[-count:]
+
+    @property
+    def _has_base(self) -> bool:
+        return self._method.base is not False
+
+    def product(
+        self, module: Module, products: Mapping[int, Factors], rank: int | None
+    ) -> tuple[Factors, Factors]:
+        """What a module's updates are merged to, and that as factors of the module's rank."""
+        if self._coefficients is not None:
+            parts = [(up * up.dtype.type(self._coefficients[k]), down)
+                     for k, (up, down) in products.items()]  # fmt: skip
+            whole = stacked(parts)
+            return whole, whole if rank is None else of_rank(whole, module.rank)
+        space = CoreSpace(list(products.values()))
+        cores = dict(zip(products, space.cores, strict=True))
+        empty = np.zeros_like(space.cores[0])
+        core = self._merged(module.name, [cores.get(k, empty) for k in range(self._count)])
+        return space.factors(core), space.factors(core, module.rank)
+
+    def array(self, addition: _Addition, opened: Sequence[Adapter]) -> np.ndarray:
+        """What adapters add to a tensor, merged."""
+        values = [np.zeros(addition.tensor.shape) for _ in range(self._count)]
+        for k, part in addition.parts.items():
+            values[k] = opened[k].checkpoint[part.info.name].astype(np.float64)
+            values[k] *= part.scale / addition.scale
+        return self._merged(addition.tensor.name, values)
+
+    def _merged(self, name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        base = np.zeros_like(arrays[0]) if self._has_base else None
+        return merge_arrays(
+            self._method, arrays, base=base, name=name, seed=self._seed, **self.given
+        )
+
+
+def _additions(opened: Sequence[Adapter]) -> list[_Addition]:
+    names = dict.fromkeys(name for adapter in opened for name in adapter.added)
+    additions = []
+    for name in names:
+        parts = {k: a.added[name] for k, a in enumerate(opened) if name in a.added}
+        infos = [part.info for part in parts.values()]
+        if len({info.shape for info in infos}) > 1:
+            shapes = " and ".join(str(list(info.shape)) for info in infos)
+            raise MismatchError(f"the adapters are for different models: {name!r} is {shapes}")
+        one = next(iter(parts.values()))
+        additions.append(_Addition(OutputTensor(*one.info[:3]), parts, one.scale))
+    return additions
+
+
+def _whole(opened: Sequence[Adapter]) -> dict[str, tuple[Adapter, TensorInfo]]:
+    """The tensors that stand in the place of the base's, which cannot be added up without it."""
+    found: dict[str, tuple[Adapter, TensorInfo]] = {}
+    for adapter in opened:
+        for module, update in adapter.updates.items():
+            if update.magnitude is not None:
+                raise MismatchError(
+                    f"{adapter.path} has DoRA's magnitudes ({update.magnitude.name}), which mean "
+                    f"nothing without the base ({module!r}): fold it into the base instead, with "
+                    f"soup merge BASE --lora {adapter.path}"
+                )
+        for name, info in adapter.whole.items():
+            known, there = found.setdefault(name, (adapter, info))
+            same = (info.dtype, info.shape) == (there.dtype, there.shape)
+            if not same or known.checkpoint[there.name].tobytes() != (
+                adapter.checkpoint[info.name].tobytes()
+            ):
+                raise MismatchError(
+                    f"{known.path} and {adapter.path} have different {name!r}, whole and not as an "
+                    f"update: fold both into the base instead, with soup merge BASE --lora …"
+                )
+    return found
+
+
+def _notices(opened: Sequence[Adapter], whole: Mapping[str, Any]) -> Iterator[Notice]:
+    bases = {
+        str(base): None for a in opened if (base := a.config.get("base_model_name_or_path"))
+    }  # fmt: skip
+    if len(bases) > 1:
+        yield Notice("base", f"the adapters name different bases: {listed(list(bases))}", ())
+    if whole and len(opened) > 1:
+        yield Notice(
+            "whole", f"{are_counted(len(whole), 'tensor')} in an adapter as a whole, and taken as "
+            f"it is, whatever the weights: {listed(list(whole))}", tuple(whole), "note",
+        )  # fmt: skip
+    names = dict.fromkeys(name for adapter in opened for name in adapter.updates)
+    some = [name for name in names if any(name not in a.updates for a in opened)]
+    if some:
+        yield Notice(
+            "some", f"{are_counted(len(some), 'module')} not in every adapter: {listed(some)}",
+            tuple(some), "note",
+        )  # fmt: skip
+
+
+def _config(
+    opened: Sequence[Adapter], modules: Sequence[Module], added: Sequence[_Addition]
+) -> dict[str, Any]:
+    """PEFT's config of what adapters were merged to."""
+    first = opened[0].config
+    saved = [
+        name for adapter in opened for name in adapter.config.get("modules_to_save") or ()
+    ]  # fmt: skip
+    biases = [b for a in opened if (b := a.config.get("bias", "none")) != "none"]
+    kept = ("task_type", "base_model_name_or_path", "fan_in_fan_out", "lora_dropout", "revision")
+    return config_of(
+        modules,
+        **{name: first[name] for name in kept if name in first},
+        modules_to_save=list(dict.fromkeys(saved)) or None,
+        bias=biases[0] if biases else "none",
+        lora_bias=bool(added),
+    )
+
+
+def lineage_of(
+    models: Sequence[Checkpoint], base: Checkpoint | None, how: str, method: str,
+    parameters: Mapping[str, Any], seed: int,
+) -> dict[str, str]:  # fmt: skip
+    """The metadata of an adapter: what it was made of, as that of a merge."""
+    content: dict[str, Any] = {
+        "format": FORMAT, "version": __version__, "operation": "merge", "lora": how,
+        "method": method, "parameters": dict(parameters), "seed": seed,
+        "inputs": [
+            input_entry(model, digest_checkpoint(model), k, sha256=False)
+            for k, model in enumerate(models)
+        ],
+    }  # fmt: skip
+    if base is not None:
+        content["base"] = input_entry(base, digest_checkpoint(base), BASE, sha256=False)
+    return {"format": "pt", LINEAGE_KEY: json.dumps(content, separators=(",", ":"))}
