@@ -80,6 +80,7 @@ TESTS = {
         "merging/methods/spectral": "methods_beyond",
         "merging/methods/spherical": "methods method_laws merge",
         "merging/methods/task_vectors": "methods merge",
+        "merging/methods/weighted": "methods_beyond",
         "merging/plan": "merge rules hints quantized cli",
         "merging/recipe": "merge rules hints cli",
         "merging/reductions": "methods method_laws merge",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, cast
 
@@ -131,11 +131,10 @@ class Step(NamedTuple):
         form = None if self.outline is None else self.outline.form
         if not isinstance(form, Whole):
             return 0
-        stored = sum(s.info.nbytes for s in self.sources) + (
-            self.elements * DTYPES[self.dtype].bits // 8
-        )
-        arrays = len(self.sources) + form.memory
-        return stored + round(arrays * self.elements * self.compute_dtype.itemsize)
+        stored = self.elements * DTYPES[self.dtype].bits // 8
+        stored += sum(source.info.nbytes for source in self.sources)
+        wide = form.memory * self.elements + sum(source.info.elements for source in self.sources)
+        return stored + round(wide * self.compute_dtype.itemsize)
 
     @property
     def state_bytes(self) -> int:
@@ -152,7 +151,7 @@ class Notice:
 
     Attributes:
         kind: `taken`, `dropped`, `added`, `rest`, `carried`, `quantized`, `recalibrate`, `empty`,
-            `dtype`, `matrices`, `config`, `metadata`, `nonfinite` or `output`.
+            `dtype`, `aux`, `matrices`, `config`, `metadata`, `nonfinite` or `output`.
         message: one sentence.
         names: the tensors it is about.
         level: a `warning` is an error under `strict`; a `note` only says what was done.
@@ -190,6 +189,7 @@ class MergePlan:
         layout: the models as its rules see them.
         may_be_nonfinite: names of tensors that may hold NaN or infinity although they are merged.
         has_codes: whether tensors of the output are codes, of which a config tells.
+        aux: auxiliary inputs of methods: for each name a checkpoint a model.
     """
 
     models: tuple[Checkpoint, ...]
@@ -204,6 +204,7 @@ class MergePlan:
     layout: Layout
     may_be_nonfinite: frozenset[str] = frozenset()
     has_codes: bool = False
+    aux: Mapping[str, tuple[Checkpoint, ...]] = field(default_factory=dict)
 
     @property
     def files_from(self) -> Checkpoint:
@@ -240,10 +241,20 @@ class MergePlan:
         return computed + step.outline.sampled(step.tensor) * bits // 8
 
     def model(self, index: int) -> Checkpoint:
-        """A model by its index, `rules.BASE` for the base."""
-        model = self.base if index == BASE else self.models[index]
+        """A model by its index, `rules.BASE` for the base; auxiliary inputs come after models."""
+        model = self.base if index == BASE else (*self.models, *self.beside)[index]
         assert model is not None
         return model
+
+    @property
+    def beside(self) -> tuple[Checkpoint, ...]:
+        """The auxiliary inputs, in the order of their indices."""
+        return tuple(model for models in self.aux.values() for model in models)
+
+    def called(self, index: int) -> str:
+        """How a sentence calls an input."""
+        number, k = divmod(index - len(self.models), len(self.models))
+        return model_called(index) if number < 0 else f"{list(self.aux)[number]} of model {k + 1}"
 
     @property
     def given(self) -> tuple[Checkpoint, ...]:
@@ -274,14 +285,16 @@ class MergePlan:
 
 
 def plan_merge(
-    models: Sequence[Checkpoint], recipe: Recipe, *, base: Checkpoint | None = None
-) -> MergePlan:
+    models: Sequence[Checkpoint], recipe: Recipe, *, base: Checkpoint | None = None,
+    aux: Mapping[str, Sequence[Checkpoint]] | None = None,
+) -> MergePlan:  # fmt: skip
     """Decide for every tensor how it is made, and find every fault that headers can show.
 
     Args:
         models: the models, the first of which gives the output's dtypes.
         recipe: what to do with them.
         base: the base model, for methods and rules that use one.
+        aux: auxiliary inputs of methods: for each name a checkpoint a model.
 
     Raises:
         ParameterError: a method, parameter or count that does not fit.
@@ -291,7 +304,16 @@ def plan_merge(
     """
     given = tuple(models)
     layout = laid_out(given, base, recipe.renames, recipe.slices)
-    return _Planner(given, base, layout, recipe).plan()
+    beside = {name: tuple(found) for name, found in (aux or {}).items()}
+    for name, found in beside.items():
+        if len(found) != len(given):
+            raise ParameterError(
+                f"there is one {name!r} for each model, but {counted(len(found), 'checkpoint')} "
+                f"for {counted(len(given), 'model')}"
+            )
+    if beside and recipe.slices:
+        raise ParameterError("slices stack layers anew, and auxiliary inputs go by the old ones")
+    return _Planner(given, base, layout, recipe, beside).plan()
 
 
 class _Prepared:
@@ -320,8 +342,10 @@ class _Planner:
 
     def __init__(
         self, given: tuple[Checkpoint, ...], given_base: Checkpoint | None, layout: Layout,
-        recipe: Recipe,
+        recipe: Recipe, aux: Mapping[str, tuple[Checkpoint, ...]],
     ) -> None:  # fmt: skip
+        self.aux = aux
+        self.used_aux: set[str] = set()  # of which a tensor is read
         self.given = given, given_base
         self.layout = layout
         self.models = models = layout.models
@@ -383,6 +407,7 @@ class _Planner:
             if rule.action == "merge":
                 self.prepared[index] = self._prepare(rule)
         self._check_base()
+        self._check_aux()
         steps: list[Step] = []
         dropped: list[str] = []
         for name in self.names:
@@ -394,6 +419,7 @@ class _Planner:
             steps += self._followers_of(steps)
         self.has_codes = self.has_codes or any(step.name in self.packed for step in steps)
         self._raise_faults()
+        self._must_use_aux()
         self._must_merge(assignment)
         if not steps:
             raise MismatchError("the output would have no tensors: every one is dropped")
@@ -406,7 +432,7 @@ class _Planner:
         self._notice_steps(assignment, steps, added)
         return MergePlan(
             *self.given, recipe, assignment, tuple(map(self._placed, steps)), tuple(dropped), added,
-            frozen, self._collected(), self.layout, frozenset(nonfinite), self.has_codes,
+            frozen, self._collected(), self.layout, frozenset(nonfinite), self.has_codes, self.aux,
         )  # fmt: skip
 
     def _placed(self, step: Step) -> Step:
@@ -418,7 +444,9 @@ class _Planner:
             for source, found in zip(step.sources, step.scales, strict=bool(step.scales))
         )
         sources = tuple(
-            Stored(*self.layout.origin(s.model, s.info)) if isinstance(s, Stored) else s
+            Stored(*self.layout.origin(s.model, s.info))
+            if isinstance(s, Stored) and s.model < len(self.models)
+            else s
             for s in step.sources
         )
         return step._replace(sources=sources, scales=scales)
@@ -457,6 +485,29 @@ class _Planner:
         if self.base is not None and not uses_base:
             named = ", ".join(sorted({method.name for method in methods})) or "no method"
             raise ParameterError(f"a base model was given, but {named} uses none")
+
+    def _check_aux(self) -> None:
+        """Whether there is just what methods ask for beside the models."""
+        methods = {prepared.method.name: prepared.method for prepared in self.prepared.values()}
+        wanted = {name: method for method in methods.values() for name in method.aux}
+        for name in self.aux:
+            if name not in wanted:
+                for method in methods.values():
+                    method.auxiliary(name)
+                raise ParameterError(f"{name!r} was given, but nothing is merged that uses it")
+        for name, method in wanted.items():
+            if name not in self.aux:
+                raise ParameterError(
+                    f"{method.name!r} needs {name!r} for each model "
+                    f"({option('aux', f'{name}=A,B')}): {method.aux[name].doc}"
+                )
+
+    def _must_use_aux(self) -> None:
+        for name in self.aux.keys() - self.used_aux:
+            there = list(dict.fromkeys(n for model in self.aux[name] for n in model.tensors))
+            raise MismatchError(
+                f"no tensor that is merged has the name of one in {name!r}: {listed(there)}"
+            )
 
     def _must_merge(self, assignment: Assignment) -> None:
         """Whether what was asked for is done at all: a copy would look like a merge."""
@@ -685,6 +736,12 @@ class _Planner:
         own = map(self._source, range(len(infos)), infos)
         sources = (*(() if based is None else (Stored(BASE, based),)), *own)
         scales = tuple(self._scales(s.model, name) for s in sources) if self.is_quantized else ()
+        beside = self._beside(method, name, infos[0].shape)
+        if beside is None:
+            return []
+        sources = (*sources, *(source for found in beside.values() for source in found))
+        if scales:
+            scales = (*scales, *[None] * (len(sources) - len(scales)))
         dtype = self._output_dtype(infos[0].dtype)
         if len(dtypes) > 1 and not any(scales):
             self._notice("dtype", f"stored in different dtypes; the output has {dtype}", name)
@@ -694,7 +751,9 @@ class _Planner:
             compute_dtype(tuple(s.info.dtype for s in sources)), self.recipe.seed,
             self.layers.get(name),
             not any(scales)
+            and not beside
             and all(isinstance(s, Stored) and self._model(s.model).files for s in sources),
+            tuple(beside),
         )  # fmt: skip
         asked = outline(method, tensor, parameters)
         if self._is_replaced(asked, sources):
@@ -710,6 +769,33 @@ class _Planner:
             name, dtype, infos[0].shape, "merge", index, sources, method, parameters, tensor, asked
         )
         return self._of_codes(step, scales, infos[0].dtype) if any(scales) else [step]
+
+    def _beside(
+        self, method: Method, name: str, shape: tuple[int, ...]
+    ) -> dict[str, list[Source]] | None:
+        """The auxiliary inputs for a tensor, by name; None if something about them is wrong."""
+        found: dict[str, list[Source]] = {}
+        index = len(self.models)
+        for what, models in self.aux.items():
+            first, index = index, index + len(models)
+            wanted = method.aux[what].shape(shape) if what in method.aux else None
+            infos = [model.tensors.get(name) for model in models]
+            there = [info for info in infos if info is not None]
+            if wanted is None or not there:
+                if wanted is not None:
+                    self._notice("aux", f"merged without {what}, which has none", name, "note")
+                continue
+            if len(there) < len(models):
+                lacking = models[infos.index(None)].name
+                self._fault(f"missing from {lacking}, {what} of a model", name)
+                return None
+            if any(info.shape != wanted or DTYPES[info.dtype].kind != "float" for info in there):
+                self.details[name] = " and ".join(f"{i.dtype} {list(i.shape)}" for i in there)
+                self._fault(f"of which {what} is not of floats and {list(wanted)}", name)
+                return None
+            self.used_aux.add(what)
+            found[what] = [Stored(first + k, info) for k, info in enumerate(there)]
+        return found
 
     def _of_codes(self, step: Step, scales: tuple[Scales | None, ...], dtype: str) -> list[Step]:
         """A merge of the values that codes stand for, quantised as the first model is."""

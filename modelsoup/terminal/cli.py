@@ -222,6 +222,12 @@ def main() -> None:
     help="Apply a low-rank adapter to the one model; again for more.  [default: W is 1]",
 )
 @click.option(
+    "--aux",
+    multiple=True,
+    metavar="NAME=A,B",
+    help="What a method takes beside the models, a checkpoint for each: fisher=a.f,b.f.",
+)
+@click.option(
     "--set",
     "settings",
     multiple=True,
@@ -354,10 +360,14 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
     talks = not (options["quiet"] or options["as_json"])
     in_file = {} if options["config"] is None else _config(options, models)
     told = {name: in_file.pop(name) for name in _BESIDE_THE_RECIPE if name in in_file}
-    of_command = {name: options.get(name) for name in _BESIDE_THE_RECIPE if name != "lora"}
+    of_command = {
+        name: options.get(name) for name in _BESIDE_THE_RECIPE if name not in ("lora", "aux")
+    }
     told |= {n: value for n, value in of_command.items() if not (value is None or value is False)}
     paths = list(models) or told.pop("models", None)
     told.pop("models", None)
+    if options["aux"]:
+        told["aux"] = _auxiliary(options["aux"])
     if options["lora"]:
         told["lora"] = _adapters(map(parse_weighted, options["lora"]))
     if not paths:
@@ -396,7 +406,19 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
 _BESIDE_THE_RECIPE: dict[str, Any] = {
     "models": list, "output": str, "base": str, "shard_size": (str, int), "workers": int,
     "strict": bool, "sha256": bool, "model_card": bool, "lora": (list, dict),
+    "aux": dict,
 }  # fmt: skip
+
+
+def _auxiliary(given: Iterable[str]) -> dict[str, list[str]]:
+    """Checkpoints beside the models, by name; what is given again is added."""
+    found: dict[str, list[str]] = {}
+    for text in given:
+        name, equals, paths = text.partition("=")
+        if not name or not equals or not all(paths.split(",")):
+            raise ParameterError(f"--aux has {text!r}, but must be NAME=A,B: one path a model")
+        found.setdefault(name, []).extend(paths.split(","))
+    return found
 
 
 def _adapters(weighted: Iterable[tuple[Path, Any]]) -> dict[Path, float]:
@@ -468,6 +490,11 @@ def _config(options: Mapping[str, Any], models: tuple[str, ...]) -> dict[str, An
         given = content["lora"]
         weighted = given.items() if isinstance(given, dict) else ((path, 1.0) for path in given)
         content["lora"] = _adapters((folder / str(path), weight) for path, weight in weighted)
+    if "aux" in content:
+        content["aux"] = {
+            name: [folder / str(one) for one in ([given] if isinstance(given, str) else given)]
+            for name, given in content["aux"].items()
+        }
     if "models" in content:
         content["models"] = [folder / str(model) for model in content["models"]]
     return content
