@@ -791,7 +791,7 @@ class _Planner:
                 return None
             if any(info.shape != wanted or DTYPES[info.dtype].kind != "float" for info in there):
                 self.details[name] = " and ".join(f"{i.dtype} {list(i.shape)}" for i in there)
-                self._fault(f"of which {what} is not of floats and {list(wanted)}", name)
+                self._fault(f"without {what} of floats and the shape {list(wanted)}", name)
                 return None
             self.used_aux.add(what)
             found[what] = [Stored(first + k, info) for k, info in enumerate(there)]

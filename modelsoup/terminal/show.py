@@ -280,6 +280,12 @@ def _models(method: Mapping[str, Any]) -> str:
     return f"base + {number}" if method["base"] else number
 
 
+def _span(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "" if low is high else f"at least {low:g}" if high is None else f"at most {high:g}"
+    return f"{low:g} to {high:g}"
+
+
 def show_method(method: Mapping[str, Any]) -> None:
     """A method with its parameters."""
     out = console()
@@ -287,12 +293,13 @@ def show_method(method: Mapping[str, Any]) -> None:
     out.print(Text(method["source"], style="dim"))
     out.print(f"models: {_models(method)}{'; takes --beta' if method['beta'] else ''}")
     out.print(Text(f"version: {method['version']}"))
+    for name, doc in method["aux"].items():
+        out.print(Text(f"beside each model: {name}, {doc}"))
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for header in ("parameter", "default", "range", "what it is"):
         table.add_column(header)
     for field in method["parameters"]:
-        low, high = field["low"], field["high"]
-        span = "" if low is None and high is None else f"{low:g} to {high:g}"
+        span = ", ".join(field["words"]) or _span(field["low"], field["high"])
         default = "required" if field["required"] else str(field["default"]).lower()
         each = " (one a model)" if field["per_model"] else ""
         table.add_row(field["name"], default, span, Text(field["doc"] + each))

@@ -141,7 +141,7 @@ class Method:
     normalizes: str = ""
     layers: bool = False
     matrices: bool = False
-    aux: Mapping[str, Auxiliary] = field(default_factory=dict)
+    aux: Mapping[str, Auxiliary] = field(default_factory=dict, hash=False)
     purpose: str = "other"
     summary: str = ""
     source: str = ""
