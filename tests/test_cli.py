@@ -1130,7 +1130,7 @@ def test_without_a_terminal_a_long_merge_says_each_minute_how_far_it_is(
 ) -> None:
     clock = itertools.count(0.0, 40.0)  # seconds: each other time that it is asked is a minute
     monkeypatch.setattr(
-        "modelsoup.terminal.cli.time", SimpleNamespace(monotonic=lambda: next(clock))
+        "modelsoup.terminal.cli_shared.time", SimpleNamespace(monotonic=lambda: next(clock))
     )
     said = CliRunner().invoke(modelsoup.terminal.cli.main, [*MERGE, "--workers", "1"]).stderr
     lines = [line for line in said.splitlines() if "merging" in line]

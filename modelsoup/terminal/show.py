@@ -297,6 +297,12 @@ def _span(low: float | None, high: float | None) -> str:
     return f"{low:g} to {high:g}"
 
 
+def _span(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "" if low is high else f"at least {low:g}" if high is None else f"at most {high:g}"
+    return f"{low:g} to {high:g}"
+
+
 def show_method(method: Mapping[str, Any]) -> None:
     """A method with its parameters."""
     out = console()
@@ -306,6 +312,8 @@ def show_method(method: Mapping[str, Any]) -> None:
     if reads := _reads(method):
         out.print(f"reads its inputs: {reads}")
     out.print(Text(f"version: {method['version']}"))
+    for name, doc in method["aux"].items():
+        out.print(Text(f"beside each model: {name}, {doc}"))
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for header in ("parameter", "default", "range", "what it is"):
         table.add_column(header)

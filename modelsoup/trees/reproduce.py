@@ -212,6 +212,11 @@ class _Writer:
         return {"of": self._models([entry]), "finetune": training}
 
     def _merged(self, made: Mapping[str, Any]) -> dict[str, Any]:
+        if "aux" in made:
+            raise PlanError(
+                f"a merge by {made['method']} took {', '.join(made['aux'])} beside the models, "
+                f"which a plan cannot say: merge with soup merge"
+            )
         merge = _merge_of(made)
         if "base" in made:
             merge["base"] = self._file(made["base"])

@@ -8,7 +8,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from types import GeneratorType
@@ -93,6 +93,25 @@ def parameter(
     return _Given(default, low, high, doc)
 
 
+def _same(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    return shape
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """What a method takes beside the models: a checkpoint for each, with tensors of their names.
+
+    Where no such checkpoint has a tensor, the method is asked to do without.
+
+    Attributes:
+        doc: one line for `soup methods NAME`.
+        shape: of a tensor's shape, the one of what belongs to it; None where nothing does.
+    """
+
+    doc: str
+    shape: Callable[[tuple[int, ...]], tuple[int, ...] | None] = _same
+
+
 @dataclass(frozen=True)
 class Method:
     """A merge method: one function.
@@ -109,6 +128,9 @@ class Method:
         normalizes: the parameter under which its weights are divided by their sum, so that they
             must have one; empty where there is none.
         layers: whether it treats layers by their depth, so that there must be some.
+        matrices: whether it is made for matrices, and does something else with other tensors.
+        aux: auxiliary inputs that it needs, by name. Where one has another shape than its tensor,
+            the method gives a `Whole` without reductions.
         purpose: what it is for: `average`, `interpolate`, `task vectors`, …; `soup methods` sorts
             by it.
         summary: one line for `soup methods`.
@@ -124,6 +146,8 @@ class Method:
     from_beta: Callable[[float], dict[str, Any]] | None = None
     normalizes: str = ""
     layers: bool = False
+    matrices: bool = False
+    aux: Mapping[str, Auxiliary] = field(default_factory=dict, hash=False)
     purpose: str = "other"
     summary: str = ""
     source: str = ""
@@ -154,6 +178,20 @@ class Method:
             )
         return found
 
+    def auxiliary(self, name: str) -> Auxiliary:
+        """An auxiliary input by its name.
+
+        Raises:
+            ParameterError: the method has none of that name.
+        """
+        if name not in self.aux:
+            has = f" (it has {', '.join(self.aux)})" if self.aux else " (it has none)"
+            raise ParameterError(
+                f"the method {self.name!r} has no auxiliary input {name!r}"
+                f"{nearest(name, self.aux) or has}"
+            )
+        return self.aux[name]
+
     def ask(self, x: Tensor, parameters: Mapping[str, Any]) -> Asking:
         """Have it say what it must know of a tensor, and what is to be done with it.
 
@@ -170,6 +208,11 @@ class Method:
                 f"WeightedSum, Rows, Whole or a function of a block"
             )
         if isinstance(made, WeightedSum):
+            if x.aux:
+                raise ParameterError(
+                    f"the method {self.name!r} gave a WeightedSum, which leaves auxiliary inputs "
+                    f"out: give a function of a block"
+                )
             wanted = x.count + (x.has_base and not made.of_deltas)
             if len(made.coefficients) != wanted:
                 raise ParameterError(
@@ -589,6 +632,7 @@ def describe(chosen: Method) -> dict[str, Any]:
         "models": list(chosen.models),
         "base": chosen.base,
         "beta": chosen.from_beta is not None,
+        "aux": {name: aux.doc for name, aux in chosen.aux.items()},
         "version": code_version(chosen),
         "parameters": [
             {
