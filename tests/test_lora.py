@@ -967,7 +967,7 @@ def test_what_makes_no_sense_beside_adapters_is_one_sentence(tmp_path: Path):
         ((base, "--lora", a, "--weights", "1"), "the adapters' weights are given twice"),
         ((base, "--lora", a, "--lora", a), "is given twice"),
         ((base, "--lora", f"{a}=much"), "has the weight 'much', which is no finite number"),
-        ((base, "--lora", a, "--rename", "v.*=w.*"), "adapters go by the names"),
+        ((base, "--lora", a, "--rename", "v.*=w.*"), "renames and adapters do not go together"),
         ((base, "--lora", a, "--layers", "v.*=second"), "wants model 2, but there are 1"),
     ):
         assert said in folding_fails(tmp_path, *words), words
@@ -1013,6 +1013,18 @@ def test_a_config_file_names_adapters_from_its_own_folder(tmp_path: Path):
     wanted = fold(base, {a: 0.5})
     made = load_file(tmp_path / "out.safetensors")
     assert all(np.array_equal(value, wanted[name]) for name, value in made.items())
+
+
+def test_the_card_of_a_fold_has_a_configuration_that_makes_it_again(tmp_path: Path):
+    base, a = saved(tmp_path / "base.safetensors", MODEL), adapter_of_all(tmp_path / "a")
+    modelsoup.merge([base], tmp_path / "out", lora={a: 0.5}, model_card=True)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "1 low-rank adapter folded by modelsoup into `base.safetensors`:" in card
+    (tmp_path / "again.yaml").write_text(card.split("```")[1].removeprefix("yaml\n"))
+    out = tmp_path / "again.safetensors"
+    assert soup("merge", "--config", tmp_path / "again.yaml", "-o", out).exit_code == 0
+    first, again = load_file(tmp_path / "out" / "model.safetensors"), load_file(out)
+    assert all(np.array_equal(value, again[name]) for name, value in first.items())
 
 
 def test_a_folder_that_adapters_are_folded_into_keeps_its_config(tmp_path: Path):

@@ -241,8 +241,9 @@ def _with_adapters(
             f"adapters are applied to one model, but {len(opened)} and {'a' if base else 'no'} "
             f"base model were given"
         )
-    if recipe.renames or recipe.slices:
-        raise ParameterError("adapters go by the names and layers of a model as it is: fold first")
+    if recipe.renames or recipe.slices or recipe.files_from:
+        given = "renames" if recipe.renames else "slices" if recipe.slices else "files_from"
+        raise ParameterError(f"{given} and adapters do not go together: fold them first")
     must_be_several("lora", lora)
     if not lora:
         raise ParameterError("lora names no adapter")
