@@ -255,7 +255,7 @@ class MergePlan:
         """The auxiliary inputs, in the order of their indices."""
         return tuple(model for models in self.aux.values() for model in models)
 
-    def called(self, index: int) -> str:
+    def name_of(self, index: int) -> str:
         """How a sentence calls an input."""
         number, k = divmod(index - len(self.models), len(self.models))
         return model_called(index) if number < 0 else f"{list(self.aux)[number]} of model {k + 1}"

@@ -297,12 +297,6 @@ def _span(low: float | None, high: float | None) -> str:
     return f"{low:g} to {high:g}"
 
 
-def _span(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return "" if low is high else f"at least {low:g}" if high is None else f"at most {high:g}"
-    return f"{low:g} to {high:g}"
-
-
 def show_method(method: Mapping[str, Any]) -> None:
     """A method with its parameters."""
     out = console()
