@@ -543,3 +543,80 @@ def test_a_config_counts_the_layers_that_were_stacked(tmp_path: Path):
         "num_hidden_layers": 7, "layer_types": ["full", "sliding", "full", "f2", "f3", "f4", "f5"],
         "hidden_size": WIDTH,
     }  # fmt: skip
+
+
+def test_a_file_of_options_may_have_renames_and_slices(a: Path, tmp_path: Path):
+    write(tmp_path / "m.safetensors", seed=3, prefix="module.")
+    (tmp_path / "merge.yaml").write_text(
+        f"models: [{a.name}, m.safetensors]\noutput: out.safetensors\n"
+        "renames: {'module.*': '*'}\nslices: ['1[0:1]', '2[2:4]']\n"
+    )
+    done = CliRunner().invoke(main, ["merge", "--config", str(tmp_path / "merge.yaml")])
+    assert done.exit_code == 0, done.output
+    out, other = load_file(tmp_path / "out.safetensors"), load_file(tmp_path / "m.safetensors")
+    for number in (1, 2):
+        rest = f"{number + 1}.mlp.up_proj.weight"
+        np.testing.assert_array_equal(
+            out[f"model.layers.{number}.mlp.up_proj.weight"], other[f"module.model.layers.{rest}"]
+        )
+
+
+def test_a_map_file_that_is_no_mapping_is_refused(a: Path, tmp_path: Path):
+    (tmp_path / "map.json").write_text('["a"]')
+    options = ["--rename-map", str(tmp_path / "map.json"), "-o", str(tmp_path / "out.safetensors")]
+    done = CliRunner().invoke(main, ["merge", str(a), str(a), *options])
+    assert done.exit_code == 1
+    assert "map.json is no mapping from patterns of names to new names" in done.output
+
+
+def test_a_config_of_another_model_goes_along_where_it_is_named(tmp_path: Path):
+    a, b = (folder(tmp_path / name, 4, {"made": name, "dtype": "float64"}, k)
+            for k, name in enumerate("ab"))  # fmt: skip
+    merge([a, b], tmp_path / "out", files_from="second", model_card=True)
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
+        "made": "b", "dtype": "float32",
+    }  # fmt: skip
+    assert "base_model: [a, b]" in (tmp_path / "out" / "README.md").read_text()
+    for options, message in (
+        ({"files_from": "third"}, "files_from is 'third', not a model: first, second, base or"),
+        ({"files_from": "3"}, "files_from is model 3, but there are 2"),
+        ({"tokenizer_from": "base"}, "tokenizer_from is the base model, but there is none"),
+        ({"tokenizer_from": 1}, "a has no tokenizer: tokenizer_from=… takes another's"),
+        ({"chat_template": 1}, "chat_template is 1, not a text"),
+    ):
+        with pytest.raises((ParameterError, MismatchError), match=message):
+            merge([a, b], tmp_path / "none", **options)
+    assert not (tmp_path / "none").exists()
+
+
+def test_one_layer_of_a_slice_is_at_the_end_of_a_gradient(a: Path, b: Path, tmp_path: Path):
+    gradient = {"gradient": [0, 1]}
+    out = made(tmp_path, a, b, slices=["1[0:1]+2[0:1]", "1[1:4]+2[1:4]"], method="slerp",
+               parameters={"t": gradient})  # fmt: skip
+    first, second = load_file(a), load_file(b)
+    for number, model in ((0, second), (1, first), (3, second)):
+        name = f"model.layers.{number}.mlp.up_proj.weight"
+        np.testing.assert_allclose(out[name], model[name], atol=1e-6)
+    np.testing.assert_allclose(
+        out["model.embed_tokens.weight"], first["model.embed_tokens.weight"], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("options", [{"renames": ["lm_head.*=head.*"]}, {"slices": ["1[0:1]"]}])
+def test_adapters_are_folded_in_before_names_and_layers_are_others(
+    options: dict[str, Any], a: Path, tmp_path: Path
+):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    home = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {f"{home}.lora_A.weight": (1, WIDTH), f"{home}.lora_B.weight": (WIDTH, 1)}
+    save_file({n: np.ones(s, np.float32) for n, s in factors.items()},
+              adapter / "adapter_model.safetensors")  # fmt: skip
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(ParameterError, match="adapters go by the names and layers of a model"):
+        merge([a], out, lora={adapter: 1.0}, **options)
+    merge([a], tmp_path / "folded.safetensors", lora={adapter: 1.0})
+    merge([tmp_path / "folded.safetensors"], out, **options)
+    assert len(load_file(out)) == (11 if "renames" in options else 5)

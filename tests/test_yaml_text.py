@@ -12,7 +12,7 @@ import yaml
 
 from modelsoup import PlanError
 from modelsoup.files import yaml_text
-from modelsoup.files.yaml_text import dump_yaml, parse_yaml, read_yaml
+from modelsoup.files.yaml_text import dump_yaml, parse_yaml, read_documents, read_yaml
 
 PARSERS = [yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)]
 
@@ -163,3 +163,13 @@ def test_what_would_drive_a_terminal_is_written_escaped(name: str):
 
 def test_what_is_printable_is_written_as_it_is():
     assert "ä: 模型" in dump_yaml({"ä": "模型"})
+
+
+def test_several_documents_are_read_where_they_may_be_there(tmp_path: Path):
+    (tmp_path / "x").write_text("a: &b 1\n---\nc:\n  d: 2\n---\n")
+    found = read_documents(tmp_path / "x")
+    assert [text.content for text in found] == [{"a": 1}, {"c": {"d": 2}}, None]
+    assert found[1].at("c", "d") == f"{tmp_path / 'x'}:4:3"
+    (tmp_path / "x").write_text("a: &b 1\n---\nc: *b\n")
+    with pytest.raises(PlanError, match="x:3:4: nothing before this is called &b"):
+        read_documents(tmp_path / "x")

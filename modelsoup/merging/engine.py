@@ -750,7 +750,7 @@ class Stream:
             model, info = source.model, source.info
             if model in job.inputs.below:  # looked at when it was made
                 continue
-            where = f"{job.inputs.models[model].name}, {job.inputs.plan.called(model)}"
+            where = f"{job.inputs.models[model].name}, {job.inputs.plan.name_of(model)}"
             counts = _nonfinite_by_tensor(unit, array, info.dtype)
             if is_copy:
                 copied = counts

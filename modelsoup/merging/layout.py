@@ -695,7 +695,9 @@ def _by_shape(
         if len(left) > 1:
             return None
         pairs.update(zip(open_names, left, strict=True))
-    return pairs
+    # A shape alone tells something where all names are others, and not of one tensor among many.
+    are_alike = all(_tail(old) == _tail(new) for old, new in pairs.items())
+    return pairs if are_alike or len(there) == len(other.tensors) else None
 
 
 def _tail(name: str) -> list[str]:

@@ -241,8 +241,9 @@ def _with_adapters(
             f"adapters are applied to one model, but {len(opened)} and {'a' if base else 'no'} "
             f"base model were given"
         )
-    if recipe.renames or recipe.slices:
-        raise ParameterError("adapters go by the names and layers of a model as it is: fold first")
+    if recipe.renames or recipe.slices or recipe.files_from:
+        given = "renames" if recipe.renames else "slices" if recipe.slices else "files_from"
+        raise ParameterError(f"{given} and adapters do not go together: fold them first")
     must_be_several("lora", lora)
     if not lora:
         raise ParameterError("lora names no adapter")
@@ -299,7 +300,7 @@ def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -
 def _tokenizer(plan: MergePlan) -> Path | None:
     """The folder whose tokenizer goes along in place of what else would; None if none does."""
     wanted = plan.recipe.tokenizer_from
-    return None if wanted is None else plan.model(parse_model("tokenizer_from", wanted)).companions
+    return None if wanted is None else plan.called(wanted).companions
 
 
 def _check_tokenizer(plan: MergePlan) -> None:
@@ -313,9 +314,7 @@ def _check_tokenizer(plan: MergePlan) -> None:
     if wanted is None and template is None:
         return
     if folder is None or not is_tokenizer(folder):
-        model = plan.files_from if wanted is None else plan.model(
-            parse_model("tokenizer_from", wanted)
-        )  # fmt: skip
+        model = plan.files_from if wanted is None else plan.called(wanted)
         raise MismatchError(
             f"{model.name} has no tokenizer: {option('tokenizer_from', 'MODEL')} takes another's"
         )

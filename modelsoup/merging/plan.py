@@ -209,8 +209,7 @@ class MergePlan:
     @property
     def files_from(self) -> Checkpoint:
         """The model whose config and other files go along."""
-        wanted = parse_model("files_from", self.recipe.files_from or "first")
-        return self.given[0] if wanted == 0 else self.model(wanted)
+        return self.called(self.recipe.files_from or "first")
 
     @property
     def bytes_written(self) -> int:
@@ -246,12 +245,17 @@ class MergePlan:
         assert model is not None
         return model
 
+    def called(self, word: str) -> Checkpoint:
+        """A model by what a recipe calls it: `first`, `second`, `3`, `base`."""
+        index = parse_model("the model", word)
+        return self.model(index) if index == BASE else self.given[index]
+
     @property
     def beside(self) -> tuple[Checkpoint, ...]:
         """The auxiliary inputs, in the order of their indices."""
         return tuple(model for models in self.aux.values() for model in models)
 
-    def called(self, index: int) -> str:
+    def name_of(self, index: int) -> str:
         """How a sentence calls an input."""
         number, k = divmod(index - len(self.models), len(self.models))
         return model_called(index) if number < 0 else f"{list(self.aux)[number]} of model {k + 1}"
@@ -457,12 +461,13 @@ class _Planner:
 
     def _check_sources(self) -> None:
         models, base = self.given
+        count = 1 if self.adapted else len(models)
         for name in ("files_from", "tokenizer_from"):
             wanted = parse_model(name, getattr(self.recipe, name) or "first")
-            if wanted >= len(models) or (wanted == BASE and base is None):
+            if wanted >= count or (wanted == BASE and base is None):
                 raise ParameterError(
-                    f"{name} is the {source_name(wanted)} model, but there "
-                    f"{'is none' if wanted == BASE else f'are {len(models)}'}"
+                    f"{name} is {model_called(wanted)}, but there "
+                    f"{'is none' if wanted == BASE else f'are {count}'}"
                 )
         for rule in self.rules:
             if rule.action != "keep":
@@ -641,8 +646,8 @@ class _Planner:
             return self._fault(what, name, self._keeping(name))
         if name in self.factors and not low_rank.are_named(rule.pattern):
             what = (
-                "part of low-rank updates: a mean of factors is no factor of the mean (merge "
-                "models that the adapters were applied to)"
+                "part of low-rank updates: a mean of factors is no factor of the mean (soup lora "
+                "merge merges adapters, and soup merge BASE --lora applies them)"
             )
             return self._fault(what, name, "named")
         if absent:

@@ -698,8 +698,9 @@ def convert(
 @click.argument("name", required=False)
 @json_option
 def methods(name: str | None, as_json: bool) -> None:
-    """List the merge methods, or describe one: parameters, defaults, paper."""
+    """List the merge methods by what they are for, or describe one: parameters, defaults, paper."""
     from ..merging.methods import describe, get_method, offered_methods, registered_methods
+    from ..merging.methods.registry import sorted_by_purpose
 
     if name:
         described = describe(get_method(name))
@@ -710,8 +711,9 @@ def methods(name: str | None, as_json: bool) -> None:
 
         show.show_method(described)
         return
-    every = [describe(method) for method in registered_methods()]
-    every += [{"name": n, "from": package} for n, package in offered_methods().items()]
+    loaded = [describe(method) for method in registered_methods()]
+    offered = [{"name": n, "from": package} for n, package in offered_methods().items()]
+    every = sorted_by_purpose([*loaded, *offered])
     if as_json:
         print_json(every)
         return

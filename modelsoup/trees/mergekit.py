@@ -7,6 +7,7 @@ would pass over in silence, such as a key that it does not know, is an error her
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -332,9 +333,11 @@ class _Reader:
         if value in self.stages:
             return value
         if "+" in value:
+            model, _, adapter = value.partition("+")
             raise self._refuse(
                 way, f"{value!r} is a model with an adapter, which is not supported: fold it in "
-                f"first, and name the result"
+                f"(soup merge {shlex.quote(model)} --lora {shlex.quote(adapter)} -o FOLDED), and "
+                f"name FOLDED here"
             )  # fmt: skip
         for place in (self.folder / Path(value).expanduser(), Path(value).expanduser()):
             if place.exists():

@@ -151,6 +151,27 @@ base_model: base
 parameters: {weight: 3}
 dtype: float32
 """,
+    "nuslerp over a base": """
+models:
+- {model: a, parameters: {weight: [0.2, 0.9]}}
+- {model: b, parameters: {weight: 0.5}}
+merge_method: nuslerp
+base_model: base
+dtype: float32
+""",
+    "karcher with a base": """
+models: [{model: a}, {model: b}]
+merge_method: karcher
+base_model: base
+dtype: float32
+""",
+    "nearswap from the base": """
+models: [{model: b}, {model: a}]
+merge_method: nearswap
+base_model: a
+parameters: {t: [{filter: mlp, value: 0.01}, {value: 0.02}]}
+dtype: float32
+""",
     "modules": """
 modules:
   default:
