@@ -32,7 +32,7 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "wudi": {"t": 3.0},
     "svc": {},
     "lines": {"shallow": 1.0},
-    "magmax": {"lambda_": 1.0},
+    "magmax": {},
     "consensus": {"k": 1},
     "emr": {},
     "geometric_median": {},
@@ -107,7 +107,7 @@ def test_copies_of_one_model_are_that_model_where_a_method_promises_it() -> None
     for name in ("svc", "emr", "geometric_median"):
         close(merged(name, copies), model)
     close(merged("wudi", copies, t=1e6), model, 1e-8)
-    close(merged("magmax", copies), base + 0.5 * (model - base))
+    close(merged("magmax", copies), model)
     # Each is 1 beside 2 of the others, less than the threshold 0.6.
     close(merged("consensus", copies), base)
     close(merged("lines", copies, shallow=1 / 3), model)
@@ -368,6 +368,19 @@ def test_svc_leaves_what_is_no_matrix_as_it_was_merged() -> None:
     np.testing.assert_array_equal(merged("svc", arrays, of="ties", density=0.4), wanted)
 
 
+def test_every_method_that_is_offered_can_be_post_processed() -> None:
+    arrays = drawn(34, 2, (60, 5))
+    words = modelsoup.get_method("svc").parameters["of"].words
+    assert {"ties", "dare_linear", "della", "sce", "model_stock", "tsv_m", "emr"} <= set(words)
+    for of in words:
+        weight = {"weight": 1.0} if "weight" in modelsoup.get_method(of).parameters else {}
+        inner = modelsoup.merge_arrays(of, arrays[1:], base=arrays[0], **weight)
+        close(merged("lines", arrays, of=of, shallow=1.0), inner)
+        assert np.isfinite(merged("svc", arrays, of=of)).all()
+    with pytest.raises(ParameterError, match="the method 'sce' merges at least 2 models"):
+        merged("svc", arrays[:2], of="sce")
+
+
 @pytest.mark.parametrize("of", ["task_arithmetic", "ties", "tsv_m", "svc"])
 def test_lines_scales_a_merge_by_the_depth_of_its_layer(of: str) -> None:
     base, *models = arrays = drawn(15, 2, (6, 6))
@@ -402,7 +415,7 @@ def test_lines_wants_a_model_that_has_layers(tmp_path: Path) -> None:
 def test_magmax_takes_the_largest_and_the_later_of_equals() -> None:
     base = np.zeros(4)
     a, b = np.array([3.0, -1, 2, -2]), np.array([-2.0, 4, -2, 2])
-    close(merged("magmax", [base, a, b]), 0.5 * np.array([3.0, 4, -2, 2]))
+    close(merged("magmax", [base, a, b], **{"lambda": 0.5}), 0.5 * np.array([3.0, 4, -2, 2]))
 
 
 def test_consensus_keeps_the_sum_where_enough_task_vectors_matter() -> None:
