@@ -133,6 +133,17 @@ def many(scale: float) -> Layout:
     }
 
 
+def lora(scale: float) -> Layout:
+    """A low-rank adapter of every matrix in the layers of `llama`, of rank 16."""
+    adapter: Layout = {}
+    for name, (dtype, shape) in llama(scale).items():
+        if ".layers." in name and len(shape) == 2:
+            module = name.removesuffix(".weight")
+            adapter[f"{module}.lora_A.weight"] = (dtype, (16, shape[1]))
+            adapter[f"{module}.lora_B.weight"] = (dtype, (shape[0], 16))
+    return adapter
+
+
 def single(scale: float) -> Layout:
     """One tensor of 2.1 GB: no memory that grows with the largest tensor goes unseen."""
     return {"weight": ("BF16", (round(32768 * scale), 32768))}
@@ -140,6 +151,7 @@ def single(scale: float) -> Layout:
 
 LAYOUTS: dict[str, Callable[[float], Layout]] = {
     "llama": llama,
+    "lora": lora,
     "gan": gan,
     "many": many,
     "single": single,

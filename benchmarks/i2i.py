@@ -43,6 +43,7 @@ from modelsoup_i2i.pictures.images import save_png
 from modelsoup_i2i.trainers.balagan import BalaGAN, BalaGANOptions
 from modelsoup_i2i.trainers.cut import CUT, FastCUT
 from modelsoup_i2i.trainers.deepi2i import DeepI2I, DeepI2IOptions
+from modelsoup_i2i.training.session import Session
 from safetensors.torch import save_file
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -76,23 +77,7 @@ WARM_UP = 3  # steps that allocate, and choose kernels
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--device", choices=SIZES, default="cpu")
-    parser.add_argument("--trainer", choices=ON_CPU, default="deepi2i")
-    parser.add_argument("--size", help="32s, 64s, 64 or 128; of others a number")
-    parser.add_argument("--ch", type=int)
-    parser.add_argument("--width", type=int, help="of balagan and cut")
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--classes", type=int)
-    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="passes of a step")
-    parser.add_argument("--first-phase", action="store_true", help="only A and D are trained")
-    parser.add_argument("--scratch", action="store_true", help="all four networks are trained")
-    parser.add_argument("--compile", action="store_true", help="ours, on a GPU")
-    parser.add_argument("--repeat", type=int, default=9, metavar="N", help="rounds")
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="of a round on a GPU")
-    parser.add_argument("--threads", type=int, default=2, metavar="N")
-    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)  # a kind, and the folder
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda needs an NVIDIA GPU (CUDA), and torch finds none here")
@@ -102,17 +87,42 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pictures(folder / "classes", sizes(arguments))
-        if arguments.trainer == "balagan":  # the last class is B
-            (folder / "classes" / f"{sizes(arguments)['classes'] - 1}").rename(folder / "B")
-        if arguments.trainer not in ("cut", "fastcut"):
-            made = original(arguments, "cpu").networks()
-            save_file(
-                {f"{n}.{tensor}": v for n in "GD" for tensor, v in made[n].state_dict().items()},
-                folder / START,
-            )
-            del made
+        prepare(arguments, folder)
         table(arguments, folder)
+
+
+def parser() -> argparse.ArgumentParser:
+    """What may be said."""
+    own = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    own.add_argument("--device", choices=SIZES, default="cpu")
+    own.add_argument("--trainer", choices=ON_CPU, default="deepi2i")
+    own.add_argument("--size", help="32s, 64s, 64 or 128; of others a number")
+    own.add_argument("--ch", type=int)
+    own.add_argument("--width", type=int, help="of balagan and cut")
+    own.add_argument("--batch", type=int)
+    own.add_argument("--classes", type=int)
+    own.add_argument("--accumulate", type=int, default=1, metavar="N", help="passes of a step")
+    own.add_argument("--first-phase", action="store_true", help="only A and D are trained")
+    own.add_argument("--scratch", action="store_true", help="all four networks are trained")
+    own.add_argument("--compile", action="store_true", help="ours, on a GPU")
+    own.add_argument("--repeat", type=int, default=9, metavar="N", help="rounds")
+    own.add_argument("--steps", type=int, default=10, metavar="N", help="of a round on a GPU")
+    own.add_argument("--threads", type=int, default=2, metavar="N")
+    own.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)  # a kind, and the folder
+    return own
+
+
+def prepare(arguments: argparse.Namespace, folder: Path) -> None:
+    """What a training of ours begins with: pictures, and G and D of a GAN."""
+    pictures(folder / "classes", sizes(arguments))
+    if arguments.trainer == "balagan":  # the last class is B
+        (folder / "classes" / f"{sizes(arguments)['classes'] - 1}").rename(folder / "B")
+    if arguments.trainer not in ("cut", "fastcut"):
+        made = original(arguments, "cpu").networks()
+        save_file(
+            {f"{n}.{tensor}": v for n in "GD" for tensor, v in made[n].state_dict().items()},
+            folder / START,
+        )
 
 
 def sizes(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -183,70 +193,78 @@ def original(arguments: argparse.Namespace, device: str) -> Any:
 
 
 def stepper(kind: str, arguments: argparse.Namespace, folder: Path) -> Callable[[], object]:
-    """What makes one step."""
-    if arguments.trainer in ("cut", "fastcut"):
-        return stepper_of_cut(kind, arguments, folder)
-    own, device, of_balagan = sizes(arguments), arguments.device, arguments.trainer == "balagan"
+    """What makes one step, and on a GPU some of those that are read together."""
     if kind == ORIGINAL:
-        theirs = original(arguments, device)
-        side, batch = int(str(own["size"]).rstrip("s")), own["batch"]
-        generator = torch.Generator().manual_seed(0)
-        passes = [
-            tuple(
-                values.to(device)
-                for _ in range(2)
-                for values in (
-                    torch.rand(batch, 3, side, side, generator=generator) * 2 - 1,
-                    torch.randint(own["classes"], (batch,), generator=generator),
-                )
-            )
-            for _ in range(arguments.accumulate)
-        ]
-        return (lambda: theirs.step(*passes[0])) if of_balagan else lambda: theirs.step(*passes)
-    more = KINDS[device][kind] | ({"compile": True} if arguments.compile else {})
-    if of_balagan:
-        widths = {name: value for name, value in own.items() if name != "classes"}
-        balagan = BalaGANOptions(
-            **widths, data_a=folder / "classes", data_b=folder / "B", modalities="labels",
-            device=device, sheet_every=0, threads=0, steps=1 << 30, **more,
-        )  # fmt: skip
-        session = BalaGAN().session(balagan, folder / START, seed=0)
-        drawn = session.batches()
-        return lambda: session.optimise(next(drawn))
-    options = DeepI2IOptions(
-        **{name: value for name, value in own.items() if name != "classes"},
-        data=folder / "classes", accumulate=arguments.accumulate, device=device, sheet_every=0,
-        threads=0, steps=1 << 30, scratch=arguments.scratch,
-        phase1=1 << 30 if arguments.first_phase else 0, **more,
-    )  # fmt: skip
-    start = None if arguments.scratch else folder / START
-    session = DeepI2I().session(options, start, seed=0)
-    drawn = session.batches()
-    return lambda: session.optimise(next(drawn))
+        return published(arguments)
+    more = KINDS[arguments.device][kind] | ({"compile": True} if arguments.compile else {})
+    own = session(arguments, folder, threads=0, **more)
+    drawn = own.batches()
+
+    def step() -> None:
+        own.take(next(drawn))
+        if own.steps % (own.behind + 1) == 0:
+            list(own.read())
+
+    return step
 
 
-def stepper_of_cut(kind: str, arguments: argparse.Namespace, folder: Path) -> Callable[[], object]:
-    """CUT's; the published FastCUT mirrors every second time, ours half of the times."""
-    own, device, fast = sizes(arguments), arguments.device, arguments.trainer == "fastcut"
-    size = own.pop("size")
-    if kind == ORIGINAL:
-        more: dict[str, Any] = {"nce": 10.0, "identity": False} if fast else {}
+def published(arguments: argparse.Namespace) -> Callable[[], object]:
+    """A step of the published code."""
+    own, device, trainer = sizes(arguments), arguments.device, arguments.trainer
+    side, batch = int(str(own["size"]).rstrip("s")), own["batch"]
+    generator = torch.Generator().manual_seed(0)
+    if trainer in ("cut", "fastcut"):
+        more: dict[str, Any] = {"nce": 10.0, "identity": False} if trainer == "fastcut" else {}
         theirs = OriginalCUT(own["width"], own["blocks"], device=device, **more)
-        x, y = (torch.rand(own["batch"], 3, size, size, device=device) * 2 - 1 for _ in range(2))
-        maps = tapped_sizes(size, size)
+        x, y = (
+            (torch.rand(batch, 3, side, side, generator=generator) * 2 - 1).to(device)
+            for _ in range(2)
+        )
+        fast = trainer == "fastcut"
+        maps = tapped_sizes(side, side)
         places = [[torch.randperm(n, device=device)[:256] for n in maps] for _ in range(2 - fast)]
-        flips = itertools.cycle((False, fast))
+        flips = itertools.cycle((False, fast))  # every second time; ours half of the times
         return lambda: theirs.step(x, y, *places, flip=next(flips))
-    trainer = FastCUT() if fast else CUT()
-    more = KINDS[device][kind] | ({"compile": True} if arguments.compile else {})
-    options = trainer.options(
-        **own, data_a=folder / "classes" / "0", data_b=folder / "classes" / "1", load_size=size,
-        crop_size=size, device=device, sheet_every=0, threads=0, steps=1 << 30, decay_epochs=0,
-        **more,
+    other = original(arguments, device)
+    passes = [
+        tuple(
+            values.to(device)
+            for _ in range(2)
+            for values in (
+                torch.rand(batch, 3, side, side, generator=generator) * 2 - 1,
+                torch.randint(own["classes"], (batch,), generator=generator),
+            )
+        )
+        for _ in range(arguments.accumulate)
+    ]
+    return (lambda: other.step(*passes[0])) if trainer == "balagan" else lambda: other.step(*passes)
+
+
+def session(arguments: argparse.Namespace, folder: Path, **more: Any) -> Session:
+    """A training of ours, on the pictures of a folder."""
+    own, given = sizes(arguments), {"device": arguments.device, "sheet_every": 0, "steps": 1 << 30}
+    given |= more
+    classes = folder / "classes"
+    if arguments.trainer in ("cut", "fastcut"):
+        trainer = FastCUT() if arguments.trainer == "fastcut" else CUT()
+        size = own.pop("size")
+        options = trainer.options(
+            **own, data_a=classes / "0", data_b=classes / "1", load_size=size, crop_size=size,
+            decay_epochs=0, **given,
+        )  # fmt: skip
+        return trainer.session(options, None, seed=0)
+    start = None if arguments.scratch else folder / START
+    del own["classes"]
+    if arguments.trainer == "balagan":
+        balagan = BalaGANOptions(
+            **own, data_a=classes, data_b=folder / "B", modalities="labels", **given
+        )
+        return BalaGAN().session(balagan, start, seed=0)
+    deepi2i = DeepI2IOptions(
+        **own, data=classes, accumulate=arguments.accumulate, scratch=arguments.scratch,
+        phase1=1 << 30 if arguments.first_phase else 0, **given,
     )  # fmt: skip
-    session = trainer.session(options, None, seed=0)
-    drawn = session.batches()
-    return lambda: session.optimise(next(drawn))
+    return DeepI2I().session(deepi2i, start, seed=0)
 
 
 def seconds(kinds: list[str], arguments: argparse.Namespace, folder: Path) -> dict[str, float]:

@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 # Only the standard library above, and data are made and checked in other processes: Linux counts
@@ -292,8 +293,26 @@ def measure(case: Case, rounds: int, work: Path) -> list[Result]:
 CACHED, SYNCED = "", ", fsync"
 LINEAR = ["--method", "linear", "--beta", "0.5"]
 SLERP = ["--method", "slerp", "--set", "t=0.4"]
-SLERP_CLAIMS = (Claim("x limit", high=4), Claim("RSS MB", high=200))
-TIES_CLAIMS = (Claim("x limit", high=20), Claim("RSS MB", high=200))
+SLERP_CLAIMS = (Claim("x limit", high=3.5), Claim("x mergekit", low=8), Claim("RSS MB", high=200))
+TIES_CLAIMS = (Claim("x limit", high=16), Claim("x mergekit", low=8), Claim("RSS MB", high=120))
+TIES_FAST = (Claim("x limit", high=8), Claim("x mergekit", low=8), Claim("RSS MB", high=200))
+# What both have: whether there is a base, parameters of each model, and of the merge.
+_WEIGHT = {"weight": 0.5}
+_THIN = {"weight": 0.5, "density": 0.5}
+METHODS: dict[str, tuple[bool, dict[str, float], dict[str, float]]] = {
+    "nuslerp": (False, _WEIGHT, {}),
+    "multislerp": (False, _WEIGHT, {}),
+    "karcher": (False, {}, {}),
+    "task_arithmetic": (True, _WEIGHT, {}),
+    "dare_linear": (True, _THIN, {}),
+    "dare_ties": (True, _THIN, {}),
+    "della": (True, {**_THIN, "epsilon": 0.1}, {}),
+    "breadcrumbs": (True, {**_THIN, "gamma": 0.01}, {}),
+    "model_stock": (True, {}, {}),
+    "sce": (True, {}, {"select_topk": 0.5}),
+    "arcee_fusion": (True, {}, {}),
+    "nearswap": (True, {}, {"t": 0.001}),
+}
 
 
 def ties_options(base: Path) -> list[str]:
@@ -518,10 +537,54 @@ def ties(setup: Setup) -> Case:
         f"TIES: a base and two fine-tunes of {size / 1e9:.2f} GB, bfloat16, density 0.5",
         [
             *limits(setup, inputs),
-            *soups(setup, [a, b], options, claims=TIES_CLAIMS, fast_claims=TIES_CLAIMS),
+            *soups(setup, [a, b], options, claims=TIES_CLAIMS, fast_claims=TIES_FAST),
             *mergekit(setup, "mergekit-yaml", config, size, ["mergekit"]),
         ],
         inputs,
+    )
+
+
+def method(name: str, setup: Setup) -> Case:
+    """A method that mergekit has too, on models of a quarter of the size."""
+    has_base, of_model, of_merge = METHODS[name]
+    base, a, b = setup.data("llama", 0, 1, 2, scale=0.25)
+    size = a.stat().st_size
+    pairs = name in ("arcee_fusion", "nearswap")  # the base is the first of two models
+    models = [b] if pairs else [a, b]
+    config: dict[str, object] = {
+        "merge_method": name, "dtype": "bfloat16", "parameters": of_merge,
+        "models": [{"model": str(p.parent), "parameters": of_model} for p in models],
+    }  # fmt: skip
+    options = ["--method", name]
+    for key, value in {**of_model, **of_merge}.items():
+        options += ["--set", f"{key}={value}"]
+    if has_base:
+        config["base_model"] = str((a if pairs else base).parent)
+        options += [] if pairs else ["--base", str(base)]
+    claims = (Claim("x mergekit", low=4), Claim("RSS MB", high=120))
+    read = [a, b] if pairs or not has_base else [base, a, b]
+    return Case(
+        f"{name}: models of {size / 1e9:.2f} GB, bfloat16",
+        [
+            *limits(setup, read, kinds=[CACHED]),
+            *soups(setup, [a, b], options, claims=claims, fast_claims=claims, kinds=[CACHED]),
+            *mergekit(setup, "mergekit-yaml", config, size, ["mergekit"]),
+        ],
+        read,
+    )
+
+
+def lora(setup: Setup) -> Case:
+    (base,), (adapter,) = setup.data("llama", 0), setup.data("lora", 0)
+    size = base.stat().st_size
+    claims = (Claim("x limit", high=2), Claim("RSS MB", high=120))
+    return Case(
+        f"LoRA: an adapter of rank 16 folded into a model of {size / 1e9:.2f} GB, bfloat16",
+        [
+            *limits(setup, [base]),
+            *soups(setup, [base], ["--lora", str(adapter)], claims=claims, fast_claims=claims),
+        ],
+        [base, adapter],
     )
 
 
@@ -620,11 +683,13 @@ CASES: dict[str, Callable[[Setup], Case]] = {
     "linear": linear,
     "slerp": slerp,
     "ties": ties,
+    "lora": lora,
     "gan": gan,
     "double": double,
     "single": single,
     "many": many,
     "startup": startup,
+    **{name: partial(method, name) for name in METHODS},
 }
 
 

@@ -868,6 +868,30 @@ def test_methods_are_listed_and_described() -> None:
     assert "lambda" in rows
     assert len(json.loads(done("methods", "--json"))) >= 6
     assert json.loads(done("methods", "slerp", "--json"))["parameters"][0]["name"] == "t"
+    rows = {line.split()[0]: line for line in done("methods", "karcher").splitlines() if line}
+    assert "at least 1" in rows["max_iter"]
+    assert rows["reads"].endswith(": 2×")
+
+
+def test_methods_are_sorted_by_what_they_are_for_and_then_by_what_they_cost() -> None:
+    every = json.loads(done("methods", "--json"))
+    names = [method["name"] for method in every]
+    purposes = list(dict.fromkeys(method["purpose"] for method in every))
+    assert purposes[:3] == ["average", "interpolate", "task vectors"]
+    assert [m["purpose"] for m in every] == sorted(
+        (m["purpose"] for m in every), key=purposes.index
+    )  # fmt: skip
+    for purpose in purposes:
+        passes = [method["passes"] for method in every if method["purpose"] == purpose]
+        assert passes == sorted(passes)
+    costs = {method["name"]: (method["passes"], method["at_once"]) for method in every}
+    assert costs["linear"] == costs["ram"] == (1, "block")
+    assert costs["slerp"] == costs["dare_ties"] == (2, "block")  # a gram; a norm
+    assert costs["ties"] == (2, "block")  # a threshold, of which a sample tells
+    assert costs["della"] == (2, "row")
+    lines = [line.split() for line in done("methods").splitlines()]
+    printed = [words[0] for words in lines if words and words[0] in names]
+    assert printed == names
 
 
 # Entry points
@@ -1106,7 +1130,7 @@ def test_without_a_terminal_a_long_merge_says_each_minute_how_far_it_is(
 ) -> None:
     clock = itertools.count(0.0, 40.0)  # seconds: each other time that it is asked is a minute
     monkeypatch.setattr(
-        "modelsoup.terminal.cli.time", SimpleNamespace(monotonic=lambda: next(clock))
+        "modelsoup.terminal.cli_shared.time", SimpleNamespace(monotonic=lambda: next(clock))
     )
     said = CliRunner().invoke(modelsoup.terminal.cli.main, [*MERGE, "--workers", "1"]).stderr
     lines = [line for line in said.splitlines() if "merging" in line]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -413,6 +416,25 @@ HOSTILE: dict[str, tuple[Any, str]] = {
         "is made of itself",
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["method", "rule"])
+def test_a_lineage_has_no_module_imported(where: str, tmp_path: Path) -> None:
+    (tmp_path / "evil_module.py").write_text("open('imported', 'w')")
+    name = "evil_module:function"
+    content = {**MADE, "method": name}
+    if where == "rule":
+        content = {**MADE, "rules": [{"pattern": "*", "action": "merge", "method": name}]}
+    strange = with_lineage("strange.safetensors", content)
+    done = subprocess.run(
+        [sys.executable, "-m", "modelsoup", "report", strange, "-o", "report.html"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert not Path("imported").exists()
+    assert "Traceback" not in done.stderr
+    told = Path("report.html").read_text("utf-8") if Path("report.html").exists() else done.stderr
+    assert f"the lineage names {name} as a merge method" in told
 
 
 @pytest.mark.parametrize(("content", "said"), HOSTILE.values(), ids=HOSTILE)

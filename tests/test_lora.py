@@ -252,6 +252,12 @@ def test_a_factor_alone_and_factors_that_do_not_fit_are_named(tmp_path: Path):
     )
 
 
+@pytest.mark.parametrize(("rank", "rows"), [(0, 3), (2, 0)])
+def test_factors_without_elements_are_refused(tmp_path: Path, rank: int, rows: int):
+    adapter = peft(tmp_path / "a", pair("q", rows, 3, rank))
+    assert "factors that cannot be multiplied" in refused(adapter)
+
+
 def test_a_model_is_no_adapter(tmp_path: Path):
     file = tmp_path / "m.safetensors"
     save_file({"a.weight": draw(2, 2)}, file)
@@ -391,6 +397,21 @@ def test_in_core_space_a_linear_method_is_the_sum_and_ties_is_ties_of_the_cores(
     np.testing.assert_allclose(updates(tmp_path / "out")["q"], 2 * up @ down, atol=1e-5)
 
 
+def test_what_comes_out_of_core_space_has_no_more_rank_than_the_module(tmp_path: Path):
+    a, b = (peft(tmp_path / n, pair("q", 3, 6, rank=2, seed=k)) for k, n in enumerate("ab"))
+    report = modelsoup.merge_adapters([a, b], tmp_path / "out", method="ties")
+    (fit,) = report.fits
+    assert fit.rank == 3 and fit.error < 1e-6
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "sce", "model_stock"])
+def test_adapters_that_add_nothing_are_merged_to_one_that_adds_nothing(tmp_path: Path, method: str):
+    nothing = pair("q", 5, 4) | {"q.lora_B.weight": np.zeros((5, 2), np.float32)}
+    a, b = (peft(tmp_path / n, nothing) for n in "ab")
+    modelsoup.merge_adapters([a, b], tmp_path / "out", method=method)
+    np.testing.assert_array_equal(updates(tmp_path / "out")["q"], np.zeros((5, 4)))
+
+
 def test_a_module_that_only_one_adapter_has_is_nothing_in_the_others(tmp_path: Path):
     a = peft(tmp_path / "a", {**pair("q", 5, 4), **pair("v", 4, 4)})
     b = peft(tmp_path / "b", pair("q", 5, 4, seed=1))
@@ -453,10 +474,32 @@ def test_what_cannot_be_added_up_without_the_base_is_refused(tmp_path: Path):
         peft(tmp_path / n, {**pair("q", 5, 4), "head.weight": draw(2, 2, seed=k)})
         for k, n in enumerate("ab")
     )
-    assert "have different 'head.weight', whole and not as an update" in merging_fails(a, b)
+    assert merging_fails(a, b) == (
+        f"{a} and {b} have 'head.weight' whole, not as an update, and they differ (base=… has them "
+        f"merged)"
+    )
     tensors = {**pair("q", 5, 4), "q.lora_magnitude_vector": draw(5)}
     dora = peft(tmp_path / "dora", tensors, use_dora=True)
     assert "has DoRA's magnitudes" in merging_fails(dora)
+
+
+def test_over_the_base_what_adapters_have_whole_is_merged_as_task_vectors_are(tmp_path: Path):
+    head = draw(2, 2, seed=9)
+    base = saved(tmp_path / "base.safetensors", {"q.weight": draw(5, 4), "head.weight": head})
+    a, b, c = (
+        peft(tmp_path / n, {**pair("q", 5, 4, seed=k), "head.weight": draw(2, 2, seed=k)})
+        for k, n in enumerate("abc")
+    )
+    (c / "adapter_model.safetensors").unlink()
+    save_file(
+        {f"{PEFT}{n}": v for n, v in pair("q", 5, 4).items()}, c / "adapter_model.safetensors"
+    )
+    out = tmp_path / "out"
+    modelsoup.merge_adapters([a, b, c], out, weights=[0.7, 0.2, 5], base=base)
+    wanted = head + 0.7 * (draw(2, 2) - head) + 0.2 * (draw(2, 2, seed=1) - head)
+    found = load_file(out / "adapter_model.safetensors")[f"{PEFT}head.weight"]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert_close(fold(base, [out]), fold(base, {a: 0.7, b: 0.2, c: 5}))
 
 
 def test_a_head_that_all_adapters_share_is_kept(tmp_path: Path):
@@ -906,8 +949,7 @@ def test_an_adapter_for_another_base_is_named_with_its_module(tmp_path: Path):
     base = saved(tmp_path / "base.safetensors", MODEL)
     absent = peft(tmp_path / "absent", pair("conf", 3, 3))
     assert folding_fails(tmp_path, base, "--lora", absent) == (
-        "Error: absent is for 'conf', which the base does not have; did you mean 'conv'?"
-        "\n"
+        "Error: absent is for 'conf', which the base does not have; did you mean 'conv'?\n"
     )
     other = peft(tmp_path / "other", pair("v", 40, 31))
     assert folding_fails(tmp_path, base, "--lora", other) == (
@@ -925,7 +967,7 @@ def test_what_makes_no_sense_beside_adapters_is_one_sentence(tmp_path: Path):
         ((base, "--lora", a, "--weights", "1"), "the adapters' weights are given twice"),
         ((base, "--lora", a, "--lora", a), "is given twice"),
         ((base, "--lora", f"{a}=much"), "has the weight 'much', which is no finite number"),
-        ((base, "--lora", a, "--rename", "v.*=w.*"), "adapters go by the names"),
+        ((base, "--lora", a, "--rename", "v.*=w.*"), "renames and adapters do not go together"),
         ((base, "--lora", a, "--layers", "v.*=second"), "wants model 2, but there are 1"),
     ):
         assert said in folding_fails(tmp_path, *words), words
@@ -971,6 +1013,18 @@ def test_a_config_file_names_adapters_from_its_own_folder(tmp_path: Path):
     wanted = fold(base, {a: 0.5})
     made = load_file(tmp_path / "out.safetensors")
     assert all(np.array_equal(value, wanted[name]) for name, value in made.items())
+
+
+def test_the_card_of_a_fold_has_a_configuration_that_makes_it_again(tmp_path: Path):
+    base, a = saved(tmp_path / "base.safetensors", MODEL), adapter_of_all(tmp_path / "a")
+    modelsoup.merge([base], tmp_path / "out", lora={a: 0.5}, model_card=True)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "1 low-rank adapter folded by modelsoup into `base.safetensors`:" in card
+    (tmp_path / "again.yaml").write_text(card.split("```")[1].removeprefix("yaml\n"))
+    out = tmp_path / "again.safetensors"
+    assert soup("merge", "--config", tmp_path / "again.yaml", "-o", out).exit_code == 0
+    first, again = load_file(tmp_path / "out" / "model.safetensors"), load_file(out)
+    assert all(np.array_equal(value, again[name]) for name, value in first.items())
 
 
 def test_a_folder_that_adapters_are_folded_into_keeps_its_config(tmp_path: Path):

@@ -19,6 +19,9 @@ pytestmark = [
     # Of models that are none of transformers'.
     pytest.mark.filterwarnings("ignore:Could not identify embedding layer"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`"),
+    pytest.mark.filterwarnings(
+        "ignore:Adapter .* have invalid shape"
+    ),  # of biases, which have one axis
 ]
 State = dict[str, torch.Tensor]
 
@@ -45,7 +48,7 @@ def trained(network: Network, folder: Path, seed: int, **how: Any) -> State:
     """A base with an adapter as PEFT makes, saves and merges it."""
     torch.manual_seed(seed)
     targets = ["embed_tokens", "conv", "layers.0", "layers.1"]
-    config = LoraConfig(target_modules=targets, **how)
+    config = LoraConfig(**{"target_modules": targets, **how})
     model = get_peft_model(copy.deepcopy(network), config)
     for name, value in model.named_parameters():
         if value.requires_grad:
@@ -103,3 +106,26 @@ def test_peft_makes_the_tuned_model_of_what_was_extracted_from_it(network: Netwo
     paths = [tmp_path / f"{name}.safetensors" for name in ("tuned", "base")]
     modelsoup.extract_adapter(*paths, tmp_path / "out", rank=8)  # of which none is larger
     assert_equal(loaded(network, tmp_path / "out"), tuned)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"r": 5, "use_rslora": True},
+        {"use_dora": True},
+        {"bias": "all"},
+        {"modules_to_save": ["head", "norm"]},
+        {"lora_bias": True, "target_modules": ["conv", "layers.0"]},
+    ],
+    ids=["plain", "rank-stabilised", "DoRA", "biases", "modules to save", "biases of factors"],
+)
+def test_an_adapter_folded_into_its_base_is_what_peft_merges(
+    network: Network, tmp_path: Path, how: dict[str, Any]
+):
+    wanted = trained(network, tmp_path / "adapter", 4, **how)
+    save_file(network.state_dict(), tmp_path / "base.safetensors")
+    out = tmp_path / "out.safetensors"
+    modelsoup.merge([tmp_path / "base.safetensors"], out, lora=[tmp_path / "adapter"])
+    found = modelsoup.open_checkpoint(out)
+    assert_equal({name: torch.from_numpy(found[name].copy()) for name in found}, wanted)

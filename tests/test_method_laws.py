@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from modelsoup.merging import merge as merging
 from modelsoup.merging.forms import BLOCK, Rows, Tensor
 from modelsoup.merging.in_memory import carried_out, merge_arrays
 from modelsoup.merging.methods import get_method, registry
-from modelsoup.merging.reductions import FEW, EachRow, Largest, Ranked
+from modelsoup.merging.reductions import FEW, PART, EachRow, Largest, Ranked, sampled
 
 Formula = Callable[[np.ndarray, list[np.ndarray], dict[str, Any]], np.ndarray]
 WEIGHT = (0.5317, 0.2939, 0.4523)
@@ -649,6 +650,30 @@ def test_several_thresholds_are_those_found_one_by_one(
     assert np.array_equal(total, expected)
 
 
+@pytest.mark.parametrize("told", ["rightly", "wrongly", "of one threshold only"])
+def test_thresholds_of_a_large_tensor_are_exact_whatever_a_sample_tells(
+    told: str, tmp_path: Path
+) -> None:
+    model = np.random.default_rng(13).normal(size=(1100, 1000)).astype(np.float32)
+    x = Tensor("w", model.shape, 1, True, can_be_sampled=True)
+    assert x.is_sampled
+    for start in sampled(x):
+        part = model.reshape(-1)[start : start + PART]
+        if told == "wrongly":
+            part *= 1e-3
+        elif told == "of one threshold only":
+            part[np.abs(part) > 2] = 2
+    save_file({"w": np.zeros_like(model)}, tmp_path / "base.safetensors")
+    save_file({"w": model}, tmp_path / "model.safetensors")
+    modelsoup.merge(
+        [tmp_path / "model.safetensors"], base=tmp_path / "base.safetensors",
+        output=tmp_path / "merged.safetensors", method="breadcrumbs", weights=[1],
+        parameters={"density": 0.3, "gamma": 0.01},
+    )  # fmt: skip
+    merged = load_file(tmp_path / "merged.safetensors")["w"]
+    assert np.array_equal(merged, without_outliers(model, 0.3, 0.01))
+
+
 @pytest.mark.parametrize("shape", [(3, BLOCK + 5), (1000, 131), (70_001, 1), (6,), ()])
 def test_each_row_has_its_number(shape: tuple[int, ...], own_method: Callable[..., Any]) -> None:
     model = np.random.default_rng(12).normal(size=shape)
@@ -669,6 +694,33 @@ def test_each_row_has_its_number(shape: tuple[int, ...], own_method: Callable[..
     assert np.array_equal(
         found, np.broadcast_to(highest, np.atleast_1d(model).shape).reshape(shape)
     )
+
+
+# --- what is told of them -------------------------------------------------------------------------
+
+TABLES = (Path(__file__).parent.parent / "docs" / "methods.md").read_text("utf-8")
+
+
+MERGEKITS = {
+    "linear", "slerp", "nuslerp", "multislerp", "karcher", "task_arithmetic", "ties", "dare_linear",
+    "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "model_stock", "sce",
+    "arcee_fusion", "nearswap", "ram", "ramplus_tl", "passthrough",
+}  # fmt: skip
+
+
+def test_the_tables_of_methods_have_each_with_its_parameters_and_passes() -> None:
+    rows = [line.split(" | ") for line in TABLES.splitlines() if line.startswith("| `")]
+    told = {name: row for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert told.keys() >= MERGEKITS
+    for name, (*_, inputs, parameters, reads) in told.items():
+        chosen = get_method(name)
+        named = {word for word in re.findall(r"`(\w+)`", parameters) if word in chosen.parameters}
+        assert named == set(chosen.parameters), name
+        assert ("base" in inputs) == (chosen.base is not False), name
+        costs = registry.cost(chosen)
+        assert costs is not None
+        assert f"{costs.passes}×" in reads, name
+        assert ("*rows*" in reads) == (costs.at_once == "row"), name
 
 
 # --- what does not fit ----------------------------------------------------------------------------

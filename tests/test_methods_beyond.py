@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -15,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 import modelsoup
 from modelsoup.errors import ParameterError
 from modelsoup.merging.forms import BLOCK
+from modelsoup.terminal.cli import main
 
 LAWS = settings(max_examples=15, deadline=None)
 Arrays = list[np.ndarray]
@@ -27,10 +32,11 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "wudi": {"t": 3.0},
     "svc": {},
     "lines": {"shallow": 1.0},
-    "magmax": {"lambda_": 1.0},
+    "magmax": {},
     "consensus": {"k": 1},
     "emr": {},
     "geometric_median": {},
+    "actmat": {},
 }
 WITH_BASE = [name for name in METHODS if name != "geometric_median"]
 
@@ -101,7 +107,7 @@ def test_copies_of_one_model_are_that_model_where_a_method_promises_it() -> None
     for name in ("svc", "emr", "geometric_median"):
         close(merged(name, copies), model)
     close(merged("wudi", copies, t=1e6), model, 1e-8)
-    close(merged("magmax", copies), base + 0.5 * (model - base))
+    close(merged("magmax", copies), model)
     # Each is 1 beside 2 of the others, less than the threshold 0.6.
     close(merged("consensus", copies), base)
     close(merged("lines", copies, shallow=1 / 3), model)
@@ -362,6 +368,19 @@ def test_svc_leaves_what_is_no_matrix_as_it_was_merged() -> None:
     np.testing.assert_array_equal(merged("svc", arrays, of="ties", density=0.4), wanted)
 
 
+def test_every_method_that_is_offered_can_be_post_processed() -> None:
+    arrays = drawn(34, 2, (60, 5))
+    words = modelsoup.get_method("svc").parameters["of"].words
+    assert {"ties", "dare_linear", "della", "sce", "model_stock", "tsv_m", "emr"} <= set(words)
+    for of in words:
+        weight = {"weight": 1.0} if "weight" in modelsoup.get_method(of).parameters else {}
+        inner = modelsoup.merge_arrays(of, arrays[1:], base=arrays[0], **weight)
+        close(merged("lines", arrays, of=of, shallow=1.0), inner)
+        assert np.isfinite(merged("svc", arrays, of=of)).all()
+    with pytest.raises(ParameterError, match="the method 'sce' merges at least 2 models"):
+        merged("svc", arrays[:2], of="sce")
+
+
 @pytest.mark.parametrize("of", ["task_arithmetic", "ties", "tsv_m", "svc"])
 def test_lines_scales_a_merge_by_the_depth_of_its_layer(of: str) -> None:
     base, *models = arrays = drawn(15, 2, (6, 6))
@@ -396,7 +415,7 @@ def test_lines_wants_a_model_that_has_layers(tmp_path: Path) -> None:
 def test_magmax_takes_the_largest_and_the_later_of_equals() -> None:
     base = np.zeros(4)
     a, b = np.array([3.0, -1, 2, -2]), np.array([-2.0, 4, -2, 2])
-    close(merged("magmax", [base, a, b]), 0.5 * np.array([3.0, 4, -2, 2]))
+    close(merged("magmax", [base, a, b], **{"lambda": 0.5}), 0.5 * np.array([3.0, 4, -2, 2]))
 
 
 def test_consensus_keeps_the_sum_where_enough_task_vectors_matter() -> None:
@@ -491,3 +510,290 @@ def test_a_model_far_away_moves_the_geometric_median_little() -> None:
     spread = np.linalg.norm(models[0] - models[1])
     assert np.linalg.norm(far - near) < spread
     assert np.linalg.norm(far - base) < spread
+
+
+# --- weighted by data -----------------------------------------------------------------------------
+
+
+def gram_of(seed: int, columns: int, samples: int = 40) -> np.ndarray:
+    inputs = np.random.default_rng(seed).normal(size=(samples, columns))
+    inputs = inputs @ np.random.default_rng(seed + 100).normal(size=(columns, columns))
+    return inputs.T @ inputs
+
+
+def test_fisher_weighs_each_element_by_its_information() -> None:
+    _, *models = drawn(23, 3, (40,))
+    fishers = [abs(array) for array in drawn(24, 3, (40,))[1:]]
+    fishers[0][:7] = fishers[1][:7] = fishers[2][:7] = 0
+    weight = (0.2, 0.3, 0.5)
+    wanted = sum(w * f * m for w, f, m in zip(weight, fishers, models, strict=True))
+    with np.errstate(invalid="ignore"):
+        wanted /= sum(w * f for w, f in zip(weight, fishers, strict=True))
+    wanted[:7] = sum(w * m[:7] for w, m in zip(weight, models, strict=True))
+    found = modelsoup.merge_arrays("fisher", models, aux={"fisher": fishers}, weight=weight)
+    close(found, wanted)
+
+
+def test_fisher_of_one_model_or_of_copies_is_that_model() -> None:
+    _, model = drawn(25, 1, (30,), np.float32)
+    some, other = (abs(array) for array in drawn(26, 1, (30,), np.float32))
+    one = modelsoup.merge_arrays("fisher", [model], aux={"fisher": [some]})
+    np.testing.assert_array_equal(one, model)
+    copies = modelsoup.merge_arrays("fisher", [model, model], aux={"fisher": [some, other]})
+    close(copies, model, 1e-6)
+
+
+def test_regmean_is_nearest_to_the_models_outputs_on_their_own_inputs() -> None:
+    _, *models = drawn(27, 3, (4, 6))
+    inputs = [np.random.default_rng(k).normal(size=(50, 6)) for k in range(3)]
+    grams = [x.T @ x for x in inputs]
+    options = {"aux": {"gram": grams}, "scale": 1.0}
+    found = modelsoup.merge_arrays("regmean", models, **options)
+    # Least squares: all inputs together, each with the outputs of its own model.
+    outputs = [x @ w.T for x, w in zip(inputs, models, strict=True)]
+    best = np.linalg.lstsq(np.concatenate(inputs), np.concatenate(outputs), rcond=None)[0].T
+    close(found, best, 1e-9)
+
+
+def test_regmean_shrinks_what_is_beside_the_diagonal() -> None:
+    _, *models = drawn(28, 2, (3, 5))
+    grams = [gram_of(k, 5) for k in range(2)]
+    shrunk = [0.9 * gram + 0.1 * np.diag(np.diag(gram)) for gram in grams]
+    wanted = sum(w @ g for w, g in zip(models, shrunk, strict=True)) @ np.linalg.inv(sum(shrunk))
+    close(modelsoup.merge_arrays("regmean", models, aux={"gram": grams}), wanted, 1e-9)
+
+
+def test_regmean_is_the_mean_where_no_data_tell_of_an_input() -> None:
+    _, *models = drawn(29, 2, (3, 5))
+    seen = [gram_of(k, 5) for k in range(2)]
+    for gram in seen:
+        gram[4, :] = gram[:, 4] = 0
+    found = modelsoup.merge_arrays("regmean", models, aux={"gram": seen})
+    close(found[:, 4], (models[0] + models[1])[:, 4] / 2, 1e-9)
+    none = modelsoup.merge_arrays("regmean", models, aux={"gram": [np.zeros((5, 5))] * 2})
+    close(none, (models[0] + models[1]) / 2)
+
+
+def test_actmat_takes_the_task_vectors_for_the_inputs() -> None:
+    base, *models = drawn(30, 3, (9, 5))
+    deltas = [model - base for model in models]
+    grams = [d.T @ d for d in deltas]
+    wanted = sum(d @ g for d, g in zip(deltas, grams, strict=True)) @ np.linalg.inv(sum(grams))
+    found = merged("actmat", [base, *models], **{"lambda": 0.7})
+    close(found, base + 0.7 * wanted, 1e-9)
+
+
+def with_data(folder: Path) -> tuple[list[Path], list[dict[str, np.ndarray]], list[dict[str, Any]]]:
+    """Two models with a linear layer, a bias and a norm that has no data of its own."""
+    models, beside, paths = [], [], []
+    for k in range(2):
+        _, weight = drawn(31 + k, 1, (300, 251), np.float32)
+        _, bias, norm = drawn(33 + k, 2, (300,), np.float32)
+        models.append({"fc.weight": weight, "fc.bias": bias, "norm": norm})
+        fisher = {name: abs(models[-1][name] + k) for name in ("fc.weight", "fc.bias")}
+        beside.append({"fisher": fisher, "gram": {"fc.weight": gram_of(k, 251, 400)}})
+        paths.append(folder / f"model-{k}.safetensors")
+        save_file(models[-1], paths[-1])
+        for name, tensors in beside[-1].items():
+            save_file(tensors, folder / f"{name}-{k}.safetensors")
+    return paths, models, beside
+
+
+@pytest.mark.parametrize(("method", "aux"), [("fisher", "fisher"), ("regmean", "gram")])
+def test_files_are_merged_with_what_lies_beside_them(method: str, aux: str, tmp_path: Path) -> None:
+    paths, models, beside = with_data(tmp_path)
+    given_aux = [tmp_path / f"{aux}-{k}.safetensors" for k in range(2)]
+    output = tmp_path / "out.safetensors"
+    report = modelsoup.merge(paths, output, method=method, aux={aux: given_aux})
+    found = load_file(output)
+    for name in models[0]:
+        data = [one[aux].get(name) for one in beside]
+        wanted = modelsoup.merge_arrays(
+            method, [model[name] for model in models],
+            aux=None if data[0] is None else {aux: data}, name=name,
+        )  # fmt: skip
+        np.testing.assert_array_equal(found[name], wanted.astype(np.float32))
+    told = [notice.message for notice in report.notices if notice.kind == "aux"]
+    # Regmean has nothing to ask of what is no matrix.
+    without = ["1 tensor is merged without fisher, which has none: norm"]
+    assert told == (without if method == "fisher" else [])
+    assert report.bytes_read == sum(path.stat().st_size for path in (*paths, *given_aux))
+    assert modelsoup.verify(output).sound
+    assert {check.name for check in modelsoup.verify(output).inputs} == {
+        path.name for path in (*paths, *given_aux)
+    }
+
+
+def test_by_command_data_are_named_with_aux(tmp_path: Path) -> None:
+    paths, _, _ = with_data(tmp_path)
+    data = ",".join(str(tmp_path / f"fisher-{k}.safetensors") for k in range(2))
+    outputs = [tmp_path / f"out-{k}.safetensors" for k in range(2)]
+    config = tmp_path / "merge.yaml"
+    config.write_text(
+        "method: fisher\naux: {fisher: [fisher-0.safetensors, fisher-1.safetensors]}\n"
+    )
+    models = ["merge", *map(str, paths)]
+    for output, options in zip(
+        outputs,
+        (["--method", "fisher", "--aux", f"fisher={data}"], ["--config", str(config)]),
+        strict=True,
+    ):
+        done = CliRunner().invoke(main, [*models, *options, "-o", str(output)])
+        assert done.exit_code == 0, done.output
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    known = [str(paths[0]), str(paths[1])]
+    for aux, sentence in (
+        ("fisher", "--aux has 'fisher', but must be NAME=A,B: one path a model"),
+        ("fishr=a,b", "has no auxiliary input 'fishr'"),
+    ):
+        refused = ["merge", *known, "--method", "fisher", "--aux", aux, "-o", str(tmp_path / "x")]
+        if "," in aux:
+            refused[refused.index(aux)] = f"fishr={data}"
+        done = CliRunner().invoke(main, refused)
+        assert done.exit_code == 1
+        assert sentence in " ".join(done.stderr.split())
+
+
+def test_a_methods_page_tells_what_it_takes_beside_models_and_the_words_of_parameters() -> None:
+    fisher = CliRunner().invoke(main, ["methods", "fisher"])
+    assert "beside each model: fisher, the diagonal of the Fisher matrix" in fisher.stdout
+    assert "at least 0" in fisher.stdout
+    assert "mean, flatten" in CliRunner().invoke(main, ["methods", "tsv_m"]).stdout
+
+
+def refused_data(folder: Path, method: str = "fisher", **aux: list[str]) -> str:
+    paths = [folder / f"model-{k}.safetensors" for k in range(2)]
+    given_aux = {name: [folder / f"{one}.safetensors" for one in of] for name, of in aux.items()}
+    with pytest.raises(modelsoup.SoupError) as caught:
+        modelsoup.merge(paths, folder / "out.safetensors", method=method, aux=given_aux)
+    assert not (folder / "out.safetensors").exists()
+    return str(caught.value)
+
+
+def test_data_that_do_not_fit_are_told_with_their_file_and_tensor(tmp_path: Path) -> None:
+    _, models, beside = with_data(tmp_path)
+    assert refused_data(tmp_path).startswith("'fisher' needs 'fisher' for each model (aux=…)")
+    both = ["fisher-0", "fisher-1"]
+    assert "there is one 'fisher' for each model, but 1 checkpoint for 2" in refused_data(
+        tmp_path, fisher=both[:1]
+    )
+    assert "'linear' has no auxiliary input 'fisher' (it has none)" in refused_data(
+        tmp_path, "linear", fisher=both
+    )
+    save_file({"fc.weight": beside[1]["fisher"]["fc.weight"]}, tmp_path / "less.safetensors")
+    assert "1 tensor is missing from less.safetensors, fisher of a model: fc.bias" in refused_data(
+        tmp_path, fisher=["fisher-0", "less"]
+    )
+    wrong = {**beside[1]["fisher"], "fc.bias": np.ones(7, np.float32)}
+    save_file(wrong, tmp_path / "wrong.safetensors")
+    assert (
+        "1 tensor is without fisher of floats and the shape [300]: fc.bias (F32 [300] and F32 [7])"
+        in refused_data(tmp_path, fisher=["fisher-0", "wrong"])
+    )
+    save_file({"module.fc.bias": models[0]["fc.bias"]}, tmp_path / "other.safetensors")
+    assert (
+        "no tensor that is merged has the name of one in 'fisher': module.fc.bias"
+        in refused_data(tmp_path, fisher=["other", "other"])
+    )
+    save_file({"fc.weight": np.ones((300, 251), np.float32)}, tmp_path / "square.safetensors")
+    assert "[251, 251]" in refused_data(tmp_path, "regmean", gram=["gram-0", "square"])
+
+
+def test_data_that_are_not_finite_are_told_with_whose_they_are(tmp_path: Path) -> None:
+    _, _, beside = with_data(tmp_path)
+    beside[1]["gram"]["fc.weight"][250, 250] = np.nan
+    save_file(beside[1]["gram"], tmp_path / "nan.safetensors")
+    said = refused_data(tmp_path, "regmean", gram=["gram-0", "nan"])
+    assert "fc.weight (1 in nan.safetensors, gram of model 2)" in said
+
+
+def test_a_merge_with_data_is_known_by_its_lineage_and_is_no_plan(tmp_path: Path) -> None:
+    paths, _, _ = with_data(tmp_path)
+    given_aux = [tmp_path / f"fisher-{k}.safetensors" for k in range(2)]
+    output = tmp_path / "out.safetensors"
+    modelsoup.merge(paths, output, method="fisher", aux={"fisher": given_aux})
+    lineage = modelsoup.read_lineage(output)
+    assert lineage is not None
+    assert [entry["name"] for entry in lineage["aux"]["fisher"]] == [p.name for p in given_aux]
+    done = CliRunner().invoke(main, ["plan", "--from", str(output)])
+    assert done.exit_code == 1
+    assert "a merge by fisher took fisher beside the models" in " ".join(done.stderr.split())
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+def test_a_plan_tells_which_tensors_are_merged_as_matrices(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{k}.safetensors" for k in range(3)]
+    for path in paths:
+        arrays = {"a.weight": (8, 6), "a.bias": (8,), "lm_head.weight": (9, 6)}
+        save_file({name: np.zeros(shape, np.float32) for name, shape in arrays.items()}, path)
+    models = [modelsoup.open_checkpoint(path) for path in paths]
+    recipe = modelsoup.Recipe(method="iso_c")
+    plan = modelsoup.plan_merge(models[1:], recipe, base=models[0])
+    (notice,) = [notice for notice in plan.notices if notice.kind == "matrices"]
+    # Three inputs, stored and as they are computed with, the result, and what is said of iso_c:
+    # in float64 a matrix, its copy, U and Vᵀ twice, and four squares (8 / 6 is less than 11 / 6).
+    need = (3 + 1 + 3) * 48 * 4 + 8 * (2 * 48 + 2 * (48 + 36) + 3 * 36)
+    assert notice.message == (
+        f"iso_c takes 1 tensor (48 parameters) as matrices, in up to {need / 1000:.2f} kB of "
+        f"memory, and 2 tensors (62 parameters) otherwise"
+    )
+    assert set(notice.names) == {"lm_head.weight", "a.bias"}
+    assert notice.level == "note"
+    linear = modelsoup.plan_merge(models, modelsoup.Recipe())
+    assert not [notice for notice in linear.notices if notice.kind == "matrices"]
+
+
+MEASURE = """
+import sys
+import modelsoup
+import numpy as np
+
+def of_process(key):
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith(key))
+
+folder, name, parameters = sys.argv[1], sys.argv[2], eval(sys.argv[3])
+small, large = (
+    [f"{folder}/{size}-{k}.safetensors" for k in range(3)] for size in ("small", "large")
+)
+given = dict(method=name, parameters=parameters, workers=2, fsync=False)
+out = f"{folder}/out.safetensors"
+modelsoup.merge(small[1:], out, base=small[0], force=True, **given)  # what is loaded once
+report = modelsoup.merge(large[1:], out, base=large[0], dry_run=True, force=True, **given)
+said = max(step.whole_bytes for step in report.plan.steps)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+before = of_process("VmRSS")
+modelsoup.merge(large[1:], out, base=large[0], force=True, **given)
+print(said, of_process("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.parametrize("shape", [(2100, 2000), (5000, 900), (900, 5000)])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("tsv_m", {}),
+        ("iso_c", {}),
+        ("iso_cts", {}),
+        ("wudi", {"t": 3.0}),
+        ("svc", {}),
+        ("actmat", {}),
+    ],
+)
+def test_the_memory_that_a_plan_tells_is_what_the_merge_takes(
+    name: str, given: dict[str, Any], shape: tuple[int, int], tmp_path: Path
+) -> None:
+    for size, of in (("small", (40, 30)), ("large", shape)):
+        for k, array in enumerate(drawn(0, 2, of, np.float32)):
+            save_file({"w": array}, tmp_path / f"{size}-{k}.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path), name, repr(given)],
+        capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    said, measured = map(int, done.stdout.split())
+    assert 0.9 * said <= measured <= 1.1 * said

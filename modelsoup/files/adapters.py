@@ -312,13 +312,13 @@ def _naming(checkpoint: Checkpoint, found: Mapping[Role, Mapping[str, TensorInfo
 
 
 def _must_fit(path: Path, up: TensorInfo, down: TensorInfo, mid: TensorInfo | None) -> None:
-    """Whether two factors can be multiplied, by way of a third if there is one."""
+    """Whether two factors can be multiplied to something, by way of a third if there is one."""
     between = () if mid is None else (mid,)
     for info in (up, down, *between):
         if DTYPES[info.dtype].kind != "float":
             raise CheckpointError(f"{path}: the factor {info.name!r} has the dtype {info.dtype}")
     one = all(length == 1 for length in up.shape[2:])
-    fits = len(up.shape) >= 2 and len(down.shape) >= 2 and one
+    fits = len(up.shape) >= 2 and len(down.shape) >= 2 and one and up.elements and down.elements
     if mid is None:
         fits = fits and up.shape[1] == down.shape[0]
     else:
@@ -357,7 +357,7 @@ class _Scales:
         if module in self.alphas:
             stored = self.checkpoint[self.alphas[module].name].astype(np.float64)
             if stored.size == 1 and np.isfinite(stored).all():
-                return stored.item() / rank if rank else 0.0
+                return stored.item() / rank
             raise CheckpointError(
                 f"{self.checkpoint.path}: {self.alphas[module].name!r} is no finite number"
             )
@@ -365,7 +365,7 @@ class _Scales:
         if not config and self.of_parts:
             part, _, inside = module.partition(".")
             config = self.of_parts.get(part, {})
-        if not config or not rank:
+        if not config:
             return 1.0
         alpha = self._alpha(config, inside)
         return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

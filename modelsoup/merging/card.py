@@ -45,19 +45,32 @@ def model_card(plan: MergePlan, name: str, configuration: str | None) -> str:
     methods = [get_method(method) for method in sorted(used or {recipe.method_name})]
     sources = [f"- `{method.name}`: {method.summary} ({method.source})" for method in methods]
     over = "" if of_base is None else f", over the base `{of_base}`"
+    what = f"{counted(len(parents), 'model')} made one by modelsoup{over}"
+    if plan.given != plan.models:
+        what = f"{counted(len(parents), 'low-rank adapter')} folded by modelsoup into `{of_base}`"
     text = configuration
     if text is None:
-        text = dump_yaml({"models": list(map(_called, plan.models)), **recipe_as_json(recipe)})
+        text = dump_yaml(_configuration(plan))
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     lines = [
         "---", dump_yaml(front).rstrip("\n"), "---", "",
         f"# {printable(name)}", "",
-        f"{counted(len(parents), 'model')} made one by modelsoup{over}:", "",
+        f"{what}:", "",
         *(f"- `{parent}`" for parent in parents), "",
         "## Method", "", *sources, "",
         "## Configuration", "", f"{fence}yaml", text.rstrip("\n"), fence, "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _configuration(plan: MergePlan) -> dict[str, Any]:
+    """A merge as a `--config` file has it."""
+    names, recipe = list(map(_called, plan.models)), recipe_as_json(plan.recipe)
+    if plan.given == plan.models:
+        return {"models": names, **recipe}
+    weights = recipe.pop("weights", [1.0] * len(names))
+    adapters = dict(zip(names, weights, strict=True))
+    return {"models": list(map(_called, plan.given)), "lora": adapters, **recipe}
 
 
 def _called(model: Checkpoint) -> str:

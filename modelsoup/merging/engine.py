@@ -42,7 +42,7 @@ from .forms import (
 )
 from .lineage import Digests
 from .methods.registry import Asked
-from .plan import MergePlan, Step, instead, model_called
+from .plan import MergePlan, Step, instead
 from .reductions import PART, sampled
 from .rules import BASE
 from .sources import Computed, Stored, Values
@@ -138,6 +138,7 @@ class Inputs:
         models = dict(enumerate(plan.models))
         if plan.base is not None:
             models[BASE] = plan.base
+        models.update(enumerate(plan.beside, len(plan.models)))
         self.models = models
         self.below: dict[int, Inputs] = {}
         self._readers: dict[tuple[int, Path], FileReader] = {}
@@ -547,6 +548,8 @@ class Stream:
                 reader, info = unit.job.readers[index]
                 bits = DTYPES[info.dtype].bits
                 start, stop = unit.start * bits // 8, -(-unit.stop * bits // 8)
+                if info.nbytes != -(-unit.job.step.elements * bits // 8):  # read as a whole
+                    start, stop = 0, info.nbytes
                 buffer = buffers.raw(index + 1, stop - start)
                 if reader.lock is not held:
                     reader.lock.acquire()
@@ -747,7 +750,7 @@ class Stream:
             model, info = source.model, source.info
             if model in job.inputs.below:  # looked at when it was made
                 continue
-            where = f"{job.inputs.models[model].name}, {model_called(model)}"
+            where = f"{job.inputs.models[model].name}, {job.inputs.plan.name_of(model)}"
             counts = _nonfinite_by_tensor(unit, array, info.dtype)
             if is_copy:
                 copied = counts
@@ -841,8 +844,11 @@ def _nonfinite_by_tensor(unit: _Unit, array: np.ndarray, dtype: str) -> dict[str
 
 def _by_tensor(unit: _Unit, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """A unit's elements, divided among the tensors that they belong to."""
+    if not unit.job.parts:
+        yield unit.job.step.name, array
+        return
     start = 0
-    for step in unit.job.parts or (unit.job.step,):
+    for step in unit.job.parts:
         stop = start + step.elements
         first, last = max(start, unit.start), min(stop, unit.stop)
         if first < last:

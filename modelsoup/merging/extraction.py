@@ -23,7 +23,7 @@ from .lora import AdapterReport, Fit, check_rank, lineage_of
 from .plan import Notice
 from .rules import matching
 
-_ROWS = 8 << 20  # elements of a difference that are in memory at a time
+_ROWS = 1 << 20  # elements of a difference that are in memory at a time
 _EMBEDDINGS = ("embed", "wte", "wpe")  # in names of modules of which the weight is a table
 
 

@@ -84,6 +84,7 @@ class Tensor:
         seed: of what is drawn at random.
         layer: of its layer, the index and how many there are; None where the name has none.
         can_be_sampled: whether any elements can be read without reading all.
+        aux: names of the auxiliary inputs that there are for it, each one a model.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Tensor:
     seed: int = 0
     layer: tuple[int, int] | None = None
     can_be_sampled: bool = False
+    aux: tuple[str, ...] = ()
 
     @cached_property
     def elements(self) -> int:
@@ -124,6 +126,10 @@ class Tensor:
     def rows_at_once(self) -> int:
         """How many rows a block of rows has."""
         return max(1, BLOCK // max(1, self.row))
+
+    def place(self, aux: str, k: int) -> int:
+        """Where an auxiliary input for a model is among all inputs: after the models."""
+        return self.has_base + self.count * (1 + self.aux.index(aux)) + k
 
     @staticmethod
     def model(k: int) -> Of:

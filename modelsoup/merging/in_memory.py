@@ -14,7 +14,8 @@ from .methods.registry import Asked, Method, build_parameters, get_method, outli
 
 def merge_arrays(
     method: str | Method, models: Sequence[np.ndarray], *, base: np.ndarray | None = None,
-    name: str = "", seed: int = 0, layer: tuple[int, int] | None = None, **parameters: Any,
+    aux: Mapping[str, Sequence[np.ndarray]] | None = None, name: str = "", seed: int = 0,
+    layer: tuple[int, int] | None = None, **parameters: Any,
 ) -> np.ndarray:  # fmt: skip
     """Merge arrays of one shape, as the tensors of checkpoints are merged.
 
@@ -24,6 +25,7 @@ def merge_arrays(
         method: a merge method or its name.
         models: their arrays, float32 or float64; narrower floats are widened to float32.
         base: the base model's, for methods that have one.
+        aux: auxiliary inputs, by name, one a model.
         name: of the tensor, by which random masks are keyed.
         seed: of random masks.
         layer: its layer's index and how many there are, for methods to which that matters.
@@ -45,8 +47,18 @@ def merge_arrays(
     if (base is None and chosen.base is True) or (base is not None and chosen.base is False):
         has = "needs" if base is None else "uses no"
         raise ParameterError(f"{chosen.name!r} {has} base model ({option('base', 'BASE')})")
+    shape, beside = given[0].shape, aux or {}
+    for what, arrays in beside.items():
+        wanted = chosen.auxiliary(what).shape(shape)
+        if len(arrays) != len(models) or any(np.shape(one) != wanted for one in arrays):
+            raise ParameterError(
+                f"{what!r} is not one array of shape {wanted and list(wanted)} for each model"
+            )
+        given += map(np.asarray, arrays)
     dtype = np.dtype(np.float64 if any(one.dtype == np.float64 for one in given) else np.float32)
-    x = Tensor(name, given[0].shape, len(models), base is not None, dtype, seed, layer)
+    x = Tensor(
+        name, shape, len(models), base is not None, dtype, seed, layer, aux=tuple(beside)
+    )  # fmt: skip
     checked = build_parameters(chosen, parameters, len(models))
     return carried_out(chosen, x, [one.astype(dtype) for one in given], checked)
 

@@ -78,9 +78,16 @@ def record(
     }
     if plan.base is not None:
         content["base"] = input_entry(plan.base, _of_files(digests, BASE), BASE, sha256=sha256)
+    count = len(plan.models)
+    for number, (name, beside) in enumerate(plan.aux.items(), 1):
+        content.setdefault("aux", {})[name] = [
+            input_entry(model, _of_files(digests, index), index, sha256=sha256)
+            for index, model in enumerate(beside, number * count)
+        ]
     ancestors: dict[str, Any] = {}
-    entries = [*content["inputs"], *([content["base"]] if plan.base is not None else [])]
-    models = [*range(len(plan.models)), *([BASE] if plan.base is not None else [])]
+    entries = parents(content)
+    models = [*range(count), *([BASE] if plan.base is not None else [])]
+    models += range(count, count + len(plan.beside))
     for index, entry in zip(models, entries, strict=True):
         model = plan.model(index)
         if isinstance(model, Unmade):
@@ -327,6 +334,7 @@ _MERGE: _Fields = {
     "allow_nonfinite": (_is_list_of(_is_text), "a list of patterns"),
     "seed": (lambda v: type(v) is int and _is_number(v), "an integer"),
     "nonfinite": (_is_mapping_to(_is_count), "a mapping to counts"),
+    "aux": (_is_mapping_to(_is_list_of(lambda v: isinstance(v, dict))), "a mapping to inputs"),
 }
 _TRAINING: _Fields = {
     "trainer": (_is_text, "a name"),
@@ -405,8 +413,9 @@ def is_merge(made: Mapping[str, Any]) -> bool:
 
 
 def parents(made: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The inputs of what was made, a base last."""
-    return [*made["inputs"], *([made["base"]] if "base" in made else [])]
+    """The inputs of what was made, a base and what a method took beside the models last."""
+    beside = [entry for entries in made.get("aux", {}).values() for entry in entries]
+    return [*made["inputs"], *([made["base"]] if "base" in made else []), *beside]
 
 
 def lineage_graph(checkpoint: Checkpoint | StrPath) -> networkx.DiGraph[str]:

@@ -22,11 +22,12 @@ from ..errors import (
     counted,
     listed,
     must_be_several,
+    option,
     said,
 )
 from ..files.adapter_writer import Module, config_of, tensors_of, writing
-from ..files.adapters import Adapter, Added, Update, factors, open_adapter
-from ..files.checkpoint import Checkpoint, StrPath, TensorInfo
+from ..files.adapters import Adapter, Added, Base, Update, factors, open_adapter
+from ..files.checkpoint import Checkpoint, StrPath, TensorInfo, open_checkpoint
 from ..files.digest import digest_checkpoint
 from ..files.dtypes import parse_dtype
 from ..files.placing import LINEAGE_KEY
@@ -112,6 +113,7 @@ def merge_adapters(
     weights: Sequence[float] | None = None,
     method: str = "task_arithmetic",
     parameters: Mapping[str, Any] | None = None,
+    base: StrPath | Checkpoint | None = None,
     rank: int | None = None,
     dtype: object = None,
     seed: int = 0,
@@ -131,6 +133,8 @@ def merge_adapters(
         weights: one an adapter; None is 1 for each: what they do is added up.
         method: a merge method.
         parameters: the method's others.
+        base: the model that they are for, for tensors that they have whole, such as heads: without
+            it these must be the same in all of them.
         rank: factorise anew, to this rank; what is lost is told. None keeps all.
         dtype: of the output's factors; None is the first adapter's.
         seed: of the methods that drop at random.
@@ -147,17 +151,20 @@ def merge_adapters(
     opened = [open_adapter(path) for path in adapters]
     naming = opened[0].naming
     combined = _Combined(method, parameters or {}, check_weights(weights, len(opened)), seed)
-    joints = _joints(opened, None if dtype is None else parse_dtype(dtype), rank)
-    whole, added = _whole(opened), _additions(opened)
+    joints = _joints(
+        opened, None if dtype is None else parse_dtype(dtype), rank, is_sum=combined.is_sum
+    )
+    known = base if base is None or isinstance(base, Checkpoint) else open_checkpoint(base)
+    whole, added = _replacements(opened, known), _additions(opened)
     tensors = [t for joint in joints for t in tensors_of(joint.module, naming)]
-    tensors += [OutputTensor(info.name, info.dtype, info.shape) for _, info in whole.values()]
-    tensors += [addition.tensor for addition in added]
+    tensors += [*(one.tensor for one in whole), *(one.tensor for one in added)]
     told = {**combined.given, **({} if rank is None else {"rank": float(rank)})}
     checkpoints = [adapter.checkpoint for adapter in opened]
     fits = []
     with writing(
-        output, naming, tensors, lineage_of(checkpoints, None, "merged", method, told, seed),
-        read=[adapter.path for adapter in opened], force=force, fsync=fsync,
+        output, naming, tensors, lineage_of(checkpoints, known, "merged", method, told, seed),
+        read=[c.path for c in (*checkpoints, *([] if known is None else [known]))],
+        force=force, fsync=fsync,
     ) as written:  # fmt: skip
         for joint in joints:
             products = {}
@@ -170,13 +177,13 @@ def merge_adapters(
             fits.append(Fit(joint.module.name, joint.module.rank, error))
         for addition in added:
             written.put(addition.tensor, combined.array(addition, opened))
-        for adapter, info in whole.values():
-            tensor = OutputTensor(info.name, info.dtype, info.shape)
-            written.put(tensor, adapter.checkpoint[info.name])
+        for replacement in whole:
+            written.put(replacement.tensor, combined.whole(replacement, opened, known))
         if naming == "peft":
             written.config(_config(opened, [joint.module for joint in joints], added))
     return AdapterReport(
-        Path(output), tuple(fits), tuple(whole), tuple(_notices(opened, whole)),
+        Path(output), tuple(fits), tuple(one.name for one in whole),
+        tuple(_notices(opened, [one.name for one in whole if known is None])),
         sum(tensor.nbytes for tensor in tensors),
     )  # fmt: skip
 
@@ -214,7 +221,9 @@ class _Joint(NamedTuple):
     parts: Mapping[int, Update]
 
 
-def _joints(opened: Sequence[Adapter], dtype: str | None, rank: int | None) -> list[_Joint]:
+def _joints(
+    opened: Sequence[Adapter], dtype: str | None, rank: int | None, *, is_sum: bool
+) -> list[_Joint]:
     """The modules of all adapters, which must be for one base."""
     names = dict.fromkeys(name for adapter in opened for name in adapter.updates)
     joints = []
@@ -229,7 +238,9 @@ def _joints(opened: Sequence[Adapter], dtype: str | None, rank: int | None) -> l
                     f"{opened[first].path} and {_shown(parts[k])} in {opened[k].path}"
                 )
         every = sum(update.rank for update in parts.values())
-        kept = every if rank is None else min(rank, every, one.rows, one.columns)
+        kept = every  # of a sum: columns and rows side by side
+        if rank is not None or not is_sum:
+            kept = min(rank or every, every, one.rows, one.columns)
         window = one.down.shape[2:] if one.mid is None else one.mid.shape[2:]
         inner = one.down.shape[1:2]
         scale = one.scale if opened[0].naming != "diffusers" and one.scale else 1.0
@@ -299,6 +310,11 @@ class _Combined:
         self._coefficients = None if coefficients is None else tuple(coefficients)[-count:]
 
     @property
+    def is_sum(self) -> bool:
+        """Whether the result is a sum with weights that no value decides."""
+        return self._coefficients is not None
+
+    @property
     def _has_base(self) -> bool:
         return self._method.base is not False
 
@@ -325,11 +341,27 @@ class _Combined:
             values[k] *= part.scale / addition.scale
         return self._merged(addition.tensor.name, values)
 
-    def _merged(self, name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        base = np.zeros_like(arrays[0]) if self._has_base else None
+    def whole(
+        self, of: _Replacement, opened: Sequence[Adapter], base: Checkpoint | None
+    ) -> np.ndarray:
+        """What adapters put in the place of a tensor, merged over the base's."""
+        stored = {k: opened[k].checkpoint[info.name] for k, info in of.parts.items()}
+        if base is None or self._coefficients == (1,):
+            return next(iter(stored.values()))
+        own = base[of.base].astype(np.float32)
+        models = [stored[k].astype(np.float32) if k in stored else own for k in range(self._count)]
+        return self._merged(of.name, models, own)
+
+    def _merged(
+        self, name: str, arrays: Sequence[np.ndarray], base: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Arrays merged, over zeros where there is no base."""
+        if self._has_base:
+            base = np.zeros_like(arrays[0]) if base is None else base
         return merge_arrays(
-            self._method, arrays, base=base, name=name, seed=self._seed, **self.given
-        )
+            self._method, arrays, base=base if self._has_base else None, name=name,
+            seed=self._seed, **self.given,
+        )  # fmt: skip
 
 
 def _additions(opened: Sequence[Adapter]) -> list[_Addition]:
@@ -346,31 +378,57 @@ def _additions(opened: Sequence[Adapter]) -> list[_Addition]:
     return additions
 
 
-def _whole(opened: Sequence[Adapter]) -> dict[str, tuple[Adapter, TensorInfo]]:
-    """The tensors that stand in the place of the base's, which cannot be added up without it."""
-    found: dict[str, tuple[Adapter, TensorInfo]] = {}
+class _Replacement(NamedTuple):
+    """A tensor that adapters have in the place of the base's.
+
+    Attributes:
+        name: the base's tensor, as the first of them calls it.
+        tensor: as it is written.
+        parts: adapter → its tensor.
+        base: what the base calls it, where it is known.
+    """
+
+    name: str
+    tensor: OutputTensor
+    parts: Mapping[int, TensorInfo]
+    base: str
+
+
+def _replacements(opened: Sequence[Adapter], base: Checkpoint | None) -> list[_Replacement]:
+    """What stands in the place of the base's tensors, and cannot be added up without them."""
     for adapter in opened:
         for module, update in adapter.updates.items():
             if update.magnitude is not None:
                 raise MismatchError(
                     f"{adapter.path} has DoRA's magnitudes ({update.magnitude.name}), which mean "
-                    f"nothing without the base ({module!r}): fold it into the base instead, with "
-                    f"soup merge BASE --lora {adapter.path}"
+                    f"nothing without the weights of {module!r}: fold it into the base instead, "
+                    f"with soup merge BASE --lora {adapter.path}"
                 )
-        for name, info in adapter.whole.items():
-            known, there = found.setdefault(name, (adapter, info))
-            same = (info.dtype, info.shape) == (there.dtype, there.shape)
-            if not same or known.checkpoint[there.name].tobytes() != (
-                adapter.checkpoint[info.name].tobytes()
-            ):
-                raise MismatchError(
-                    f"{known.path} and {adapter.path} have different {name!r}, whole and not as an "
-                    f"update: fold both into the base instead, with soup merge BASE --lora …"
-                )
+    names = dict.fromkeys(name for adapter in opened for name in adapter.whole)
+    known = None if base is None else Base(base.tensors)
+    found = []
+    for name in names:
+        parts = {k: a.whole[name] for k, a in enumerate(opened) if name in a.whole}
+        first, *others = parts
+        info, own = parts[first], ""
+        if known is not None:
+            own = known.tensor(opened[first], name)
+        infos = [*parts.values(), *([known.names[own]] if known is not None else [])]
+        alike = len({one.shape for one in infos}) == 1
+        if alike and known is None:
+            values = opened[first].checkpoint[info.name].tobytes()
+            alike = all(values == opened[k].checkpoint[parts[k].name].tobytes() for k in others)
+        if not alike:
+            paths = " and ".join(str(opened[k].path) for k in parts)
+            how = "" if known is not None else f" ({option('base', 'BASE')} has them merged)"
+            raise MismatchError(
+                f"{paths} have {name!r} whole, not as an update, and they differ{how}"
+            )
+        found.append(_Replacement(name, OutputTensor(*info[:3]), parts, own))
     return found
 
 
-def _notices(opened: Sequence[Adapter], whole: Mapping[str, Any]) -> Iterator[Notice]:
+def _notices(opened: Sequence[Adapter], whole: Sequence[str]) -> Iterator[Notice]:
     bases = {
         str(base): None for a in opened if (base := a.config.get("base_model_name_or_path"))
     }  # fmt: skip
@@ -379,7 +437,7 @@ def _notices(opened: Sequence[Adapter], whole: Mapping[str, Any]) -> Iterator[No
     if whole and len(opened) > 1:
         yield Notice(
             "whole", f"{are_counted(len(whole), 'tensor')} in an adapter as a whole, and taken as "
-            f"it is, whatever the weights: {listed(list(whole))}", tuple(whole), "note",
+            f"it is, whatever the weights: {listed(whole)}", tuple(whole), "note",
         )  # fmt: skip
     names = dict.fromkeys(name for adapter in opened for name in adapter.updates)
     some = [name for name in names if any(name not in a.updates for a in opened)]

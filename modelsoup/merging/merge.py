@@ -127,6 +127,7 @@ def merge(
     *,
     base: StrPath | Checkpoint | None = None,
     lora: Lora | None = None,
+    aux: Mapping[str, Sequence[StrPath | Checkpoint]] | None = None,
     shard_size: int | str | None = None,
     workers: int | None = None,
     force: bool = False,
@@ -151,6 +152,7 @@ def merge(
         lora: low-rank adapters that are applied to the one model, with weights or without: a
             mapping from paths to weights, or a list of paths, of which each has the weight 1. The
             method is one over task vectors, and `task_arithmetic` if it is not given.
+        aux: what some methods take beside the models: name → one checkpoint a model.
         shard_size: bytes, or `5GB`: divide a folder's weights into shards of at most this size.
         workers: threads; None takes the number of cores, at most 8.
         force: replace an existing output.
@@ -182,9 +184,10 @@ def merge(
     opened_base = None if base is None else _open(base)
     if lora is not None:
         opened, opened_base, recipe = _with_adapters(opened, opened_base, recipe, lora)
-    plan = plan_merge(opened, recipe, base=opened_base)
+    beside = {name: [_open(one) for one in given] for name, given in (aux or {}).items()}
+    plan = plan_merge(opened, recipe, base=opened_base, aux=beside)
     check_place(output)
-    inputs: list[Checkpoint] = [*opened, *([opened_base] if opened_base else [])]
+    inputs = [*opened, *([opened_base] if opened_base else []), *plan.beside]
     check_apart(output, [path for model in inputs for path in (model.path, *model.files)])
     notices = list(plan.notices)
     try:
@@ -238,8 +241,9 @@ def _with_adapters(
             f"adapters are applied to one model, but {len(opened)} and {'a' if base else 'no'} "
             f"base model were given"
         )
-    if recipe.renames or recipe.slices:
-        raise ParameterError("adapters go by the names and layers of a model as it is: fold first")
+    if recipe.renames or recipe.slices or recipe.files_from:
+        given = "renames" if recipe.renames else "slices" if recipe.slices else "files_from"
+        raise ParameterError(f"{given} and adapters do not go together: fold them first")
     must_be_several("lora", lora)
     if not lora:
         raise ParameterError("lora names no adapter")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, cast
 
@@ -15,10 +15,12 @@ from ..errors import (
     MismatchError,
     ParameterError,
     are_counted,
+    counted,
     layer_option,
     listed,
     option,
     parameter_option,
+    sized,
 )
 from ..files import low_rank, quantized
 from ..files.checkpoint import Checkpoint, TensorInfo
@@ -32,7 +34,7 @@ from ..files.quantized import (
     tells_of_codes,
 )
 from .folding import Adapted
-from .forms import Tensor, WeightedSum
+from .forms import Tensor, WeightedSum, Whole
 from .layout import Layout, laid_out, parse_model, proposal
 from .methods import Method, Outline, build_parameters, get_method, outline
 from .recipe import OnInteger, Recipe, check_beta
@@ -124,6 +126,17 @@ class Step(NamedTuple):
         return self.outline.passes(self.tensor) + quantized
 
     @property
+    def whole_bytes(self) -> int:
+        """How much memory its method takes where it merges whole tensors, 0 where it does not."""
+        form = None if self.outline is None else self.outline.form
+        if not isinstance(form, Whole):
+            return 0
+        stored = self.elements * DTYPES[self.dtype].bits // 8
+        stored += sum(source.info.nbytes for source in self.sources)
+        wide = form.memory * self.elements + sum(source.info.elements for source in self.sources)
+        return stored + round(wide * self.compute_dtype.itemsize)
+
+    @property
     def state_bytes(self) -> int:
         """How much memory what is gathered of its inputs takes at most, and what computes them."""
         at_hand = sum(s.memory for s in self.sources if not isinstance(s, Stored))
@@ -138,7 +151,7 @@ class Notice:
 
     Attributes:
         kind: `taken`, `dropped`, `added`, `rest`, `carried`, `quantized`, `recalibrate`, `empty`,
-            `dtype`, `config`, `metadata`, `nonfinite` or `output`.
+            `dtype`, `aux`, `matrices`, `config`, `metadata`, `nonfinite` or `output`.
         message: one sentence.
         names: the tensors it is about.
         level: a `warning` is an error under `strict`; a `note` only says what was done.
@@ -176,6 +189,7 @@ class MergePlan:
         layout: the models as its rules see them.
         may_be_nonfinite: names of tensors that may hold NaN or infinity although they are merged.
         has_codes: whether tensors of the output are codes, of which a config tells.
+        aux: auxiliary inputs of methods: for each name a checkpoint a model.
     """
 
     models: tuple[Checkpoint, ...]
@@ -190,6 +204,7 @@ class MergePlan:
     layout: Layout
     may_be_nonfinite: frozenset[str] = frozenset()
     has_codes: bool = False
+    aux: Mapping[str, tuple[Checkpoint, ...]] = field(default_factory=dict)
 
     @property
     def files_from(self) -> Checkpoint:
@@ -225,8 +240,8 @@ class MergePlan:
         return computed + step.outline.sampled(step.tensor) * bits // 8
 
     def model(self, index: int) -> Checkpoint:
-        """A model by its index, `rules.BASE` for the base."""
-        model = self.base if index == BASE else self.models[index]
+        """A model by its index, `rules.BASE` for the base; auxiliary inputs come after models."""
+        model = self.base if index == BASE else (*self.models, *self.beside)[index]
         assert model is not None
         return model
 
@@ -234,6 +249,16 @@ class MergePlan:
         """A model by what a recipe calls it: `first`, `second`, `3`, `base`."""
         index = parse_model("the model", word)
         return self.model(index) if index == BASE else self.given[index]
+
+    @property
+    def beside(self) -> tuple[Checkpoint, ...]:
+        """The auxiliary inputs, in the order of their indices."""
+        return tuple(model for models in self.aux.values() for model in models)
+
+    def name_of(self, index: int) -> str:
+        """How a sentence calls an input."""
+        number, k = divmod(index - len(self.models), len(self.models))
+        return model_called(index) if number < 0 else f"{list(self.aux)[number]} of model {k + 1}"
 
     @property
     def given(self) -> tuple[Checkpoint, ...]:
@@ -264,14 +289,16 @@ class MergePlan:
 
 
 def plan_merge(
-    models: Sequence[Checkpoint], recipe: Recipe, *, base: Checkpoint | None = None
-) -> MergePlan:
+    models: Sequence[Checkpoint], recipe: Recipe, *, base: Checkpoint | None = None,
+    aux: Mapping[str, Sequence[Checkpoint]] | None = None,
+) -> MergePlan:  # fmt: skip
     """Decide for every tensor how it is made, and find every fault that headers can show.
 
     Args:
         models: the models, the first of which gives the output's dtypes.
         recipe: what to do with them.
         base: the base model, for methods and rules that use one.
+        aux: auxiliary inputs of methods: for each name a checkpoint a model.
 
     Raises:
         ParameterError: a method, parameter or count that does not fit.
@@ -281,7 +308,16 @@ def plan_merge(
     """
     given = tuple(models)
     layout = laid_out(given, base, recipe.renames, recipe.slices)
-    return _Planner(given, base, layout, recipe).plan()
+    beside = {name: tuple(found) for name, found in (aux or {}).items()}
+    for name, found in beside.items():
+        if len(found) != len(given):
+            raise ParameterError(
+                f"there is one {name!r} for each model, but {counted(len(found), 'checkpoint')} "
+                f"for {counted(len(given), 'model')}"
+            )
+    if beside and recipe.slices:
+        raise ParameterError("slices stack layers anew, and auxiliary inputs go by the old ones")
+    return _Planner(given, base, layout, recipe, beside).plan()
 
 
 class _Prepared:
@@ -310,8 +346,10 @@ class _Planner:
 
     def __init__(
         self, given: tuple[Checkpoint, ...], given_base: Checkpoint | None, layout: Layout,
-        recipe: Recipe,
+        recipe: Recipe, aux: Mapping[str, tuple[Checkpoint, ...]],
     ) -> None:  # fmt: skip
+        self.aux = aux
+        self.used_aux: set[str] = set()  # of which a tensor is read
         self.given = given, given_base
         self.layout = layout
         self.models = models = layout.models
@@ -349,6 +387,7 @@ class _Planner:
         self.packed_homes = {name.rpartition(".")[0] for name in self.packed}
         self.factors = {name for m in with_factors for name in low_rank.factors(m.tensors)}
         self.has_codes = False  # in the output
+        self.matrices: list[Notice] = []
 
     def plan(self) -> MergePlan:
         if not self.models:
@@ -372,6 +411,7 @@ class _Planner:
             if rule.action == "merge":
                 self.prepared[index] = self._prepare(rule)
         self._check_base()
+        self._check_aux()
         steps: list[Step] = []
         dropped: list[str] = []
         for name in self.names:
@@ -383,6 +423,7 @@ class _Planner:
             steps += self._followers_of(steps)
         self.has_codes = self.has_codes or any(step.name in self.packed for step in steps)
         self._raise_faults()
+        self._must_use_aux()
         self._must_merge(assignment)
         if not steps:
             raise MismatchError("the output would have no tensors: every one is dropped")
@@ -395,7 +436,7 @@ class _Planner:
         self._notice_steps(assignment, steps, added)
         return MergePlan(
             *self.given, recipe, assignment, tuple(map(self._placed, steps)), tuple(dropped), added,
-            frozen, self._collected(), self.layout, frozenset(nonfinite), self.has_codes,
+            frozen, self._collected(), self.layout, frozenset(nonfinite), self.has_codes, self.aux,
         )  # fmt: skip
 
     def _placed(self, step: Step) -> Step:
@@ -407,7 +448,9 @@ class _Planner:
             for source, found in zip(step.sources, step.scales, strict=bool(step.scales))
         )
         sources = tuple(
-            Stored(*self.layout.origin(s.model, s.info)) if isinstance(s, Stored) else s
+            Stored(*self.layout.origin(s.model, s.info))
+            if isinstance(s, Stored) and s.model < len(self.models)
+            else s
             for s in step.sources
         )
         return step._replace(sources=sources, scales=scales)
@@ -447,6 +490,29 @@ class _Planner:
         if self.base is not None and not uses_base:
             named = ", ".join(sorted({method.name for method in methods})) or "no method"
             raise ParameterError(f"a base model was given, but {named} uses none")
+
+    def _check_aux(self) -> None:
+        """Whether there is just what methods ask for beside the models."""
+        methods = {prepared.method.name: prepared.method for prepared in self.prepared.values()}
+        wanted = {name: method for method in methods.values() for name in method.aux}
+        for name in self.aux:
+            if name not in wanted:
+                for method in methods.values():
+                    method.auxiliary(name)
+                raise ParameterError(f"{name!r} was given, but nothing is merged that uses it")
+        for name, method in wanted.items():
+            if name not in self.aux:
+                raise ParameterError(
+                    f"{method.name!r} needs {name!r} for each model "
+                    f"({option('aux', f'{name}=A,B')}): {method.aux[name].doc}"
+                )
+
+    def _must_use_aux(self) -> None:
+        for name in self.aux.keys() - self.used_aux:
+            there = list(dict.fromkeys(n for model in self.aux[name] for n in model.tensors))
+            raise MismatchError(
+                f"no tensor that is merged has the name of one in {name!r}: {listed(there)}"
+            )
 
     def _must_merge(self, assignment: Assignment) -> None:
         """Whether what was asked for is done at all: a copy would look like a merge."""
@@ -580,8 +646,8 @@ class _Planner:
             return self._fault(what, name, self._keeping(name))
         if name in self.factors and not low_rank.are_named(rule.pattern):
             what = (
-                "part of low-rank updates: a mean of factors is no factor of the mean (merge "
-                "models that the adapters were applied to)"
+                "part of low-rank updates: a mean of factors is no factor of the mean (soup lora "
+                "merge merges adapters, and soup merge BASE --lora applies them)"
             )
             return self._fault(what, name, "named")
         if absent:
@@ -675,6 +741,12 @@ class _Planner:
         own = map(self._source, range(len(infos)), infos)
         sources = (*(() if based is None else (Stored(BASE, based),)), *own)
         scales = tuple(self._scales(s.model, name) for s in sources) if self.is_quantized else ()
+        beside = self._beside(method, name, infos[0].shape)
+        if beside is None:
+            return []
+        sources = (*sources, *(source for found in beside.values() for source in found))
+        if scales:
+            scales = (*scales, *[None] * (len(sources) - len(scales)))
         dtype = self._output_dtype(infos[0].dtype)
         if len(dtypes) > 1 and not any(scales):
             self._notice("dtype", f"stored in different dtypes; the output has {dtype}", name)
@@ -684,7 +756,9 @@ class _Planner:
             compute_dtype(tuple(s.info.dtype for s in sources)), self.recipe.seed,
             self.layers.get(name),
             not any(scales)
+            and not beside
             and all(isinstance(s, Stored) and self._model(s.model).files for s in sources),
+            tuple(beside),
         )  # fmt: skip
         asked = outline(method, tensor, parameters)
         if self._is_replaced(asked, sources):
@@ -700,6 +774,33 @@ class _Planner:
             name, dtype, infos[0].shape, "merge", index, sources, method, parameters, tensor, asked
         )
         return self._of_codes(step, scales, infos[0].dtype) if any(scales) else [step]
+
+    def _beside(
+        self, method: Method, name: str, shape: tuple[int, ...]
+    ) -> dict[str, list[Source]] | None:
+        """The auxiliary inputs for a tensor, by name; None if something about them is wrong."""
+        found: dict[str, list[Source]] = {}
+        index = len(self.models)
+        for what, models in self.aux.items():
+            first, index = index, index + len(models)
+            wanted = method.aux[what].shape(shape) if what in method.aux else None
+            infos = [model.tensors.get(name) for model in models]
+            there = [info for info in infos if info is not None]
+            if wanted is None or not there:
+                if wanted is not None:
+                    self._notice("aux", f"merged without {what}, which has none", name, "note")
+                continue
+            if len(there) < len(models):
+                lacking = models[infos.index(None)].name
+                self._fault(f"missing from {lacking}, {what} of a model", name)
+                return None
+            if any(info.shape != wanted or DTYPES[info.dtype].kind != "float" for info in there):
+                self.details[name] = " and ".join(f"{i.dtype} {list(i.shape)}" for i in there)
+                self._fault(f"without {what} of floats and the shape {list(wanted)}", name)
+                return None
+            self.used_aux.add(what)
+            found[what] = [Stored(first + k, info) for k, info in enumerate(there)]
+        return found
 
     def _of_codes(self, step: Step, scales: tuple[Scales | None, ...], dtype: str) -> list[Step]:
         """A merge of the values that codes stand for, quantised as the first model is."""
@@ -834,6 +935,25 @@ class _Planner:
             if of is not None:
                 self._notice("recalibrate", f"of {of} and averaged: estimate them anew", step.name)
 
+        self._notice_matrices([step for step in steps if step.method is not None])
+
+    def _notice_matrices(self, steps: Sequence[Step]) -> None:
+        """Which tensors took which way, where a method has one for matrices and one for others."""
+        by_method: dict[str, list[Step]] = {}
+        for step in steps:
+            assert step.method is not None
+            by_method.setdefault(step.method.name, []).append(step)
+        for name, own in by_method.items():
+            whole = [step for step in own if step.whole_bytes]
+            if not whole and not any(step.method and step.method.matrices for step in own):
+                continue
+            other = [step for step in own if not step.whole_bytes]
+            need = max((step.whole_bytes for step in whole), default=0)
+            told = f"{name} takes {_sized_up(whole)} as matrices"
+            told += f", in up to {sized(need)} of memory" if whole else ""
+            told += f", and {_sized_up(other)} otherwise" if other else ""
+            self.matrices.append(Notice("matrices", told, tuple(s.name for s in other), "note"))
+
     def _is_spectral(self, name: str) -> bool:
         """Whether a tensor is a singular vector that spectral normalisation keeps.
 
@@ -853,7 +973,13 @@ class _Planner:
             for (kind, what, level), names in self.notices.items()
         ]  # fmt: skip
         taken = [Notice("taken", note, (), "note") for m in self.every for note in m.notes]
-        return (*taken, *notices)
+        return (*taken, *notices, *self.matrices)
+
+
+def _sized_up(steps: Sequence[Step]) -> str:
+    """How many tensors there are, and parameters in them."""
+    parameters = sum(step.elements for step in steps)
+    return f"{counted(len(steps), 'tensor')} ({parameters:,} parameters)"
 
 
 def instead(recipe: Recipe, assignment: Assignment, names: Sequence[str], *what: str) -> str:

@@ -414,14 +414,14 @@ class _Threshold:
         keys: np.ndarray = delta.view(self._key) & self._mask
         return keys
 
-    @property
-    def is_counting(self) -> bool:
-        """Whether this pass counts all magnitudes, whatever is wanted of them."""
-        return self._stage == "count" and len(self._digits) == len(_DIGITS[self._key.itemsize])
-
     def counts_with(self, other: _Threshold) -> None:
         """Take over what another counts of the same values in the first pass."""
         self._counts = other._counts
+
+    @property
+    def counts(self) -> np.ndarray | None:
+        """Where this pass counts magnitudes, if it does."""
+        return self._counts if self._stage == "count" else None
 
     def keys_of(self, b: Block) -> np.ndarray:
         """The magnitudes of a block, as integers that order as they do."""
@@ -523,7 +523,7 @@ class _Threshold:
 
 
 class _Thresholds:
-    """Several exact thresholds of the same values; the first pass counts for all."""
+    """Several exact thresholds of the same values; a pass that counts all counts for all."""
 
     def __init__(self, asked: Ranked, x: Tensor) -> None:
         self._each = [_Threshold(one, x) for one in asked.each]
@@ -531,14 +531,17 @@ class _Thresholds:
             other.counts_with(self._each[0])
         self.needs_pass = True
 
+    def sample(self, blocks: Sequence[Block]) -> None:
+        for one in self._each:
+            one.sample(blocks)
+
     def add(self, b: Block) -> None:
-        first, *others = self._each
-        keys = first.keys_of(b)
-        if first.needs_pass:
-            first.take(b, keys)
-        for other in others:
-            if other.needs_pass and not other.is_counting:
-                other.take(b, keys)
+        keys = self._each[0].keys_of(b)
+        counted: set[int] = set()  # tables that two of them share
+        for one in self._each:
+            if one.needs_pass and id(one.counts) not in counted:
+                one.take(b, keys)
+                counted |= set() if one.counts is None else {id(one.counts)}
 
     def end_pass(self) -> None:
         for one in self._each:

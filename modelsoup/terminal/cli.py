@@ -14,18 +14,27 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import LISTED, ParameterError, SoupError, counted, listed, nearest, sized, speaking
+from ..errors import LISTED, ParameterError, SoupError, counted, listed, nearest, speaking
 from ..version import __version__
+from .cli_average import average
 from .cli_lora import lora
 from .cli_report import report
-from .cli_shared import GivenPath, colored, echo, json_option, print_json, say
+from .cli_shared import (
+    GivenPath,
+    colored,
+    echo,
+    json_option,
+    print_json,
+    progress_shown,
+    say,
+)
 from .cli_train import train, trainers
 from .cli_tree import plan, run, store
 
@@ -33,7 +42,6 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "modelsoup.commands"
-_MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
 
 
 class _Group(click.Group):
@@ -214,6 +222,12 @@ def main() -> None:
     help="Apply a low-rank adapter to the one model; again for more.  [default: W is 1]",
 )
 @click.option(
+    "--aux",
+    multiple=True,
+    metavar="NAME=A,B",
+    help="What a method takes beside the models, a checkpoint for each: fisher=a.f,b.f.",
+)
+@click.option(
     "--set",
     "settings",
     multiple=True,
@@ -346,10 +360,14 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
     talks = not (options["quiet"] or options["as_json"])
     in_file = {} if options["config"] is None else _config(options, models)
     told = {name: in_file.pop(name) for name in _BESIDE_THE_RECIPE if name in in_file}
-    of_command = {name: options.get(name) for name in _BESIDE_THE_RECIPE if name != "lora"}
+    of_command = {
+        name: options.get(name) for name in _BESIDE_THE_RECIPE if name not in ("lora", "aux")
+    }
     told |= {n: value for n, value in of_command.items() if not (value is None or value is False)}
     paths = list(models) or told.pop("models", None)
     told.pop("models", None)
+    if options["aux"]:
+        told["aux"] = _auxiliary(options["aux"])
     if options["lora"]:
         told["lora"] = _adapters(map(parse_weighted, options["lora"]))
     if not paths:
@@ -366,7 +384,7 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
 
         check_place(Path(output))
         check_apart(Path(output), [Path(options["config"])])
-    with _progress("merging", shown=talks and not options["dry_run"]) as progress:
+    with progress_shown("merging", shown=talks and not options["dry_run"]) as progress:
         report = engine.merge(
             paths, output, recipe, force=options["force"], fsync=not options["no_fsync"],
             dry_run=options["dry_run"], progress=progress, **told,
@@ -388,7 +406,19 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
 _BESIDE_THE_RECIPE: dict[str, Any] = {
     "models": list, "output": str, "base": str, "shard_size": (str, int), "workers": int,
     "strict": bool, "sha256": bool, "model_card": bool, "lora": (list, dict),
+    "aux": dict,
 }  # fmt: skip
+
+
+def _auxiliary(given: Iterable[str]) -> dict[str, list[str]]:
+    """Checkpoints beside the models, by name; what is given again is added."""
+    found: dict[str, list[str]] = {}
+    for text in given:
+        name, equals, paths = text.partition("=")
+        if not name or not equals or not all(paths.split(",")):
+            raise ParameterError(f"--aux has {text!r}, but must be NAME=A,B: one path a model")
+        found.setdefault(name, []).extend(paths.split(","))
+    return found
 
 
 def _adapters(weighted: Iterable[tuple[Path, Any]]) -> dict[Path, float]:
@@ -460,6 +490,11 @@ def _config(options: Mapping[str, Any], models: tuple[str, ...]) -> dict[str, An
         given = content["lora"]
         weighted = given.items() if isinstance(given, dict) else ((path, 1.0) for path in given)
         content["lora"] = _adapters((folder / str(path), weight) for path, weight in weighted)
+    if "aux" in content:
+        content["aux"] = {
+            name: [folder / str(one) for one in ([given] if isinstance(given, str) else given)]
+            for name, given in content["aux"].items()
+        }
     if "models" in content:
         content["models"] = [folder / str(model) for model in content["models"]]
     return content
@@ -541,32 +576,6 @@ def _renames(options: Mapping[str, Any]) -> list[Any]:
             )
         found += parse_renames(content)
     return found
-
-
-def _progress(title: str, *, shown: bool) -> AbstractContextManager[Any]:
-    """A bar on a terminal, elsewhere a line a minute; nothing where nobody wants it."""
-    if not shown:
-        return nullcontext()
-    if not sys.stderr.isatty():
-        return nullcontext(_progress_lines(title))
-    from . import show
-
-    return show.progress_bar(title)
-
-
-def _progress_lines(title: str) -> Callable[[int, int], None]:
-    start = told = time.monotonic()
-    done = 0
-
-    def advance(nbytes: int, total: int) -> None:
-        nonlocal done, told
-        done += nbytes
-        now = time.monotonic()
-        if now - told >= _MINUTE:
-            told = now
-            echo(f"{now - start:7.1f} s  {title}  {done / total:.0%} of {sized(total)}", err=True)
-
-    return advance
 
 
 @main.command(no_args_is_help=True)
@@ -689,8 +698,9 @@ def convert(
 @click.argument("name", required=False)
 @json_option
 def methods(name: str | None, as_json: bool) -> None:
-    """List the merge methods, or describe one: parameters, defaults, paper."""
+    """List the merge methods by what they are for, or describe one: parameters, defaults, paper."""
     from ..merging.methods import describe, get_method, offered_methods, registered_methods
+    from ..merging.methods.registry import sorted_by_purpose
 
     if name:
         described = describe(get_method(name))
@@ -701,8 +711,9 @@ def methods(name: str | None, as_json: bool) -> None:
 
         show.show_method(described)
         return
-    every = [describe(method) for method in registered_methods()]
-    every += [{"name": n, "from": package} for n, package in offered_methods().items()]
+    loaded = [describe(method) for method in registered_methods()]
+    offered = [{"name": n, "from": package} for n, package in offered_methods().items()]
+    every = sorted_by_purpose([*loaded, *offered])
     if as_json:
         print_json(every)
         return
@@ -744,5 +755,5 @@ def verify(path: str, inputs: tuple[str, ...], as_json: bool) -> None:
         raise SoupError(*faults)
 
 
-for _command in (plan, run, store, train, trainers, report, lora):
+for _command in (average, plan, run, store, train, trainers, report, lora):
     main.add_command(_command)

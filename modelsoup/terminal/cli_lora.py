@@ -46,13 +46,17 @@ def lora() -> None:
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter of the method."
 )
 @click.option(
+    "--base", metavar="BASE", type=GivenPath(),
+    help="The model that they are for, where they have tensors whole, such as heads.",
+)  # fmt: skip
+@click.option(
     "--rank", type=int, metavar="R", help="Factorise anew, to this rank.  [default: keep all]"
 )
 @click.option("--dtype", metavar="DTYPE", help="Of the factors.  [default: the first adapter's]")
 @_common
 def merge(
     adapters: tuple[str, ...], output: str, method: str, settings: tuple[str, ...],
-    rank: int | None, dtype: str | None, seed: int, **options: Any,
+    base: str | None, rank: int | None, dtype: str | None, seed: int, **options: Any,
 ) -> None:  # fmt: skip
     """Merge low-rank adapters into one: sums exactly, others in their core space.
 
@@ -71,7 +75,7 @@ def merge(
         parameters[name] = parse_value(name, value)
     report = merge_adapters(
         [path for path, _ in given], output, weights=[weight for _, weight in given],
-        method=method, parameters=parameters, rank=rank, dtype=dtype, seed=seed,
+        method=method, parameters=parameters, base=base, rank=rank, dtype=dtype, seed=seed,
         force=options["force"], fsync=not options["no_fsync"],
     )  # fmt: skip
     _tell(report, options)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import click
 
-from ..errors import ParameterError, printable
+from ..errors import ParameterError, printable, sized
+
+_MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
 
 
 class GivenPath(click.Path):
@@ -77,3 +82,29 @@ def json_option(command: Any) -> Any:
     return click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")(
         command
     )
+
+
+def progress_shown(title: str, *, shown: bool) -> AbstractContextManager[Any]:
+    """A bar on a terminal, elsewhere a line a minute; nothing where nobody wants it."""
+    if not shown:
+        return nullcontext()
+    if not sys.stderr.isatty():
+        return nullcontext(_progress_lines(title))
+    from . import show
+
+    return show.progress_bar(title)
+
+
+def _progress_lines(title: str) -> Callable[[int, int], None]:
+    start = told = time.monotonic()
+    done = 0
+
+    def advance(nbytes: int, total: int) -> None:
+        nonlocal done, told
+        done += nbytes
+        now = time.monotonic()
+        if now - told >= _MINUTE:
+            told = now
+            echo(f"{now - start:7.1f} s  {title}  {done / total:.0%} of {sized(total)}", err=True)
+
+    return advance

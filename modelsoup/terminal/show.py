@@ -260,24 +260,41 @@ def show_verification(report: VerifyReport) -> None:
 
 
 def show_methods(described: Sequence[Mapping[str, Any]]) -> None:
-    """One line a method."""
+    """One line a method, under what it is for."""
     out = console()
     table = Table(box=None, padding=(0, 2), header_style="dim")
-    table.add_column("method")
-    table.add_column("models")
-    table.add_column("what it does")
+    for header in ("method", "models", "reads", "what it does"):
+        table.add_column(header)
+    shown = None
     for method in described:
         if "from" in method:
-            table.add_row(method["name"], "", Text(f"(from {method['from']}, not loaded)"))
-        else:
-            table.add_row(method["name"], _models(method), Text(method["summary"]))
+            table.add_row(method["name"], "", "", Text(f"(from {method['from']}, not loaded)"))
+            continue
+        if shown != (shown := method["purpose"]):
+            table.add_row(Text(shown, style="bold"))
+        name = Text("  " + method["name"])
+        table.add_row(name, _models(method), _reads(method), Text(method["summary"]))
     out.print(table)
+    out.print(Text("reads: how often inputs are read, as a rule; what must be in memory at once"))
+
+
+def _reads(method: Mapping[str, Any]) -> str:
+    if method["passes"] is None:
+        return ""
+    at_once = {"block": "", "row": ", rows", "tensor": ", whole tensors"}[method["at_once"]]
+    return f"{method['passes']}×{at_once}"
 
 
 def _models(method: Mapping[str, Any]) -> str:
     low, high = method["models"]
     number = str(low) if low == high else f"{low} or more" if high is None else f"{low} to {high}"
-    return f"base + {number}" if method["base"] else number
+    return {True: "base + ", False: "", None: "(base +) "}[method["base"]] + number
+
+
+def _span(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "" if low is high else f"at least {low:g}" if high is None else f"at most {high:g}"
+    return f"{low:g} to {high:g}"
 
 
 def show_method(method: Mapping[str, Any]) -> None:
@@ -286,13 +303,16 @@ def show_method(method: Mapping[str, Any]) -> None:
     out.print(f"[bold]{method['name']}[/]: {escape(method['summary'])}")
     out.print(Text(method["source"], style="dim"))
     out.print(f"models: {_models(method)}{'; takes --beta' if method['beta'] else ''}")
+    if reads := _reads(method):
+        out.print(f"reads its inputs: {reads}")
     out.print(Text(f"version: {method['version']}"))
+    for name, doc in method["aux"].items():
+        out.print(Text(f"beside each model: {name}, {doc}"))
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for header in ("parameter", "default", "range", "what it is"):
         table.add_column(header)
     for field in method["parameters"]:
-        low, high = field["low"], field["high"]
-        span = "" if low is None and high is None else f"{low:g} to {high:g}"
+        span = ", ".join(field["words"]) or _span(field["low"], field["high"])
         default = "required" if field["required"] else str(field["default"]).lower()
         each = " (one a model)" if field["per_model"] else ""
         table.add_row(field["name"], default, span, Text(field["doc"] + each))

@@ -12,6 +12,7 @@ from ..errors import PlanError, printable
 from ..files.checkpoint import Checkpoint, StrPath, open_checkpoint
 from ..files.yaml_text import dump_yaml
 from ..merging.lineage import identity, is_merge, label, parents, read_lineage
+from ..merging.methods import method_names
 from ..merging.recipe import recipe_from_mapping
 from .operations import (
     INNER,
@@ -144,6 +145,7 @@ def _operation(step: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> Oper
         return Load(Path(label(entry)))
     if is_merge(step):
         base = Path(label(step["base"])) if "base" in step else None
+        _import_nothing(step)
         return Merge(recipe_from_mapping(_merge_of(step), "merge"), base)
     seed = step["seed"] if step["seed"] < _DERIVED else None
     training = Training(step["trainer"], step["options"], seed=seed)
@@ -156,6 +158,21 @@ def _merge_of(made: Mapping[str, Any]) -> dict[str, Any]:
     """What a lineage says of a merge, as a plan says it; its base aside."""
     merge = {key: made[key] for key in _MERGE_KEYS if key in made}
     return {**merge, "layers": made["rules"]} if "rules" in made else merge
+
+
+def _import_nothing(made: Mapping[str, Any]) -> None:
+    """Refuse methods `module:function`: who wrote a lineage has no say in what is imported here.
+
+    Raises:
+        PlanError: there is one, and nobody here has named it yet.
+    """
+    names = [made["method"], *(rule.get("method") for rule in made.get("rules", ()))]
+    for name in names:
+        if name is not None and ":" in name and name not in method_names():
+            raise PlanError(
+                f"the lineage names {printable(name)} as a merge method, and a module is imported "
+                f"only where a plan or a command names it"
+            )
 
 
 class _Writer:
@@ -212,6 +229,11 @@ class _Writer:
         return {"of": self._models([entry]), "finetune": training}
 
     def _merged(self, made: Mapping[str, Any]) -> dict[str, Any]:
+        if "aux" in made:
+            raise PlanError(
+                f"a merge by {made['method']} took {', '.join(made['aux'])} beside the models, "
+                f"which a plan cannot say: merge with soup merge"
+            )
         merge = _merge_of(made)
         if "base" in made:
             merge["base"] = self._file(made["base"])

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from .layers import InstanceNorm
+from .repeatable import convolved, reflected
 
 EPS = 1e-5
 
@@ -25,6 +26,11 @@ class Convolution(nn.Conv2d):
         self, ins: int, outs: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True
     ) -> None:
         super().__init__(ins, outs, kernel, stride, padding, bias=bias, padding_mode="reflect")
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """See `nn.Conv2d`."""
+        around = reflected(maps, (self.padding[0],) * 4) if self.padding[0] else maps
+        return convolved(around, self.weight, self.bias, self.stride[0])
 
     def reset_parameters(self) -> None:
         """What `torch_bridge.load_into` calls for tensors that a start lacks."""

@@ -22,6 +22,7 @@ from . import antialiaseds as known
 from .described import Network
 from .layers import SPREAD, InstanceNorm, padded
 from .patches import widths
+from .repeatable import ReflectionPad, doubled, reflected
 from .resnet import ResidualBlock, ResnetGenerator
 from .shapes import must_have, must_match, part_of
 
@@ -67,7 +68,7 @@ class Halved(_Filter):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """N × C × H × W to half the height and width, rounded up."""
-        around = F.pad(images, (1, 1, 1, 1), mode="reflect")
+        around = reflected(images, (1, 1, 1, 1))
         result: torch.Tensor = F.conv2d(around, self.filt, stride=2, groups=len(self.filt))
         return result
 
@@ -83,8 +84,7 @@ class Doubled(_Filter):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """N × C × H × W to twice the height and width."""
-        result: torch.Tensor = F.interpolate(images, scale_factor=2.0, mode="bilinear")
-        return result
+        return doubled(images)
 
 
 class AntialiasedGenerator(ResnetGenerator):
@@ -96,7 +96,7 @@ class AntialiasedGenerator(ResnetGenerator):
     def layers_of(self, width: int, blocks: int, channels: int) -> list[nn.Module]:
         """See `ResnetGenerator`."""
         layers: list[nn.Module] = [
-            nn.ReflectionPad2d(3), XavierConvolution(channels, width, 7),
+            ReflectionPad(3), XavierConvolution(channels, width, 7),
             InstanceNorm(width), nn.ReLU(),
         ]  # fmt: skip
         for wide in (2 * width, 4 * width):
@@ -110,7 +110,7 @@ class AntialiasedGenerator(ResnetGenerator):
                 Doubled(wide), XavierConvolution(wide, wide // 2, 3, padding=1),
                 InstanceNorm(wide // 2), nn.ReLU(),
             ]  # fmt: skip
-        return [*layers, nn.ReflectionPad2d(3), XavierConvolution(width, channels, 7), nn.Tanh()]
+        return [*layers, ReflectionPad(3), XavierConvolution(width, channels, 7), nn.Tanh()]
 
     def tapped(self, images: torch.Tensor, *, to_the_end: bool) -> list[torch.Tensor]:
         """The maps that PatchNCE compares, N × C × h × w, and with `to_the_end` the translation."""

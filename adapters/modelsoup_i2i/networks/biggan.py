@@ -91,7 +91,17 @@ def _modulated(
     """relu(gain · (x − mean) · inverse + bias), as one product and sum for each pixel."""
     factor = gain * inverse
     offset = bias - mean * factor
-    return torch.addcmul(offset[:, :, None, None], images, factor[:, :, None, None]).relu_()
+    return _sum(offset[:, :, None, None], images, factor[:, :, None, None], images).relu_()
+
+
+def _sum(
+    offset: torch.Tensor, values: torch.Tensor, factor: torch.Tensor, like: torch.Tensor
+) -> torch.Tensor:
+    """Values · factor + offset, of the dtype of others: of bf16, numbers of each map are wider."""
+    place = None
+    if like.element_size() < 4 and not torch.is_grad_enabled():
+        place = torch.empty_like(like)
+    return torch.addcmul(offset, values, factor, out=place)
 
 
 class _Modulated(torch.autograd.Function):
@@ -116,15 +126,15 @@ class _Modulated(torch.autograd.Function):
     def backward(ctx: Any, given: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         images, made, gain, mean, inverse = ctx.saved_tensors
         through = torch.ops.aten.threshold_backward(given, made, 0)
-        of_bias = through.sum((2, 3))
+        of_bias = through.sum((2, 3), dtype=mean.dtype)
         # Σ g · n, of the images n with mean 0 and variance 1.
-        of_gain = ((through * images).sum((2, 3)) - of_bias * mean) * inverse
+        of_gain = ((through * images).sum((2, 3), dtype=mean.dtype) - of_bias * mean) * inverse
         count = images.numel() // images.shape[1]
         first, second = ((gain * own).sum(0) / count for own in (of_bias, of_gain))
         slope = -second * inverse.square()
         constant = -inverse * first - slope * mean
         result = torch.addcmul(constant[:, None, None], images, slope[:, None, None])
-        result.addcmul_(through, (gain * inverse)[:, :, None, None])
+        result = _sum(result, through, (gain * inverse)[:, :, None, None], images)
         return result, of_gain, of_bias, None, None
 
 

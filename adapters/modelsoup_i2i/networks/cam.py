@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from .layers import MULTIPLE
+from .repeatable import ReflectionPad
 
 EPS = 1e-5  # beside variances
 OF_LAYER, OF_INSTANCE = (0.0,), (0.9,)  # what a clamped ρ, the share of instance norm, begins with
@@ -103,7 +104,7 @@ class AdaILNBlock(nn.Module):
 
     def __init__(self, channels: int, begin: tuple[float, ...]) -> None:
         super().__init__()
-        self.pad = nn.ReflectionPad2d(1)
+        self.pad = ReflectionPad(1)
         self.conv1 = nn.Conv2d(channels, channels, 3, bias=False)
         self.norm1 = AdaILN(channels, begin)
         self.conv2 = nn.Conv2d(channels, channels, 3, bias=False)
@@ -159,7 +160,7 @@ class Decoder(nn.Module):
 def judging(ins: int, outs: int, stride: int = 2) -> list[nn.Module]:
     """A layer of a discriminator: as wide and high, or half as much, less what padding lacks."""
     convolution = nn.utils.spectral_norm(nn.Conv2d(ins, outs, 4, stride=stride))
-    return [nn.ReflectionPad2d(1), convolution, nn.LeakyReLU(0.2, inplace=True)]
+    return [ReflectionPad(1), convolution, nn.LeakyReLU(0.2, inplace=True)]
 
 
 def verdict(ins: int) -> nn.Module:

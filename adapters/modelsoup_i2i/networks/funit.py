@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from .adain import MLP, ContentEncoder, Convolution, Decoder, StyleEncoder
+from .repeatable import ReflectionPad
 
 
 class Generator(nn.Module):
@@ -145,7 +146,7 @@ class Discriminator(nn.Module):
             wider = min(2 * wide, most)
             layers += [
                 Residual(wide, wide), Residual(wide, wider),
-                nn.ReflectionPad2d(1), nn.AvgPool2d(3, 2),
+                ReflectionPad(1), nn.AvgPool2d(3, 2),
             ]  # fmt: skip
             wide = wider
         layers += [Residual(wide, wide) for _ in range(3 - depth)]

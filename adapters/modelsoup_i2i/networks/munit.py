@@ -20,11 +20,22 @@ from modelsoup import MismatchError
 from .adain import MLP, ContentEncoder, Decoder, LayerNorm, StyleEncoder
 from .described import Network
 from .layers import Convolution
+from .repeatable import reflected
 from .shapes import must_match, part_of
 
 GENERATOR = "modelsoup_i2i.networks.munit:AutoEncoder"
 DISCRIMINATOR = "modelsoup_i2i.networks.munit:Discriminator"
 DOWNS, STYLE_DOWNS = 2, 4  # how often content and style encoders halve a picture
+
+
+class _Mirrored(Convolution):
+    """One whose padding is a reflection."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """See `nn.Conv2d`."""
+        around = reflected(images, (1, 1, 1, 1))
+        made: torch.Tensor = F.conv2d(around, self.weight, self.bias, self.stride)
+        return made
 
 
 class AutoEncoder(nn.Module):
@@ -129,7 +140,7 @@ class Discriminator(nn.Module):
         for _ in range(scales):
             made: list[nn.Module] = []
             for ins, outs in pairwise(wide):
-                made.append(Convolution(ins, outs, 4, 2, 1, padding_mode="reflect"))
+                made.append(_Mirrored(ins, outs, 4, 2, 1, padding_mode="reflect"))
                 made.append(nn.LeakyReLU(0.2))
             self.scales.append(nn.Sequential(*made, Convolution(wide[-1], 1, 1)))
 

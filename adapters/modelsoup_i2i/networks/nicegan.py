@@ -13,6 +13,7 @@ from torch import nn
 
 from .cam import EVEN, ILN, OF_INSTANCE, OF_LAYER, Decoder, attended, judging, pooled, verdict
 from .layers import MULTIPLE
+from .repeatable import ReflectionPad
 
 
 class Generator(Decoder):
@@ -31,19 +32,19 @@ class Generator(Decoder):
         super().__init__(width, blocks, channels, EVEN[OF_INSTANCE])
         begin = EVEN[OF_LAYER]
         self.UpBlock0 = nn.Sequential(
-            nn.ReflectionPad2d(1), nn.Conv2d(2 * width, 4 * width, 3), ILN(4 * width, begin),
+            ReflectionPad(1), nn.Conv2d(2 * width, 4 * width, 3), ILN(4 * width, begin),
             nn.ReLU(inplace=True),
         )  # fmt: skip
         up: list[nn.Module] = []
         for wide in (4 * width, 2 * width):
             half = wide // 2
             up += [
-                nn.ReflectionPad2d(1), nn.Conv2d(wide, half, 3, bias=False), ILN(half, begin),
+                ReflectionPad(1), nn.Conv2d(wide, half, 3, bias=False), ILN(half, begin),
                 nn.ReLU(inplace=True), nn.Conv2d(half, 4 * half, 1), nn.PixelShuffle(2),
                 ILN(half, begin), nn.ReLU(inplace=True),
             ]  # fmt: skip
         last = nn.Conv2d(width, channels, 7, bias=False)
-        self.UpBlock2 = nn.Sequential(*up, nn.ReflectionPad2d(3), last, nn.Tanh())
+        self.UpBlock2 = nn.Sequential(*up, ReflectionPad(3), last, nn.Tanh())
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         """The images."""
@@ -83,7 +84,7 @@ class Discriminator(nn.Module):
         self.Dis1_0 = nn.Sequential(*judging(shared, 2 * shared), *judging(2 * shared, 4 * shared))
         self.Dis1_1 = nn.Sequential(*judging(4 * shared, 8 * shared, 1))
         self.conv1 = verdict(8 * shared)
-        self.pad = nn.ReflectionPad2d(1)
+        self.pad = ReflectionPad(1)
 
     def reset_parameters(self) -> None:
         """What `torch_bridge.load_into` calls for tensors that a start lacks: λ."""

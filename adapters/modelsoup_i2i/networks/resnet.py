@@ -18,6 +18,7 @@ from modelsoup import MismatchError
 
 from .described import Network
 from .layers import MULTIPLE, Convolution, InstanceNorm, TransposedConvolution
+from .repeatable import ReflectionPad
 from .shapes import must_have, must_match
 from .winograd import lay_out, residual_block
 
@@ -32,11 +33,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, convolution: type[nn.Conv2d] = Convolution) -> None:
         super().__init__()
         self.conv_block = nn.Sequential(
-            nn.ReflectionPad2d(1),
+            ReflectionPad(1),
             convolution(channels, channels, 3),
             InstanceNorm(channels),
             nn.ReLU(),
-            nn.ReflectionPad2d(1),
+            ReflectionPad(1),
             convolution(channels, channels, 3),
             InstanceNorm(channels),
         )
@@ -79,7 +80,7 @@ class ResnetGenerator(nn.Module):
     def layers_of(self, width: int, blocks: int, channels: int) -> list[nn.Module]:
         """What it is made of, in order."""
         layers: list[nn.Module] = [
-            nn.ReflectionPad2d(3), Convolution(channels, width, 7),
+            ReflectionPad(3), Convolution(channels, width, 7),
             InstanceNorm(width), nn.ReLU(),
         ]  # fmt: skip
         for wide in (width, 2 * width):
@@ -93,7 +94,7 @@ class ResnetGenerator(nn.Module):
                 TransposedConvolution(wide, wide // 2, 3, stride=2, padding=1, output_padding=1),
                 InstanceNorm(wide // 2), nn.ReLU(),
             ]  # fmt: skip
-        return [*layers, nn.ReflectionPad2d(3), Convolution(width, channels, 7), nn.Tanh()]
+        return [*layers, ReflectionPad(3), Convolution(width, channels, 7), nn.Tanh()]
 
     def prepare_for(self, *, plain: bool, precision: str | int, pixels: int) -> None:
         """Choose the switches for a training.

@@ -76,6 +76,8 @@ class Convolution(Spectral, nn.Conv2d):
     def kernel(self) -> torch.Tensor:
         """What is computed with."""
         kernel = self.divided()
+        if kernel.is_cuda and torch.is_autocast_enabled("cuda"):
+            kernel = kernel.to(torch.get_autocast_dtype("cuda"))  # as it is computed with
         if self.side == "halved":
             kernel = F.avg_pool2d(kernel, 2, 1, 1)
         elif self.side == "doubled":

@@ -9,6 +9,7 @@ from torch import nn
 
 from .cam import ILN, OF_INSTANCE, Decoder, attended, judging, pooled, verdict
 from .layers import InstanceNorm
+from .repeatable import ReflectionPad
 
 
 class ResidualBlock(nn.Module):
@@ -17,9 +18,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv_block = nn.Sequential(
-            nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, bias=False),
+            ReflectionPad(1), nn.Conv2d(channels, channels, 3, bias=False),
             InstanceNorm(channels), nn.ReLU(inplace=True),
-            nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, bias=False),
+            ReflectionPad(1), nn.Conv2d(channels, channels, 3, bias=False),
             InstanceNorm(channels),
         )  # fmt: skip
 
@@ -45,12 +46,12 @@ class Generator(Decoder):
         """
         super().__init__(width, blocks, channels, OF_INSTANCE)
         down = [
-            nn.ReflectionPad2d(3), nn.Conv2d(channels, width, 7, bias=False), InstanceNorm(width),
+            ReflectionPad(3), nn.Conv2d(channels, width, 7, bias=False), InstanceNorm(width),
             nn.ReLU(inplace=True),
         ]  # fmt: skip
         for wide in (width, 2 * width):
             down += [
-                nn.ReflectionPad2d(1), nn.Conv2d(wide, 2 * wide, 3, stride=2, bias=False),
+                ReflectionPad(1), nn.Conv2d(wide, 2 * wide, 3, stride=2, bias=False),
                 InstanceNorm(2 * wide), nn.ReLU(inplace=True),
             ]  # fmt: skip
         self.DownBlock = nn.Sequential(*down, *(ResidualBlock(4 * width) for _ in range(blocks)))
@@ -60,11 +61,11 @@ class Generator(Decoder):
         up: list[nn.Module] = []
         for wide in (4 * width, 2 * width):
             up += [
-                nn.Upsample(scale_factor=2), nn.ReflectionPad2d(1),
+                nn.Upsample(scale_factor=2), ReflectionPad(1),
                 nn.Conv2d(wide, wide // 2, 3, bias=False), ILN(wide // 2), nn.ReLU(inplace=True),
             ]  # fmt: skip
         last = nn.Conv2d(width, channels, 7, bias=False)
-        self.UpBlock2 = nn.Sequential(*up, nn.ReflectionPad2d(3), last, nn.Tanh())
+        self.UpBlock2 = nn.Sequential(*up, ReflectionPad(3), last, nn.Tanh())
 
     def forward(self, images: torch.Tensor, attention: bool = False) -> Any:
         """The translation; with `attention` also logits and heat.
@@ -107,7 +108,7 @@ class Discriminator(nn.Module):
         self.gmp_fc = nn.utils.spectral_norm(nn.Linear(wide[-1], 1, bias=False))
         self.conv1x1 = nn.Conv2d(2 * wide[-1], wide[-1], 1)
         self.leaky_relu = nn.LeakyReLU(0.2, inplace=True)
-        self.pad = nn.ReflectionPad2d(1)
+        self.pad = ReflectionPad(1)
         self.conv = verdict(wide[-1])
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,6 +33,7 @@ from ..use.classes import classes_in
 from ..use.models import Model, model_of
 from .begun import must_have_network, values_for, with_rows
 from .description import Description
+from .graphs import CudaGraphs, Recorder, Recordings
 from .players import Updates
 from .pool import ImagePool
 from .processes import ALONE, Place
@@ -50,7 +51,10 @@ class Cast(Stage):
         deployed: the networks that are used after the training.
         missing: names that the start lacked, and that were initialised.
         begun_as: networks that the start lacked, and that began with another one's weights.
+        recordings: of steps, on a GPU; None where there are none to be.
     """
+
+    recordings: Recordings | None = None
 
     def __init__(
         self, trainer: Description, options: Any, start: Path | None, *, seed: int,
@@ -246,6 +250,11 @@ class Cast(Stage):
         """Steps that may be made before what they told is read; 0 where reading costs nothing."""
         return 0 if self.device.type == "cpu" else BEHIND
 
+    def recorder(self) -> Recorder | None:
+        """What records steps, where they are to be replayed."""
+        wanted = self.options.graphs and self.device.type == "cuda"
+        return CudaGraphs(self.device) if wanted else None
+
     @property
     def effort(self) -> float:
         """Multiplications of a pass through all networks, roughly: images are halved twice."""
@@ -346,7 +355,7 @@ class Cast(Stage):
             self.put(name, network, compiled=options.compile)
         for name, network in self._joined.items():
             self.put(name, network, compiled=options.compile)
-        early = self.early
+        early, recorder = self.early, self.recorder()
         several = {
             name for turn in self.trainer.turns(options, 0) if len(turn.losses) > 1
             for name in turn.players
@@ -356,9 +365,31 @@ class Cast(Stage):
                 n: p for n, p in self._module.named_parameters()
                 if p.requires_grad and n.partition(".")[0] in player.networks
             }  # fmt: skip
-            self._updates[name] = Updates(player, own, early=early, summed=name in several)
+            # As tensors rates are rounded: on a GPU always, so that graphs decide nothing.
+            recorded = recorder is not None or self.device.type == "cuda"
+            self._updates[name] = Updates(
+                player, own, early=early, summed=name in several, recorded=recorded
+            )
         self._broken = torch.zeros((), dtype=torch.bool, device=self.device)
         self.adaptive = self.adaptive.to(self.device)
+        if recorder is not None:
+            self.recordings = Recordings(recorder, self.pools, self.placed)
+            why = self._unrecordable()
+            if why is not None:
+                self.recordings.refuse(why)
+
+    def _unrecordable(self) -> str | None:
+        """Why no step can be replayed, where that is known before the first one."""
+        if self.place.world > 1:
+            return "several processes train together"
+        if self._as_used:
+            return f"{', '.join(self._as_used)} has modules of others in it"
+        if not self.options.transform().crops:
+            return "the images are of many sizes"
+        for updates in self._updates.values():
+            if not updates.recordable:
+                return f"torch's {updates.player.optimiser} counts on the host"
+        return None
 
 
 def how_trained(options: Any, device: torch.device) -> dict[str, Any]:

@@ -159,6 +159,7 @@ class Machine(Options):
         precision: 32, or `bf16` for autocast.
         channels_last: the memory layout.
         compile: let `torch.compile` make the networks.
+        graphs: replay steps as CUDA graphs on a GPU, where they can be.
     """
 
     device: Annotated[str, FREE] = "auto"
@@ -166,6 +167,7 @@ class Machine(Options):
     precision: Literal[32, "bf16"] = 32
     channels_last: Annotated[bool, FREE] = False
     compile: Annotated[bool, FREE] = False
+    graphs: Annotated[bool, FREE] = True
 
     def must_fit(self) -> None:
         """See `Options`."""

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_UNFUSED_ON_GPU = ("Adagrad",)  # which torch fuses on a CPU alone
+
+
 @dataclass(frozen=True)
 class Player:
     """Networks that are updated together.
@@ -71,11 +74,15 @@ class Updates:
         early: update each parameter within the backward pass.
         summed: with `early`, gradients come from several backward passes, and have memory that is
             theirs; otherwise each is freed at once.
+        recorded: updates may be replayed: rates are tensors, which a recording finds changed.
+
+    Attributes:
+        recordable: whether they can be: all that the optimiser counts is on the device.
     """
 
     def __init__(
         self, player: Player, parameters: Mapping[str, nn.Parameter], *, early: bool,
-        summed: bool = False,
+        summed: bool = False, recorded: bool = False,
     ) -> None:  # fmt: skip
         import torch
 
@@ -100,14 +107,23 @@ class Updates:
                         for parameter in group["params"]]  # fmt: skip
         make = optimiser(player.optimiser)
         settings = dict(player.settings)
-        if "fused" in _arguments(make):
+        on_gpu = any(parameter.is_cuda for parameter in own)
+        if "fused" in _arguments(make) and not (on_gpu and player.optimiser in _UNFUSED_ON_GPU):
             settings.setdefault("fused", True)
+        if recorded and on_gpu and "capturable" in _arguments(make):
+            settings.setdefault("capturable", True)
+        self.recordable = bool(settings.get("fused") or settings.get("capturable"))
+        self._pace: float | None = None
         try:
             self._optimizers = [make(groups, lr=0.0, **settings) for groups in together]
         except (TypeError, ValueError) as error:
             raise TrainerError(f"torch's {player.optimiser} takes no such settings: {error}") from (
                 error
             )
+        for one in self._optimizers if recorded and self.recordable else ():
+            one._warned_capturable_if_run_uncaptured = True  # it is, until it is recorded
+            for group in one.param_groups:
+                group["lr"] = torch.zeros((), device=group["params"][0].device)
         self._of = {id(p): one for one in self._optimizers for group in one.param_groups
                     for p in group["params"]}  # fmt: skip
         averages = player.optimiser in ("Adam", "AdamW")
@@ -192,9 +208,16 @@ class Updates:
 
     def set_pace(self, pace: float) -> None:
         """The learning rate from now on, as a share of the player's."""
+        if pace == self._pace:
+            return
+        self._pace = pace
         for one in self._optimizers:
             for group in one.param_groups:
-                group["lr"] = self.player.rate * pace * group["share"]
+                rate = self.player.rate * pace * group["share"]
+                if isinstance(group["lr"], float):
+                    group["lr"] = rate
+                else:
+                    group["lr"].fill_(rate)
 
     def state_dict(self) -> dict[str, Any]:
         """What the optimiser keeps, such as Adam's averages and counts, by parameter."""

@@ -114,6 +114,8 @@ class Session(State):
                 self.take(group)
                 for fault in self.pictures.met():
                     log(f"left out: {fault}")
+                for said in self.recordings.news() if self.recordings is not None else ():
+                    log(said)
                 if len(self._taken) <= self.behind and not self._told_now():
                     continue
                 for step, losses in self.read():

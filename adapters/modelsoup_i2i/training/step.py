@@ -6,7 +6,7 @@ A step is made with little work and memory:
 - no gradients are computed for parameters that a turn does not update, and frozen ones never;
 - on a CPU, an optimiser is applied within the backward pass: see `players.py`;
 - on a GPU, the host never waits within a step: the device decides itself whether it updates, and
-  what a step told is read some steps later.
+  what a step told is read some steps later. So a step can be replayed: see `graphs.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 
 from ..pictures.augmentation import adapted
 from .cast import Cast
+from .graphs import Drawn, Told, UnrecordableError, kind_of
 from .players import NonfiniteGradientError, Updates, backward
 from .turns import Batch, Loss, Turn
 
@@ -30,7 +31,8 @@ class DivergedError(ArithmeticError):
     """A loss or gradient is not finite any more; the weights are still."""
 
 
-Statistics = tuple[list[torch.Tensor], list[torch.Tensor]]
+Statistics = list[tuple[list[torch.Tensor], torch.Tensor]]
+"""For each dtype tensors, and all of their values in one."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +42,31 @@ class Taken:
     Attributes:
         names: of what it told.
         told: on the device: a number for each name, and whether anything was not finite, 1 or 0.
-        statistics: all buffers and ADA's state, and what they were before it.
     """
 
     names: tuple[str, ...]
     told: torch.Tensor
-    statistics: Statistics
 
 
 class Steps(Cast):
-    """A training that can be moved on by steps.
-
-    Attributes:
-        steps: how many were made.
-    """
+    """A training that can be moved on by steps."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         """As `Cast`."""
         super().__init__(*given, **named)
-        self.steps = 0
+        self._steps = 0
         self._taken: list[Taken] = []
+
+    @property
+    def steps(self) -> int:
+        """How many were made."""
+        if self.recordings is not None and self.recordings.recording:
+            raise UnrecordableError("a loss asks which step it is, which `turns` is told")
+        return self._steps
+
+    @steps.setter
+    def steps(self, made: int) -> None:
+        self._steps = made
 
     def step(self, *drawn: torch.Tensor) -> dict[str, float]:
         """One optimisation step on what the trainer draws, in its order.
@@ -92,16 +99,20 @@ class Steps(Cast):
             DivergedError: `behind` is 0, and a loss or gradient is not finite.
         """
         self.begin()
-        statistics = self._statistics()
-        try:
-            told = self._step(group)
-        except BaseException:
-            for updates in self._updates.values():
-                updates.forget()
-            _put_back(statistics)
-            raise
-        flag = self._broken.to(told[1].dtype)
-        self._taken.append(Taken(told[0], torch.cat([told[1], flag[None]]), statistics))
+        pace = self.options.pace(self.steps // self.steps_per_epoch, self.steps)
+        for updates in self._updates.values():
+            updates.set_pace(pace)
+        drawn = [{name: self.placed(values) for name, values in batch.items()} for batch in group]
+        turns = self.trainer.turns(self.options, self.steps)
+        moves = self.adapts and (self.steps + 1) % self.options.ada_every == 0
+        step = partial(self._step, turns=turns, moves=moves)
+        with self._noise(), _repeatable():
+            if self.recordings is None:
+                told = step(drawn)
+            else:
+                kind = kind_of(turns, moves, *self.weights.items())
+                told = self.recordings.made(kind, drawn, step)
+        self._taken.append(Taken(*told))
         self.steps += 1
 
     def read(self) -> Iterator[tuple[int, dict[str, float]]]:
@@ -121,36 +132,37 @@ class Steps(Cast):
             del numbers[: len(one.names) + 1]
             if broken:
                 self.steps = number - 1
-                _put_back(one.statistics)
                 self._broken.zero_()
                 raise DivergedError
             yield number, dict(zip(one.names, told, strict=True))
 
-    def _step(
-        self, group: Sequence[Mapping[str, torch.Tensor]]
-    ) -> tuple[tuple[str, ...], torch.Tensor]:
-        """Names and, on the device, means of what is told."""
-        pace = self.options.pace(self.steps // self.steps_per_epoch, self.steps)
-        for updates in self._updates.values():
-            updates.set_pace(pace)
-        batches = [
-            Batch({name: self.placed(values) for name, values in drawn.items()}) for drawn in group
-        ]
+    def _step(self, drawn: Drawn, *, turns: Sequence[Turn], moves: bool) -> Told:
+        """What is made on the device alone, of what is there; `moves`: ADA's probability does."""
+        statistics = self._statistics()
+        # Of its own: a loss may let what was drawn require gradients.
+        batches = [Batch({n: v.detach() for n, v in values.items()}) for values in drawn]
         seen: list[dict[str, torch.Tensor]] = [{} for _ in batches]
-        with self._noise():
-            turns = self.trainer.turns(self.options, self.steps)
+        try:
             for turn in turns:
                 self._take(turn, batches, seen)
-        self._average({player for turn in turns for player in turn.players})
-        if self.adapts:
-            self._adapt(seen)
+            self._average({player for turn in turns for player in turn.players})
+            if self.adapts:
+                self._adapt(seen, moves)
+        except BaseException:
+            for updates in self._updates.values():
+                updates.forget()
+            _put_back(statistics)
+            raise
+        if self.behind:
+            _put_back(statistics, where=self._broken)
         names = tuple(seen[0])
-        return names, torch.stack([torch.stack([s[n] for n in names]) for s in seen]).mean(0)
+        told = torch.stack([torch.stack([s[n] for n in names]) for s in seen]).mean(0)
+        return names, torch.cat([told, self._broken.to(told.dtype)[None]])
 
-    def _adapt(self, seen: Sequence[dict[str, torch.Tensor]]) -> None:
+    def _adapt(self, seen: Sequence[dict[str, torch.Tensor]], moves: bool) -> None:
         """Move ADA's probability, where it is time, and tell it."""
         o, world = self.options, self.place.world
-        if (self.steps + 1) % o.ada_every == 0:
+        if moves:
             self.place.average([self.adaptive])
             images = o.batch * o.accumulate * world * o.ada_every
             self.adaptive.copy_(adapted(self.adaptive, o.ada, images / o.ada_images))
@@ -177,10 +189,11 @@ class Steps(Cast):
                 own.copy_(buffers[key])
 
     def _statistics(self) -> Statistics:
-        own = [*self._module.buffers(), self.adaptive]
-        before = [torch.empty_like(buffer) for buffer in own]
-        torch._foreach_copy_(before, own)
-        return own, before
+        """All buffers and ADA's state, and what they are."""
+        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+        for own in (*self._module.buffers(), self.adaptive):
+            by_dtype.setdefault(own.dtype, []).append(own)
+        return [(own, _flat(own)) for own in by_dtype.values()]
 
     @contextmanager
     def _noise(self) -> Iterator[None]:
@@ -288,7 +301,30 @@ class Steps(Cast):
         }
 
 
-def _put_back(statistics: Statistics) -> None:
-    """A pass moves statistics before it is known to be finite."""
-    for own, before in zip(*statistics, strict=True):
-        own.copy_(before)
+def _put_back(statistics: Statistics, *, where: torch.Tensor | None = None) -> None:
+    """A pass moves statistics before it is known to be finite.
+
+    Args:
+        statistics: what they were.
+        where: 0-dimensional, bool: only if it is true. The host never reads it.
+    """
+    for own, before in statistics:
+        values = before if where is None else torch.where(where, before, _flat(own))
+        parts = values.split([tensor.numel() for tensor in own])
+        views = [part.view(tensor.shape) for part, tensor in zip(parts, own, strict=True)]
+        torch._foreach_copy_(own, views)
+
+
+def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Of cuDNN's algorithms those that make the same bits each time."""
+    cudnn: Any = torch.backends.cudnn
+    before, cudnn.deterministic = cudnn.deterministic, True
+    try:
+        yield
+    finally:
+        cudnn.deterministic = before

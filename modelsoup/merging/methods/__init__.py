@@ -11,6 +11,7 @@ from . import (  # noqa: F401  (importing registers them)
     spectral,
     spherical,
     task_vectors,
+    weighted,
 )
 from .registry import (
     Method,

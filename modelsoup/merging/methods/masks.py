@@ -37,7 +37,7 @@ def _check_expert(x: Tensor, expert: int) -> None:
 def magmax(
     x: Tensor,
     lambda_: float = parameter(
-        0.5, doc="what the merged task vector is multiplied by (0.5: the paper's)"
+        1.0, doc="what the merged task vector is multiplied by (0.5 in the paper)"
     ),
 ) -> Of:
     """Base + λ·(the dᵢ of the largest |dᵢ|, the later one of equals)."""

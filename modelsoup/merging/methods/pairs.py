@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ..forms import Block, Of, Rows, Tensor
+from ..forms import Block, Of, Tensor
 from ..reductions import EachRow, Ranked
 from .registry import Asking, method, parameter
 
@@ -53,24 +53,30 @@ def arcee_fusion(x: Tensor) -> Asking:
     (divergence,) = yield [EachRow(_divergence)]
 
     def importance(b: Block) -> np.ndarray:
-        first, second = b.values
-        row = b.start // max(1, x.row)
-        found: np.ndarray = np.abs(second - first)
-        found *= divergence[row : row + len(first), None].astype(x.dtype)
+        found: np.ndarray = np.abs(b.values[1] - b.values[0])
+        found *= _for_each_element(divergence, b.start, found.size, x.row).astype(x.dtype)
         return found
 
     places = [math.floor((x.elements - 1) * q) for q in (0.25, 0.5, 0.75)]
     counts = tuple(max(1, x.elements - place) for place in places)
-    ((lower, median, upper),) = yield [Ranked(importance, counts, rows=True)]
+    ((lower, median, upper),) = yield [Ranked(importance, counts)]
     least = median.threshold + 1.5 * (upper.threshold - lower.threshold)
-    return Rows(lambda b: np.where(importance(b) >= least, b.values[1], b.values[0]))
+    return lambda b: np.where(importance(b) >= least, b.values[1], b.values[0])
+
+
+def _for_each_element(numbers: np.ndarray, start: int, size: int, row: int) -> np.ndarray:
+    """Of numbers that belong to rows, those of the elements from `start` on."""
+    first, last = start // row, -(-(start + size) // row)
+    begins = np.arange(first, last) * row
+    lengths = np.minimum(begins + row, start + size) - np.maximum(begins, start)
+    return np.repeat(numbers[first:last], lengths)
 
 
 def _divergence(b: Block) -> np.ndarray:
     """The Kullback-Leibler divergence of each row's softmax in the second model from the first."""
     first, second = b.values
     p, q = (softmax(rows) + _LEAST_PROBABILITY for rows in (second, first))
-    found: np.ndarray = (p * np.log(p / q)).sum(axis=-1)
+    found: np.ndarray = np.maximum((p * np.log(p / q)).sum(axis=-1), 0)  # but for rounding
     return found
 
 

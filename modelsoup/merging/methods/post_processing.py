@@ -46,6 +46,7 @@ def merged_by(
     "svc",
     base=True,
     models=(1, None),
+    matrices=True,
     purpose="after a merge",
     version="1",
     summary="another method's result, with singular values that count no direction twice",

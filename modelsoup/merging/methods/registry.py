@@ -8,7 +8,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from types import GeneratorType
@@ -16,12 +16,18 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_
 
 from ...errors import ParameterError, counted, nearest, parameter_option
 from ..forms import Block, Merging, PerModel, Rows, Tensor, WeightedSum, Whole
-from ..reductions import PART, Gathering, Largest, Reduction, sampled
+from ..reductions import PART, Gathering, Largest, Ranked, Reduction, sampled
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "modelsoup.methods"
+PURPOSES = (
+    "average", "interpolate", "task vectors", "matrices", "experts", "after a merge", "two models",
+    "one model",
+)  # fmt: skip
+"""What methods are for, in the order in which `soup methods` has them; others follow."""
+_LARGE = (4096, 4096)
 Kind = Literal["number", "numbers", "integer", "truth", "word"]
 _KINDS: Mapping[Any, Kind] = {
     float: "number", PerModel: "numbers", int: "integer", bool: "truth",
@@ -87,6 +93,25 @@ def parameter(
     return _Given(default, low, high, doc)
 
 
+def _same(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    return shape
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """What a method takes beside the models: a checkpoint for each, with tensors of their names.
+
+    Where no such checkpoint has a tensor, the method is asked to do without.
+
+    Attributes:
+        doc: one line for `soup methods NAME`.
+        shape: of a tensor's shape, the one of what belongs to it; None where nothing does.
+    """
+
+    doc: str
+    shape: Callable[[tuple[int, ...]], tuple[int, ...] | None] = _same
+
+
 @dataclass(frozen=True)
 class Method:
     """A merge method: one function.
@@ -103,6 +128,9 @@ class Method:
         normalizes: the parameter under which its weights are divided by their sum, so that they
             must have one; empty where there is none.
         layers: whether it treats layers by their depth, so that there must be some.
+        matrices: whether it is made for matrices, and does something else with other tensors.
+        aux: auxiliary inputs that it needs, by name. Where one has another shape than its tensor,
+            the method gives a `Whole` without reductions.
         purpose: what it is for: `average`, `interpolate`, `task vectors`, …; `soup methods` sorts
             by it.
         summary: one line for `soup methods`.
@@ -118,6 +146,8 @@ class Method:
     from_beta: Callable[[float], dict[str, Any]] | None = None
     normalizes: str = ""
     layers: bool = False
+    matrices: bool = False
+    aux: Mapping[str, Auxiliary] = field(default_factory=dict, hash=False)
     purpose: str = "other"
     summary: str = ""
     source: str = ""
@@ -148,6 +178,20 @@ class Method:
             )
         return found
 
+    def auxiliary(self, name: str) -> Auxiliary:
+        """An auxiliary input by its name.
+
+        Raises:
+            ParameterError: the method has none of that name.
+        """
+        if name not in self.aux:
+            has = f" (it has {', '.join(self.aux)})" if self.aux else " (it has none)"
+            raise ParameterError(
+                f"the method {self.name!r} has no auxiliary input {name!r}"
+                f"{nearest(name, self.aux) or has}"
+            )
+        return self.aux[name]
+
     def ask(self, x: Tensor, parameters: Mapping[str, Any]) -> Asking:
         """Have it say what it must know of a tensor, and what is to be done with it.
 
@@ -164,6 +208,11 @@ class Method:
                 f"WeightedSum, Rows, Whole or a function of a block"
             )
         if isinstance(made, WeightedSum):
+            if x.aux:
+                raise ParameterError(
+                    f"the method {self.name!r} gave a WeightedSum, which leaves auxiliary inputs "
+                    f"out: give a function of a block"
+                )
             wanted = x.count + (x.has_base and not made.of_deltas)
             if len(made.coefficients) != wanted:
                 raise ParameterError(
@@ -204,7 +253,9 @@ class Outline:
         """How many elements of each input are read for samples."""
         if not x.is_sampled:
             return 0
-        rounds = sum(any(isinstance(r, Largest) and not r.rows for r in a) for a in self.rounds)
+        rounds = sum(
+            any(isinstance(r, Largest | Ranked) and not r.rows for r in a) for a in self.rounds
+        )
         return rounds * len(sampled(x)) * PART
 
     def state_bytes(self, x: Tensor) -> int:
@@ -512,16 +563,76 @@ def _check_number(where: str, own: Parameter, number: Any) -> None:
         raise ParameterError(f"{where} is {number:g}, but must be {expected}")
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a merge of a large matrix costs.
+
+    Attributes:
+        passes: how often the inputs are read, as a rule.
+        at_once: what must be in memory at a time: a `block`, a `row`, or the `tensor`.
+    """
+
+    passes: int
+    at_once: Literal["block", "row", "tensor"]
+
+
+def cost(chosen: Method) -> Cost | None:
+    """What a method costs where it keeps half of what it may keep, else with its defaults.
+
+    What has no default is ½. None of a method that refuses such parameters.
+    """
+    low, high = chosen.models
+    count = max(low, min(2, high or 2))
+    x = Tensor("", _LARGE, count, chosen.base is True, layer=(0, 2), can_be_sampled=True)
+    for thinned in (True, False):
+        given = {name: _usual(own, thinned) for name, own in chosen.parameters.items()}
+        try:
+            planned = outline(chosen, x, build_parameters(chosen, given, count))
+        except ParameterError:
+            continue
+        passes = planned.passes(x)
+        if isinstance(planned.form, Whole):
+            return Cost(passes, "tensor")
+        asked = [reduction for several in planned.rounds for reduction in several]
+        by_rows = isinstance(planned.form, Rows) or any(reduction.rows for reduction in asked)
+        return Cost(passes, "row" if by_rows else "block")
+    return None
+
+
+def _usual(own: Parameter, thinned: bool) -> Any:
+    if own.words:
+        return own.words[0] if own.is_required else own.default
+    is_share = own.kind in ("number", "numbers") and own.default == own.high == 1
+    if own.is_required or (is_share and thinned):
+        return 1 if own.kind in ("integer", "truth") else 0.5
+    return own.default
+
+
+def sorted_by_purpose(described: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Descriptions by what methods are for, then the cheaper first; what is not loaded is last."""
+
+    def place(one: Mapping[str, Any]) -> tuple[bool, int, str, int, str]:
+        purpose = one.get("purpose", "")
+        known = PURPOSES.index(purpose) if purpose in PURPOSES else len(PURPOSES)
+        return "from" in one, known, purpose, one.get("passes") or 0, one["name"]
+
+    return sorted(described, key=place)
+
+
 def describe(chosen: Method) -> dict[str, Any]:
     """A method as plain data, for `soup methods`."""
+    costs = cost(chosen)
     return {
         "name": chosen.name,
         "summary": chosen.summary,
         "source": chosen.source,
         "purpose": chosen.purpose,
+        "passes": None if costs is None else costs.passes,
+        "at_once": None if costs is None else costs.at_once,
         "models": list(chosen.models),
         "base": chosen.base,
         "beta": chosen.from_beta is not None,
+        "aux": {name: aux.doc for name, aux in chosen.aux.items()},
         "version": code_version(chosen),
         "parameters": [
             {

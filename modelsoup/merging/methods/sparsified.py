@@ -216,8 +216,9 @@ class _DrawnByRank:
         last = values.shape[-1] - 1
         numbers = uniform(self.key, b.start, values.size).reshape(values.shape)
         magnitudes = np.abs(values)
-        above_least = numbers * 2.0**-32 - (self.density - self.epsilon)
-        wanted = above_least * (last / (2 * self.epsilon)) + 0.5
+        slope = last / (2 * self.epsilon)
+        wanted = numbers * (slope * 2.0**-32)
+        wanted += 0.5 - slope * (self.density - self.epsilon)
         rank = np.floor(wanted)
         place = np.clip(rank, 0, last).astype(np.intp)
         at_rank = np.take_along_axis(np.sort(magnitudes, axis=-1), place, axis=-1)

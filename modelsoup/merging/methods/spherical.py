@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..forms import PerModel, Rows, Tensor, WeightedSum, Whole
+from ..forms import Block, PerModel, Rows, Tensor, WeightedSum, Whole
 from ..reductions import Gram, products_along
 from .registry import Asking, method, parameter
 
@@ -82,7 +82,14 @@ def nuslerp(
         return WeightedSum(_on_arc(gram, t).tolist(), of_deltas=x.has_base)
     if nuslerp_row_wise and len(x.shape) > 1:
         return Whole(lambda inputs: _along_the_first_axis(x, inputs, t))
-    return Rows(lambda b: _merged_on_arc(x, b.values, t, axis=-1))
+
+    def merged(b: Block) -> np.ndarray:
+        if not x.has_base:
+            return _merged_on_arc(b.values, t, axis=-1)
+        made: np.ndarray = b.base + _merged_on_arc([b.delta(k) for k in x.models], t, axis=-1)
+        return made
+
+    return Rows(merged)
 
 
 def _on_arc(gram: np.ndarray, t: float) -> np.ndarray:
@@ -99,13 +106,12 @@ def _on_arc(gram: np.ndarray, t: float) -> np.ndarray:
     return found
 
 
-def _merged_on_arc(x: Tensor, inputs: Sequence[np.ndarray], t: float, *, axis: int) -> np.ndarray:
-    """Vectors along an axis, or their task vectors, interpolated."""
-    first, second = (one - inputs[0] for one in inputs[1:]) if x.has_base else inputs
-    shares = _on_arc(products_along([first, second], axis), t).astype(x.dtype)
-    a, b = (np.expand_dims(shares[..., k], axis) for k in x.models)
-    made = a * first + b * second
-    return np.asarray(inputs[0] + made if x.has_base else made)
+def _merged_on_arc(vectors: Sequence[np.ndarray], t: float, *, axis: int) -> np.ndarray:
+    """Two arrays' vectors along an axis, interpolated."""
+    shares = _on_arc(products_along(vectors, axis), t).astype(vectors[0].dtype)
+    first, second = (np.expand_dims(shares[..., k], axis) for k in (0, 1))
+    made: np.ndarray = first * vectors[0] + second * vectors[1]
+    return made
 
 
 def _along_the_first_axis(x: Tensor, inputs: Sequence[np.ndarray], t: float) -> np.ndarray:
@@ -113,8 +119,12 @@ def _along_the_first_axis(x: Tensor, inputs: Sequence[np.ndarray], t: float) -> 
     made = np.empty_like(matrices[0])
     width = max(1, _SLAB // x.shape[0])
     for start in range(0, made.shape[1], width):
-        columns = np.s_[:, start : start + width]
-        made[columns] = _merged_on_arc(x, [one[columns] for one in matrices], t, axis=0)
+        place = np.s_[:, start : start + width]
+        base, *vectors = [one[place] for one in matrices]
+        if x.has_base:
+            made[place] = base + _merged_on_arc([one - base for one in vectors], t, axis=0)
+        else:
+            made[place] = _merged_on_arc([base, *vectors], t, axis=0)
     return made.reshape(x.shape)
 
 
