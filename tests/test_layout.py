@@ -617,7 +617,7 @@ def test_adapters_are_folded_in_before_names_and_layers_are_others(
     save_file({n: np.ones(s, np.float32) for n, s in factors.items()},
               adapter / "adapter_model.safetensors")  # fmt: skip
     out = tmp_path / "out.safetensors"
-    with pytest.raises(ParameterError, match="adapters .*fold"):
+    with pytest.raises(ParameterError, match=r"adapters .*fold"):
         merge([a], out, lora={adapter: 1.0}, **options)
     merge([a], tmp_path / "folded.safetensors", lora={adapter: 1.0})
     merge([tmp_path / "folded.safetensors"], out, **options)
