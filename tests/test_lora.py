@@ -924,6 +924,27 @@ def test_codes_are_quantised_again_after_an_update_and_dora_of_them_is_refused(t
         modelsoup.merge([base], tmp_path / "x", lora=[peft(tmp_path / "d", tensors)])
 
 
+@pytest.mark.parametrize("weight", [1, 0.5])
+def test_what_is_whole_in_an_adapter_over_codes_is_quantised_with_their_scale(
+    tmp_path: Path, weight: float
+):
+    codes = (draw(40, 30) * 50).astype(ml_dtypes.float8_e4m3fn)
+    base, out = tmp_path / "base.safetensors", tmp_path / "out.safetensors"
+    scale = np.full((), 0.01, np.float32)
+    with_float8(base, {"q.weight": draw(5, 4), "v.weight": codes, "v.weight_scale": scale})
+    whole = 20 * draw(40, 30, seed=1)
+    adapter = peft(tmp_path / "a", {**pair("q", 5, 4), "v.weight": whole})
+    report = modelsoup.merge([base], out, lora={adapter: weight})
+    made = modelsoup.open_checkpoint(out)
+    assert {n: i.dtype for n, i in made.tensors.items()} == {
+        "q.weight": "F32", "v.weight": "F8_E4M3", "v.weight_scale": "F32",
+    }  # fmt: skip
+    values = made["v.weight"].astype(float) * float(made["v.weight_scale"])
+    wanted = (1 - weight) * codes.astype(float) * 0.01 + weight * whole
+    assert np.linalg.norm(values - wanted) < 0.05 * np.linalg.norm(wanted)
+    assert "quantized" in [notice.kind for notice in report.notices]
+
+
 def with_float8(file: Path, tensors: Arrays) -> None:
     infos = [
         OutputTensor(n, "F8_E4M3" if v.dtype.itemsize == 1 else "F32", v.shape)
