@@ -529,6 +529,17 @@ def test_a_wrong_wish_is_one_sentence_and_no_output(tmp_path: Path, how: Any, sa
     assert said in merging_fails(a, b, **how)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63, "a", True, 0.5])
+def test_a_seed_that_no_lineage_can_hold_is_refused_and_leaves_no_output(tmp_path: Path, seed: Any):
+    a = peft(tmp_path / "a", pair("q", 5, 4))
+    said = f"seed is {seed!r}, not an integer"
+    assert merging_fails(a, seed=seed).startswith(said)
+    paths = models(tmp_path, BASE, {**BASE, "q.weight": BASE["q.weight"] + 1})
+    with pytest.raises(SoupError, match=said):
+        modelsoup.extract_adapter(*paths, tmp_path / "out", seed=seed)
+    assert not (tmp_path / "out").exists()
+
+
 def test_nan_in_a_factor_leaves_no_output(tmp_path: Path):
     bad = pair("q", 5, 4)
     bad["q.lora_A.weight"][0, 0] = np.nan

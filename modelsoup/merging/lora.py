@@ -40,6 +40,7 @@ from .lineage import FORMAT, input_entry
 from .methods import get_method
 from .methods.registry import build_parameters, outline
 from .plan import Notice
+from .recipe import check_seed
 from .rules import BASE
 
 
@@ -148,6 +149,7 @@ def merge_adapters(
     if not adapters:
         raise ParameterError("a merge needs at least one adapter")
     check_rank(rank)
+    seed = check_seed(seed)
     opened = [open_adapter(path) for path in adapters]
     naming = opened[0].naming
     combined = _Combined(method, parameters or {}, check_weights(weights, len(opened)), seed)
