@@ -1036,6 +1036,37 @@ def test_rules_and_dtypes_hold_for_a_fold_and_its_lineage_says_what_went_in(tmp_
     assert again.exit_code == 1 and "made with low-rank adapters" in again.output
 
 
+@pytest.mark.parametrize("named", [".", "adapter_model.safetensors"])
+@pytest.mark.parametrize("is_folded", [True, False])
+def test_a_lineage_knows_the_config_by_which_an_adapter_was_scaled(
+    tmp_path: Path, named: str, is_folded: bool
+):
+    adapter = peft(tmp_path / "a", pair("v", 40, 30), lora_alpha=8)
+    base = saved(tmp_path / "base.safetensors", MODEL)
+
+    def made(name: str) -> dict[str, Any]:
+        out = tmp_path / name
+        if is_folded:
+            modelsoup.merge([base], out, lora=[adapter / named])
+        else:
+            modelsoup.merge_adapters([adapter / named], out)
+        lineage = modelsoup.read_lineage(out)
+        assert lineage is not None
+        return dict(lineage["inputs"][0])
+
+    one = made("one")
+    config = adapter / "adapter_config.json"
+    assert one["name"] == "a"
+    assert {file["name"]: file["xxh3_128"] for file in one["files"]} == {
+        file.name: modelsoup.digest_file(file).xxh3_128 for file in adapter.iterdir()
+    }
+    assert soup("verify", tmp_path / "one", "--inputs", tmp_path).exit_code == 0
+    config.write_text(json.dumps({**json.loads(config.read_text()), "lora_alpha": 9}))
+    verified = soup("verify", tmp_path / "one", "--inputs", tmp_path)
+    assert verified.exit_code == 1 and "a" in verified.output
+    assert made("other")["xxh3_128"] != one["xxh3_128"]
+
+
 def test_a_config_file_names_adapters_from_its_own_folder(tmp_path: Path):
     base = saved(tmp_path / "base.safetensors", MODEL)
     a = adapter_of_all(tmp_path / "a")
