@@ -397,6 +397,53 @@ def test_in_core_space_a_linear_method_is_the_sum_and_ties_is_ties_of_the_cores(
     np.testing.assert_allclose(updates(tmp_path / "out")["q"], 2 * up @ down, atol=1e-5)
 
 
+def test_lines_scales_what_adapters_add_by_the_depth_of_its_layer(tmp_path: Path):
+    modules = [f"model.layers.{i}.q" for i in range(3)]
+    head = {"lm_head.lora_A.weight": draw(2, 6, seed=9), "lm_head.lora_B.weight": draw(8, 2)}
+    a, b = (
+        peft(tmp_path / n, {
+            name: value for m in modules for name, value in pair(m, 8, 6, seed=k).items()
+        } | head)
+        for k, n in enumerate("ab")
+    )  # fmt: skip
+    out, given = tmp_path / "out", {"shallow": 0.2, "deep": 0.8}
+    modelsoup.merge_adapters([a, b], out, weights=[0.7, 0.3], method="lines", parameters=given)
+    scales = dict(zip([*modules, "lm_head"], [0.2, 0.5, 0.8, 0.2], strict=True))
+    one, other = updates(a), updates(b)
+    wanted = {m: s * (0.7 * one[m] + 0.3 * other[m]) for m, s in scales.items()}
+    assert_close(updates(out), wanted)
+
+
+def test_a_method_that_goes_by_depth_is_refused_where_nothing_is_in_a_layer(tmp_path: Path):
+    a = peft(tmp_path / "a", pair("q", 5, 4))
+    message = merging_fails(a, method="lines", parameters={"shallow": 0.5})
+    assert message == (
+        "'lines' goes by the depth of layers, but nothing in the adapters is in one: nothing has a "
+        "name like 'layers.0.q_proj' or 'blocks.0.to_q'"
+    )
+
+
+def test_in_core_space_singular_vectors_are_made_orthogonal_as_those_of_the_whole(tmp_path: Path):
+    a, b = (peft(tmp_path / n, pair("q", 8, 6, seed=k)) for k, n in enumerate("ab"))
+    modelsoup.merge_adapters([a, b], tmp_path / "out", method="tsv_m")
+
+    def polar(matrix: np.ndarray) -> np.ndarray:
+        u, _, v = np.linalg.svd(matrix, full_matrices=False)
+        return np.asarray(u @ v)
+
+    triplets = [np.linalg.svd(updates(path)["q"], full_matrices=False) for path in (a, b)]
+    left = polar(np.hstack([u[:, :2] for u, _, _ in triplets]))
+    values = np.concatenate([s[:2] for _, s, _ in triplets])
+    right = polar(np.vstack([v[:2] for _, _, v in triplets]))
+    assert_close(updates(tmp_path / "out"), {"q": left * values @ right})
+
+
+def test_a_module_of_too_low_a_rank_for_a_method_is_named(tmp_path: Path):
+    a, b = (peft(tmp_path / n, pair("row.q", 1, 6)) for n in "ab")
+    message = merging_fails(a, b, method="tsv_m")
+    assert "which is none of row.q, of rank 1, with 2 models" in message
+
+
 def test_what_comes_out_of_core_space_has_no_more_rank_than_the_module(tmp_path: Path):
     a, b = (peft(tmp_path / n, pair("q", 3, 6, rank=2, seed=k)) for k, n in enumerate("ab"))
     report = modelsoup.merge_adapters([a, b], tmp_path / "out", method="ties")
