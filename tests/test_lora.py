@@ -397,6 +397,53 @@ def test_in_core_space_a_linear_method_is_the_sum_and_ties_is_ties_of_the_cores(
     np.testing.assert_allclose(updates(tmp_path / "out")["q"], 2 * up @ down, atol=1e-5)
 
 
+def test_lines_scales_what_adapters_add_by_the_depth_of_its_layer(tmp_path: Path):
+    modules = [f"model.layers.{i}.q" for i in range(3)]
+    head = {"lm_head.lora_A.weight": draw(2, 6, seed=9), "lm_head.lora_B.weight": draw(8, 2)}
+    a, b = (
+        peft(tmp_path / n, {
+            name: value for m in modules for name, value in pair(m, 8, 6, seed=k).items()
+        } | head)
+        for k, n in enumerate("ab")
+    )  # fmt: skip
+    out, given = tmp_path / "out", {"shallow": 0.2, "deep": 0.8}
+    modelsoup.merge_adapters([a, b], out, weights=[0.7, 0.3], method="lines", parameters=given)
+    scales = dict(zip([*modules, "lm_head"], [0.2, 0.5, 0.8, 0.2], strict=True))
+    one, other = updates(a), updates(b)
+    wanted = {m: s * (0.7 * one[m] + 0.3 * other[m]) for m, s in scales.items()}
+    assert_close(updates(out), wanted)
+
+
+def test_a_method_that_goes_by_depth_is_refused_where_nothing_is_in_a_layer(tmp_path: Path):
+    a = peft(tmp_path / "a", pair("q", 5, 4))
+    message = merging_fails(a, method="lines", parameters={"shallow": 0.5})
+    assert message == (
+        "'lines' goes by the depth of layers, but nothing in the adapters is in one: nothing has a "
+        "name like 'layers.0.q_proj' or 'blocks.0.to_q'"
+    )
+
+
+def test_in_core_space_singular_vectors_are_made_orthogonal_as_those_of_the_whole(tmp_path: Path):
+    a, b = (peft(tmp_path / n, pair("q", 8, 6, seed=k)) for k, n in enumerate("ab"))
+    modelsoup.merge_adapters([a, b], tmp_path / "out", method="tsv_m")
+
+    def polar(matrix: np.ndarray) -> np.ndarray:
+        u, _, v = np.linalg.svd(matrix, full_matrices=False)
+        return np.asarray(u @ v)
+
+    triplets = [np.linalg.svd(updates(path)["q"], full_matrices=False) for path in (a, b)]
+    left = polar(np.hstack([u[:, :2] for u, _, _ in triplets]))
+    values = np.concatenate([s[:2] for _, s, _ in triplets])
+    right = polar(np.vstack([v[:2] for _, _, v in triplets]))
+    assert_close(updates(tmp_path / "out"), {"q": left * values @ right})
+
+
+def test_a_module_of_too_low_a_rank_for_a_method_is_named(tmp_path: Path):
+    a, b = (peft(tmp_path / n, pair("row.q", 1, 6)) for n in "ab")
+    message = merging_fails(a, b, method="tsv_m")
+    assert "which is none of row.q, of rank 1, with 2 models" in message
+
+
 def test_what_comes_out_of_core_space_has_no_more_rank_than_the_module(tmp_path: Path):
     a, b = (peft(tmp_path / n, pair("q", 3, 6, rank=2, seed=k)) for k, n in enumerate("ab"))
     report = modelsoup.merge_adapters([a, b], tmp_path / "out", method="ties")
@@ -527,6 +574,17 @@ def test_a_head_that_all_adapters_share_is_kept(tmp_path: Path):
 def test_a_wrong_wish_is_one_sentence_and_no_output(tmp_path: Path, how: Any, said: str):
     a, b = (peft(tmp_path / n, pair("q", 5, 4)) for n in "ab")
     assert said in merging_fails(a, b, **how)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, "a", True, 0.5])
+def test_a_seed_that_no_lineage_can_hold_is_refused_and_leaves_no_output(tmp_path: Path, seed: Any):
+    a = peft(tmp_path / "a", pair("q", 5, 4))
+    said = f"seed is {seed!r}, not an integer"
+    assert merging_fails(a, seed=seed).startswith(said)
+    paths = models(tmp_path, BASE, {**BASE, "q.weight": BASE["q.weight"] + 1})
+    with pytest.raises(SoupError, match=said):
+        modelsoup.extract_adapter(*paths, tmp_path / "out", seed=seed)
+    assert not (tmp_path / "out").exists()
 
 
 def test_nan_in_a_factor_leaves_no_output(tmp_path: Path):
@@ -924,6 +982,27 @@ def test_codes_are_quantised_again_after_an_update_and_dora_of_them_is_refused(t
         modelsoup.merge([base], tmp_path / "x", lora=[peft(tmp_path / "d", tensors)])
 
 
+@pytest.mark.parametrize("weight", [1, 0.5])
+def test_what_is_whole_in_an_adapter_over_codes_is_quantised_with_their_scale(
+    tmp_path: Path, weight: float
+):
+    codes = (draw(40, 30) * 50).astype(ml_dtypes.float8_e4m3fn)
+    base, out = tmp_path / "base.safetensors", tmp_path / "out.safetensors"
+    scale = np.full((), 0.01, np.float32)
+    with_float8(base, {"q.weight": draw(5, 4), "v.weight": codes, "v.weight_scale": scale})
+    whole = 20 * draw(40, 30, seed=1)
+    adapter = peft(tmp_path / "a", {**pair("q", 5, 4), "v.weight": whole})
+    report = modelsoup.merge([base], out, lora={adapter: weight})
+    made = modelsoup.open_checkpoint(out)
+    assert {n: i.dtype for n, i in made.tensors.items()} == {
+        "q.weight": "F32", "v.weight": "F8_E4M3", "v.weight_scale": "F32",
+    }  # fmt: skip
+    values = made["v.weight"].astype(float) * float(made["v.weight_scale"])
+    wanted = (1 - weight) * codes.astype(float) * 0.01 + weight * whole
+    assert np.linalg.norm(values - wanted) < 0.05 * np.linalg.norm(wanted)
+    assert "quantized" in [notice.kind for notice in report.notices]
+
+
 def with_float8(file: Path, tensors: Arrays) -> None:
     infos = [
         OutputTensor(n, "F8_E4M3" if v.dtype.itemsize == 1 else "F32", v.shape)
@@ -1002,6 +1081,37 @@ def test_rules_and_dtypes_hold_for_a_fold_and_its_lineage_says_what_went_in(tmp_
     assert soup("verify", out).exit_code == 0
     again = soup("plan", "--from", out)
     assert again.exit_code == 1 and "made with low-rank adapters" in again.output
+
+
+@pytest.mark.parametrize("named", [".", "adapter_model.safetensors"])
+@pytest.mark.parametrize("is_folded", [True, False])
+def test_a_lineage_knows_the_config_by_which_an_adapter_was_scaled(
+    tmp_path: Path, named: str, is_folded: bool
+):
+    adapter = peft(tmp_path / "a", pair("v", 40, 30), lora_alpha=8)
+    base = saved(tmp_path / "base.safetensors", MODEL)
+
+    def made(name: str) -> dict[str, Any]:
+        out = tmp_path / name
+        if is_folded:
+            modelsoup.merge([base], out, lora=[adapter / named])
+        else:
+            modelsoup.merge_adapters([adapter / named], out)
+        lineage = modelsoup.read_lineage(out)
+        assert lineage is not None
+        return dict(lineage["inputs"][0])
+
+    one = made("one")
+    config = adapter / "adapter_config.json"
+    assert one["name"] == "a"
+    assert {file["name"]: file["xxh3_128"] for file in one["files"]} == {
+        file.name: modelsoup.digest_file(file).xxh3_128 for file in adapter.iterdir()
+    }
+    assert soup("verify", tmp_path / "one", "--inputs", tmp_path).exit_code == 0
+    config.write_text(json.dumps({**json.loads(config.read_text()), "lora_alpha": 9}))
+    verified = soup("verify", tmp_path / "one", "--inputs", tmp_path)
+    assert verified.exit_code == 1 and "a" in verified.output
+    assert made("other")["xxh3_128"] != one["xxh3_128"]
 
 
 def test_a_config_file_names_adapters_from_its_own_folder(tmp_path: Path):

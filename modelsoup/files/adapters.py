@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import CheckpointError, MismatchError, counted, listed, nearest, said
 from .checkpoint import SUFFIX, Checkpoint, StrPath, TensorInfo, open_checkpoint
 from .dtypes import DTYPES
-from .reading import read_small
+from .reading import FileState, open_regular, read_small, state_of
 
 CONFIG = "adapter_config.json"
 WEIGHTS = f"adapter_model{SUFFIX}"
@@ -138,7 +138,7 @@ class Adapter:
     """An adapter, opened.
 
     Attributes:
-        checkpoint: its file.
+        checkpoint: its files: the factors, and PEFT's config, by which they are scaled.
         naming: whose names it has.
         updates: module → what is added to its weight.
         added: tensor → what else is added, such as biases.
@@ -173,12 +173,15 @@ def open_adapter(path: StrPath) -> Adapter:
     inside = path / WEIGHTS
     checkpoint = open_checkpoint(inside if inside.is_file() else path)
     is_peft = checkpoint.files[0].name == WEIGHTS
+    folder = path if path.is_dir() else path.parent
+    config, states = _config(folder) if is_peft else ({}, {})
+    if states:  # the config is as much of the adapter as the factors, whichever was named
+        path = folder
     if path.is_dir() and not checkpoint.is_folder:  # other adapters may lie in folders within
         checkpoint = Checkpoint(
-            path, checkpoint.files, checkpoint.tensors, checkpoint.metadata, is_folder=True,
-            parts=checkpoint.parts, states=checkpoint.states,
+            path, (*checkpoint.files, *states), checkpoint.tensors, checkpoint.metadata,
+            is_folder=True, parts=checkpoint.parts, states={**checkpoint.states, **states},
         )  # fmt: skip
-    config = _config(path if path.is_dir() else path.parent) if is_peft else {}
     _must_be_known(checkpoint, config)
     found: dict[Role, dict[str, TensorInfo]] = {}
     for name, info in checkpoint.tensors.items():
@@ -194,17 +197,19 @@ def open_adapter(path: StrPath) -> Adapter:
     return _adapter(checkpoint, config, found)
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """PEFT's config; empty where there is none.
+def _config(folder: Path) -> tuple[dict[str, Any], dict[Path, FileState]]:
+    """PEFT's config, and its file with the state that it was read in; empty where there is none.
 
     Raises:
         CheckpointError: it is none.
     """
     file = folder / CONFIG
     try:
+        with open(open_regular(file), "rb") as opened:
+            state = state_of(opened.fileno())
         content = json.loads(read_small(file, _LARGEST_CONFIG))
     except FileNotFoundError:
-        return {}
+        return {}, {}
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -229,7 +234,7 @@ def _config(folder: Path) -> dict[str, Any]:
             f"{file} has init_lora_weights {said(begun)}, which took the factors' beginning out of "
             f"the base: convert it with PEFT's path_initial_model_for_weight_conversion first"
         )
-    return content
+    return content, {file: state}
 
 
 def _must_be_known(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from ..files.writer import OutputTensor
 from .factors import nearest_factors, residual
 from .lora import AdapterReport, Fit, check_rank, lineage_of
 from .plan import Notice
+from .recipe import check_seed
 from .rules import matching
 
 _ROWS = 1 << 20  # elements of a difference that are in memory at a time
@@ -62,6 +63,7 @@ def extract_adapter(
         SoupError: anything that the user can put right; no output is left behind then.
     """
     check_rank(rank)
+    seed = check_seed(seed)
     stored = parse_dtype(dtype)
     after, before = (m if isinstance(m, Checkpoint) else open_checkpoint(m) for m in (tuned, base))
     changes = _changes(after, before, matching(whole, list(after.tensors), {}) if whole else set())

@@ -30,6 +30,7 @@ from ..files.adapters import Adapter, Added, Base, Update, factors, open_adapter
 from ..files.checkpoint import Checkpoint, StrPath, TensorInfo, open_checkpoint
 from ..files.digest import digest_checkpoint
 from ..files.dtypes import parse_dtype
+from ..files.names import layers_of
 from ..files.placing import LINEAGE_KEY
 from ..files.writer import OutputTensor
 from ..version import __version__
@@ -40,6 +41,7 @@ from .lineage import FORMAT, input_entry
 from .methods import get_method
 from .methods.registry import build_parameters, outline
 from .plan import Notice
+from .recipe import check_seed
 from .rules import BASE
 
 
@@ -148,12 +150,12 @@ def merge_adapters(
     if not adapters:
         raise ParameterError("a merge needs at least one adapter")
     check_rank(rank)
+    seed = check_seed(seed)
     opened = [open_adapter(path) for path in adapters]
     naming = opened[0].naming
-    combined = _Combined(method, parameters or {}, check_weights(weights, len(opened)), seed)
-    joints = _joints(
-        opened, None if dtype is None else parse_dtype(dtype), rank, is_sum=combined.is_sum
-    )
+    names = [name for a in opened for name in (*a.updates, *a.added, *a.whole)]
+    combined = _Combined(method, parameters or {}, check_weights(weights, len(opened)), seed, names)
+    joints = _joints(opened, None if dtype is None else parse_dtype(dtype), rank, combined)
     known = base if base is None or isinstance(base, Checkpoint) else open_checkpoint(base)
     whole, added = _replacements(opened, known), _additions(opened)
     tensors = [t for joint in joints for t in tensors_of(joint.module, naming)]
@@ -171,7 +173,7 @@ def merge_adapters(
             for k, update in joint.parts.items():
                 up, down = factors(opened[k], update)
                 products[k] = up * up.dtype.type(update.scale / joint.module.scale), down
-            whole_product, product = combined.product(joint.module, products, rank)
+            whole_product, product = combined.product(joint, products, rank)
             stored = written.factors(joint.module, *product)
             error = distance(whole_product, (stored[0], stored[1]))
             fits.append(Fit(joint.module.name, joint.module.rank, error))
@@ -215,14 +217,21 @@ def check_weights(weights: Any, count: int) -> tuple[float, ...]:
 
 
 class _Joint(NamedTuple):
-    """A module of the output, and what it is made of: adapter → its update."""
+    """A module of the output, and what it is made of.
+
+    Attributes:
+        module: as it is written.
+        parts: adapter → its update.
+        coefficients: one an adapter, where the result is a sum; None where values decide it.
+    """
 
     module: Module
     parts: Mapping[int, Update]
+    coefficients: tuple[float, ...] | None
 
 
 def _joints(
-    opened: Sequence[Adapter], dtype: str | None, rank: int | None, *, is_sum: bool
+    opened: Sequence[Adapter], dtype: str | None, rank: int | None, combined: _Combined
 ) -> list[_Joint]:
     """The modules of all adapters, which must be for one base."""
     names = dict.fromkeys(name for adapter in opened for name in adapter.updates)
@@ -238,9 +247,11 @@ def _joints(
                     f"{opened[first].path} and {_shown(parts[k])} in {opened[k].path}"
                 )
         every = sum(update.rank for update in parts.values())
+        core = min(every, one.rows), min(every, one.columns)
+        coefficients = combined.coefficients(name, core)
         kept = every  # of a sum: columns and rows side by side
-        if rank is not None or not is_sum:
-            kept = min(rank or every, every, one.rows, one.columns)
+        if rank is not None or coefficients is None:
+            kept = min(rank or every, *core)
         window = one.down.shape[2:] if one.mid is None else one.mid.shape[2:]
         inner = one.down.shape[1:2]
         scale = one.scale if opened[0].naming != "diffusers" and one.scale else 1.0
@@ -250,7 +261,7 @@ def _joints(
                     name, (one.up.shape[0], kept, *one.up.shape[2:]), (kept, *inner, *window),
                     dtype or one.up.dtype, scale, one.is_embedding,
                 ),
-                parts,
+                parts, coefficients,
             )
         )  # fmt: skip
     return joints
@@ -282,11 +293,13 @@ class _Combined:
         parameters: its parameters, but for the weights.
         weights: one an adapter.
         seed: of what is drawn at random.
+        names: of all modules and tensors that there are, of which some may be in layers.
     """
 
     def __init__(
-        self, method: str, parameters: Mapping[str, Any], weights: Sequence[float], seed: int
-    ) -> None:
+        self, method: str, parameters: Mapping[str, Any], weights: Sequence[float], seed: int,
+        names: Sequence[str],
+    ) -> None:  # fmt: skip
         self._method = chosen = get_method(method)
         self._count = count = len(weights)
         self._seed = seed
@@ -301,29 +314,42 @@ class _Combined:
         if count < low or (high is not None and count > high):
             wanted = f"exactly {low}" if low == high else f"at least {low}"
             raise ParameterError(f"{method!r} merges {wanted} models, but {count} were given")
-        checked = build_parameters(chosen, self.given, count)
-        x = Tensor("", (1, 1), count, self._has_base, np.dtype(np.float64), seed)
-        asked = outline(chosen, x, checked)
-        is_sum = not asked.rounds and isinstance(asked.form, WeightedSum)
-        coefficients = asked.form.coefficients if is_sum else None  # type: ignore[union-attr]
-        # The base, where it is among them, adds nothing: all are updates.
-        self._coefficients = None if coefficients is None else tuple(coefficients)[-count:]
+        self._layers = layers_of(names)
+        if chosen.layers and not self._layers:
+            raise ParameterError(
+                f"{method!r} goes by the depth of layers, but nothing in the adapters is in one: "
+                f"nothing has a name like 'layers.0.q_proj' or 'blocks.0.to_q'"
+            )
+        self._checked = build_parameters(chosen, self.given, count)
 
-    @property
-    def is_sum(self) -> bool:
-        """Whether the result is a sum with weights that no value decides."""
-        return self._coefficients is not None
+    def coefficients(self, name: str, shape: tuple[int, ...]) -> tuple[float, ...] | None:
+        """Of a sum the adapters' weights, which no value decides; None of what is no sum.
+
+        Args:
+            name: of a module or tensor.
+            shape: of what is merged of it, such as its core.
+        """
+        x = Tensor(
+            name, shape, self._count, self._has_base, np.dtype(np.float64), self._seed,
+            self._layers.get(name),
+        )  # fmt: skip
+        asked = outline(self._method, x, self._checked)
+        if asked.rounds or not isinstance(asked.form, WeightedSum):
+            return None
+        # The base, where it is among them, adds nothing: all are updates.
+        return tuple(asked.form.coefficients)[-self._count :]
 
     @property
     def _has_base(self) -> bool:
         return self._method.base is not False
 
     def product(
-        self, module: Module, products: Mapping[int, Factors], rank: int | None
+        self, joint: _Joint, products: Mapping[int, Factors], rank: int | None
     ) -> tuple[Factors, Factors]:
         """What a module's updates are merged to, and that as factors of the module's rank."""
-        if self._coefficients is not None:
-            parts = [(up * up.dtype.type(self._coefficients[k]), down)
+        module = joint.module
+        if joint.coefficients is not None:
+            parts = [(up * up.dtype.type(joint.coefficients[k]), down)
                      for k, (up, down) in products.items()]  # fmt: skip
             whole = stacked(parts)
             return whole, whole if rank is None else of_rank(whole, module.rank)
@@ -346,7 +372,7 @@ class _Combined:
     ) -> np.ndarray:
         """What adapters put in the place of a tensor, merged over the base's."""
         stored = {k: opened[k].checkpoint[info.name] for k, info in of.parts.items()}
-        if base is None or self._coefficients == (1,):
+        if base is None or self.coefficients(of.name, of.tensor.shape) == (1,):
             return next(iter(stored.values()))
         own = base[of.base].astype(np.float32)
         models = [stored[k].astype(np.float32) if k in stored else own for k in range(self._count)]
@@ -360,7 +386,7 @@ class _Combined:
             base = np.zeros_like(arrays[0]) if base is None else base
         return merge_arrays(
             self._method, arrays, base=base if self._has_base else None, name=name,
-            seed=self._seed, **self.given,
+            seed=self._seed, layer=self._layers.get(name), **self.given,
         )  # fmt: skip
 
 

@@ -793,7 +793,7 @@ class _Planner:
             tuple(beside),
         )  # fmt: skip
         asked = outline(method, tensor, parameters)
-        if self._is_replaced(asked, sources):
+        if not any(scales) and self._is_replaced(asked, sources):  # codes need their scale
             self.is_merged = True
             return [Step(name, dtype, infos[0].shape, "copy", index, sources[-1:])]
         if asked.only is not None:

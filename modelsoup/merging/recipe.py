@@ -130,11 +130,7 @@ class Recipe:
             self._set("dtype", parse_dtype(self.dtype))
         if self.weights is not None:
             self._set("weights", _check_list("weights", self.weights))
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
-            raise ParameterError(f"seed is {self.seed!r}, not an integer")
-        self._set("seed", int(self.seed))
-        if not 0 <= self.seed < 2**63:  # what a lineage and a plan can hold
-            raise ParameterError(f"seed is {said(self.seed)}, not an integer from 0 to 2^63 - 1")
+        self._set("seed", check_seed(self.seed))
         for name in ("groups", "parameters"):
             given = getattr(self, name)
             if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
@@ -302,3 +298,16 @@ def check_beta(beta: object) -> float:
     if not _is_number(beta) or not 0 <= float(beta) <= 1:  # type: ignore[arg-type]
         raise ParameterError(f"beta is {beta!r}, but must be between 0 and 1")
     return float(beta)  # type: ignore[arg-type]
+
+
+def check_seed(seed: object) -> int:
+    """A seed that a lineage and a plan can hold.
+
+    Raises:
+        ParameterError: it is none.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise ParameterError(f"seed is {said(seed)}, not an integer")
+    if not 0 <= seed < 2**63:
+        raise ParameterError(f"seed is {said(seed)}, not an integer from 0 to 2^63 - 1")
+    return int(seed)
