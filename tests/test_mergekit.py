@@ -237,7 +237,7 @@ def test_options_that_say_something_of_the_merge_do_not_go_with_a_configuration(
     (here / "kit.yml").write_text(LINEAR)
     for options, what in (
         (["--method", "slerp"], "--method is"), (["a", "b"], "models are"),
-        (["--rename", "a=b"], "--renames is"),
+        (["--rename", "a=b"], "--renames is"), (["--beta", "0"], "--beta is"),
     ):  # fmt: skip
         done = soup("merge", "--config", "kit.yml", "-o", "out", *options)
         assert done.exit_code == 1 and f"{what} given, but kit.yml is mergekit's" in done.output
