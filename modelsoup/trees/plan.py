@@ -336,6 +336,8 @@ def node_key(
         content["methods"] = {name: code_version(get_method(name)) for name in sorted(used)}
         if operation.base is not None:
             more.append(digest(operation.base))
+        if "base" in (recipe.files_from, recipe.tokenizer_from):
+            first = operation.base
     else:
         trainer, options = trainer_of(operation.training)
         content["trainer"] = operation.training.trainer
