@@ -316,6 +316,15 @@ def test_a_method_that_a_rule_names_is_part_of_a_key(write: Callable[..., str]) 
     assert key() != first
 
 
+def test_a_method_that_another_goes_on_from_is_part_of_a_key() -> None:
+    from modelsoup.merging.recipe import methods_of
+
+    assert methods_of(Recipe(method="svc", parameters={"of": "ties"})) == ["svc", "ties"]
+    assert "svc" in methods_of(Recipe(layers=["D.*=svc", "*=0.5"]))
+    inner = get_method("svc").parameters["of"].default
+    assert methods_of(Recipe(layers=["D.*=svc", "*=0.5"])) == sorted({"linear", "svc", inner})
+
+
 def test_a_method_without_a_text_asks_for_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
     made = dataclasses.replace(get_method("linear"), version="", name="typed")
     monkeypatch.delattr(sys.modules["modelsoup.merging.methods.averages"], "__file__")

@@ -1499,6 +1499,64 @@ def test_a_rule_can_name_a_registered_method_and_its_parameters(tmp_path: Path) 
     assert np.array_equal(results["body.w"], (A + B) / 2)
 
 
+@pytest.mark.usefixtures("own_methods")
+def test_coefficients_may_be_an_array(tmp_path: Path) -> None:
+    @modelsoup.method("halves")
+    def halves(x: Tensor) -> Any:
+        return modelsoup.WeightedSum(np.array([0.5, 0.5]))
+
+    made = merged(tmp_path, [{"a": A, "b": B}, {"a": B, "b": A}], method="halves")
+    assert np.array_equal(made["a"], (A + B) / 2)
+    assert np.array_equal(made["b"], (A + B) / 2)
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_a_reduction_that_is_in_no_list_is_refused(tmp_path: Path) -> None:
+    @modelsoup.method("alone")
+    def alone(x: Tensor) -> Any:
+        yield Gram()
+        return modelsoup.WeightedSum([0.5, 0.5])
+
+    with pytest.raises(modelsoup.ParameterError, match="'alone' yields Gram for weight, and no li"):
+        merged_one(tmp_path, [A, B], method="alone")
+
+
+def test_a_module_that_fails_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_method.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    sentence = r"the method 'broken_method:mix' \(broken_method:mix\) failed: division by zero"
+    with pytest.raises(modelsoup.ParameterError, match=sentence):
+        merged_one(tmp_path, [A, B], method="broken_method:mix")
+
+
+def test_parameters_that_no_rule_has_a_use_for_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(modelsoup.ParameterError, match="density has no use: every rule that"):
+        merged_one(tmp_path, [A, B], parameters={"density": 0.2}, layers=["w*=slerp;t:0.5"])
+
+
+def test_a_gradient_needs_layers(tmp_path: Path) -> None:
+    with pytest.raises(modelsoup.ParameterError, match="'t' goes along the depth, but no tensor"):
+        merged_one(tmp_path, [A, B], method="slerp", parameters={"t": {"*": {"gradient": [0, 1]}}})
+
+
+def test_patterns_of_parameters_are_those_of_rules(tmp_path: Path) -> None:
+    models = [{"a.w": A, "b.w": A, "c.w": A}, {"a.w": B, "b.w": B, "c.w": B}]
+    t = {"re:a\\..*": 0.25, "group:others": 0.5, "*": 1.0}
+    made = merged(tmp_path, models, method="slerp", parameters={"t": t}, groups={"others": ["b.*"]})
+    for name, share in (("a.w", 0.25), ("b.w", 0.5), ("c.w", 1.0)):
+        one = merged_one(tmp_path, [A, B], method="slerp", parameters={"t": share})
+        assert np.array_equal(made[name], one), name
+    plan = modelsoup.plan_merge(
+        [modelsoup.open_checkpoint(p) for p in save(tmp_path, models, None)["models"]],
+        modelsoup.Recipe(method="slerp", parameters={"t": {"z.*": 0.1, "*": 0.2}}),
+    )
+    (notice,) = [notice for notice in plan.notices if notice.kind == "parameters"]
+    assert notice.message == "the pattern 'z.*' of parameter 't' matches no tensor"
+    assert notice.level == "warning"
+
+
 LAYERS = {f"model.layers.{n}.{part}": A for n in range(5) for part in ("attn.w", "mlp.w")}
 
 

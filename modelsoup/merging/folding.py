@@ -92,6 +92,11 @@ class Multiple:
         """Nothing is kept."""
         return 0
 
+    @property
+    def on_demand(self) -> int:
+        """All of it."""
+        return self.of.nbytes
+
     def opened(self, read: Read) -> Values:
         """Nothing is read beforehand."""
         return lambda start, stop: read(self.of, start, stop) * np.float32(self.scale)
@@ -134,6 +139,11 @@ class Dora:
     def memory(self) -> int:
         """The factors and a number for each output."""
         return self.product.memory + 8 * self.magnitude.elements
+
+    @property
+    def on_demand(self) -> int:
+        """The base's tensor."""
+        return self.of.nbytes
 
     def opened(self, read: Read) -> Values:
         """Measure the rows, a few at a time; they are computed again when they are asked for."""

@@ -701,10 +701,12 @@ def _by_shape(
         if len(left) != len(open_names):
             return None
         alike = _by(left, _tail), _by(open_names, _tail)
+        taken = set()
         for tail, names in alike[1].items() if len(left) > 1 else ():
             if len(names) == len(alike[0].get(tail, ())) == 1:
                 pairs[names[0]] = alike[0][tail][0]
-        left = [name for name in left if name not in set(pairs.values())]
+                taken.add(pairs[names[0]])
+        left = [name for name in left if name not in taken]
         open_names = [name for name in open_names if name not in pairs]
         if len(left) > 1:
             return None

@@ -22,7 +22,7 @@ from .plan import MergePlan
 from .recipe import Recipe
 from .rules import BASE, rule_as_json, rule_from_json
 from .unmade import Unmade
-from .values import numbers_in, parse_value, value_as_json
+from .values import parse_value, scalars_in, value_as_json
 
 if TYPE_CHECKING:
     import networkx
@@ -306,7 +306,7 @@ def _is_parameter(value: object) -> bool:
     try:
         return all(
             isinstance(one, bool | str) or _is_number(one)
-            for one in numbers_in(parse_value("", value))
+            for one in scalars_in(parse_value("", value))
         )
     except (RuleError, OverflowError):
         return False

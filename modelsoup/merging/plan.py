@@ -46,12 +46,13 @@ from .rules import (
     covering,
     default_rest,
     matching,
+    names_of,
     plainly,
     rule_from,
     source_name,
 )
 from .sources import Source, Stored
-from .values import value_at, varies
+from .values import has_gradient, patterns_in, value_at, varies
 
 Kind = Literal["merge", "copy", "integer", "scales"]
 
@@ -234,6 +235,9 @@ class MergePlan:
             info.nbytes
             for source in step.sources if not isinstance(source, Stored) for info in source.reads
         )  # fmt: skip
+        computed += (step.passes - 1) * sum(
+            source.on_demand for source in step.sources if not isinstance(source, Stored)
+        )
         if step.outline is None or step.tensor is None:
             return computed
         bits = sum(DTYPES[source.info.dtype].bits for source in step.sources)
@@ -359,6 +363,8 @@ class _Planner:
         self.names: list[str] = []
         self.layers: Mapping[str, tuple[int, int]] = {}
         self.prepared: dict[int, _Prepared] = {}
+        self.by_pattern: dict[str, set[str]] = {}
+        self.unmatched: dict[str, None] = {}  # what patterns of parameters match no name
         self.is_merged = False  # whether any tensor is, and is not the copy of one
         # What is wrong, and what can be done about it → with which tensors.
         self.faults: dict[tuple[str, Remedy], list[str]] = {}
@@ -410,6 +416,11 @@ class _Planner:
         for index, rule in enumerate(self.rules):
             if rule.action == "merge":
                 self.prepared[index] = self._prepare(rule)
+        if recipe.parameters and self.prepared and all(p.is_own for p in self.prepared.values()):
+            raise ParameterError(
+                f"{', '.join(recipe.parameters)} has no use: every rule that merges has a method "
+                f"of its own (say it in the rule)"
+            )
         self._check_base()
         self._check_aux()
         steps: list[Step] = []
@@ -572,10 +583,30 @@ class _Planner:
                 f"{method.name!r} goes by the depth of layers, but no tensor is in one: none has a "
                 f"name like 'layers.0.weight' or 'blocks.0.weight'"
             )
+        for parameter, value in given.items():
+            if has_gradient(value) and not self.layers:
+                raise ParameterError(
+                    f"parameter {parameter!r} goes along the depth, but no tensor is in a layer: "
+                    f"none has a name like 'layers.0.weight' or 'blocks.0.weight'"
+                )
+            for pattern in patterns_in(value):
+                if not self._matched(pattern):
+                    self.unmatched[
+                        f"the pattern {pattern!r} of parameter {parameter!r} matches no tensor"
+                    ] = None
         prepared = _Prepared(rule, method, given, own_method)
         if not prepared.varies:
             self._checked(prepared, given)
         return prepared
+
+    def _matched(self, pattern: str) -> set[str]:
+        """The names that a pattern of a parameter matches."""
+        if pattern not in self.by_pattern:
+            self.by_pattern[pattern] = names_of(pattern, self.names, self.recipe.groups)
+        return self.by_pattern[pattern]
+
+    def _matches(self, pattern: str, name: str) -> bool:
+        return name in self._matched(pattern)
 
     def _checked(self, prepared: _Prepared, given: Mapping[str, Any]) -> dict[str, Any]:
         """Parameters that are the same for all tensors, or those of one, checked."""
@@ -599,7 +630,8 @@ class _Planner:
         """A method's parameters for a tensor; the very same object where they are the same."""
         given = prepared.given
         if prepared.varies:
-            at = {k: value_at(v, name, self.layers.get(name)) for k, v in given.items()}
+            layer = self.layers.get(name)
+            at = {k: value_at(v, name, layer, self._matches) for k, v in given.items()}
             given = {k: value for k, value in at.items() if value is not None}
         key = tuple(given.items())
         if key not in prepared.checked:
@@ -972,8 +1004,9 @@ class _Planner:
             )
             for (kind, what, level), names in self.notices.items()
         ]  # fmt: skip
+        unmatched = [Notice("parameters", said, ()) for said in self.unmatched]
         taken = [Notice("taken", note, (), "note") for m in self.every for note in m.notes]
-        return (*taken, *notices, *self.matrices)
+        return (*taken, *unmatched, *notices, *self.matrices)
 
 
 def _sized_up(steps: Sequence[Step]) -> str:

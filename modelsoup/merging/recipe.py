@@ -28,7 +28,7 @@ from .rules import (
     parse_fractions,
     parse_layers,
 )
-from .values import ParameterValue, parse_value
+from .values import ParameterValue, parse_value, scalars_in
 
 OnInteger = Literal["max", "first", "error"]
 ON_INTEGER: tuple[OnInteger, ...] = ("max", "first", "error")
@@ -186,6 +186,24 @@ def _check_method(rule: Rule) -> None:
             f"the rule for {rule.pattern!r} has {rule.method!r}, which is no word of rules and no "
             f"merge method{nearest(rule.method, [*WORDS, *names])}"
         )
+
+
+def methods_of(recipe: Recipe) -> list[str]:
+    """All methods that decide the bytes of a merge: those that others go on from among them."""
+    every = set(method_names())
+    asked = [(recipe.method_name, recipe.parameters)]
+    asked += [
+        (rule.method or recipe.method_name, {**recipe.parameters, **rule.parameters})
+        for rule in recipe.layers if rule.action == "merge"
+    ]  # fmt: skip
+    used: set[str] = set()
+    for name, parameters in asked:
+        used.add(name)
+        for own in get_method(name).parameters.values():
+            if own.kind == "word":
+                given = parameters.get(own.name, own.default)
+                used.update(str(word) for word in scalars_in(given) if word in every)
+    return sorted(used)
 
 
 def recipe_from_mapping(content: object, where: str, beside: Iterable[str] = ()) -> Recipe:

@@ -370,6 +370,15 @@ def matching(
     return found
 
 
+def names_of(pattern: str, names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> set[str]:
+    """The names that a pattern matches, which may be none.
+
+    Raises:
+        RuleError: a malformed pattern, or an unknown group.
+    """
+    return _Context(names, dict(groups), {}).matching(Rule(pattern))
+
+
 class _Context:
     """Patterns against one set of names."""
 

@@ -1,14 +1,14 @@
 """Where the values of an input's tensor come from: a source.
 
 A tensor that lies in a file is streamed from it. Any other source says which stored tensors it is
-made of, and gives rows of values on demand: the product of two low-rank factors, rows that an index
-chooses, another order of rows. A method never learns which source it got.
+made of, and gives rows of values on demand, as the product of two low-rank factors does. A method
+never learns which source it got.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -47,6 +47,7 @@ class Computed(Protocol):
         reads: the stored tensors of that input which it is made of.
         is_delta: whether it is a task vector, to be added to the base.
         memory: bytes that it holds while its tensor is merged.
+        on_demand: bytes of `reads` that are read again in each pass.
     """
 
     @property
@@ -63,6 +64,9 @@ class Computed(Protocol):
 
     @property
     def memory(self) -> int: ...
+
+    @property
+    def on_demand(self) -> int: ...
 
     def opened(self, read: Read) -> Values:
         """Read what must be at hand, and give what computes values from it."""
@@ -102,6 +106,7 @@ class Product:
     transposed: bool = False
     mid: TensorInfo | None = None
     is_delta = True
+    on_demand = 0
 
     @property
     def reads(self) -> tuple[TensorInfo, ...]:
@@ -146,48 +151,3 @@ def rows_of_product(left: np.ndarray, right: np.ndarray) -> Values:
         return flat
 
     return values
-
-
-@dataclass(frozen=True)
-class RowsOf:
-    """Rows of a stored tensor, in any order: output row i is row `index[i]`.
-
-    Attributes:
-        model: the input's index.
-        info: name and shape of the result, and the dtype as which it is stored.
-        of: the stored tensor.
-        index: along the first axis; -1 makes a row of zeros.
-    """
-
-    model: int
-    info: TensorInfo
-    of: TensorInfo
-    index: Sequence[int]
-    is_delta = False
-
-    @property
-    def reads(self) -> tuple[TensorInfo, ...]:
-        """The stored tensor."""
-        return (self.of,)
-
-    @property
-    def memory(self) -> int:
-        """A number for each row."""
-        return 8 * len(self.index)
-
-    def opened(self, read: Read) -> Values:
-        """Rows are read when they are asked for."""
-        width = self.of.elements // max(1, self.of.shape[0])
-        index = np.asarray(self.index, np.int64)
-        dtype = np.float64 if self.info.dtype == "F64" else np.float32
-
-        def values(start: int, stop: int) -> np.ndarray:
-            first, last = start // width, -(-stop // width)
-            made = np.zeros((last - first, width), dtype)
-            for place, row in enumerate(index[first:last]):
-                if row >= 0:
-                    made[place] = read(self.of, int(row) * width, (int(row) + 1) * width)
-            flat: np.ndarray = made.reshape(-1)[start - first * width : stop - first * width]
-            return flat
-
-        return values

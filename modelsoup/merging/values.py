@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from ..errors import RuleError, said
@@ -51,15 +50,17 @@ class Varying:
     """A value by the names of tensors: that of the first pattern that matches.
 
     Attributes:
-        parts: pairs of a glob over whole names and a value.
+        parts: pairs of a pattern, as rules have them, and a value.
     """
 
     parts: tuple[tuple[str, Scalar | Gradient], ...]
 
-    def at(self, name: str, layer: tuple[int, int] | None) -> Scalar | None:
+    def at(
+        self, name: str, layer: tuple[int, int] | None, matches: Callable[[str, str], bool]
+    ) -> Scalar | None:
         """The value for a tensor, or None where no pattern matches."""
         for pattern, value in self.parts:
-            if fnmatchcase(name, pattern):
+            if matches(pattern, name):
                 return value.at(layer) if isinstance(value, Gradient) else value
         return None
 
@@ -75,16 +76,25 @@ def varies(value: ParameterValue) -> bool:
 
 
 def value_at(
-    value: ParameterValue, name: str, layer: tuple[int, int] | None
+    value: ParameterValue,
+    name: str,
+    layer: tuple[int, int] | None,
+    matches: Callable[[str, str], bool],
 ) -> Scalar | tuple[Scalar, ...] | None:
     """A parameter's value for a tensor; None where it says nothing for it.
+
+    Args:
+        value: the value.
+        name: the tensor's name.
+        layer: its layer's index and how many there are.
+        matches: whether a pattern matches a name.
 
     Raises:
         RuleError: it says something for some of the models and nothing for others.
     """
     if not isinstance(value, tuple):
-        return _single_at(value, name, layer)
-    several = [_single_at(one, name, layer) for one in value]
+        return _single_at(value, name, layer, matches)
+    several = [_single_at(one, name, layer, matches) for one in value]
     if None in several and any(one is not None for one in several):
         raise RuleError(
             f"a parameter has a value for {said(name)} in some of the models, and none in others"
@@ -92,10 +102,13 @@ def value_at(
     return None if None in several else tuple(one for one in several if one is not None)
 
 
-def _single_at(value: Single, name: str, layer: tuple[int, int] | None) -> Scalar | None:
+def _single_at(
+    value: Single, name: str, layer: tuple[int, int] | None,
+    matches: Callable[[str, str], bool],
+) -> Scalar | None:  # fmt: skip
     if isinstance(value, Gradient):
         return value.at(layer)
-    return value.at(name, layer) if isinstance(value, Varying) else value
+    return value.at(name, layer, matches) if isinstance(value, Varying) else value
 
 
 def plain(value: object) -> object:
@@ -205,13 +218,27 @@ def written(value: ParameterValue) -> str:
     return str(value)
 
 
-def numbers_in(value: ParameterValue) -> Iterator[Scalar]:
+def patterns_in(value: ParameterValue) -> Iterator[str]:
+    """All patterns in a value."""
+    for one in value if isinstance(value, tuple) else (value,):
+        if isinstance(one, Varying):
+            yield from (pattern for pattern, _ in one.parts)
+
+
+def has_gradient(value: ParameterValue) -> bool:
+    """Whether any of it goes along the depth."""
+    several = value if isinstance(value, tuple) else (value,)
+    parts = [p for one in several if isinstance(one, Varying) for _, p in one.parts]
+    return any(isinstance(one, Gradient) for one in (*several, *parts))
+
+
+def scalars_in(value: ParameterValue) -> Iterator[Scalar]:
     """All single values in one."""
     for one in value if isinstance(value, tuple) else (value,):
         if isinstance(one, Gradient):
             yield from one.values
         elif isinstance(one, Varying):
             for _, part in one.parts:
-                yield from numbers_in(part)
+                yield from scalars_in(part)
         else:
             yield one

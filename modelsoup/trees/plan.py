@@ -37,7 +37,7 @@ from ..merging.forms import Whole
 from ..merging.lineage import recipe_as_json
 from ..merging.methods import code_version, get_method
 from ..merging.plan import MergePlan, Step, plan_merge
-from ..merging.recipe import Recipe
+from ..merging.recipe import Recipe, methods_of
 from ..merging.rules import BASE
 from ..merging.sources import Stored
 from ..merging.unmade import Unmade, can_be_unmade, takes_unmade
@@ -332,8 +332,7 @@ def node_key(
     elif isinstance(operation, Merge):
         recipe = operation.recipe
         content["recipe"] = recipe_as_json(recipe)
-        used = {recipe.method_name, *(rule.method for rule in recipe.layers if rule.method)}
-        content["methods"] = {name: code_version(get_method(name)) for name in sorted(used)}
+        content["methods"] = {name: code_version(get_method(name)) for name in methods_of(recipe)}
         if operation.base is not None:
             more.append(digest(operation.base))
         if "base" in (recipe.files_from, recipe.tokenizer_from):

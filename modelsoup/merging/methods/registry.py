@@ -8,7 +8,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from types import GeneratorType
@@ -219,6 +219,7 @@ class Method:
                     f"the method {self.name!r} returned {len(made.coefficients)} coefficients for "
                     f"{counted(wanted, 'input')}"
                 )
+            made = replace(made, coefficients=tuple(map(float, made.coefficients)))
         return cast("Merging", made)
 
 
@@ -277,6 +278,11 @@ def outline(chosen: Method, x: Tensor, parameters: Mapping[str, Any]) -> Outline
 
 
 def _must_be_alike(chosen: Method, x: Tensor, asked: Sequence[Reduction]) -> None:
+    if not isinstance(asked, Sequence):
+        raise ParameterError(
+            f"the method {chosen.name!r} yields {type(asked).__name__} for {x.name}, and no list "
+            f"of reductions"
+        )
     if len({reduction.rows for reduction in asked}) > 1:
         raise ParameterError(
             f"the method {chosen.name!r} asks for {x.name} by blocks and by rows at once: yield "
@@ -435,8 +441,9 @@ def get_method(name: str) -> Method:
         value = name if point is None else point.value
         try:
             loaded = _imported(name) if point is None else point.load()
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ParameterError(f"the method {name!r} ({value}) failed: {error}") from error
+        except Exception as error:  # a strange module may raise anything
+            told = str(error) or type(error).__name__
+            raise ParameterError(f"the method {name!r} ({value}) failed: {told}") from error
         if not isinstance(loaded, Method):
             raise ParameterError(f"the method {name!r} ({value}) is no modelsoup Method")
         _methods[name] = loaded
