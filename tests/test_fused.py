@@ -167,6 +167,57 @@ def test_a_folder_and_its_config_come_along(tmp_path: Path):
     )
 
 
+@pytest.mark.parametrize(
+    "inner",
+    [
+        "slices: ['1[0:2]', '2[1:3]']",
+        "layers: {'*.layers.2.*': drop, '*': merge}",
+        "chat_template: '{{ 1 }}'",
+        "chat_template: ''",
+        "tokenizer_from: second",
+        "files_from: second",
+    ],
+)
+def test_what_an_inner_merge_changes_in_its_folder_is_there_after_one_pass_too(
+    inner: str, tmp_path: Path
+):
+    """The config once counted the layers of a model of the inner merge; its template was lost."""
+    for seed, name in enumerate("abc"):
+        stacked = inner.startswith("slices") and name == "c"
+        layers = range(4 if stacked else 2 if "drop" in inner and name == "c" else 3)
+        rng = np.random.default_rng(seed)
+        (tmp_path / name).mkdir()
+        weights = {f"model.layers.{n}.mlp.weight": rng.normal(size=(3, 2)) for n in layers}
+        save_file(
+            {**weights, "lm_head.weight": rng.normal(size=(4, 2))},
+            tmp_path / name / "model.safetensors",
+        )
+        config = json.dumps({"num_hidden_layers": len(layers), "of": name})
+        (tmp_path / name / "config.json").write_text(config)
+        (tmp_path / name / "tokenizer.json").write_text('{"model": {"vocab": {"x": 0}}}')
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps({"of": name}))
+    text = f"""
+soup: 1
+models: {{a: a, b: b, c: c}}
+tree: {{of: [{{of: [a, b], merge: {{{inner}}}}}, c]}}
+"""
+    tree, _ = parse_tree(text, folder=tmp_path)
+    run(tree, tmp_path / "plain", store=tmp_path / "one")
+    run(tree, tmp_path / "fused", store=tmp_path / "two", fuse=True)
+    plain, fused = (
+        {p.name: p.read_bytes() for p in (tmp_path / out).iterdir()} for out in ("plain", "fused")
+    )
+    weights = plain.pop("model.safetensors"), fused.pop("model.safetensors")
+    assert fused == plain
+    assert len(weights[0]) == len(weights[1])
+    first, second = (modelsoup.open_checkpoint(tmp_path / out) for out in ("plain", "fused"))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    config = json.loads(plain["config.json"])
+    count = {"slices": 4, "layers": 2}.get(inner.partition(":")[0], 3)
+    assert config == {"num_hidden_layers": count, "of": "b" if inner[:5] == "files" else "a"}
+    assert ("chat_template.jinja" in plain) == inner.startswith("chat_template")
+
+
 def test_the_lineage_of_a_fused_result_gives_back_its_plan(tmp_path: Path):
     write(tmp_path)
     tree, _ = parse_tree(NESTED, folder=tmp_path)

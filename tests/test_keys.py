@@ -163,6 +163,25 @@ def test_a_folders_config_is_part_of_a_key_and_its_model_card_is_not() -> None:
         assert keys(tree)["root"] != before["root"]
 
 
+@pytest.mark.parametrize("field", ["files_from", "tokenizer_from"])
+def test_a_bases_config_and_tokenizer_are_part_of_a_key_where_they_go_along(field: str) -> None:
+    """A result with the old tokenizer was once taken from the store."""
+    given: dict[str, Any] = {"method": "task_arithmetic", "weights": [1, 1]}
+    along, alone = (
+        two(Merge(Recipe(**given, **more), Path("folder"))) for more in ({field: "base"}, {})
+    )
+    before = keys(along), keys(alone)
+    Path("folder/tokenizer_config.json").write_text('{"made": 1}')
+    assert keys(along)["root"] != before[0]["root"]
+    assert keys(alone) == before[1]
+
+
+def test_an_empty_chat_template_is_part_of_a_key_and_none_is_not() -> None:
+    empty, none = (keys(two(Merge(Recipe(chat_template=text)))) for text in ("", None))
+    assert empty["root"] != none["root"]
+    assert none == keys(two(Merge()))
+
+
 # Trainings
 
 TRAINING = Training("trainers:Add", {"add": 1.0}, {"gpus": 1}, 5, Path())

@@ -141,6 +141,22 @@ def test_by_command_a_prefix_a_rename_and_a_map_file_are_the_same(a: Path, tmp_p
     assert len(set(outs)) == 1
 
 
+def test_a_prefix_without_its_dot_is_refused_and_the_hint_takes_both_off(a: Path, tmp_path: Path):
+    """It once made `.layers.0.…`, and exited with 0."""
+    other = write(tmp_path / "m.safetensors", seed=3, prefix="module.")
+    out = tmp_path / "out.safetensors"
+    merging = ["merge", str(a), str(other), "-o", str(out)]
+    done = CliRunner().invoke(main, [*merging, "--strip-prefix", "module"])
+    assert done.exit_code == 1 and not out.exists()
+    assert done.output == (
+        "Error: the rename 'module*=*' makes '.lm_head.weight' of 'module.lm_head.weight', "
+        "no name (--rename 'module.*=*' takes the dot off too)"
+        "\n"
+    )
+    assert CliRunner().invoke(main, [*merging, "--rename", "module.*=*"]).exit_code == 0
+    assert load_file(out).keys() == load_file(a).keys()
+
+
 def test_rules_speak_of_the_new_names_and_the_first_rename_that_matches_decides(
     a: Path, tmp_path: Path
 ):
@@ -175,6 +191,8 @@ def test_a_base_model_is_renamed_too(a: Path, b: Path, tmp_path: Path):
         (["module.*"], "is not PATTERN=NEW, such as 'module"),
         (["a*b*=*"], r"has 2 \* in its pattern and 1 in the new name"),
         (["=x"], "is empty on one side"),
+        (["*weight=*"], r"makes 'lm_head\.' of 'lm_head\.weight', no name$"),
+        (["lm_head.*=lm_head..*"], r"makes 'lm_head\.\.weight' of 'lm_head\.weight', no name$"),
         (["lm_head.weight*=*"], "leaves nothing of the name 'lm_head.weight'"),
         (["3:*=x.*"], "a rename is of model 3, but there are 2"),
         (["base:*=x.*"], r"a rename is of the base model \(base=…\)"),
@@ -500,9 +518,9 @@ soup: 1
 models: {{a: {a}, b: {b}, m: {write(tmp_path / "m.safetensors", seed=3, prefix="module.")}}}
 tree:
   of:
-  - {{of: [a, b], merge: {{slices: ['1[0:2]+2[4:6]', '2[0:2]+1[2:4]']}}}}
-  - m
-  merge: {{renames: {{'module.*': '*'}}, beta: 0.25}}
+  - {{of: [a, m], merge: {{renames: {{'module.*': '*'}}, beta: 0.25}}}}
+  - b
+  merge: {{slices: ['1[0:2]+2[4:6]', '2[0:2]+1[2:4]']}}
 """
     (tmp_path / "tree.yaml").write_text(text)
     outs = []
@@ -517,11 +535,13 @@ tree:
     assert outs[0] == outs[1]
     x, y, z = (load_file(tmp_path / f"{n}.safetensors") for n in "abm")
     rest = "mlp.up_proj.weight"
-    inner = (x[f"model.layers.2.{rest}"] + y[f"model.layers.0.{rest}"]) / 2
+    inner = 0.25 * x[f"model.layers.2.{rest}"] + 0.75 * z[f"module.model.layers.2.{rest}"]
     np.testing.assert_allclose(
         load_file(tmp_path / "0.safetensors")[f"model.layers.2.{rest}"],
-        0.25 * inner + 0.75 * z[f"module.model.layers.2.{rest}"], rtol=1e-5, atol=1e-6,
+        (y[f"model.layers.0.{rest}"] + inner) / 2, rtol=1e-5, atol=1e-6,
     )  # fmt: skip
+    made = [entry.record["node"] for entry in modelsoup.Store(tmp_path / "store1").entries()]
+    assert made == ["root"]
 
 
 def folder(path: Path, layers: int, config: dict[str, Any], seed: int) -> Path:

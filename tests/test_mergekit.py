@@ -193,6 +193,15 @@ LINEAR = f"merge_method: linear\n{ONE}"
          "kit.yml:2:11: the module 'text' must have either slices or models"),
         (LINEAR + "---\n" + LINEAR, "kit.yml:4:1: two merges have no name"),
         ("name: x\n" + LINEAR + "---\nname: x\n" + LINEAR, "kit.yml:5:1: two merges are"),
+        ("merge_method: linear\nmodels: [{model: a, parameters: {weight: yes}}]",
+         "kit.yml:2:34: parameter 'weight' of 'linear' is True, not a number"),
+        ("merge_method: linear\nmodels: [{model: a, parameters: {weight: '1,2'}}]",
+         "kit.yml:2:34: '1,2' is no value of a parameter"),
+        (LINEAR + "parameters: {normalize: 2}",
+         "kit.yml:3:14: parameter 'normalize' of 'linear' is 2, not true or false"),
+        ("merge_method: ties\nbase_model: base\n" + ONE + "parameters: {density: "
+         "[{filter: mlp, value: 0.5}, {value: 1.5}]}",
+         "kit.yml:4:52: parameter 'density' of 'ties' is 1.5, but must be between 0 and 1"),
         ("merge_method: linear\nmodels: {a: 1}", "kit.yml:2:1: models is {'a': 1}, not a list"),
         ("merge_method: linear\nmodels: [a]", "kit.yml:2:10: 'a' is not a mapping"),
     ],
@@ -237,7 +246,7 @@ def test_options_that_say_something_of_the_merge_do_not_go_with_a_configuration(
     (here / "kit.yml").write_text(LINEAR)
     for options, what in (
         (["--method", "slerp"], "--method is"), (["a", "b"], "models are"),
-        (["--rename", "a=b"], "--renames is"),
+        (["--rename", "a=b"], "--renames is"), (["--beta", "0"], "--beta is"),
     ):  # fmt: skip
         done = soup("merge", "--config", "kit.yml", "-o", "out", *options)
         assert done.exit_code == 1 and f"{what} given, but kit.yml is mergekit's" in done.output

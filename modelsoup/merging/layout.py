@@ -230,10 +230,8 @@ class _Renaming:
                     )
                     break
             self.used.add(first)
-            if not new:
-                raise RuleError(
-                    f"the rename {str(self.renames[first])!r} leaves nothing of the name {name!r}"
-                )
+            if new != name and "" in new.split("."):
+                _check_renamed(self.renames[first], name, new)
             if new in found:
                 raise RuleError(
                     f"the renames make one tensor of two in {model.name}: {found[new]} and {name} "
@@ -241,6 +239,22 @@ class _Renaming:
                 )
             found[new] = name
         return found
+
+
+def _check_renamed(rename: Rename, name: str, new: str) -> None:
+    """Whether a new name has something between its dots, as far as the old one has.
+
+    Raises:
+        RuleError: it has not.
+    """
+    if not new:
+        raise RuleError(f"the rename {str(rename)!r} leaves nothing of the name {name!r}")
+    if "" in name.split("."):
+        return
+    whole = Rename(f"{rename.pattern.removesuffix('*')}.*", "*", rename.model)
+    is_prefix = rename.new == "*" and new[0] == "." and rename.pattern[-1] == "*"
+    hint = f" ({renames_option([whole])} takes the dot off too)" if is_prefix else ""
+    raise RuleError(f"the rename {str(rename)!r} makes {new!r} of {name!r}, no name{hint}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,8 +133,9 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
     if recipe.slices:
         content["slices"] = list(map(slice_text, recipe.slices))
     for name in _NAMED:
-        if getattr(recipe, name):
-            content[name] = getattr(recipe, name)
+        value = getattr(recipe, name)
+        if value or value == "":  # an empty chat template is one
+            content[name] = value
     if recipe.allow_nonfinite:
         content["allow_nonfinite"] = list(recipe.allow_nonfinite)
     content["seed"] = recipe.seed

@@ -71,8 +71,15 @@ class Unmade(Checkpoint):
 
 
 def can_be_unmade(plan: MergePlan) -> bool:
-    """Whether every tensor is made element by element, from the same elements of the inputs."""
-    return takes_unmade(plan) and all(
+    """Whether every tensor is made element by element, from the same elements of the inputs.
+
+    And whether the first model's folder would have come along as it is but for a dtype: what else
+    changes in one, such as a config's number of layers, is known only once it is written.
+    """
+    recipe = plan.recipe
+    if recipe.slices or plan.dropped or recipe.files_from or recipe.tokenizer_from:
+        return False
+    return recipe.chat_template is None and takes_unmade(plan) and all(
         (step.outline is None or step.outline.is_elementwise)
         and not any(step.scales) and step.quantized is None
         for step in plan.steps

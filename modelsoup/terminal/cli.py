@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import LISTED, ParameterError, SoupError, counted, listed, nearest, speaking
 from ..version import __version__
@@ -446,7 +447,9 @@ def _of_mergekit(options: Mapping[str, Any], models: tuple[str, ...]) -> dict[st
     from ..trees.mergekit import merges_of
 
     path = Path(options["config"])
-    others = [name for name, value in options.items() if value and name not in _BESIDE_MERGEKIT]
+    source = click.get_current_context().get_parameter_source
+    given = [name for name in options if source(name) is not ParameterSource.DEFAULT]
+    others = [name for name in given if name not in _BESIDE_MERGEKIT]
     if models or others:
         what = "models are" if models else f"--{others[0].replace('_', '-')} is"
         raise ParameterError(f"{what} given, but {path} is mergekit's and says all of the merge")
@@ -460,7 +463,7 @@ def _of_mergekit(options: Mapping[str, Any], models: tuple[str, ...]) -> dict[st
     for warning in warnings if not options["quiet"] else ():
         say("warning", warning)
     (merge,) = merges.values()
-    named = {n: options[n] for n in ("allow_nonfinite", "on_integer", "seed") if options[n]}
+    named = {n: options[n] for n in ("allow_nonfinite", "on_integer", "seed") if n in given}
     recipe = replace(merge.recipe, **named)
     found = {"models": list(merge.models), "recipe": recipe, "text": path.read_text("utf-8")}
     return found if merge.base is None else {**found, "base": merge.base}

@@ -14,12 +14,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ..errors import PlanError, SoupError, listed, nearest, said, speaking
+from ..errors import ParameterError, PlanError, SoupError, listed, nearest, said, speaking
 from ..files.hub import cache_folder, cached_model
 from ..files.reading import read_small
 from ..files.yaml_text import MAX_BYTES, YamlText, read_documents
 from ..merging.layout import Span, model_word, slice_text
-from ..merging.methods import get_method, registered_methods
+from ..merging.methods import Parameter, check_value, get_method, registered_methods
 from ..merging.recipe import Recipe
 from ..merging.rules import BASE, Rule
 from ..merging.values import Gradient, ParameterValue, Scalar, Single, Varying, parse_value
@@ -480,7 +480,7 @@ class _Reader:
                             f"one model's parameter"
                         )  # fmt: skip
                 settings_of = [*(of_models if is_one else ()), *group.settings]
-                value = self._value(name, own.default, settings_of, own.is_required)
+                value = self._value(own, settings_of)
                 if value is not None:
                     found[name] = value
                 continue
@@ -490,7 +490,7 @@ class _Reader:
                     values.append(0.0)
                     continue
                 settings_of = [*source.settings, *group.settings]
-                values.append(self._value(name, own.default, settings_of, own.is_required))
+                values.append(self._value(own, settings_of))
             if all(value is None for value in values):
                 continue
             if None in values:
@@ -502,40 +502,43 @@ class _Reader:
             found[name] = single[0] if len(set(single)) == 1 else tuple(single)
         return found
 
-    def _value(
-        self, name: str, default: Any, settings: Sequence[_Settings], required: bool
-    ) -> Single | None:  # fmt: skip
+    def _value(self, own: Parameter, settings: Sequence[_Settings]) -> Single | None:
         """A parameter's value by the names of tensors; None where nothing is said."""
         parts: dict[str, Scalar | Gradient] = {}
         for where, scope in settings:
-            if name not in scope:
+            if own.name not in scope:
                 continue
-            for pattern, value in self._parts((*where, name), scope[name]):
+            for pattern, value in self._parts((*where, own.name), own, scope[own.name]):
                 if not any(fnmatchcase(pattern, known) for known in parts):
                     parts.setdefault(pattern, value)
             if "*" in parts:
                 break
         if not parts:
             return None
-        if "*" not in parts and not required and isinstance(default, bool | int | float | str):
+        default = None if own.is_required else own.default
+        if "*" not in parts and isinstance(default, bool | int | float | str):
             parts["*"] = float(default) if type(default) is int else default
         return parts["*"] if list(parts) == ["*"] else Varying(tuple(parts.items()))
 
-    def _parts(self, way: _Way, value: Any) -> Iterator[tuple[str, Scalar | Gradient]]:
+    def _parts(
+        self, way: _Way, own: Parameter, value: Any
+    ) -> Iterator[tuple[str, Scalar | Gradient]]:
         """What a parameter is set to, by patterns of names."""
         if isinstance(value, Mapping):
-            yield self._conditional(way, value)
+            yield self._conditional(way, own, value)
         elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
             for number, one in enumerate(value):
                 if not isinstance(one, Mapping):
                     raise self._refuse((*way, number), f"{said(one)} is not a mapping with value")
-                yield self._conditional((*way, number), one)
+                yield self._conditional((*way, number), own, one)
         elif value is None or value == []:
             return
         else:
-            yield "*", self._plain(way, value)
+            yield "*", self._plain(way, own, value)
 
-    def _conditional(self, way: _Way, content: Mapping[str, Any]) -> tuple[str, Scalar | Gradient]:
+    def _conditional(
+        self, way: _Way, own: Parameter, content: Mapping[str, Any]
+    ) -> tuple[str, Scalar | Gradient]:
         self._known(way, content, ("filter", "value"))
         if "value" not in content:
             raise self._refuse(way, "there is no 'value'")
@@ -545,17 +548,19 @@ class _Reader:
         pattern = "*"
         if text not in (None, "*", ""):
             pattern = f"*{''.join(f'[{c}]' if c in '[*?' else c for c in text)}*"
-        return pattern, self._plain((*way, "value"), content["value"])
+        return pattern, self._plain((*way, "value"), own, content["value"])
 
-    def _plain(self, way: _Way, value: Any) -> Scalar | Gradient:
+    def _plain(self, way: _Way, own: Parameter, value: Any) -> Scalar | Gradient:
         is_list = isinstance(value, list) and len(value) != 1
         one = value[0] if isinstance(value, list) and len(value) == 1 else value
         try:
-            parsed = parse_value(str(way[-1]), {"gradient": value} if is_list else one)
+            parsed = parse_value(own.name, {"gradient": value} if is_list else one)
+            if isinstance(parsed, tuple | Varying):
+                raise ParameterError(f"{said(value)} is no value of a parameter")
+            for number in parsed.values if isinstance(parsed, Gradient) else (parsed,):
+                check_value(self.method, own, number)
         except SoupError as error:
             raise self._refuse(way, str(error)) from None
-        if isinstance(parsed, tuple | Varying):
-            raise self._refuse(way, f"{said(value)} is no value of a parameter")
         return parsed
 
     # What goes along

@@ -335,6 +335,8 @@ def node_key(
         content["methods"] = {name: code_version(get_method(name)) for name in methods_of(recipe)}
         if operation.base is not None:
             more.append(digest(operation.base))
+        if "base" in (recipe.files_from, recipe.tokenizer_from):
+            first = operation.base
     else:
         trainer, options = trainer_of(operation.training)
         content["trainer"] = operation.training.trainer

@@ -520,6 +520,15 @@ def build_parameters(
     return values
 
 
+def check_value(chosen: Method, own: Parameter, value: Any) -> None:
+    """Whether a value is one that a parameter takes, for one model.
+
+    Raises:
+        ParameterError: it is of another kind, or out of range.
+    """
+    _checked(chosen.name, own, value, 1)
+
+
 def _argument(chosen: Method, name: str) -> str:
     arguments = inspect.signature(chosen.function).parameters
     return name if name in arguments else f"{name}_"
