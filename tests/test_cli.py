@@ -423,10 +423,13 @@ def test_rules_of_the_command_line_come_before_those_of_the_file(here: Path) -> 
 
 def test_a_parameter_of_a_rules_own_method_is_asked_for_where_it_belongs(here: Path) -> None:
     """`--set` is for the method of the command."""
-    refused = mistake(*MERGE, "--set", "weight=1,2", "--layers", "gen.*=slerp")
+    refused = mistake(*MERGE, "--set", "weight=1,2", "--rest", "merge", "--layers", "gen.*=slerp")
     assert "needs the parameter 't' (--layers 'gen.*=slerp;t:…')" in refused
     hint = shlex.split(refused.partition("'t' (")[2].partition(")")[0].replace("…", "1"))
-    assert merged("--set", "weight=1,2", *hint)["gen.weight"][0] == 3
+    assert merged("--set", "weight=1,2", "--rest", "merge", *hint)["gen.weight"][0] == 3
+    assert "weight has no use: every rule that merges" in mistake(
+        *MERGE, "--set", "weight=1,2", "--layers", "gen.*=slerp;t:1"
+    )
     assert "(--set t=…)" in mistake(*MERGE, "--method", "slerp")
     for rule, asked, value in (
         ("gen.*=task_arithmetic;0.3", "gen.*=task_arithmetic;weight:…", 2.5),
