@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 
 import xxhash
@@ -17,6 +18,7 @@ from .header import read_into
 from .reading import open_regular, state_of
 
 _BUFFER = 1 << 20
+_opened = count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class FileReader:
     def __init__(self, file: Path, *, of: Checkpoint | None = None, sha256: bool = False) -> None:
         self.file = file
         self.lock = threading.Lock()
+        self.number = next(_opened)  # among all of a process, in the order of opening
         self.extra_bytes = 0  # read for the digest alone
         self._of = of
         self._descriptor = open_regular(file) if of is None else of.open(file)

@@ -227,11 +227,15 @@ class _Job:
 
     @cached_property
     def order(self) -> list[int]:
-        """In which order the readers are asked: of their files, and within a file."""
+        """In which order the readers are asked: as their files were opened, and within a file.
+
+        What all tensors have is opened first, so that a tensor that has less overtakes none.
+        """
         readers = self.readers
         if len(readers) < 2:
             return list(range(len(readers)))
-        return sorted(range(len(readers)), key=lambda k: (id(readers[k][0]), readers[k][1].start))
+        places = [(reader.number, info.start) for reader, info in readers]
+        return sorted(range(len(readers)), key=places.__getitem__)
 
     @property
     def is_whole(self) -> bool:
