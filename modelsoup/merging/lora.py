@@ -32,6 +32,7 @@ from ..files.digest import digest_checkpoint
 from ..files.dtypes import parse_dtype
 from ..files.names import layers_of
 from ..files.placing import LINEAGE_KEY
+from ..files.quantized import scaled_weights
 from ..files.writer import OutputTensor
 from ..version import __version__
 from .factors import CoreSpace, Factors, distance, of_rank, stacked
@@ -432,6 +433,7 @@ def _replacements(opened: Sequence[Adapter], base: Checkpoint | None) -> list[_R
                 )
     names = dict.fromkeys(name for adapter in opened for name in adapter.whole)
     known = None if base is None else Base(base.tensors)
+    codes = {} if base is None else scaled_weights(base.tensors)
     found = []
     for name in names:
         parts = {k: a.whole[name] for k, a in enumerate(opened) if name in a.whole}
@@ -439,6 +441,12 @@ def _replacements(opened: Sequence[Adapter], base: Checkpoint | None) -> list[_R
         info, own = parts[first], ""
         if known is not None:
             own = known.tensor(opened[first], name)
+            if own in codes:
+                raise MismatchError(
+                    f"{base.path if base else own} has {own!r} as codes with a scale, over which "
+                    f"{name!r} of {opened[first].path} cannot be merged into an adapter: fold the "
+                    f"adapters into the base instead, with soup merge BASE --lora"
+                )
         infos = [*parts.values(), *([known.names[own]] if known is not None else [])]
         alike = len({one.shape for one in infos}) == 1
         if alike and known is None:
