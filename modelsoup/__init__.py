@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from .merging.lora import AdapterReport, merge_adapters
     from .merging.merge import MergeReport, merge
     from .merging.methods import Method, get_method, method, method_names, parameter
-    from .merging.plan import MergePlan, Notice, Step, plan_merge
+    from .merging.plan import MergePlan, Notice, Step
+    from .merging.planning import plan_merge
     from .merging.recipe import Recipe
     from .merging.reductions import Gram, Kept, Largest, Sum, drawn
     from .merging.rules import Rule, parse_rule
@@ -97,7 +98,8 @@ _HOMES = {
     "trees.plan": ("NodePlan", "Plan", "check"),
     "files.placing": ("beside", "check_apart", "check_output", "place", "placed"),
     "running.processes": ("ProcessExecutor",),
-    "merging.plan": ("MergePlan", "Notice", "Step", "plan_merge"),
+    "merging.plan": ("MergePlan", "Notice", "Step"),
+    "merging.planning": ("plan_merge",),
     "merging.recipe": ("Recipe",),
     "trees.reproduce": ("plan_text",),
     "merging.rules": ("Rule", "parse_rule"),

@@ -28,7 +28,7 @@ MOVED = {
     "inspection": "files.inspection",
     "lineage": "merging.lineage",
     "low_rank": "files.low_rank",
-    "merge_plan": "merging.plan",
+    "merge_plan": "merging.planning",
     "methods": "merging.methods",
     "methods.averages": "merging.methods.averages",
     "methods.registry": "merging.methods.registry",

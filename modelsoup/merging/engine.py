@@ -40,9 +40,10 @@ from .forms import (
     weighted_sum,
     weighted_sum_into,
 )
+from .hints import instead
 from .lineage import Digests
 from .methods.registry import Asked
-from .plan import MergePlan, Step, instead
+from .plan import MergePlan, Step
 from .reductions import PART, sampled
 from .rules import BASE
 from .sources import Computed, Stored, Values

@@ -60,7 +60,8 @@ from .folding import Adapted
 from .layout import parse_model
 from .lineage import Digests, record
 from .methods import get_method
-from .plan import MergePlan, Notice, plan_merge
+from .plan import MergePlan, Notice
+from .planning import plan_merge
 from .recipe import Recipe, RecipeFields
 from .rules import covering
 from .unmade import Unmade

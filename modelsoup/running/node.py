@@ -40,7 +40,7 @@ from ..files.placing import LINEAGE_KEY
 from ..files.writer import CheckpointWriter, OutputTensor, layout
 from ..merging.lineage import Digests
 from ..merging.merge import merge
-from ..merging.plan import plan_merge
+from ..merging.planning import plan_merge
 from ..merging.rules import BASE
 from ..merging.unmade import Unmade
 from ..trees.lineage import record_training

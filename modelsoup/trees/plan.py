@@ -36,7 +36,8 @@ from ..merging.engine import STATE, default_workers
 from ..merging.forms import Whole
 from ..merging.lineage import recipe_as_json
 from ..merging.methods import code_version, get_method
-from ..merging.plan import MergePlan, Step, plan_merge
+from ..merging.plan import MergePlan, Step
+from ..merging.planning import plan_merge
 from ..merging.recipe import Recipe, methods_of
 from ..merging.rules import BASE
 from ..merging.sources import Stored

@@ -1,0 +1,786 @@
+"""The plan that a recipe makes of given models: each tensor of the output, from headers alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal, cast
+
+from ..errors import (
+    MismatchError,
+    ParameterError,
+    are_counted,
+    counted,
+    layer_option,
+    listed,
+    option,
+    parameter_option,
+    sized,
+)
+from ..files import low_rank, quantized
+from ..files.checkpoint import Checkpoint, TensorInfo
+from ..files.dtypes import DTYPES, compute_dtype
+from ..files.names import layers_of
+from ..files.quantized import (
+    Scales,
+    is_activation_scale,
+    packed_weights,
+    scaled_weights,
+    tells_of_codes,
+)
+from .folding import Adapted
+from .forms import Tensor, WeightedSum
+from .hints import done, in_place, in_rule, instead
+from .layout import Layout, laid_out, parse_model, proposal
+from .methods import Method, Outline, build_parameters, get_method, outline
+from .plan import Level, MergePlan, Notice, Step, model_called
+from .recipe import OnInteger, Recipe, check_beta
+from .rules import (
+    BASE,
+    Assignment,
+    Rule,
+    assign,
+    matching,
+    names_of,
+    plainly,
+)
+from .sources import Source, Stored
+from .values import has_gradient, patterns_in, value_at, varies
+
+ZERO_SUM = 1e-8
+"""Weights whose sum is smaller cannot be normalised."""
+
+_COUNTER = "num_batches_tracked"
+_RUNNING = ("running_mean", "running_var")
+_STORED = ("stored_mean", "stored_var")  # BigGAN's
+_SPECTRAL = ("weight_u", "weight_v", "weight.0._u", "weight.0._v")
+_SPECTRAL_STARTS = ("w", "_", "u", "s")
+_SINGULAR = re.compile(r"(?:u|sv)\d+")  # BigGAN's vectors and values
+
+Remedy = Literal["first or drop", "second or drop", "drop", "named"]
+_KEEPING: dict[int, Remedy] = {0: "first or drop", 1: "second or drop"}
+
+
+def plan_merge(
+    models: Sequence[Checkpoint], recipe: Recipe, *, base: Checkpoint | None = None,
+    aux: Mapping[str, Sequence[Checkpoint]] | None = None,
+) -> MergePlan:  # fmt: skip
+    """Decide for every tensor how it is made, and find every fault that headers can show.
+
+    Args:
+        models: the models, the first of which gives the output's dtypes.
+        recipe: what to do with them.
+        base: the base model, for methods and rules that use one.
+        aux: auxiliary inputs of methods: for each name a checkpoint a model.
+
+    Raises:
+        ParameterError: a method, parameter or count that does not fit.
+        RuleError: a rule that matches nothing.
+        MismatchError: names, shapes or dtypes do not fit together under the rules; or what is to be
+            merged are codes or factors, which mean nothing one by one.
+    """
+    given = tuple(models)
+    layout = laid_out(given, base, recipe.renames, recipe.slices)
+    beside = {name: tuple(found) for name, found in (aux or {}).items()}
+    for name, found in beside.items():
+        if len(found) != len(given):
+            raise ParameterError(
+                f"there is one {name!r} for each model, but {counted(len(found), 'checkpoint')} "
+                f"for {counted(len(given), 'model')}"
+            )
+    if beside and recipe.slices:
+        raise ParameterError("slices stack layers anew, and auxiliary inputs go by the old ones")
+    return _Planner(given, base, layout, recipe, beside).plan()
+
+
+class _Prepared:
+    """What a rule merges with.
+
+    Attributes:
+        rule: the rule.
+        method: its method.
+        given: parameters, as they were given.
+        is_own: whether the method is the rule's, and not the recipe's.
+        varies: whether a parameter is not the same for all tensors.
+        checked: parameters as given → as the method takes them.
+    """
+
+    def __init__(self, rule: Rule, method: Method, given: Mapping[str, Any], is_own: bool) -> None:
+        self.rule = rule
+        self.method = method
+        self.given = given
+        self.is_own = is_own
+        self.varies = any(varies(value) for value in given.values())
+        self.checked: dict[Any, dict[str, Any]] = {}
+
+
+class _Planner:
+    """Plans a merge of models as a layout has them; `given` are those that are read."""
+
+    def __init__(
+        self, given: tuple[Checkpoint, ...], given_base: Checkpoint | None, layout: Layout,
+        recipe: Recipe, aux: Mapping[str, tuple[Checkpoint, ...]],
+    ) -> None:  # fmt: skip
+        self.aux = aux
+        self.used_aux: set[str] = set()  # of which a tensor is read
+        self.given = given, given_base
+        self.layout = layout
+        self.models = models = layout.models
+        self.recipe = recipe
+        self.base = base = layout.base
+        self.rules: tuple[Rule, ...] = ()
+        self.names: list[str] = []
+        self.layers: Mapping[str, tuple[int, int]] = {}
+        self.prepared: dict[int, _Prepared] = {}
+        self.by_pattern: dict[str, set[str]] = {}
+        self.unmatched: dict[str, None] = {}  # what patterns of parameters match no name
+        self.is_merged = False  # whether any tensor is, and is not the copy of one
+        # What is wrong, and what can be done about it → with which tensors.
+        self.faults: dict[tuple[str, Remedy], list[str]] = {}
+        self.details: dict[str, str] = {}  # name → how the models differ
+        self.notices: dict[tuple[str, str, Level], list[str]] = {}
+        self.adapted = [model for model in models if isinstance(model, Adapted)]
+        # What rules call the first model, the second: of adapters, the one that they are for.
+        self.called = (BASE,) if self.adapted else tuple(range(len(models)))
+        self.every = every = [*models, *([] if base is None else [base])]  # the base's names last
+        self.scaled = {
+            id(model): {} if isinstance(model, Adapted) else scaled_weights(model.tensors)
+            for model in every
+        }
+        scales = {s.name for found in self.scaled.values() for s in found.values()}
+        with_scales = [model for model in every if self.scaled[id(model)]]
+        self.is_quantized = bool(with_scales)
+        # What is not merged for itself: scales go with their codes, and so does what tells of them.
+        self.followers = scales | {
+            name for model in with_scales for name in model.tensors if tells_of_codes(name)
+        }
+        # Most models have no such names, which one look at all of them shows.
+        text = "\n".join(dict.fromkeys(n for model in every for n in model.tensors)).lower()
+        with_codes = every if any(word in text for word in quantized.WORDS) else []
+        with_factors = every if any(word in text for word in low_rank.WORDS) else []
+        self.packed = {n: s for m in with_codes for n, s in packed_weights(m.tensors).items()}
+        self.packed_homes = {name.rpartition(".")[0] for name in self.packed}
+        self.factors = {name for m in with_factors for name in low_rank.factors(m.tensors)}
+        self.has_codes = False  # in the output
+        self.matrices: list[Notice] = []
+
+    def plan(self) -> MergePlan:
+        if not self.models:
+            raise ParameterError("a merge needs at least one model")
+        recipe, first = self.recipe, self.models[0]
+        names = dict.fromkeys(name for model in self.every for name in model.tensors)
+        self.names = [name for name in names if name not in self.followers]
+        self.layers = {**layers_of(self.names), **self.layout.layers}
+        assignment = assign(
+            self.names, recipe.layers, rest=recipe.rest or "first", groups=recipe.groups,
+            fractions=recipe.low_level, slices=self.layout.slices,
+        )  # fmt: skip
+        self.assignment, self.rules = assignment, assignment.rules
+        if recipe.low_level and not any(rule.low_level for rule in self.rules):
+            raise ParameterError(
+                f"low-level has a depth, but no rule uses it (add the rule low-level: "
+                f"{option('layers', 'low-level')})"
+            )
+        self._check_sources()
+        for index, rule in enumerate(self.rules):
+            if rule.action == "merge":
+                self.prepared[index] = self._prepare(rule)
+        if recipe.parameters and self.prepared and all(p.is_own for p in self.prepared.values()):
+            raise ParameterError(
+                f"{', '.join(recipe.parameters)} has no use: every rule that merges has a method "
+                f"of its own (say it in the rule)"
+            )
+        self._check_base()
+        self._check_aux()
+        steps: list[Step] = []
+        dropped: list[str] = []
+        for name in self.names:
+            made = self._steps(name, assignment.chosen[name])
+            steps += made
+            if not made:
+                dropped.append(name)
+        if self.is_quantized:
+            steps += self._followers_of(steps)
+        self.has_codes = self.has_codes or any(step.name in self.packed for step in steps)
+        self._raise_faults()
+        self._must_use_aux()
+        self._must_merge(assignment)
+        if not steps:
+            raise MismatchError("the output would have no tensors: every one is dropped")
+        nonfinite: set[str] = set()
+        if recipe.allow_nonfinite:
+            there = [step.name for step in steps]
+            nonfinite = matching(recipe.allow_nonfinite, there, recipe.groups)
+        added = tuple(step.name for step in steps if step.name not in first.tensors)
+        frozen = tuple(n for n, index in assignment.chosen.items() if self.rules[index].frozen)
+        self._notice_steps(assignment, steps, added)
+        return MergePlan(
+            *self.given, recipe, assignment, tuple(map(self._placed, steps)), tuple(dropped), added,
+            frozen, self._collected(), self.layout, frozenset(nonfinite), self.has_codes, self.aux,
+        )  # fmt: skip
+
+    def _placed(self, step: Step) -> Step:
+        """A step with its sources as the models have them that are read."""
+        if not self.layout.origins:
+            return step
+        scales = tuple(
+            None if found is None else self._placed_scales(source.model, found)
+            for source, found in zip(step.sources, step.scales, strict=bool(step.scales))
+        )
+        sources = tuple(
+            Stored(*self.layout.origin(s.model, s.info))
+            if isinstance(s, Stored) and s.model < len(self.models)
+            else s
+            for s in step.sources
+        )
+        return step._replace(sources=sources, scales=scales)
+
+    def _placed_scales(self, place: int, scales: Scales) -> Scales:
+        _, info = self.layout.origin(place, self._model(place).tensors[scales.name])
+        return replace(scales, name=info.name)
+
+    def _check_sources(self) -> None:
+        models, base = self.given
+        count = 1 if self.adapted else len(models)
+        for name in ("files_from", "tokenizer_from"):
+            wanted = parse_model(name, getattr(self.recipe, name) or "first")
+            if wanted >= count or (wanted == BASE and base is None):
+                raise ParameterError(
+                    f"{name} is {model_called(wanted)}, but there "
+                    f"{'is none' if wanted == BASE else f'are {count}'}"
+                )
+        for rule in self.rules:
+            if rule.action != "keep":
+                continue
+            if rule.source == BASE and self.base is None:
+                raise ParameterError(
+                    f"the rule {str(rule)!r} wants a base model ({option('base', 'BASE')})"
+                )
+            if rule.source >= len(self.called):
+                raise ParameterError(
+                    f"the rule {str(rule)!r} wants model {rule.source + 1}, but there are "
+                    f"{len(self.called)}"
+                )
+
+    def _check_base(self) -> None:
+        methods = [prepared.method for prepared in self.prepared.values()]
+        uses_base = any(method.base is not False for method in methods) or any(
+            rule.source == BASE for rule in self.rules if rule.action == "keep"
+        )
+        if self.base is not None and not uses_base:
+            named = ", ".join(sorted({method.name for method in methods})) or "no method"
+            raise ParameterError(f"a base model was given, but {named} uses none")
+
+    def _check_aux(self) -> None:
+        """Whether there is just what methods ask for beside the models."""
+        methods = {prepared.method.name: prepared.method for prepared in self.prepared.values()}
+        wanted = {name: method for method in methods.values() for name in method.aux}
+        for name in self.aux:
+            if name not in wanted:
+                for method in methods.values():
+                    method.auxiliary(name)
+                raise ParameterError(f"{name!r} was given, but nothing is merged that uses it")
+        for name, method in wanted.items():
+            if name not in self.aux:
+                raise ParameterError(
+                    f"{method.name!r} needs {name!r} for each model "
+                    f"({option('aux', f'{name}=A,B')}): {method.aux[name].doc}"
+                )
+
+    def _must_use_aux(self) -> None:
+        for name in self.aux.keys() - self.used_aux:
+            there = list(dict.fromkeys(n for model in self.aux[name] for n in model.tensors))
+            raise MismatchError(
+                f"no tensor that is merged has the name of one in {name!r}: {listed(there)}"
+            )
+
+    def _must_merge(self, assignment: Assignment) -> None:
+        """Whether what was asked for is done at all: a copy would look like a merge."""
+        asked = self.recipe.asks_to_merge
+        if asked and not any(assignment.taken(index) for index in self.prepared):
+            last = self.rules[-2]
+            how = f"{option('rest', 'merge')} merges those that no rule matches"
+            if not assignment.taken(len(self.rules) - 1):
+                how = f"{layer_option([(last.pattern, 'merge')])} in place of {str(last)!r} does"
+            raise ParameterError(
+                f"{' and '.join(asked)} {'was' if len(asked) == 1 else 'were'} given, but by the "
+                f"rules no tensor is merged ({how})"
+            )
+        recipe = self.recipe
+        changes = recipe.layers or recipe.dtype or recipe.renames or recipe.slices
+        if len(self.models) == 1 and not self.is_merged and not changes:
+            raise ParameterError(
+                "one model alone is not merged: give more, or say what else is to be done with it"
+            )
+
+    def _prepare(self, rule: Rule) -> _Prepared:
+        """A rule's method and its parameters."""
+        recipe, count = self.recipe, len(self.models)
+        method = get_method(rule.method or recipe.method_name)
+        if self.adapted and method.base is False:
+            raise ParameterError(
+                f"{method.name!r} merges no task vectors, which adapters are: give a method that "
+                f"does ({option('method', 'task_arithmetic')})"
+            )
+        own_method = rule.method is not None and rule.method != recipe.method_name
+        given: dict[str, Any] = {} if own_method else dict(recipe.parameters)
+        changed = dict(rule.parameters)
+        beta = changed.pop("beta", None)
+        # The rule's own β or weights stand in for the recipe's.
+        if beta is None and "weight" not in changed and not (own_method and recipe.beta is None):
+            beta = recipe.beta
+        if recipe.weights is not None and beta is None and not own_method:
+            if "weight" in given:
+                raise ParameterError("the weights are given twice: as 'weights' and as 'weight'")
+            given["weight"] = tuple(recipe.weights)
+        if beta is not None:
+            asked_by = rule if own_method or "beta" in rule.parameters else None
+            meant = self._from_beta(method, check_beta(beta), asked_by)
+            twice = sorted(meant.keys() & (changed.keys() if "beta" in rule.parameters else given))
+            if twice:
+                raise ParameterError(f"the same is given twice: by beta and as {twice[0]!r}")
+            given.update(meant)
+        given.update(changed)
+        low, high = method.models
+        if count < low or (high is not None and count > high):
+            wanted = f"exactly {low}" if low == high else f"at least {low}"
+            raise ParameterError(f"{method.name!r} merges {wanted} models, but {count} were given")
+        if method.base is True and self.base is None:
+            raise ParameterError(f"{method.name!r} needs a base model ({option('base', 'BASE')})")
+        if method.layers and not self.layers:
+            raise ParameterError(
+                f"{method.name!r} goes by the depth of layers, but no tensor is in one: none has a "
+                f"name like 'layers.0.weight' or 'blocks.0.weight'"
+            )
+        for parameter, value in given.items():
+            if has_gradient(value) and not self.layers:
+                raise ParameterError(
+                    f"parameter {parameter!r} goes along the depth, but no tensor is in a layer: "
+                    f"none has a name like 'layers.0.weight' or 'blocks.0.weight'"
+                )
+            for pattern in patterns_in(value):
+                if not self._matched(pattern):
+                    self.unmatched[
+                        f"the pattern {pattern!r} of parameter {parameter!r} matches no tensor"
+                    ] = None
+        prepared = _Prepared(rule, method, given, own_method)
+        if not prepared.varies:
+            self._checked(prepared, given)
+        return prepared
+
+    def _matched(self, pattern: str) -> set[str]:
+        """The names that a pattern of a parameter matches."""
+        if pattern not in self.by_pattern:
+            self.by_pattern[pattern] = names_of(pattern, self.names, self.recipe.groups)
+        return self.by_pattern[pattern]
+
+    def _matches(self, pattern: str, name: str) -> bool:
+        return name in self._matched(pattern)
+
+    def _checked(self, prepared: _Prepared, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters that are the same for all tensors, or those of one, checked."""
+        rule, method, own = prepared.rule, prepared.method, prepared.is_own
+        asked = (lambda name: in_rule(rule, name, "…")) if own else None
+        checked = build_parameters(method, given, len(self.models), asked=asked)
+        anything = "*" in self.recipe.allow_nonfinite
+        if method.normalizes and checked[method.normalizes] and not anything:
+            total = sum(checked["weight"])
+            if abs(total) < ZERO_SUM:
+                how = parameter_option(method.normalizes, "false")
+                if own or "weight" in rule.parameters:
+                    how = in_rule(rule, method.normalizes, "false")
+                raise ParameterError(
+                    f"the weights of {method.name!r} sum to {total:g} and cannot be normalised "
+                    f"({how}, or other weights)"
+                )
+        return checked
+
+    def _parameters(self, prepared: _Prepared, name: str) -> dict[str, Any]:
+        """A method's parameters for a tensor; the very same object where they are the same."""
+        given = prepared.given
+        if prepared.varies:
+            layer = self.layers.get(name)
+            at = {k: value_at(v, name, layer, self._matches) for k, v in given.items()}
+            given = {k: value for k, value in at.items() if value is not None}
+        key = tuple(given.items())
+        if key not in prepared.checked:
+            prepared.checked[key] = self._checked(prepared, given)
+        return prepared.checked[key]
+
+    def _from_beta(self, method: Method, beta: float, asked_by: Rule | None) -> dict[str, Any]:
+        """The parameters that β stands for, of the recipe, or of the rule that asks for it."""
+        use = option("weights", "W") if asked_by is None else in_rule(asked_by, "weight", "…")
+        if method.from_beta is None:
+            raise ParameterError(f"beta means nothing to {method.name!r}: use {use}")
+        if len(self.models) != 2:
+            raise ParameterError(
+                f"beta is the share of the first of two models, but {len(self.models)} were given: "
+                f"use {use}"
+            )
+        return method.from_beta(beta)
+
+    def _notice(self, kind: str, what: str, name: str, level: Level = "warning") -> None:
+        self.notices.setdefault((kind, what, level), []).append(name)
+
+    def _fault(self, what: str, name: str, remedy: Remedy = "first or drop") -> list[Step]:
+        self.faults.setdefault((what, remedy), []).append(name)
+        return []
+
+    def _steps(self, name: str, index: int) -> list[Step]:
+        """How a tensor is made: not at all if it is left out, with its scales if it has some."""
+        rule = self.rules[index]
+        if rule.action == "drop":
+            return []
+        if rule.action == "keep":
+            return self._keep(name, index, rule)
+        if self.adapted and not any(name in model.changes for model in self.adapted):
+            return self._copy(name, index, BASE, self._model(BASE).tensors[name])
+        infos = [model.tensors.get(name) for model in self.models]
+        absent = [k for k, info in enumerate(infos) if info is None] if None in infos else []
+        if len(absent) == len(infos):
+            return self._leave_out("only in the base model", name)
+        if name in self.packed:
+            what = (
+                f"packed by {self.packed[name]}, and codes cannot be merged (dequantise the models "
+                f"first)"
+            )
+            return self._fault(what, name, self._keeping(name))
+        if name in self.factors and not low_rank.are_named(rule.pattern):
+            what = (
+                "part of low-rank updates: a mean of factors is no factor of the mean (soup lora "
+                "merge merges adapters, and soup merge BASE --lora applies them)"
+            )
+            return self._fault(what, name, "named")
+        if absent:
+            who = " and ".join(f"{self.models[k].name}, {model_called(k)}" for k in absent)
+            return self._fault(f"missing from {who}", name, self._keeping(name))
+        return self._merge(name, index, cast("list[TensorInfo]", infos))
+
+    def _keep(self, name: str, index: int, rule: Rule) -> list[Step]:
+        """A tensor that a rule, or what is done with the rest, keeps from one model."""
+        source = rule.source if rule.source == BASE else self.called[rule.source]
+        info = self._model(source).tensors.get(name)
+        if info is not None:
+            return self._copy(name, index, source, info)
+        if not any(name in model.tensors for model in self.models):
+            return self._leave_out("only in the base model", name)
+        if index < len(self.rules) - 1:  # asked for by a rule, not by what is left
+            what = f"not in {model_called(rule.source)}, from which a rule keeps"
+            return self._fault(what, name, self._keeping(name))
+        return self._leave_out(f"not in {model_called(rule.source)}", name)
+
+    def _keeping(self, name: str) -> Remedy:
+        """What can be done about a tensor that is not merged, by which model has it."""
+        has = next(k for k, model in enumerate(self.models) if name in model.tensors)
+        if has and name.rpartition(".")[0] in self.packed_homes:
+            return "drop"  # else the output would have the weights twice: packed, and as values
+        return _KEEPING.get(has, "drop")
+
+    def _leave_out(self, why: str, name: str) -> list[Step]:
+        self._notice("dropped", f"left out ({why})", name)
+        return []
+
+    def _model(self, index: int) -> Checkpoint:
+        model = self.base if index == BASE else self.models[index]
+        assert model is not None  # _check_sources saw to it
+        return model
+
+    def _scales(self, model: int, name: str) -> Scales | None:
+        if not self.is_quantized:
+            return None
+        return self.scaled[id(self._model(model))].get(name)
+
+    def _copy(
+        self, name: str, index: int, model: int, info: TensorInfo, dtype: str | None = None
+    ) -> list[Step]:
+        """A tensor of one model, with its scales, or without where it is stored as a wider one."""
+        source, scales = (Stored(model, info),), self._scales(model, name)
+        if name not in self.packed:  # of which every part is read as it was stored
+            dtype = self._output_dtype(dtype or info.dtype)
+        dtype = dtype or info.dtype
+        if scales is None or dtype != info.dtype:
+            of_codes = () if scales is None else (scales,)
+            if of_codes:
+                self._notice("quantized", f"quantised: stored as {dtype}", name, "note")
+            return [Step(name, dtype, info.shape, "copy", index, source, scales=of_codes)]
+        beside = self._model(model).tensors[scales.name]
+        return [
+            Step(name, dtype, info.shape, "copy", index, source),
+            Step(scales.name, beside.dtype, beside.shape, "copy", index, (Stored(model, beside),)),
+        ]
+
+    def _output_dtype(self, dtype: str) -> str:
+        wanted: str | None = self.recipe.dtype
+        return wanted if wanted is not None and DTYPES[dtype].kind == "float" else dtype
+
+    def _merge(self, name: str, index: int, infos: list[TensorInfo]) -> list[Step]:
+        prepared = self.prepared[index]
+        method = prepared.method
+        base = None if method.base is False else self.base
+        based = None if base is None else base.tensors.get(name)
+        every = [*infos, *([] if based is None else [based])]
+        if len({info.shape for info in every}) > 1:
+            self.details[name] = " and ".join(str(list(info.shape)) for info in every)
+            return self._fault("of different shapes", name)
+        dtypes = {info.dtype for info in every}
+        kinds = {DTYPES[dtype].kind for dtype in dtypes}
+        if kinds != {"float"}:
+            if len(dtypes) > 1:
+                self.details[name] = " and ".join(info.dtype for info in every)
+                return self._fault("of different dtypes, which cannot be merged", name)
+            default: OnInteger = "max" if name.rpartition(".")[2] == _COUNTER else "error"
+            self._notice_carried(name)
+            return [
+                Step(
+                    name, infos[0].dtype, infos[0].shape, "integer", index,
+                    tuple(map(Stored, range(len(infos)), infos)),
+                    policy=self.recipe.on_integer or default,
+                )
+            ]  # fmt: skip
+        if base is not None and based is None:
+            return self._fault("missing from the base model", name)
+        own = map(self._source, range(len(infos)), infos)
+        sources = (*(() if based is None else (Stored(BASE, based),)), *own)
+        scales = tuple(self._scales(s.model, name) for s in sources) if self.is_quantized else ()
+        beside = self._beside(method, name, infos[0].shape)
+        if beside is None:
+            return []
+        sources = (*sources, *(source for found in beside.values() for source in found))
+        if scales:
+            scales = (*scales, *[None] * (len(sources) - len(scales)))
+        dtype = self._output_dtype(infos[0].dtype)
+        if len(dtypes) > 1 and not any(scales):
+            self._notice("dtype", f"stored in different dtypes; the output has {dtype}", name)
+        parameters = self._parameters(prepared, name)
+        tensor = Tensor(
+            name, infos[0].shape, len(infos), based is not None,
+            compute_dtype(tuple(s.info.dtype for s in sources)), self.recipe.seed,
+            self.layers.get(name),
+            not any(scales)
+            and not beside
+            and all(isinstance(s, Stored) and self._model(s.model).files for s in sources),
+            tuple(beside),
+        )  # fmt: skip
+        asked = outline(method, tensor, parameters)
+        if not any(scales) and self._is_replaced(asked, sources):  # codes need their scale
+            self.is_merged = True
+            return [Step(name, dtype, infos[0].shape, "copy", index, sources[-1:])]
+        if asked.only is not None:
+            copied, info = sources[asked.only]
+            if self._is_alike(name, infos[0], copied):
+                return self._copy(name, index, copied, info, infos[0].dtype)
+        else:
+            self.is_merged = True
+        step = Step(
+            name, dtype, infos[0].shape, "merge", index, sources, method, parameters, tensor, asked
+        )
+        return self._of_codes(step, scales, infos[0].dtype) if any(scales) else [step]
+
+    def _beside(
+        self, method: Method, name: str, shape: tuple[int, ...]
+    ) -> dict[str, list[Source]] | None:
+        """The auxiliary inputs for a tensor, by name; None if something about them is wrong."""
+        found: dict[str, list[Source]] = {}
+        index = len(self.models)
+        for what, models in self.aux.items():
+            first, index = index, index + len(models)
+            wanted = method.aux[what].shape(shape) if what in method.aux else None
+            infos = [model.tensors.get(name) for model in models]
+            there = [info for info in infos if info is not None]
+            if wanted is None or not there:
+                if wanted is not None:
+                    self._notice("aux", f"merged without {what}, which has none", name, "note")
+                continue
+            if len(there) < len(models):
+                lacking = models[infos.index(None)].name
+                self._fault(f"missing from {lacking}, {what} of a model", name)
+                return None
+            if any(info.shape != wanted or DTYPES[info.dtype].kind != "float" for info in there):
+                self.details[name] = " and ".join(f"{i.dtype} {list(i.shape)}" for i in there)
+                self._fault(f"without {what} of floats and the shape {list(wanted)}", name)
+                return None
+            self.used_aux.add(what)
+            found[what] = [Stored(first + k, info) for k, info in enumerate(there)]
+        return found
+
+    def _of_codes(self, step: Step, scales: tuple[Scales | None, ...], dtype: str) -> list[Step]:
+        """A merge of the values that codes stand for, quantised as the first model is."""
+        own = self._scales(self.called[0], step.name) if step.dtype == dtype else None
+        how = f"stored as {step.dtype}" if own is None else "quantised again"
+        self._notice("quantized", f"quantised: merged as values, and {how}", step.name, "note")
+        step = step._replace(scales=scales, quantized=own)
+        if own is None:
+            return [step]
+        beside = Step(
+            own.name, own.dtype, own.shape, "scales", step.rule, (),
+            quantized=own,
+        )  # fmt: skip
+        return [step, beside]
+
+    def _source(self, model: int, info: TensorInfo) -> Source:
+        """Where the values of a model's tensor come from."""
+        found = self.models[model]
+        return found.source(model, info) if isinstance(found, Adapted) else Stored(model, info)
+
+    def _is_replaced(self, asked: Outline, sources: Sequence[Source]) -> bool:
+        """Whether what one adapter alone has in the place of a tensor is all of the result."""
+        form = asked.form
+        is_sum = not asked.rounds and isinstance(form, WeightedSum) and form.of_deltas
+        return (
+            len(self.adapted) == 1
+            and isinstance(sources[-1], Stored)
+            and is_sum
+            and tuple(form.coefficients) == (1,)  # type: ignore[union-attr]
+        )
+
+    def _is_alike(self, name: str, first: TensorInfo, copied: int) -> bool:
+        """Whether a copy of a model's tensor is stored as the first model's is."""
+        as_stored = self._output_dtype(first.dtype) == first.dtype
+        return not as_stored or self._scales(copied, name) == self._scales(self.called[0], name)
+
+    def _notice_carried(self, name: str) -> None:
+        if self.recipe.on_integer is None:
+            what = "carried over and not averaged, as only floats are"
+            self._notice("carried", what, name, "note")
+
+    def _followers_of(self, steps: Sequence[Step]) -> list[Step]:
+        """What tells of codes, where the output still has some: ranges of activations, markers."""
+        there = {step.name for step in steps}
+        self.has_codes = any(s.name in there for of in self.scaled.values() for s in of.values())
+        rest = len(self.rules) - 1
+        made: list[Step] = []
+        for name in dict.fromkeys(n for model in self.models for n in model.tensors):
+            if not (self.has_codes and tells_of_codes(name) and name in self.followers):
+                continue
+            sources = tuple(
+                Stored(k, self._model(k).tensors[name]) for k in self.called
+                if name in self._model(k).tensors
+            )  # fmt: skip
+            info, kinds = sources[0].info, {(s.info.dtype, s.info.shape) for s in sources}
+            if not is_activation_scale(name) or len(kinds) > 1:
+                made.append(Step(name, info.dtype, info.shape, "copy", rest, sources[:1]))
+                continue
+            self._notice(
+                "recalibrate", "of the ranges of activations, the largest: calibrate anew", name
+            )
+            made.append(Step(name, info.dtype, info.shape, "integer", rest, sources, policy="max"))
+        return made
+
+    def _raise_faults(self) -> None:
+        """One sentence for each way in which the models do not fit, all at once."""
+        if not self.faults:
+            return
+        are_missing = any(what.startswith("missing") for what, _ in self.faults)
+        if are_missing and not (self.recipe.renames or self.recipe.slices):
+            otherwise = proposal(self.models, self.base)
+            if otherwise is not None:
+                raise MismatchError(f"the models call the same tensors otherwise: {otherwise}")
+        told = [
+            f"{are_counted(len(names), 'tensor')} {what}: "
+            f"{listed([self._detailed(name) for name in names])} ({self._remedy(names, remedy)})"
+            for (what, remedy), names in self.faults.items()
+        ]
+        raise MismatchError("the models do not fit together: " + "; ".join(told))
+
+    def _detailed(self, name: str) -> str:
+        return f"{name} ({self.details[name]})" if name in self.details else name
+
+    def _remedy(self, names: Sequence[str], remedy: Remedy) -> str:
+        """What to do about tensors, so that it is done and all others are merged as before."""
+        if remedy == "named":
+            return f"to merge the factors all the same, name them: {self._naming(names)}"
+        first, _, other = remedy.partition(" or ")
+        words = [first, *([other] if other else [])]
+        said = "leave them out" if first == "drop" else "keep them"
+        return f"{said} with {instead(self.recipe, self.assignment, names, *words)}"
+
+    def _naming(self, factors: Sequence[str]) -> str:
+        """Rules that speak of factors, and have done with them what was to be done."""
+        chosen = self.assignment.chosen
+        rules: dict[str, str] = {}
+        taken = set(factors)
+        for name in factors:
+            if any(fnmatchcase(name, pattern) for pattern in rules):
+                continue
+            pattern = low_rank.pattern_for(name)
+            alike = [n for n in chosen if fnmatchcase(n, pattern)]
+            if len({chosen[n] for n in alike}) > 1:  # other rules have their say there
+                pattern, alike = plainly(name), [name]
+            taken.update(alike)
+            words = [w for w in self.rules[chosen[name]].words if w != "low-level"]
+            rules[pattern] = ";".join(words)
+        return in_place(self.recipe, self.assignment, rules, taken)
+
+    def _notice_steps(
+        self, assignment: Assignment, steps: Sequence[Step], added: tuple[str, ...]
+    ) -> None:
+        rest = len(self.rules) - 1
+        for name in added:
+            if assignment.chosen.get(name) == rest:
+                self._notice("added", "not in the first model and added", name)
+        if self.recipe.layers:
+            for name in assignment.taken(rest):
+                what = f"matched by no rule and {done(self.rules[rest])}"
+                self._notice("rest", what, name, "note")
+        for step in steps:
+            if not step.elements:
+                self._notice("empty", "without elements", step.name)
+            if step.kind != "merge":
+                continue
+            last = step.name.rpartition(".")[2]
+            of = None
+            if last in _RUNNING or last.startswith(_STORED):
+                of = "BatchNorm's statistics"
+            elif last[:1] in _SPECTRAL_STARTS and self._is_spectral(step.name):
+                of = "spectral normalisation"
+            if of is not None:
+                self._notice("recalibrate", f"of {of} and averaged: estimate them anew", step.name)
+
+        self._notice_matrices([step for step in steps if step.method is not None])
+
+    def _notice_matrices(self, steps: Sequence[Step]) -> None:
+        """Which tensors took which way, where a method has one for matrices and one for others."""
+        by_method: dict[str, list[Step]] = {}
+        for step in steps:
+            assert step.method is not None
+            by_method.setdefault(step.method.name, []).append(step)
+        for name, own in by_method.items():
+            whole = [step for step in own if step.whole_bytes]
+            if not whole and not any(step.method and step.method.matrices for step in own):
+                continue
+            other = [step for step in own if not step.whole_bytes]
+            need = max((step.whole_bytes for step in whole), default=0)
+            told = f"{name} takes {_sized_up(whole)} as matrices"
+            told += f", in up to {sized(need)} of memory" if whole else ""
+            told += f", and {_sized_up(other)} otherwise" if other else ""
+            self.matrices.append(Notice("matrices", told, tuple(s.name for s in other), "note"))
+
+    def _is_spectral(self, name: str) -> bool:
+        """Whether a tensor is a singular vector that spectral normalisation keeps.
+
+        `weight_v` beside `weight_g` is a direction of weight normalisation, a weight like any.
+        """
+        home, dot, last = name.rpartition(".")
+        if last == "weight_v" and f"{home}{dot}weight_g" in self.models[0].tensors:
+            return False
+        return name.endswith(_SPECTRAL) or _SINGULAR.fullmatch(last) is not None
+
+    def _collected(self) -> tuple[Notice, ...]:
+        notices = [
+            Notice(
+                kind, f"{are_counted(len(names), 'tensor')} {what}: {listed(names)}",
+                tuple(names), level,
+            )
+            for (kind, what, level), names in self.notices.items()
+        ]  # fmt: skip
+        unmatched = [Notice("parameters", said, ()) for said in self.unmatched]
+        taken = [Notice("taken", note, (), "note") for m in self.every for note in m.notes]
+        return (*taken, *unmatched, *notices, *self.matrices)
+
+
+def _sized_up(steps: Sequence[Step]) -> str:
+    """How many tensors there are, and parameters in them."""
+    parameters = sum(step.elements for step in steps)
+    return f"{counted(len(steps), 'tensor')} ({parameters:,} parameters)"
