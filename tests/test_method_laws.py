@@ -25,6 +25,7 @@ from modelsoup.merging import merge as merging
 from modelsoup.merging.forms import BLOCK, Rows, Tensor
 from modelsoup.merging.in_memory import carried_out, merge_arrays
 from modelsoup.merging.methods import get_method, registry
+from modelsoup.merging.methods.listing import cost
 from modelsoup.merging.reductions import FEW, PART, EachRow, Largest, Ranked, sampled
 
 Formula = Callable[[np.ndarray, list[np.ndarray], dict[str, Any]], np.ndarray]
@@ -717,7 +718,7 @@ def test_the_tables_of_methods_have_each_with_its_parameters_and_passes() -> Non
         named = {word for word in re.findall(r"`(\w+)`", parameters) if word in chosen.parameters}
         assert named == set(chosen.parameters), name
         assert ("base" in inputs) == (chosen.base is not False), name
-        costs = registry.cost(chosen)
+        costs = cost(chosen)
         assert costs is not None
         assert f"{costs.passes}×" in reads, name
         assert ("*rows*" in reads) == (costs.at_once == "row"), name

@@ -42,7 +42,7 @@ from .forms import (
 )
 from .hints import instead
 from .lineage import Digests
-from .methods.registry import Asked
+from .methods.asking import Asked
 from .plan import MergePlan, Step
 from .reductions import PART, sampled
 from .rules import BASE

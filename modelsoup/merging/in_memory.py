@@ -9,7 +9,8 @@ import numpy as np
 
 from ..errors import ParameterError, option
 from .forms import Tensor, blocks_of, evaluated
-from .methods.registry import Asked, Method, build_parameters, get_method, outline
+from .methods.asking import Asked, outline
+from .methods.registry import Method, build_parameters, get_method
 
 
 def merge_arrays(

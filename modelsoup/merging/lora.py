@@ -40,7 +40,8 @@ from .forms import Tensor, WeightedSum
 from .in_memory import merge_arrays
 from .lineage import FORMAT, input_entry
 from .methods import get_method
-from .methods.registry import build_parameters, outline
+from .methods.asking import outline
+from .methods.registry import build_parameters
 from .plan import Notice
 from .recipe import check_seed
 from .rules import BASE

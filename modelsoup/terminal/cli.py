@@ -703,7 +703,7 @@ def convert(
 def methods(name: str | None, as_json: bool) -> None:
     """List the merge methods by what they are for, or describe one: parameters, defaults, paper."""
     from ..merging.methods import describe, get_method, offered_methods, registered_methods
-    from ..merging.methods.registry import sorted_by_purpose
+    from ..merging.methods.listing import sorted_by_purpose
 
     if name:
         described = describe(get_method(name))

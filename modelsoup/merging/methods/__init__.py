@@ -13,20 +13,18 @@ from . import (  # noqa: F401  (importing registers them)
     task_vectors,
     weighted,
 )
+from .asking import Outline, outline
+from .listing import describe
+from .parameters import Parameter, parameter
 from .registry import (
     Method,
-    Outline,
-    Parameter,
     build_parameters,
     check_value,
     code_version,
-    describe,
     get_method,
     method,
     method_names,
     offered_methods,
-    outline,
-    parameter,
     registered_methods,
 )
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from ..forms import Block, Of, Tensor
 from ..reductions import Largest, Sum
-from .registry import Asking, method, parameter
+from .parameters import parameter
+from .registry import Asking, method
 from .task_vectors import zero
 
 _SMALL = 1e-6  # as in mergekit: a smaller sum of weights does not divide

@@ -6,7 +6,8 @@ import numpy as np
 
 from ..forms import Block, PerModel, Rows, Tensor, WeightedSum
 from ..reductions import Gram, products_along
-from .registry import Asking, method, parameter
+from .parameters import parameter
+from .registry import Asking, method
 
 _LEAST_NORMS = 1e-6  # as in mergekit: the product of two norms that a cosine is divided by at least
 _CANCELLED = 1e-6  # a divisor below this is zero but for rounding

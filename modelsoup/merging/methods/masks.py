@@ -11,7 +11,8 @@ import numpy as np
 from ...errors import ParameterError, counted
 from ..forms import Block, Of, PerModel, Tensor
 from ..reductions import Sum
-from .registry import Asking, method, parameter
+from .parameters import parameter
+from .registry import Asking, method
 
 _LAMBDA = parameter(1.0, doc="what the merged task vector is multiplied by")
 _EXPERT = parameter(0, low=0, doc="0 is the merge; n is the n-th model as the merge can rebuild it")

@@ -8,7 +8,8 @@ import numpy as np
 
 from ..forms import Block, Of, Tensor
 from ..reductions import EachRow, Ranked
-from .registry import Asking, method, parameter
+from .parameters import parameter
+from .registry import Asking, method
 
 _LEAST_DIFFERENCE = 1e-6  # as in mergekit
 _LEAST_PROBABILITY = 1e-8  # as in mergekit: added to each

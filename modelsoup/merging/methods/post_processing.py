@@ -9,7 +9,8 @@ import numpy as np
 
 from ...errors import ParameterError
 from ..forms import Block, Merging, PerModel, Rows, Tensor, WeightedSum, Whole, evaluated
-from .registry import Asking, build_parameters, get_method, method, parameter
+from .parameters import parameter
+from .registry import Asking, build_parameters, get_method, method
 from .spectral import EMBEDDINGS, difference, in_arrays, is_finite, matrix_shape, svd, svd_memory
 
 Inner = Literal[

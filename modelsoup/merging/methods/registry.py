@@ -5,92 +5,26 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-import math
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, cast
 
 from ...errors import ParameterError, counted, nearest, parameter_option
-from ..forms import Block, Merging, PerModel, Rows, Tensor, WeightedSum, Whole
-from ..reductions import PART, Gathering, Largest, Ranked, Reduction, sampled
+from ..forms import Merging, Rows, Tensor, WeightedSum, Whole
+from ..reductions import Reduction
+from .parameters import Parameter, checked, parameters_of
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "modelsoup.methods"
-PURPOSES = (
-    "average", "interpolate", "task vectors", "matrices", "experts", "after a merge", "two models",
-    "one model",
-)  # fmt: skip
-"""What methods are for, in the order in which `soup methods` has them; others follow."""
-_LARGE = (4096, 4096)
-Kind = Literal["number", "numbers", "integer", "truth", "word"]
-_KINDS: Mapping[Any, Kind] = {
-    float: "number", PerModel: "numbers", int: "integer", bool: "truth",
-}  # fmt: skip
 
 Asking = Generator[Sequence[Reduction], Sequence[Any], Merging]
 """A method at work: it yields what it must know, and returns what is to be done."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter of a method.
-
-    Attributes:
-        name: as users write it.
-        kind: a number, one number a model, an integer, true or false, or a word.
-        default: its value where none is given; `inspect.Parameter.empty` where one is needed.
-        low: the smallest value that is valid.
-        high: the largest value that is valid.
-        words: of which a word is one.
-        doc: one line for `soup methods NAME`.
-    """
-
-    name: str
-    kind: Kind
-    default: Any
-    low: float | None
-    high: float | None
-    words: tuple[str, ...]
-    doc: str
-
-    @property
-    def is_required(self) -> bool:
-        """Whether there is no default."""
-        return self.default is inspect.Parameter.empty
-
-
-@dataclass(frozen=True)
-class _Given:
-    """The default of an argument, until the method is registered."""
-
-    default: Any
-    low: float | None
-    high: float | None
-    doc: str
-
-
-def parameter(
-    default: Any = inspect.Parameter.empty, *, low: float | None = None, high: float | None = None,
-    doc: str = "",
-) -> Any:  # fmt: skip
-    """What a parameter of a method has as its default, in the method's signature.
-
-    Its kind is the annotation's: `float`, `int`, `bool`, a `Literal` of words, or `PerModel`;
-    without one, the default's, or a number.
-
-    Args:
-        default: its value where none is given; without one it is required.
-        low: the smallest value that is valid.
-        high: the largest value that is valid.
-        doc: one line for `soup methods NAME`.
-    """
-    return _Given(default, low, high, doc)
 
 
 def _same(shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -156,27 +90,7 @@ class Method:
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
         """Its parameters, by the names that users write: `lambda` for an argument `lambda_`."""
-        hints = get_type_hints(self.function)
-        found = {}
-        for argument in list(inspect.signature(self.function).parameters.values())[1:]:
-            hint, given = hints.get(argument.name), argument.default
-            if not isinstance(given, _Given):
-                given = _Given(given, None, None, "")
-            if hint is None:  # not annotated: as its default is
-                is_given = given.default is not inspect.Parameter.empty
-                hint = type(given.default) if is_given else float
-            words = tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()
-            kind = "word" if words else _KINDS.get(hint)
-            if kind is None:
-                raise ParameterError(
-                    f"the parameter {argument.name!r} of the method {self.name!r} is of no kind "
-                    f"that a parameter can be: float, int, bool, PerModel or a Literal of words"
-                )
-            name = argument.name.rstrip("_")
-            found[name] = Parameter(
-                name, kind, given.default, given.low, given.high, words, given.doc
-            )
-        return found
+        return parameters_of(self.function, self.name)
 
     def auxiliary(self, name: str) -> Auxiliary:
         """An auxiliary input by its name.
@@ -221,158 +135,6 @@ class Method:
                 )
             made = replace(made, coefficients=tuple(map(float, made.coefficients)))
         return cast("Merging", made)
-
-
-@dataclass(frozen=True)
-class Outline:
-    """What a method asks of a tensor, and the form of what it does, before any value is read.
-
-    Attributes:
-        rounds: of reductions.
-        form: what it does; for its form alone, where reductions come first.
-    """
-
-    rounds: tuple[tuple[Reduction, ...], ...]
-    form: Merging
-
-    @property
-    def is_elementwise(self) -> bool:
-        """Whether a block of the result takes nothing but the same block of the inputs."""
-        return not self.rounds and not isinstance(self.form, Rows | Whole)
-
-    @property
-    def only(self) -> int | None:
-        """The one input that the result equals exactly, whatever the values, where it does."""
-        is_sum = not self.rounds and isinstance(self.form, WeightedSum)
-        return self.form.only if is_sum else None  # type: ignore[union-attr]
-
-    def passes(self, x: Tensor) -> int:
-        """How often the inputs are read; for thresholds as a rule."""
-        return 1 + sum(max(r.passes(x) for r in asked) for asked in self.rounds if asked)
-
-    def sampled(self, x: Tensor) -> int:
-        """How many elements of each input are read for samples."""
-        if not x.is_sampled:
-            return 0
-        rounds = sum(
-            any(isinstance(r, Largest | Ranked) and not r.rows for r in a) for a in self.rounds
-        )
-        return rounds * len(sampled(x)) * PART
-
-    def state_bytes(self, x: Tensor) -> int:
-        """How much memory what is gathered takes at most."""
-        return sum(r.state_bytes(x) for asked in self.rounds for r in asked)
-
-
-def outline(chosen: Method, x: Tensor, parameters: Mapping[str, Any]) -> Outline:
-    """What a method will ask of a tensor, by asking it with guesses for an answer."""
-    asking, rounds = chosen.ask(x, parameters), []
-    try:
-        asked = next(asking)
-        while True:
-            _must_be_alike(chosen, x, asked)
-            rounds.append(tuple(asked))
-            asked = asking.send([reduction.guess(x) for reduction in asked])
-    except StopIteration as end:
-        return Outline(tuple(rounds), end.value)
-
-
-def _must_be_alike(chosen: Method, x: Tensor, asked: Sequence[Reduction]) -> None:
-    if not isinstance(asked, Sequence):
-        raise ParameterError(
-            f"the method {chosen.name!r} yields {type(asked).__name__} for {x.name}, and no list "
-            f"of reductions"
-        )
-    if len({reduction.rows for reduction in asked}) > 1:
-        raise ParameterError(
-            f"the method {chosen.name!r} asks for {x.name} by blocks and by rows at once: yield "
-            f"them one after the other"
-        )
-
-
-class Asked:
-    """A method at work on a tensor: the reductions under way, then what is to be done.
-
-    Args:
-        chosen: the method.
-        x: the tensor.
-        parameters: checked ones.
-        planned: what it was found to ask for.
-
-    Raises:
-        ParameterError: later, where it asks for something else than was planned.
-    """
-
-    def __init__(
-        self, chosen: Method, x: Tensor, parameters: Mapping[str, Any], planned: Outline
-    ) -> None:
-        self._method = chosen
-        self._x = x
-        self._planned = list(planned.rounds)
-        self._asking = chosen.ask(x, parameters)
-        self._gathering: list[Gathering] = []
-        self.rows = self.wide = self._is_new = False
-        self.merging: Merging | None = None
-        self._go_on(None)
-
-    @property
-    def needs_pass(self) -> bool:
-        """Whether another pass over the inputs is needed."""
-        return self.merging is None
-
-    @property
-    def wants_sample(self) -> bool:
-        """Whether some elements of all parts of the tensor would spare a pass."""
-        return self._is_new and self._x.is_sampled and bool(self._sampling)
-
-    @property
-    def _sampling(self) -> list[Any]:
-        if self.rows:
-            return []
-        return [gathering for gathering in self._gathering if hasattr(gathering, "sample")]
-
-    def sample(self, blocks: Sequence[Block]) -> None:
-        """Take in some elements of all parts of the tensor."""
-        self._is_new = False
-        for gathering in self._sampling:
-            gathering.sample(blocks)
-
-    def add(self, b: Block) -> None:
-        """Take in a block."""
-        for gathering in self._gathering:
-            if gathering.needs_pass:
-                gathering.add(b)
-
-    def end_pass(self) -> None:
-        """All blocks were added."""
-        for gathering in self._gathering:
-            if gathering.needs_pass:
-                gathering.end_pass()
-        while self.merging is None and not any(g.needs_pass for g in self._gathering):
-            self._go_on([gathering.value for gathering in self._gathering])
-
-    def _go_on(self, values: Sequence[Any] | None) -> None:
-        try:
-            asked = next(self._asking) if values is None else self._asking.send(values)
-        except StopIteration as end:
-            self._gathering = []
-            if self._planned:
-                self._differs()
-            self.merging = end.value
-            return
-        expected = self._planned.pop(0) if self._planned else ()
-        if [(type(r), r.rows) for r in asked] != [(type(r), r.rows) for r in expected]:
-            self._differs()
-        self.rows = any(reduction.rows for reduction in asked)
-        self.wide = all(reduction.wide for reduction in asked)
-        self._gathering = [reduction.begin(self._x) for reduction in asked]
-        self._is_new = True
-
-    def _differs(self) -> None:
-        raise ParameterError(
-            f"the method {self._method.name!r} asks of {self._x.name} something else than it did "
-            f"before its values were known: what it yields may depend on parameters and shapes only"
-        )
 
 
 _methods: dict[str, Method] = {}
@@ -516,7 +278,7 @@ def build_parameters(
             raise ParameterError(
                 f"the method {chosen.name!r} needs the parameter {name!r} ({how}): {own.doc}"
             )
-        values[_argument(chosen, name)] = _checked(chosen.name, own, value, models)
+        values[_argument(chosen, name)] = checked(chosen.name, own, value, models)
     return values
 
 
@@ -526,142 +288,9 @@ def check_value(chosen: Method, own: Parameter, value: Any) -> None:
     Raises:
         ParameterError: it is of another kind, or out of range.
     """
-    _checked(chosen.name, own, value, 1)
+    checked(chosen.name, own, value, 1)
 
 
 def _argument(chosen: Method, name: str) -> str:
     arguments = inspect.signature(chosen.function).parameters
     return name if name in arguments else f"{name}_"
-
-
-def _checked(method_name: str, own: Parameter, value: Any, models: int) -> Any:
-    where = f"parameter {own.name!r} of {method_name!r}"
-    if own.kind == "truth":
-        if not isinstance(value, str) and value in (0, 1):  # True and False among them
-            return bool(value)
-        told = f"{value:g}" if isinstance(value, float) else repr(value)
-        raise ParameterError(f"{where} is {told}, not true or false")
-    if own.kind == "word":
-        if value in own.words:
-            return value
-        hint = nearest(str(value), own.words)
-        raise ParameterError(f"{where} is {value!r}{hint} (expected {', '.join(own.words)})")
-    numbers = tuple(value) if isinstance(value, list | tuple) else (value,)
-    for number in numbers:
-        _check_number(where, own, number)
-    if own.kind != "numbers":
-        if len(numbers) != 1:
-            raise ParameterError(f"{where} is one number, but {len(numbers)} were given")
-        return int(numbers[0]) if own.kind == "integer" else float(numbers[0])
-    if len(numbers) == 1:
-        numbers *= models
-    if len(numbers) != models:
-        raise ParameterError(
-            f"{where} has {counted(len(numbers), 'value')} for {counted(models, 'model')}"
-        )
-    return tuple(float(number) for number in numbers)
-
-
-def _check_number(where: str, own: Parameter, number: Any) -> None:
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise ParameterError(f"{where} is {number!r}, not a number")
-    if not math.isfinite(number):
-        raise ParameterError(f"{where} is {number!r}, not a finite number")
-    if own.kind == "integer" and number != int(number):
-        raise ParameterError(f"{where} is {number!r}, not an integer")
-    low, high = own.low, own.high
-    if (low is not None and number < low) or (high is not None and number > high):
-        ends = [] if low is None else [f"at least {low:g}"]
-        ends += [] if high is None else [f"at most {high:g}"]
-        expected = " and ".join(ends)
-        if low is not None and high is not None:
-            expected = f"between {low:g} and {high:g}"
-        raise ParameterError(f"{where} is {number:g}, but must be {expected}")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a merge of a large matrix costs.
-
-    Attributes:
-        passes: how often the inputs are read, as a rule.
-        at_once: what must be in memory at a time: a `block`, a `row`, or the `tensor`.
-    """
-
-    passes: int
-    at_once: Literal["block", "row", "tensor"]
-
-
-def cost(chosen: Method) -> Cost | None:
-    """What a method costs where it keeps half of what it may keep, else with its defaults.
-
-    What has no default is ½. None of a method that refuses such parameters.
-    """
-    low, high = chosen.models
-    count = max(low, min(2, high or 2))
-    x = Tensor("", _LARGE, count, chosen.base is True, layer=(0, 2), can_be_sampled=True)
-    for thinned in (True, False):
-        given = {name: _usual(own, thinned) for name, own in chosen.parameters.items()}
-        try:
-            planned = outline(chosen, x, build_parameters(chosen, given, count))
-        except ParameterError:
-            continue
-        passes = planned.passes(x)
-        if isinstance(planned.form, Whole):
-            return Cost(passes, "tensor")
-        asked = [reduction for several in planned.rounds for reduction in several]
-        by_rows = isinstance(planned.form, Rows) or any(reduction.rows for reduction in asked)
-        return Cost(passes, "row" if by_rows else "block")
-    return None
-
-
-def _usual(own: Parameter, thinned: bool) -> Any:
-    if own.words:
-        return own.words[0] if own.is_required else own.default
-    is_share = own.kind in ("number", "numbers") and own.default == own.high == 1
-    if own.is_required or (is_share and thinned):
-        return 1 if own.kind in ("integer", "truth") else 0.5
-    return own.default
-
-
-def sorted_by_purpose(described: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Descriptions by what methods are for, then the cheaper first; what is not loaded is last."""
-
-    def place(one: Mapping[str, Any]) -> tuple[bool, int, str, int, str]:
-        purpose = one.get("purpose", "")
-        known = PURPOSES.index(purpose) if purpose in PURPOSES else len(PURPOSES)
-        return "from" in one, known, purpose, one.get("passes") or 0, one["name"]
-
-    return sorted(described, key=place)
-
-
-def describe(chosen: Method) -> dict[str, Any]:
-    """A method as plain data, for `soup methods`."""
-    costs = cost(chosen)
-    return {
-        "name": chosen.name,
-        "summary": chosen.summary,
-        "source": chosen.source,
-        "purpose": chosen.purpose,
-        "passes": None if costs is None else costs.passes,
-        "at_once": None if costs is None else costs.at_once,
-        "models": list(chosen.models),
-        "base": chosen.base,
-        "beta": chosen.from_beta is not None,
-        "aux": {name: aux.doc for name, aux in chosen.aux.items()},
-        "version": code_version(chosen),
-        "parameters": [
-            {
-                "name": own.name,
-                "kind": own.kind,
-                "required": own.is_required,
-                "default": None if own.is_required else own.default,
-                "per_model": own.kind == "numbers",
-                "low": own.low,
-                "high": own.high,
-                "words": list(own.words),
-                "doc": own.doc,
-            }
-            for own in chosen.parameters.values()
-        ],
-    }

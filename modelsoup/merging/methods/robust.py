@@ -9,7 +9,8 @@ import numpy as np
 from ..forms import PerModel, Tensor, WeightedSum
 from ..reductions import Gram
 from .averages import over_their_sum
-from .registry import Asking, method, parameter
+from .parameters import parameter
+from .registry import Asking, method
 
 _SAME = 1e-14  # squared distance over squared norms: as near as float32 can tell
 _SETTLED = 1e-10

@@ -15,7 +15,8 @@ import numpy as np
 from ...errors import ParameterError
 from ..forms import Block, Of, PerModel, Rows, Tensor
 from ..reductions import Kept, Ranked, drawn, random_key, uniform
-from .registry import Asking, method, parameter
+from .parameters import parameter
+from .registry import Asking, method
 from .task_vectors import (
     LAMBDA,
     OVER_AGREEING,

@@ -17,7 +17,8 @@ import numpy as np
 from ...errors import ParameterError, counted
 from ...files.names import is_embedding
 from ..forms import Merging, Tensor, WeightedSum, Whole
-from .registry import method, parameter
+from .parameters import parameter
+from .registry import method
 
 Conv = Literal["mean", "flatten"]
 Delta = Callable[[int], np.ndarray]

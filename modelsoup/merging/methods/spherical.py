@@ -10,7 +10,8 @@ import numpy as np
 
 from ..forms import Block, PerModel, Rows, Tensor, WeightedSum, Whole
 from ..reductions import Gram, products_along
-from .registry import Asking, method, parameter
+from .parameters import parameter
+from .registry import Asking, method
 
 _PARALLEL = 0.9995  # above this |cos θ|, sin θ is too small to divide by
 _SMALL_NORM = 1e-8  # vectors shorter than this have no direction

@@ -17,7 +17,8 @@ import numpy as np
 
 from ..forms import Block, Of, PerModel, Tensor, WeightedSum
 from ..reductions import Kept, Largest, Reduction, Sum, drawn
-from .registry import Asking, method, parameter
+from .parameters import parameter
+from .registry import Asking, method
 
 _ZERO_SUM = 1e-8  # as in mergekit: a smaller sum of weights does not divide
 _L1_EPSILON = 1e-7  # as in mergekit: a norm below this is not restored

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..forms import Block, Merging, Of, PerModel, Tensor, WeightedSum, Whole
 from .averages import over_their_sum
-from .registry import Auxiliary, method, parameter
+from .parameters import parameter
+from .registry import Auxiliary, method
 from .spectral import EMBEDDINGS, LAMBDA, Delta, in_arrays, is_finite, matrix_shape, of_matrices
 
 

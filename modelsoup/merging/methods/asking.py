@@ -1,0 +1,167 @@
+"""A method at work on a tensor: what it asks for, before any value is read and while they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ParameterError
+from ..forms import Block, Merging, Rows, Tensor, WeightedSum, Whole
+from ..reductions import PART, Gathering, Largest, Ranked, Reduction, sampled
+from .registry import Method
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a method asks of a tensor, and the form of what it does, before any value is read.
+
+    Attributes:
+        rounds: of reductions.
+        form: what it does; for its form alone, where reductions come first.
+    """
+
+    rounds: tuple[tuple[Reduction, ...], ...]
+    form: Merging
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether a block of the result takes nothing but the same block of the inputs."""
+        return not self.rounds and not isinstance(self.form, Rows | Whole)
+
+    @property
+    def only(self) -> int | None:
+        """The one input that the result equals exactly, whatever the values, where it does."""
+        is_sum = not self.rounds and isinstance(self.form, WeightedSum)
+        return self.form.only if is_sum else None  # type: ignore[union-attr]
+
+    def passes(self, x: Tensor) -> int:
+        """How often the inputs are read; for thresholds as a rule."""
+        return 1 + sum(max(r.passes(x) for r in asked) for asked in self.rounds if asked)
+
+    def sampled(self, x: Tensor) -> int:
+        """How many elements of each input are read for samples."""
+        if not x.is_sampled:
+            return 0
+        rounds = sum(
+            any(isinstance(r, Largest | Ranked) and not r.rows for r in a) for a in self.rounds
+        )
+        return rounds * len(sampled(x)) * PART
+
+    def state_bytes(self, x: Tensor) -> int:
+        """How much memory what is gathered takes at most."""
+        return sum(r.state_bytes(x) for asked in self.rounds for r in asked)
+
+
+def outline(chosen: Method, x: Tensor, parameters: Mapping[str, Any]) -> Outline:
+    """What a method will ask of a tensor, by asking it with guesses for an answer."""
+    asking, rounds = chosen.ask(x, parameters), []
+    try:
+        asked = next(asking)
+        while True:
+            _must_be_alike(chosen, x, asked)
+            rounds.append(tuple(asked))
+            asked = asking.send([reduction.guess(x) for reduction in asked])
+    except StopIteration as end:
+        return Outline(tuple(rounds), end.value)
+
+
+def _must_be_alike(chosen: Method, x: Tensor, asked: Sequence[Reduction]) -> None:
+    if not isinstance(asked, Sequence):
+        raise ParameterError(
+            f"the method {chosen.name!r} yields {type(asked).__name__} for {x.name}, and no list "
+            f"of reductions"
+        )
+    if len({reduction.rows for reduction in asked}) > 1:
+        raise ParameterError(
+            f"the method {chosen.name!r} asks for {x.name} by blocks and by rows at once: yield "
+            f"them one after the other"
+        )
+
+
+class Asked:
+    """A method at work on a tensor: the reductions under way, then what is to be done.
+
+    Args:
+        chosen: the method.
+        x: the tensor.
+        parameters: checked ones.
+        planned: what it was found to ask for.
+
+    Raises:
+        ParameterError: later, where it asks for something else than was planned.
+    """
+
+    def __init__(
+        self, chosen: Method, x: Tensor, parameters: Mapping[str, Any], planned: Outline
+    ) -> None:
+        self._method = chosen
+        self._x = x
+        self._planned = list(planned.rounds)
+        self._asking = chosen.ask(x, parameters)
+        self._gathering: list[Gathering] = []
+        self.rows = self.wide = self._is_new = False
+        self.merging: Merging | None = None
+        self._go_on(None)
+
+    @property
+    def needs_pass(self) -> bool:
+        """Whether another pass over the inputs is needed."""
+        return self.merging is None
+
+    @property
+    def wants_sample(self) -> bool:
+        """Whether some elements of all parts of the tensor would spare a pass."""
+        return self._is_new and self._x.is_sampled and bool(self._sampling)
+
+    @property
+    def _sampling(self) -> list[Any]:
+        if self.rows:
+            return []
+        return [gathering for gathering in self._gathering if hasattr(gathering, "sample")]
+
+    def sample(self, blocks: Sequence[Block]) -> None:
+        """Take in some elements of all parts of the tensor."""
+        self._is_new = False
+        for gathering in self._sampling:
+            gathering.sample(blocks)
+
+    def add(self, b: Block) -> None:
+        """Take in a block."""
+        for gathering in self._gathering:
+            if gathering.needs_pass:
+                gathering.add(b)
+
+    def end_pass(self) -> None:
+        """All blocks were added."""
+        for gathering in self._gathering:
+            if gathering.needs_pass:
+                gathering.end_pass()
+        while self.merging is None and not any(g.needs_pass for g in self._gathering):
+            self._go_on([gathering.value for gathering in self._gathering])
+
+    def _go_on(self, values: Sequence[Any] | None) -> None:
+        try:
+            asked = next(self._asking) if values is None else self._asking.send(values)
+        except StopIteration as end:
+            self._gathering = []
+            if self._planned:
+                self._differs()
+            self.merging = end.value
+            return
+        expected = self._planned.pop(0) if self._planned else ()
+        if [(type(r), r.rows) for r in asked] != [(type(r), r.rows) for r in expected]:
+            self._differs()
+        self.rows = any(reduction.rows for reduction in asked)
+        self.wide = all(reduction.wide for reduction in asked)
+        self._gathering = [reduction.begin(self._x) for reduction in asked]
+        self._is_new = True
+
+    def _differs(self) -> None:
+        raise ParameterError(
+            f"the method {self._method.name!r} asks of {self._x.name} something else than it did "
+            f"before its values were known: what it yields may depend on parameters and shapes only"
+        )
