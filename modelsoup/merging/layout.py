@@ -4,10 +4,6 @@ A plain merge takes the tensor of the same name from every model. *Renames* have
 go by other names; *slices* stack layers of the models anew. Both are done before anything else: a
 `Layout` has the models as rules and methods see them, and where each of their tensors really lies.
 
-A rename is `PATTERN=NEW`: `*` in the pattern stands for any characters, and in the new name for
-the same ones; `[x]` is the character x, whatever it is. Of several the first that matches decides.
-`second:PATTERN=NEW` is for that model alone.
-
 A slice is `MODEL[START:STOP]`, the layers from START up to STOP, without it; with a `+` between
 them, those of several models that are merged: `1[0:16]+2[8:24]`. `base[0:16]` is what they are
 merged over, and `1:encoder.layers[0:6]` says which layers, where a model has several stacks.
@@ -16,11 +12,9 @@ merged over, and `1:encoder.layers[0:6]` says which layers, where a model has se
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from ..errors import (
     MismatchError,
@@ -31,230 +25,18 @@ from ..errors import (
     listed,
     nearest,
     option,
-    renaming_option,
     said,
 )
 from ..files.checkpoint import Checkpoint, TensorInfo
 from ..files.names import Layer, is_embedding, layer_of
+from .proposals import proposal
+from .renames import Rename, Renaming, expression, model_index
 from .rules import BASE, source_name
 
-_MODELS = {"first": 0, "second": 1, "base": BASE}
-_OF_MODEL = re.compile(r"(first|second|base|[1-9]\d{0,4}):(.*)", re.DOTALL)
 _SPAN = re.compile(r"(first|second|base|[1-9]\d{0,4})(?::([^\[\]]+))?\[(\d{1,5}):(\d{1,5})\]")
-_BARE = re.compile(r"(?<!\[)=|=(?!\])")  # a `=` that divides
-_TOKENS = re.compile(r"\[(.)\]|(\*)|(.)", re.DOTALL)
-
-_PROPOSED = 10  # renames: a hint of more is no hint
 
 Origin = tuple[int, TensorInfo]
 """Where a tensor lies: in which model, `BASE` for the base, and there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rename:
-    """What tensors are called otherwise.
-
-    Attributes:
-        pattern: of names in a model: `module.*`.
-        new: what they are called in the merge: `*`.
-        model: of which model, `BASE` for the base; None of all.
-    """
-
-    pattern: str
-    new: str
-    model: int | None = None
-
-    @property
-    def of_whom(self) -> str:
-        """The pattern, and of which model's tensors, as a mapping has it."""
-        return self.pattern if self.model is None else f"{model_word(self.model)}:{self.pattern}"
-
-    def __str__(self) -> str:
-        return "=".join(_BARE.sub("[=]", side) for side in (self.of_whom, self.new))
-
-
-def model_word(model: int) -> str:
-    """What a recipe calls a model: `first`, `second`, `3`, `base`."""
-    return source_name(model).removeprefix("model ")
-
-
-def _model_index(word: str) -> int:
-    return _MODELS[word] if word in _MODELS else int(word) - 1
-
-
-def parse_model(name: str, value: object) -> int:
-    """A model's index from its word, or from its number, counted from 1.
-
-    Raises:
-        ParameterError: it is neither.
-    """
-    text = str(value)
-    if isinstance(value, bool) or not _OF_MODEL.fullmatch(f"{text}:"):
-        raise ParameterError(
-            f"{name} is {said(value)}, not a model: first, second, base or a number from 1 on"
-        )
-    return _model_index(text)
-
-
-def literally(name: str) -> str:
-    """The pattern, or the new name, that is just a name."""
-    escaped = re.sub(r"[*\[=]", r"[\g<0>]", name)
-    return f"[{escaped[0]}]{escaped[1:]}" if _OF_MODEL.match(escaped) else escaped
-
-
-def strip_prefix(prefix: str) -> Rename:
-    """The rename that takes something off the beginning of names."""
-    return Rename(f"{literally(prefix)}*", "*")
-
-
-def parse_renames(value: object) -> tuple[Rename, ...]:
-    """Renames from what a recipe's `renames` may be.
-
-    Args:
-        value: `PATTERN=NEW`, a list of such, of pairs and of `Rename`s, or a mapping from patterns
-            to new names.
-
-    Raises:
-        RuleError: anything else, or a malformed rename.
-    """
-    if isinstance(value, Mapping):
-        return tuple(_rename(pattern, new) for pattern, new in value.items())
-    items = [value] if isinstance(value, str | Rename) else value
-    if not isinstance(items, Sequence):
-        raise RuleError(f"renames is {said(value)}, not 'PATTERN=NEW', a list of them or a mapping")
-    return tuple(rename for item in items for rename in _renames_from_item(item))
-
-
-def _renames_from_item(item: object) -> Iterator[Rename]:
-    if isinstance(item, Rename):
-        yield item
-    elif isinstance(item, Mapping):
-        yield from parse_renames(item)
-    elif isinstance(item, str):
-        pattern, *new = _BARE.split(item)
-        if len(new) != 1:
-            raise RuleError(
-                f"the rename {item!r} is not PATTERN=NEW, such as 'module.*=*' (an = within a name "
-                f"is [=])"
-            )
-        yield _rename(pattern, new[0])
-    elif isinstance(item, list | tuple) and len(item) == 2:
-        yield _rename(*item)
-    else:
-        raise RuleError(f"renames has {said(item)}, which is no rename (expected 'PATTERN=NEW')")
-
-
-def _rename(pattern: object, new: object) -> Rename:
-    if not isinstance(pattern, str) or not isinstance(new, str):
-        raise RuleError(f"renames has {said(pattern)} → {said(new)}, which are no names")
-    of, model = _OF_MODEL.fullmatch(pattern), None
-    if of is not None:
-        pattern, model = of[2], _model_index(of[1])
-    rename = Rename(pattern, new, model)
-    stars = [_tokens(text).count(None) for text in (rename.pattern, rename.new)]
-    if stars[0] != stars[1]:
-        raise RuleError(
-            f"the rename {str(rename)!r} has {stars[0]} * in its pattern and {stars[1]} in the new "
-            f"name: each stands for what the other one of its place does"
-        )
-    if not rename.pattern or not rename.new:
-        raise RuleError(f"the rename {str(rename)!r} is empty on one side")
-    return rename
-
-
-def _tokens(text: str) -> list[str | None]:
-    """The characters of a pattern or a new name; None for a `*`."""
-    return [None if star else one or other for one, star, other in _TOKENS.findall(text)]
-
-
-def _exact(text: str) -> str | None:
-    """The one name that a pattern matches, None where it has a `*`."""
-    tokens = _tokens(text)
-    return None if None in tokens else "".join(token or "" for token in tokens)
-
-
-@lru_cache(maxsize=4096)
-def _expression(pattern: str) -> re.Pattern[str]:
-    """A regular expression with a group for each `*`, which takes time in proportion to a name."""
-    first, *parts = _parts(pattern)
-    if not parts:
-        return re.compile(re.escape(first))
-    inner = "".join(f"(?>(.*?){re.escape(part)})" for part in parts[:-1])
-    return re.compile(f"{re.escape(first)}{inner}(.*){re.escape(parts[-1])}", re.DOTALL)
-
-
-def _parts(text: str) -> list[str]:
-    """What stands between the stars."""
-    parts = [""]
-    for token in _tokens(text):
-        if token is None:
-            parts.append("")
-        else:
-            parts[-1] += token
-    return parts
-
-
-class _Renaming:
-    """Renames against the names of one model after the other."""
-
-    def __init__(self, renames: Sequence[Rename]) -> None:
-        self.renames = renames
-        self.used: set[int] = set()
-
-    def names(self, model: Checkpoint, index: int) -> dict[str, str]:
-        """What its tensors are called in the merge → what they are in the model.
-
-        Raises:
-            RuleError: one is called nothing, or two are called the same.
-        """
-        of_it = [(k, r) for k, r in enumerate(self.renames) if r.model in (None, index)]
-        exact: dict[str, int] = {}
-        globs = []
-        for k, rename in of_it:
-            name = _exact(rename.pattern)
-            if name is None:
-                globs.append((k, _expression(rename.pattern), _parts(rename.new)))
-            else:
-                exact.setdefault(name, k)
-        found: dict[str, str] = {}
-        for name in model.tensors:
-            first = exact.get(name, len(self.renames))
-            new = name if first == len(self.renames) else _exact(self.renames[first].new) or ""
-            for k, expression, parts in globs:
-                if k > first:
-                    break
-                if match := expression.fullmatch(name):
-                    first = k
-                    new = parts[0] + "".join(
-                        group + part for group, part in zip(match.groups(), parts[1:], strict=True)
-                    )
-                    break
-            self.used.add(first)
-            if new != name and "" in new.split("."):
-                _check_renamed(self.renames[first], name, new)
-            if new in found:
-                raise RuleError(
-                    f"the renames make one tensor of two in {model.name}: {found[new]} and {name} "
-                    f"would both be {new}"
-                )
-            found[new] = name
-        return found
-
-
-def _check_renamed(rename: Rename, name: str, new: str) -> None:
-    """Whether a new name has something between its dots, as far as the old one has.
-
-    Raises:
-        RuleError: it has not.
-    """
-    if not new:
-        raise RuleError(f"the rename {str(rename)!r} leaves nothing of the name {name!r}")
-    if "" in name.split("."):
-        return
-    whole = Rename(f"{rename.pattern.removesuffix('*')}.*", "*", rename.model)
-    is_prefix = rename.new == "*" and new[0] == "." and rename.pattern[-1] == "*"
-    hint = f" ({renames_option([whole])} takes the dot off too)" if is_prefix else ""
-    raise RuleError(f"the rename {str(rename)!r} makes {new!r} of {name!r}, no name{hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +123,7 @@ def _span(part: str, item: str) -> Span:
             f"the slice {item!r} has {part!r}, which is not MODEL[START:STOP], such as 1[0:16] or "
             f"base[8:24]"
         )
-    return Span(_model_index(found[1]), int(found[3]), int(found[4]), found[2] or "")
+    return Span(model_index(found[1]), int(found[3]), int(found[4]), found[2] or "")
 
 
 @dataclass(frozen=True)
@@ -407,7 +189,7 @@ def _must_be_given(wanted: Iterable[int], given: Mapping[int, Checkpoint], what:
 def _renamed(
     given: Mapping[int, Checkpoint], renames: Sequence[Rename]
 ) -> dict[int, dict[str, Origin]]:
-    renaming = _Renaming(renames)
+    renaming = Renaming(renames)
     seen = {}
     for index, model in given.items():
         names = renaming.names(model, index)
@@ -417,7 +199,7 @@ def _renamed(
             every = dict.fromkeys(name for model in given.values() for name in model.tensors)
             wanted = rename.pattern.replace("*", "").rstrip(".")
             starts = sorted({name.partition(".")[0] for name in every})
-            if any(map(_expression(rename.pattern).fullmatch, every)):
+            if any(map(expression(rename.pattern).fullmatch, every)):
                 raise RuleError(
                     f"the rename {str(rename)!r} never applies: earlier ones take all that it "
                     f"matches"
@@ -599,173 +381,3 @@ def _shapes(layers: Mapping[int, Mapping[str, Origin]]) -> dict[str, set[tuple[i
         for rest, (_, info) in inside.items():
             found.setdefault(rest, set()).add(info.shape)
     return found
-
-
-def renames_option(renames: Sequence[Rename]) -> str:
-    """Renames as whoever reads a hint would write them."""
-    return renaming_option([(str(rename), rename.of_whom, rename.new) for rename in renames])
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """Renames by which models call their tensors as the first one does.
-
-    Attributes:
-        renames: which.
-        examples: for each, a name that it changes, and to what.
-    """
-
-    renames: tuple[Rename, ...]
-    examples: tuple[tuple[str, str], ...]
-
-    def __str__(self) -> str:
-        told = [f"{old} is {new}" for old, new in self.examples]
-        return f"{listed(told)} ({renames_option(self.renames)} has them called alike)"
-
-
-def proposal(models: Sequence[Checkpoint], base: Checkpoint | None) -> Proposal | None:
-    """What is to be renamed where models call the same tensors otherwise, if that is all.
-
-    Tensors that only one of two models has are paired by the ends of their names or, where these
-    tell nothing, by shapes that only one tensor of a layer has. Where a single one finds no partner
-    that way, nothing is proposed: a wrong pair would look like a merge.
-    """
-    found: dict[Rename, tuple[str, str]] = {}
-    others = dict(enumerate(models)) | ({} if base is None else {BASE: base})
-    for index, other in others.items():
-        pairs = {} if index == 0 else _pairs(models[0], other)
-        for name, new, rename in (
-            () if pairs is None else _generalised(pairs, models[0], other, index)
-        ):
-            found.setdefault(rename, (name, new))
-            if len(found) > _PROPOSED:
-                return None
-        if pairs is None:
-            return None
-    return Proposal(tuple(found), tuple(found.values())) if found else None
-
-
-def _pairs(first: Checkpoint, other: Checkpoint) -> dict[str, str] | None:
-    """The other model's names → the first's, of tensors that only go by other names.
-
-    None where they are not certain.
-    """
-    here = [name for name in first.tensors if name not in other.tensors]
-    there = [name for name in other.tensors if name not in first.tensors]
-    if not here or not there:
-        return {}
-    wanted, longer = set(here), _by(here, _ends)
-    pairs: dict[str, str] = {}
-    for name in there:  # one is the end of the other: it only has no prefix
-        ends = [end for end in _ends(name) if end in wanted] or longer.get(name, [])
-        if ends and first.tensors[ends[0]].shape == other.tensors[name].shape:
-            pairs[name] = ends[0]
-    if len(set(pairs.values())) == len(pairs) and len(pairs) in (len(here), len(there)):
-        return pairs
-    return _by_shape(first, other, here, there)
-
-
-def _by(names: Iterable[str], keys: Callable[[str], Iterable[Hashable]]) -> dict[Any, list[str]]:
-    """Names by what they have in common."""
-    found: dict[Any, list[str]] = {}
-    for name in names:
-        for key in keys(name):
-            found.setdefault(key, []).append(name)
-    return found
-
-
-def _ends(name: str) -> Iterator[str]:
-    """What a name ends with, all of it first: `a.b.c`, `b.c`, `c`."""
-    yield name
-    for index, character in enumerate(name):
-        if character in "./":
-            yield name[index + 1 :]
-
-
-def _by_shape(
-    first: Checkpoint, other: Checkpoint, here: Sequence[str], there: Sequence[str]
-) -> dict[str, str] | None:
-    """Pairs of which nothing else in a layer could be taken for the other; None if not all are."""
-
-    def kind(model: Checkpoint) -> Callable[[str], list[Hashable]]:
-        def of(name: str) -> list[Hashable]:
-            layer = layer_of(name)
-            return [(None if layer is None else layer.number, model.tensors[name].shape)]
-
-        return of
-
-    ours, theirs = _by(here, kind(first)), _by(there, kind(other))
-    pairs: dict[str, str] = {}
-    for key in {**ours, **theirs}:
-        left, open_names = list(ours.get(key, ())), list(theirs.get(key, ()))
-        if len(left) != len(open_names):
-            return None
-        alike = _by(left, _tail), _by(open_names, _tail)
-        taken = set()
-        for tail, names in alike[1].items() if len(left) > 1 else ():
-            if len(names) == len(alike[0].get(tail, ())) == 1:
-                pairs[names[0]] = alike[0][tail][0]
-                taken.add(pairs[names[0]])
-        left = [name for name in left if name not in taken]
-        open_names = [name for name in open_names if name not in pairs]
-        if len(left) > 1:
-            return None
-        pairs.update(zip(open_names, left, strict=True))
-    # A shape alone tells something where all names are others, and not of one tensor among many.
-    are_alike = all(_tail(old) == _tail(new) for old, new in pairs.items())
-    return pairs if are_alike or len(there) == len(other.tensors) else None
-
-
-def _tail(name: str) -> list[str]:
-    """The last two words of a name: `q_proj.weight`."""
-    return [".".join(re.split(r"[./]", name)[-2:])]
-
-
-def _generalised(
-    pairs: Mapping[str, str], first: Checkpoint, other: Checkpoint, index: int
-) -> Iterator[tuple[str, str, Rename]]:
-    """Few renames that have a model's tensors called as the first's are, and change no other.
-
-    Yields:
-        a name, what it becomes, and by which rename.
-    """
-    left = dict(pairs)
-    while left:
-        name, new = next(iter(left.items()))
-        for rename in _candidates(name, new):
-            changed = _changed(rename, other)
-            if changed is None or changed.get(name) != new:
-                continue
-            if any(pairs.get(old) != made for old, made in changed.items()):
-                continue
-            yield (
-                name,
-                new,
-                replace(rename, model=index) if _changed(rename, first) != {} else rename,
-            )
-            left = {old: made for old, made in left.items() if old not in changed}
-            break
-
-
-def _changed(rename: Rename, model: Checkpoint) -> dict[str, str] | None:
-    """Which of a model's names would be others, None where two would be one."""
-    try:
-        made = _Renaming([rename]).names(model, 0)
-    except RuleError:
-        return None
-    return {old: new for new, old in made.items() if new != old}
-
-
-def _candidates(name: str, new: str) -> Iterator[Rename]:
-    """Renames of which the most general comes first, and that of the one name last."""
-    words = [re.split(r"(?<=[./])", text) for text in (name, new)]
-    shorter = min(map(len, words))
-    differing = (k for k in range(1, shorter + 1) if words[0][-k] != words[1][-k])
-    for kept in range(next(differing, shorter + 1) - 1, 0, -1):
-        old, made = (f"{literally(''.join(of[: len(of) - kept]))}*" for of in words)
-        yield Rename(old, made)
-    layers = [found for found in (layer_of(name), layer_of(new)) if found is not None]
-    if len(layers) == 2:
-        old, made = (f"{literally(own.stack)}.*.{literally(own.rest)}" for own in layers)
-        yield Rename(old, made)
-    yield Rename(literally(name), literally(new))

@@ -17,9 +17,10 @@ from ..files.digest import FileDigest, combined, digest_file
 from ..files.placing import LINEAGE_KEY
 from ..version import __version__
 from .folding import Adapted
-from .layout import parse_renames, parse_slices, slice_text
+from .layout import parse_slices, slice_text
 from .plan import MergePlan
 from .recipe import Recipe
+from .renames import parse_renames
 from .rules import BASE, rule_as_json, rule_from_json
 from .unmade import Unmade
 from .values import parse_value, scalars_in, value_as_json

@@ -57,12 +57,12 @@ from ..files.writer import (
 )
 from .engine import SLICE, Inputs, Nonfinite, Progress, Stream, check_workers
 from .folding import Adapted
-from .layout import parse_model
 from .lineage import Digests, record
 from .methods import get_method
 from .plan import MergePlan, Notice
 from .planning import plan_merge
 from .recipe import Recipe, RecipeFields
+from .renames import parse_model
 from .rules import covering
 from .unmade import Unmade
 

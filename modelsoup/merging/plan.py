@@ -16,9 +16,10 @@ from ..files.quantized import (
 )
 from .folding import Adapted
 from .forms import Tensor, Whole
-from .layout import Layout, parse_model
+from .layout import Layout
 from .methods import Method, Outline
 from .recipe import OnInteger, Recipe
+from .renames import parse_model
 from .rules import (
     BASE,
     Assignment,

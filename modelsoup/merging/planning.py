@@ -33,10 +33,12 @@ from ..files.quantized import (
 from .folding import Adapted
 from .forms import Tensor, WeightedSum
 from .hints import done, in_place, in_rule, instead
-from .layout import Layout, laid_out, parse_model, proposal
+from .layout import Layout, laid_out
 from .methods import Method, Outline, build_parameters, get_method, outline
 from .plan import Level, MergePlan, Notice, Step, model_called
+from .proposals import proposal
 from .recipe import OnInteger, Recipe, check_beta
+from .renames import parse_model
 from .rules import (
     BASE,
     Assignment,

@@ -17,8 +17,9 @@ from ..errors import (
     said,
 )
 from ..files.dtypes import parse_dtype
-from .layout import model_word, parse_model, parse_renames, parse_slices
+from .layout import parse_slices
 from .methods import get_method, method_names
+from .renames import model_word, parse_model, parse_renames
 from .rules import (
     RESTS,
     WORDS,
@@ -71,7 +72,7 @@ class Recipe:
             drop, as these are exceptions; else kept from the first, as the rules say what to merge.
         groups: name → patterns, for `group:NAME`.
         low_level: how much of the depth counts as low-level, see `modelsoup.rules.parse_fractions`.
-        renames: what tensors of models are called otherwise, see `modelsoup.merging.layout`;
+        renames: what tensors of models are called otherwise, see `modelsoup.merging.renames`;
             everything else goes by the new names.
         slices: layers of the models that are stacked anew, see there; none takes them as they are.
         files_from: which model's config and other files go along into a folder: `first`, `second`,

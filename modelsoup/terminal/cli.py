@@ -505,8 +505,8 @@ def _config(options: Mapping[str, Any], models: tuple[str, ...]) -> dict[str, An
 
 def _recipe(options: Mapping[str, Any], in_file: dict[str, Any]) -> Any:
     """The recipe of the --config file and, over it, of the command line."""
-    from ..merging.layout import parse_renames
     from ..merging.recipe import Recipe, recipe_fields
+    from ..merging.renames import parse_renames
     from ..merging.rules import parse_layers
 
     where = options["config"] or "the command line"
@@ -566,7 +566,7 @@ def _groups(definitions: tuple[str, ...]) -> dict[str, list[str]]:
 
 def _renames(options: Mapping[str, Any]) -> list[Any]:
     """What the command line says of names, in the order in which it is tried."""
-    from ..merging.layout import parse_renames, strip_prefix
+    from ..merging.renames import parse_renames, strip_prefix
 
     found = [*parse_renames(options["renames"]), *map(strip_prefix, options["prefixes"])]
     if options["rename_map"] is not None:

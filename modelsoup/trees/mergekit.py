@@ -18,9 +18,10 @@ from ..errors import ParameterError, PlanError, SoupError, listed, nearest, said
 from ..files.hub import cache_folder, cached_model
 from ..files.reading import read_small
 from ..files.yaml_text import MAX_BYTES, YamlText, read_documents
-from ..merging.layout import Span, model_word, slice_text
+from ..merging.layout import Span, slice_text
 from ..merging.methods import Parameter, check_value, get_method, registered_methods
 from ..merging.recipe import Recipe
+from ..merging.renames import model_word
 from ..merging.rules import BASE, Rule
 from ..merging.values import Gradient, ParameterValue, Scalar, Single, Varying, parse_value
 from .operations import ROOT, Builder, Load, Merge, Tree
