@@ -103,6 +103,7 @@ TESTS = {
         "terminal/cli": "hints signals",
         "terminal/cli_average": "average",
         "terminal/cli_lora": "lora",
+        "terminal/cli_merge": "cli hints mergekit lora",
         "terminal/cli_report": "report",
         "terminal/cli_shared": "cli",
         "terminal/cli_train": "train_command",

@@ -7,7 +7,18 @@ from typing import Any
 
 import click
 
-from .cli_shared import GivenPath, json_option, print_json, progress_shown, say
+from .cli_shared import (
+    GivenPath,
+    dry_run_option,
+    force_option,
+    json_option,
+    on_integer_option,
+    progress_shown,
+    quiet_option,
+    say,
+    tell_merge,
+    workers_option,
+)
 
 
 @click.command(no_args_is_help=True)
@@ -39,17 +50,12 @@ from .cli_shared import GivenPath, json_option, print_json, progress_shown, say
     metavar="DTYPE",
     help="Stored dtype of float tensors: f32, f16, bf16, ….  [default: the first snapshot's]",
 )
-@click.option(
-    "--on-integer",
-    metavar="max|first|error",
-    help="What to take where integer tensors differ.  "
-    "[default: max for num_batches_tracked, else error]",
-)
-@click.option("--workers", type=int, metavar="N", help="Threads.  [default: the cores, at most 8]")
-@click.option("--dry-run", is_flag=True, help="Check all that headers can tell; write nothing.")
-@click.option("--force", is_flag=True, help="Replace an existing output.")
+@on_integer_option
+@workers_option
+@dry_run_option
+@force_option
 @json_option
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@quiet_option
 def average(
     snapshots: tuple[str, ...], output: str, swa: bool, ema: float | None,
     post_hoc: float | None, **options: Any,
@@ -84,14 +90,6 @@ def average(
             force=options["force"], workers=options["workers"], dry_run=options["dry_run"],
             progress=progress,
         )  # fmt: skip
-    if options["as_json"]:
-        print_json(report.as_json())
-    if not talks:
-        return
-    from . import show
-
-    show.show_merge(report)
-    for note in notes:
+    tell_merge(report, options)
+    for note in notes if talks else ():
         say("note", note)
-    for notice in report.notices:
-        say(notice.level, notice.message)

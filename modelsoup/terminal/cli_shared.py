@@ -9,11 +9,30 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import ParameterError, printable, sized
+
+if TYPE_CHECKING:
+    from ..merging.merge import MergeReport
+
+# Options of several commands, which take and say the same.
+on_integer_option = click.option(
+    "--on-integer",
+    metavar="max|first|error",
+    help="What to take where integer tensors differ.  "
+    "[default: max for num_batches_tracked, else error]",
+)
+workers_option = click.option(
+    "--workers", type=int, metavar="N", help="Threads.  [default: the cores, at most 8]"
+)
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Check all that headers can tell; write nothing."
+)
+force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 
 _MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
 
@@ -108,3 +127,15 @@ def _progress_lines(title: str) -> Callable[[int, int], None]:
             echo(f"{now - start:7.1f} s  {title}  {done / total:.0%} of {sized(total)}", err=True)
 
     return advance
+
+
+def tell_merge(report: MergeReport, options: Mapping[str, Any]) -> None:
+    """What a merge did, as its options `as_json` and `quiet` want it told."""
+    if options["as_json"]:
+        print_json(report.as_json())
+    elif not options["quiet"]:
+        from . import show
+
+        show.show_merge(report)
+        for notice in report.notices:
+            say(notice.level, notice.message)

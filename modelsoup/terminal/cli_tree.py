@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ..errors import PlanError, StoreError, are_counted, counted
-from .cli_shared import GivenPath, echo, json_option, print_json, say
+from .cli_shared import GivenPath, echo, force_option, json_option, print_json, quiet_option, say
 
 _STORE = ".soup-store"
 _PICTURES = ("dot", "mermaid")
@@ -211,9 +211,9 @@ def _metrics(checked: Any, known: Any) -> dict[str, str]:
     help="Which results stay in the store.",
 )
 @_fuse_option
-@click.option("--force", is_flag=True, help="Replace an existing output.")
+@force_option
 @json_option
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@quiet_option
 def run(path: str, output: str, folder: str, executor: str, **options: Any) -> None:
     """Carry out a tree; run it again after any interruption, and it goes on.
 
