@@ -21,8 +21,8 @@ from modelsoup.errors import speaking
 from modelsoup.files.checkpoint import Checkpoint, TensorInfo
 from modelsoup.files.names import is_embedding, layer_of
 from modelsoup.merging.layout import parse_slices, slice_text
-from modelsoup.merging.lineage import recipe_as_json
 from modelsoup.merging.proposals import proposal
+from modelsoup.merging.recipe import recipe_as_json
 from modelsoup.merging.renames import Rename, literally, parse_renames, strip_prefix
 from modelsoup.terminal.cli import main
 

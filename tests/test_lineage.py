@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import random
@@ -27,7 +28,7 @@ import modelsoup
 from modelsoup import CheckpointError, ParameterError, PlanError, Recipe, Rule, SoupError, merge
 from modelsoup.files.placing import LINEAGE_KEY
 from modelsoup.files.yaml_text import dump_yaml, parse_yaml
-from modelsoup.merging.lineage import recipe_as_json
+from modelsoup.merging.recipe import recipe_as_json, recipe_from_mapping
 from modelsoup.merging.rules import BASE, parse_layers, rule_as_json
 from modelsoup.terminal.cli import main
 from modelsoup.terminal.report import report
@@ -416,6 +417,31 @@ HOSTILE: dict[str, tuple[Any, str]] = {
         "is made of itself",
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"beta": 0.3},
+        {"weights": [1, 2], "rest": "drop", "layers": ["a.*"]},
+        {"method": "slerp", "parameters": {"t": {"*x*": {"gradient": [0, 1]}, "*": 0.5}}},
+        {"method": "svc", "parameters": {"of": "ties", "density": [0.2, 0.4], "weight": 1}},
+        {"layers": ["a\n=*=slerp;t:0.2;freeze", "re:b[=]c=base", "*=drop"], "dtype": "bf16"},
+        {"renames": ["second:m.*=*", "a[=]b=c"], "slices": ["1[0:2]+2[0:2]", "1[2:4]+2[1:3]+base[2:4]"]},
+        {"groups": {"g": ["a.*", "b"]}, "layers": "group:g", "low_level": {"G*": 0.5}},
+        {"files_from": "second", "tokenizer_from": "base", "chat_template": "", "seed": 9},
+        {"on_integer": "first", "allow_nonfinite": ["mask*"]},
+    ],
+)
+def test_a_recipe_is_what_its_json_is_read_as(fields: dict[str, Any]) -> None:
+    recipe = Recipe(**fields)
+    written = json.loads(json.dumps(recipe_as_json(recipe)))
+    assert recipe_as_json(recipe_from_mapping(written, "it")) == written
+    again = recipe_from_mapping(written, "it")
+    assert again == dataclasses.replace(recipe, method=recipe.method_name)
+    with pytest.raises(ParameterError, match="it has 'layers' and 'rules', which are the same"):
+        recipe_from_mapping({"rules": [], "layers": []}, "it")
 
 
 @pytest.mark.parametrize("where", ["method", "rule"])

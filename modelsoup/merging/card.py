@@ -12,9 +12,9 @@ from ..files.checkpoint import Checkpoint
 from ..files.hub import name_in_cache
 from ..files.reading import read_small
 from ..files.yaml_text import dump_yaml
-from .lineage import recipe_as_json
 from .methods import get_method
 from .plan import MergePlan
+from .recipe import recipe_as_json
 
 CARD = "README.md"
 _LARGEST = 10_000_000

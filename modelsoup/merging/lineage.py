@@ -17,21 +17,18 @@ from ..files.digest import FileDigest, combined, digest_file
 from ..files.placing import LINEAGE_KEY
 from ..version import __version__
 from .folding import Adapted
-from .layout import parse_slices, slice_text
+from .layout import parse_slices
 from .plan import MergePlan
-from .recipe import Recipe
+from .recipe import recipe_as_json
 from .renames import parse_renames
-from .rules import BASE, rule_as_json, rule_from_json
+from .rules import BASE, rule_from_json
 from .unmade import Unmade
-from .values import parse_value, scalars_in, value_as_json
+from .values import parse_value, scalars_in
 
 if TYPE_CHECKING:
     import networkx
 
 FORMAT = 1
-_NAMED = (
-    "groups", "low_level", "files_from", "tokenizer_from", "chat_template", "dtype", "on_integer",
-)  # fmt: skip
 _MAX_DEPTH = 128
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -114,33 +111,6 @@ def refuse_circles(content: Mapping[str, Any], paths: Sequence[str]) -> None:
         _check_circles(content)
     except ValueError as error:
         raise CheckpointError(f"the lineages of {', '.join(paths)} do not fit: {error}") from None
-
-
-def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as JSON, without what was left at its default."""
-    content: dict[str, Any] = {"method": recipe.method_name}
-    if recipe.beta is not None:
-        content["beta"] = recipe.beta
-    if recipe.weights is not None:
-        content["weights"] = list(recipe.weights)
-    if recipe.parameters:
-        content["parameters"] = {k: value_as_json(v) for k, v in recipe.parameters.items()}
-    if recipe.layers:
-        content["rules"] = [rule_as_json(rule) for rule in recipe.layers]
-    if recipe.rest is not None:
-        content["rest"] = recipe.rest
-    if recipe.renames:
-        content["renames"] = list(map(str, recipe.renames))
-    if recipe.slices:
-        content["slices"] = list(map(slice_text, recipe.slices))
-    for name in _NAMED:
-        value = getattr(recipe, name)
-        if value or value == "":  # an empty chat template is one
-            content[name] = value
-    if recipe.allow_nonfinite:
-        content["allow_nonfinite"] = list(recipe.allow_nonfinite)
-    content["seed"] = recipe.seed
-    return content
 
 
 def _of_files(digests: Digests | None, index: int) -> Sequence[FileDigest] | None:

@@ -17,7 +17,7 @@ from ..errors import (
     said,
 )
 from ..files.dtypes import parse_dtype
-from .layout import parse_slices
+from .layout import parse_slices, slice_text
 from .methods import get_method, method_names
 from .renames import model_word, parse_model, parse_renames
 from .rules import (
@@ -28,8 +28,9 @@ from .rules import (
     default_rest,
     parse_fractions,
     parse_layers,
+    rule_as_json,
 )
-from .values import ParameterValue, parse_value, scalars_in
+from .values import ParameterValue, parse_value, scalars_in, value_as_json
 
 OnInteger = Literal["max", "first", "error"]
 ON_INTEGER: tuple[OnInteger, ...] = ("max", "first", "error")
@@ -203,6 +204,46 @@ def methods_of(recipe: Recipe) -> list[str]:
     return sorted(used)
 
 
+_NAMED = (
+    "groups", "low_level", "files_from", "tokenizer_from", "chat_template", "dtype", "on_integer",
+)  # fmt: skip
+WRITTEN = (
+    "method", "beta", "weights", "parameters", "rules", "rest", "renames", "slices", *_NAMED,
+    "allow_nonfinite", "seed",
+)  # fmt: skip
+"""The keys of `recipe_as_json`."""
+
+
+def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON, without what was left at its default; `recipe_from_mapping` takes it back.
+
+    Its layer rules are `rules`, each a mapping.
+    """
+    content: dict[str, Any] = {"method": recipe.method_name}
+    if recipe.beta is not None:
+        content["beta"] = recipe.beta
+    if recipe.weights is not None:
+        content["weights"] = list(recipe.weights)
+    if recipe.parameters:
+        content["parameters"] = {k: value_as_json(v) for k, v in recipe.parameters.items()}
+    if recipe.layers:
+        content["rules"] = [rule_as_json(rule) for rule in recipe.layers]
+    if recipe.rest is not None:
+        content["rest"] = recipe.rest
+    if recipe.renames:
+        content["renames"] = list(map(str, recipe.renames))
+    if recipe.slices:
+        content["slices"] = list(map(slice_text, recipe.slices))
+    for name in _NAMED:
+        value = getattr(recipe, name)
+        if value or value == "":  # an empty chat template is one
+            content[name] = value
+    if recipe.allow_nonfinite:
+        content["allow_nonfinite"] = list(recipe.allow_nonfinite)
+    content["seed"] = recipe.seed
+    return content
+
+
 def recipe_from_mapping(content: object, where: str, beside: Iterable[str] = ()) -> Recipe:
     """A recipe from a YAML mapping, as plans and `--config` have it; see `recipe_fields`."""
     return Recipe(**recipe_fields(content, where, beside))
@@ -223,6 +264,10 @@ def recipe_fields(content: object, where: str, beside: Iterable[str] = ()) -> Re
         ParameterError: not a mapping, or a key that neither the recipe nor its method knows.
     """
     given = plain_keys(content, where)
+    if "rules" in given:  # as `recipe_as_json` has them
+        if "layers" in given:
+            raise ParameterError(f"{where} has 'layers' and 'rules', which are the same")
+        given["layers"] = given.pop("rules")
     known = {f.name for f in dataclasses.fields(Recipe)}
     method = get_method(str(given.get("method") or "linear"))
     own = set(method.parameters)

@@ -34,11 +34,10 @@ from ..files.header import Row, read_header
 from ..files.placing import overlapped
 from ..merging.engine import STATE, default_workers
 from ..merging.forms import Whole
-from ..merging.lineage import recipe_as_json
 from ..merging.methods import code_version, get_method
 from ..merging.plan import MergePlan, Step
 from ..merging.planning import plan_merge
-from ..merging.recipe import Recipe, methods_of
+from ..merging.recipe import Recipe, methods_of, recipe_as_json
 from ..merging.rules import BASE
 from ..merging.sources import Stored
 from ..merging.unmade import Unmade, can_be_unmade, takes_unmade

@@ -13,7 +13,7 @@ from ..files.checkpoint import Checkpoint, StrPath, open_checkpoint
 from ..files.yaml_text import dump_yaml
 from ..merging.lineage import identity, is_merge, label, parents, read_lineage
 from ..merging.methods import method_names
-from ..merging.recipe import recipe_from_mapping
+from ..merging.recipe import WRITTEN, recipe_from_mapping
 from .operations import (
     INNER,
     ROOT,
@@ -27,12 +27,6 @@ from .operations import (
     Tree,
 )
 from .trainer import COMMAND
-
-_MERGE_KEYS = (
-    "method", "beta", "weights", "parameters", "rest", "groups", "low_level", "renames", "slices",
-    "files_from", "tokenizer_from", "chat_template", "dtype", "on_integer", "allow_nonfinite",
-    "seed",
-)  # fmt: skip
 
 _DERIVED = 1 << 32  # seeds from here on are taken for derived ones, which have 63 bits
 
@@ -156,8 +150,8 @@ def _operation(step: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> Oper
 
 def _merge_of(made: Mapping[str, Any]) -> dict[str, Any]:
     """What a lineage says of a merge, as a plan says it; its base aside."""
-    merge = {key: made[key] for key in _MERGE_KEYS if key in made}
-    return {**merge, "layers": made["rules"]} if "rules" in made else merge
+    merge = {key: made[key] for key in WRITTEN if key in made}
+    return {"layers" if key == "rules" else key: value for key, value in merge.items()}
 
 
 def _import_nothing(made: Mapping[str, Any]) -> None:
