@@ -428,7 +428,10 @@ HOSTILE: dict[str, tuple[Any, str]] = {
         {"method": "slerp", "parameters": {"t": {"*x*": {"gradient": [0, 1]}, "*": 0.5}}},
         {"method": "svc", "parameters": {"of": "ties", "density": [0.2, 0.4], "weight": 1}},
         {"layers": ["a\n=*=slerp;t:0.2;freeze", "re:b[=]c=base", "*=drop"], "dtype": "bf16"},
-        {"renames": ["second:m.*=*", "a[=]b=c"], "slices": ["1[0:2]+2[0:2]", "1[2:4]+2[1:3]+base[2:4]"]},
+        {
+            "renames": ["second:m.*=*", "a[=]b=c"],
+            "slices": ["1[0:2]+2[0:2]", "1[2:4]+2[1:3]+base[2:4]"],
+        },
         {"groups": {"g": ["a.*", "b"]}, "layers": "group:g", "low_level": {"G*": 0.5}},
         {"files_from": "second", "tokenizer_from": "base", "chat_template": "", "seed": 9},
         {"on_integer": "first", "allow_nonfinite": ["mask*"]},

@@ -1003,6 +1003,20 @@ def test_what_is_whole_in_an_adapter_over_codes_is_quantised_with_their_scale(
     assert "quantized" in [notice.kind for notice in report.notices]
 
 
+def test_what_is_whole_in_adapters_is_not_merged_over_a_bases_codes(tmp_path: Path):
+    base, scale = tmp_path / "base.safetensors", np.full((), 0.01, np.float32)
+    codes = (draw(40, 30) * 50).astype(ml_dtypes.float8_e4m3fn)
+    with_float8(base, {"q.weight": draw(5, 4), "v.weight": codes, "v.weight_scale": scale})
+    adapters = [
+        peft(tmp_path / name, {**pair("q", 5, 4), "v.weight": draw(40, 30, seed=seed)})
+        for seed, name in enumerate("ab")
+    ]
+    with pytest.raises(MismatchError, match=r"has 'v\.weight' as codes with a scale, over which"):
+        modelsoup.merge_adapters(adapters, tmp_path / "both", base=base)
+    assert not (tmp_path / "both").exists()
+    modelsoup.merge([base], tmp_path / "folded.safetensors", lora=dict.fromkeys(adapters, 0.5))
+
+
 def with_float8(file: Path, tensors: Arrays) -> None:
     infos = [
         OutputTensor(n, "F8_E4M3" if v.dtype.itemsize == 1 else "F32", v.shape)
