@@ -561,13 +561,15 @@ def method(name: str, setup: Setup) -> Case:
     if has_base:
         config["base_model"] = str((a if pairs else base).parent)
         options += [] if pairs else ["--base", str(base)]
-    claims = (Claim("x mergekit", low=4), Claim("RSS MB", high=120))
+    claims, fast_claims = (
+        (Claim("x mergekit", low=4), Claim("RSS MB", high=megabytes)) for megabytes in (120, 200)
+    )
     read = [a, b] if pairs or not has_base else [base, a, b]
     return Case(
         f"{name}: models of {size / 1e9:.2f} GB, bfloat16",
         [
             *limits(setup, read, kinds=[CACHED]),
-            *soups(setup, [a, b], options, claims=claims, fast_claims=claims, kinds=[CACHED]),
+            *soups(setup, [a, b], options, claims=claims, fast_claims=fast_claims, kinds=[CACHED]),
             *mergekit(setup, "mergekit-yaml", config, size, ["mergekit"]),
         ],
         read,
