@@ -31,7 +31,7 @@ MOVED = {
     "merge_plan": "merging.planning",
     "methods": "merging.methods",
     "methods.averages": "merging.methods.averages",
-    "methods.registry": "merging.methods",
+    "methods.registry": "merging.methods.registry",
     "methods.spherical": "merging.methods.spherical",
     "methods.task_vectors": "merging.methods.task_vectors",
     "node": "running.node",

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 from ...errors import ParameterError, counted, nearest, parameter_option
 from ..forms import Merging, Rows, Tensor, WeightedSum, Whole
 from ..reductions import Reduction
-from .parameters import Parameter, checked, parameters_of
+
+# `parameter` was here: who imports it by its path finds it still.
+from .parameters import Parameter, checked, parameter, parameters_of  # noqa: F401
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
