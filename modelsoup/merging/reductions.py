@@ -29,6 +29,7 @@ PART = 1 << 11
 """Elements: neighbours that are in a sample together."""
 _SAMPLED = 1 << 16  # elements at least, and one in 512
 _DEVIATIONS = 8  # on each side of where the sample has the threshold; its parts are neighbours
+_REMEMBERED = 1 << 27  # elements of all models: of larger tensors masks are drawn once more
 
 
 class Reduction(Protocol):
@@ -344,11 +345,13 @@ class Kept:
         of: all the values.
         keeps: of a block's number and values, which of them are kept.
         threshold: the smallest magnitude that is kept, where that decides.
+        is_drawn: whether chance decides, which takes long to ask.
     """
 
     of: Of
     keeps: Callable[[Block, np.ndarray], np.ndarray]
     threshold: float = math.nan
+    is_drawn: bool = False
 
     def __call__(self, b: Block) -> np.ndarray:
         """The values, zero where they are not kept."""
@@ -555,6 +558,82 @@ class _Thresholds:
 
 
 @dataclass(frozen=True)
+class Norms:
+    """L1 norms in float64, of values before and after some were dropped.
+
+    The value is both, and the `Kept`: what was drawn for it is remembered, a bit an element, where
+    that is not too much.
+
+    Attributes:
+        kept: values, and which of them are kept.
+        rows: whether its blocks are whole rows.
+    """
+
+    kept: Kept
+    rows: bool = False
+    wide = False
+
+    def passes(self, x: Tensor) -> int:
+        """One."""
+        return 1
+
+    def remembers(self, x: Tensor) -> bool:
+        """Whether what is kept is remembered."""
+        return self.kept.is_drawn and x.elements * x.count <= _REMEMBERED
+
+    def state_bytes(self, x: Tensor) -> int:
+        """Two numbers for each block, and a bit for each element that is remembered."""
+        return 16 * _blocks(x, rows=self.rows) + self.remembers(x) * (x.elements // 8)
+
+    def guess(self, x: Tensor) -> tuple[float, float, Kept]:
+        """Nothing was dropped."""
+        return 1.0, 1.0, self.kept
+
+    def begin(self, x: Tensor) -> Gathering:
+        """Begin to gather."""
+        return _Norms(self, x)
+
+
+class _Norms:
+    def __init__(self, asked: Norms, x: Tensor) -> None:
+        self._kept = asked.kept
+        blocks = _blocks(x, rows=asked.rows)
+        self._partial = np.zeros((blocks, 2))
+        self._masks = [np.empty(0, np.uint8)] * blocks if asked.remembers(x) else None
+        self.needs_pass = True
+
+    def add(self, b: Block) -> None:
+        values = self._kept.of(b)
+        keep = self._kept.keeps(b, values)
+        if self._masks is not None:
+            self._masks[b.number] = np.packbits(keep)
+        magnitudes = np.abs(values)
+        for k, of in enumerate((magnitudes, magnitudes * keep)):
+            self._partial[b.number, k] = np.add.reduce(of, axis=None, dtype=np.float64)
+
+    def end_pass(self) -> None:
+        self.needs_pass = False
+
+    @property
+    def value(self) -> tuple[float, float, Kept]:
+        before, after = self._partial.sum(axis=0).tolist()
+        if self._masks is None:
+            return before, after, self._kept
+        return before, after, Kept(self._kept.of, _Remembered(self._masks))
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """What was kept of each block; a `keeps` of `Kept`."""
+
+    masks: Sequence[np.ndarray]
+
+    def __call__(self, b: Block, values: np.ndarray) -> np.ndarray:
+        bits = np.unpackbits(self.masks[b.number], count=values.size)
+        return bits.view(bool).reshape(values.shape)
+
+
+@dataclass(frozen=True)
 class _Drawn:
     """Each element with the probability `density`; a `keeps` of `Kept`."""
 
@@ -596,4 +675,4 @@ def drawn(x: Tensor, k: int, of: Of, density: float) -> Kept:
     not depend on slices, workers or the order of tensors.
     """
     limit = np.uint32(min(round(density * 2**32), 2**32 - 1))
-    return Kept(of, _Drawn(random_key(x, k), limit))
+    return Kept(of, _Drawn(random_key(x, k), limit), is_drawn=True)
