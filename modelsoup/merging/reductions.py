@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import xxhash
 
-from .forms import Block, Of, Tensor
+from .forms import Block, Of, Tensor, pairs
+
+if TYPE_CHECKING:
+    from .compiled import Loop
 
 FEW = 1 << 13
 """Elements: among so few a threshold is found in one pass."""
@@ -66,7 +69,9 @@ class Reduction(Protocol):
 class Gathering(Protocol):
     """A reduction under way.
 
-    One that has `sample(blocks)` is given some elements of all parts of a large tensor first.
+    One that has `sample(blocks)` is given some elements of all parts of a large tensor first. One
+    that has `takes(stored)` is told, in large merges, in which dtypes the inputs are stored; where
+    that is true, its blocks' values are in these.
     """
 
     needs_pass: bool
@@ -127,25 +132,46 @@ class _Products:
     def __init__(self, count: int, blocks: int, *, of_deltas: bool) -> None:
         self._count = count
         self._of_deltas = of_deltas
+        self._pairs = pairs(count)
+        self._loop: Loop | None = None
         self._partial = np.zeros((blocks, count, count))
         self.needs_pass = True
         self.value: np.ndarray | None = None
 
+    def takes(self, stored: tuple[str, ...]) -> bool:
+        from .compiled import products_loop  # not for small merges
+
+        used = stored[: self._count + self._of_deltas]
+        self._loop = products_loop(used, _LANES, of_deltas=self._of_deltas)
+        return self._loop is not None
+
     def add(self, b: Block) -> None:
+        for (i, j), lanes in zip(self._pairs, self._lanes(b), strict=True):
+            self._partial[b.number, i, j] = np.add.reduce(lanes)
+
+    def _lanes(self, b: Block) -> Iterable[np.ndarray]:
+        """Of each pair of vectors the products, added up in lanes.
+
+        Not a BLAS dot product, whose order of additions depends on the machine. Here each lane adds
+        up its column from above, however wide the machine's vectors are; and whether it fuses or
+        not, as the products of what was float32 are exact.
+        """
         vectors = b.values
+        if self._loop is not None:
+            made = np.zeros((len(self._pairs), _LANES))
+            used = [one.ctypes.data for one in vectors[: self._count + self._of_deltas]]
+            self._loop(used, made.ctypes.data, vectors[0].size, made)
+            yield from made
+            return
         if self._of_deltas:
             vectors = [b.delta(k) for k in range(self._count)]
         rest = vectors[0].size % _LANES
         whole = vectors[0].size - rest
         lanes_of = [values[:whole].reshape(-1, _LANES) for values in vectors]
-        for i in range(self._count):
-            for j in range(i, self._count):
-                # Not a BLAS dot product, whose order of additions depends on the machine. Here each
-                # lane adds up its column from above, however wide the machine's vectors are; and
-                # whether it fuses or not, as the products of what was float32 are exact.
-                lanes = np.einsum("rl,rl->l", lanes_of[i], lanes_of[j])
-                lanes[:rest] += vectors[i][whole:] * vectors[j][whole:]
-                self._partial[b.number, i, j] = np.add.reduce(lanes)
+        for i, j in self._pairs:
+            lanes = np.einsum("rl,rl->l", lanes_of[i], lanes_of[j])
+            lanes[:rest] += vectors[i][whole:] * vectors[j][whole:]
+            yield lanes
 
     def end_pass(self) -> None:
         upper = self._partial.sum(axis=0)
