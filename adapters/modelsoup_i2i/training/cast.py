@@ -352,9 +352,9 @@ class Cast(Stage):
                 self.must_have_begun(name)
             if not trained or any(name in parts for parts in self._as_used.values()):
                 network.eval()
-            self.put(name, network, compiled=options.compile)
+            self.put(name, network)
         for name, network in self._joined.items():
-            self.put(name, network, compiled=options.compile)
+            self.put(name, network)
         early, recorder = self.early, self.recorder()
         several = {
             name for turn in self.trainer.turns(options, 0) if len(turn.losses) > 1

@@ -48,12 +48,12 @@ class Stage:
         """A network, or one joined of several, to be called with images of any size."""
         return self._calls[name]
 
-    def put(self, name: str, network: nn.Module, *, compiled: bool = False) -> None:
-        """Have a network called by its name."""
+    def put(self, name: str, network: nn.Module, call: Call | None = None) -> None:
+        """Have a network called by its name: itself, or by what calls it."""
         self._trained[name] = [p for p in network.parameters() if p.requires_grad]
         if getattr(network, "compares", False):
             self._comparing.add(name)
-        own: Call = partial(_once, torch.compile(network), network) if compiled else network
+        own: Call = network if call is None else call
         multiple: int = getattr(network, "multiple", 1)
         self._calls[name] = own if multiple == 1 else partial(_whole, own, multiple)
 
@@ -116,16 +116,6 @@ class Stage:
 def _whole(call: Call, multiple: int, images: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     """A network called with images of any size, and with what else it takes, which is of none."""
     return at_any_size(lambda own: call(own, *others), images, multiple)
-
-
-def _once(compiled: Call, network: nn.Module, *inputs: Any, **named: Any) -> Any:
-    """A compiled network, where nobody asks for gradients of its gradients.
-
-    Those would be missing without a word. Whoever makes a leaf of what goes in, and lets it require
-    gradients, as gradient penalties do, is about to ask.
-    """
-    asks = any(isinstance(x, torch.Tensor) and x.is_leaf and x.requires_grad for x in inputs)
-    return network(*inputs, **named) if asks else compiled(*inputs, **named)
 
 
 def prepare(network: nn.Module, *, plain: bool, precision: str | int = 32, pixels: int = 0) -> None:
