@@ -1,5 +1,6 @@
 """`torch.compile`: in another process, for so long and no longer, and taken from its cache."""
 
+import os
 import re
 import shutil
 from itertools import islice
@@ -28,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of what is compiled."""
     monkeypatch.setenv("MODELSOUP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache" / "inductor"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch"))
     return compiling.cache_folder()
 
 
@@ -140,7 +141,8 @@ def test_a_compiled_training_tells_what_an_uncompiled_one_tells_and_goes_on_to_t
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
     assert not all(map(torch.equal, weights(own), weights(plain)))
     libraries = sorted(cache.rglob("*.so"))
-    assert libraries
+    assert libraries and not (cache.parent.parent / "torch").exists()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache.parent.parent / "torch")
     begun = training(data, **options)
     again = moved(begun, 3)
     later = training(data, **options)

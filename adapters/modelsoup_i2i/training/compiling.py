@@ -36,6 +36,7 @@ _COMPILE = (
     "import pickle, sys; from modelsoup_i2i.training.compiling import compile_ahead; "
     "compile_ahead(sys.argv[1], *pickle.loads(sys.stdin.buffer.read()))"
 )
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _MOST = 64
 _EXACT = {"fallback_random": True}  # dropout draws what it draws without compiling
 
@@ -120,7 +121,6 @@ def ahead(training: Training, calls: Calls, seconds: float) -> dict[str, str]:
         own = pickle.dumps((*training, calls, torch.get_num_threads(), seconds))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         return dict.fromkeys(calls, f"no other process can have its trainer: {error}")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder()))
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as given:
         told, said = Path(folder, "told"), Path(folder, "said")
         told.touch()
@@ -203,6 +203,20 @@ def compiled(
         for parameter, wants in zip(own, trained, strict=True):
             parameter.requires_grad_(wants)
     return partial(_once, made, network)
+
+
+@contextmanager
+def in_cache() -> Iterator[None]:
+    """While inductor's cache is `cache_folder`; torch names one as soon as it is looked for."""
+    before = os.environ.get(_CACHE)
+    os.environ[_CACHE] = str(cache_folder())
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_CACHE]
+        else:
+            os.environ[_CACHE] = before
 
 
 def cache_folder() -> Path:

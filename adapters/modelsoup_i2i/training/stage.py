@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+
+from modelsoup import TrainerError, nearest
 
 from ..networks.layers import at_any_size
 from ..pictures.augmentation import augmented
@@ -45,7 +47,12 @@ class Stage:
         self.adaptive = torch.zeros(3)
 
     def __getitem__(self, name: str) -> Call:
-        """A network, or one joined of several, to be called with images of any size."""
+        """A network, or one joined of several, to be called with images of any size.
+
+        Raises:
+            TrainerError: there is no such network.
+        """
+        must_be_there(name, self._calls, "a loss calls the network")
         return self._calls[name]
 
     def put(self, name: str, network: nn.Module, call: Call | None = None) -> None:
@@ -105,12 +112,18 @@ class Stage:
             second: others.
             others: what else it is called with, for both.
         """
-        call = self._calls[name]
+        call = self[name]
         if first.shape[1:] != second.shape[1:] or name in self._comparing:
             return tuple(call(*own) for own in zip((first, second), *others, strict=True))
         joined = (torch.cat(both) for both in others)
         made = call(torch.cat([first, second.to(first.dtype)]), *joined)
         return made[: len(first)], made[len(first) :]
+
+
+def must_be_there(name: str, known: Collection[str], said: str) -> None:
+    """Raise a TrainerError for what a trainer names and does not have."""
+    if name not in known:
+        raise TrainerError(f"{said} {name!r}{nearest(name, known)} (there are {', '.join(known)})")
 
 
 def _whole(call: Call, multiple: int, images: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:

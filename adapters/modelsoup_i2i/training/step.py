@@ -26,6 +26,7 @@ from . import compiling
 from .cast import Cast
 from .graphs import Drawn, Told, UnrecordableError, kind_of
 from .players import NonfiniteGradientError, Updates, backward
+from .stage import must_be_there
 from .turns import Batch, Loss, Turn
 
 
@@ -126,9 +127,9 @@ class Steps(Cast):
             calls = {name: own for name, own in calls.items() if name in before}
         statistics, begun = self._statistics(), time.monotonic()
         own = (self.trainer, self.options, self._given, self.frozen)
-        refused = compiling.ahead(own, calls, self.options.compile_seconds)
         found = []
-        with self._noise():
+        with self._noise(), compiling.in_cache():
+            refused = compiling.ahead(own, calls, self.options.compile_seconds)
             for name in [n for n in calls if n not in refused]:
                 network = self.networks[name]
                 try:
@@ -291,6 +292,8 @@ class Steps(Cast):
     def _take(
         self, turn: Turn, batches: Sequence[Batch], seen: Sequence[dict[str, torch.Tensor]]
     ) -> None:
+        for name in turn.players:
+            must_be_there(name, self._updates, f"the turn {turn.name!r} moves the player")
         players = [self._updates[name] for name in turn.players]
         share, early = 1 / len(batches), any(player.early for player in players)
         own: list[torch.Tensor] = []
