@@ -163,6 +163,23 @@ def test_an_optimiser_that_torch_lacks_is_told_with_the_nearest():
         Updates(Player(("G",), 1e-3, settings={"betas": (2, 1)}), parameters, early=False)
 
 
+class Renewed(Toy):
+    version = "2"
+
+
+def test_a_state_of_another_version_or_of_other_phases_is_refused(data: Path, tmp_path: Path):
+    own = session(data, tmp_path)
+    own.optimise(next(own.batches()))
+    own.keep()
+    renewed = Renewed().session(ToyOptions(data=data, **SIZES), None, seed=1, work=tmp_path)
+    with pytest.raises(
+        modelsoup.TrainerError, match=r"with other options.*: trainer 'toy 1' → 'toy"
+    ):
+        renewed.resume()
+    with pytest.raises(modelsoup.TrainerError, match=r"with other options.*: warm_up 2 → 1$"):
+        session(data, tmp_path, warm_up=1).resume()
+
+
 class OfOtherSets(Toy):
     def draws(self, o):
         return [Unpaired(("x", "y"), ("X", "Z"))]

@@ -21,16 +21,13 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .description import Description
-
-if TYPE_CHECKING:
-    from .session import Session
 
 _COMPILE = (
     "import pickle, sys; from modelsoup_i2i.training.compiling import compile_ahead; "
@@ -41,13 +38,20 @@ _MOST = 64
 _EXACT = {"fallback_random": True}  # dropout draws what it draws without compiling
 
 
-class Placed(Protocol):
-    """Where networks are called, and in which precision."""
+class Stepped(Protocol):
+    """A training, as `Cast` is one."""
 
     device: torch.device
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """All by name."""
+
+    def begin(self) -> None:
+        """Before the first step."""
+
     def autocast(self) -> AbstractContextManager[Any]:
-        """That precision."""
+        """The precision."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def compile_ahead(
     """What the other process does; it tells of each network when it is done, and why not if so."""
     signal.setitimer(signal.ITIMER_REAL, seconds)  # if whoever started it was killed
     torch.set_num_threads(threads)
-    session: Session = trainer.session(options, start, seed=0, frozen=frozen)
+    session: Stepped = trainer.session(options, start, seed=0, frozen=frozen)
     session.begin()
     for name, own in calls.items():
         reason = None
@@ -167,7 +171,7 @@ def compile_ahead(
 
 
 def compiled(
-    network: nn.Module, calls: Sequence[Called], place: Placed, *, known: bool
+    network: nn.Module, calls: Sequence[Called], training: Stepped, *, known: bool
 ) -> Callable[..., Any]:
     """A network that is compiled for some calls; others are made without.
 
@@ -176,7 +180,7 @@ def compiled(
     Args:
         network: called as it is, in training or not.
         calls: of it.
-        place: where, and in which precision.
+        training: in whose place and precision.
         known: take only what is in the cache.
 
     Raises:
@@ -189,12 +193,12 @@ def compiled(
     own = list(network.parameters())
     trained = [parameter.requires_grad for parameter in own]
     try:
-        with warnings.catch_warnings(), place.autocast(), dynamo.config.patch(limit):
+        with warnings.catch_warnings(), training.autocast(), dynamo.config.patch(limit):
             warnings.simplefilter("ignore")  # torch's, of its own code
             for call in calls:
                 for parameter, wants in zip(own, call.trained, strict=True):
                     parameter.requires_grad_(wants)
-                inputs, named = (tree_map(partial(_made, place.device), values)
+                inputs, named = (tree_map(partial(_made, training.device), values)
                                  for values in (call.inputs, dict(call.named)))  # fmt: skip
                 with torch.set_grad_enabled(call.gradients):
                     result = made(*inputs, **named)
