@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -126,7 +126,8 @@ class Steps(Cast):
         if before is not None:
             calls = {name: own for name, own in calls.items() if name in before}
         statistics, begun = self._statistics(), time.monotonic()
-        own = (self.trainer, self.options, self._given, self.frozen)
+        alone = replace(self.options, device=str(self.device), processes=1)
+        own = (self.trainer, alone, self._given, self.frozen)
         found = []
         with self._noise(), compiling.in_cache():
             refused = compiling.ahead(own, calls, self.options.compile_seconds)
