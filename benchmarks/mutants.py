@@ -222,6 +222,7 @@ TESTS = {
         "training/curves": "training",
         "training/data": "cyclegan pairs classes",
         "training/description": "cyclegan networks training contract",
+        "training/compiling": "compiling",
         "training/graphs": "graphs",
         "training/lineages": "deployment",
         "training/losses": "cut step modality",
