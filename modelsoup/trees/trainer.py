@@ -17,9 +17,10 @@ A trainer is any object with a name, a dataclass of options, and `train`:
             save_file(weights, job.output)
 
 It may also have `groups(options)`, the layer groups of its architecture by name, for rules such as
-`group:low-level`; `tensors(options)`, the dtype and shape of every tensor that it writes, so that a
-plan can be checked without training; `files(options)`, the paths of files whose content is part of
-the result's key, `identity(options)`, what of the options is, and `version`;
+`group:low-level`; `estimates(options)`, patterns of tensors that it finds anew where a start lacks
+them, and that merges leave out; `tensors(options)`, the dtype and shape of every tensor that it
+writes, so that a plan can be checked without training; `files(options)`, the paths of files whose
+content is part of the result's key, `identity(options)`, what of the options is, and `version`;
 `notices(options)`, sentences that a plan shows as warnings; and `outputs(options)`, what it writes
 beside its result, so that a plan is refused in which two nodes would write the same, or one over
 what is read.
@@ -401,6 +402,15 @@ def trainer_groups(trainer: Trainer, options: Any) -> dict[str, Sequence[str]]:
         return {}
     with telling(trainer, "groups"):
         return {str(name): [str(p) for p in patterns] for name, patterns in groups(options).items()}
+
+
+def trainer_estimates(trainer: Trainer, options: Any) -> list[str]:
+    """Patterns of tensors that are found anew where they lack, as far as a trainer tells them."""
+    estimates = getattr(trainer, "estimates", None)
+    if estimates is None:
+        return []
+    with telling(trainer, "estimates"):
+        return [str(pattern) for pattern in estimates(options)]
 
 
 def trainer_tensors(
