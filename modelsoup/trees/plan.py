@@ -83,7 +83,6 @@ class NodePlan:
         fused: whether it is merged on the way, in the pass of the merge above it.
         signature: the tensors of its result; None where only the trainer knows them.
         merged, kept, dropped, frozen: names of tensors, for merges.
-        estimates: those of the dropped that are found anew by whatever loads the result.
         elements: how many parameters those of each of these groups have in all.
         bytes_read: tensor bytes that it reads: over all passes, and those that it has no use for
             once, for the digests of its inputs.
@@ -91,6 +90,7 @@ class NodePlan:
         memory: bytes that it needs at most, about; None where only the trainer knows.
         notices: what the user should know.
         outputs: files and folders that its trainer writes beside its result.
+        estimates: those of the dropped that are found anew by whatever loads the result.
     """
 
     node: str
@@ -104,13 +104,13 @@ class NodePlan:
     kept: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
-    estimates: tuple[str, ...] = ()
     elements: Mapping[str, int] = field(default_factory=dict)
     bytes_read: int = 0
     bytes_written: int = 0
     memory: int | None = None
     notices: tuple[str, ...] = ()
     outputs: tuple[Path, ...] = ()
+    estimates: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int | None:

@@ -44,6 +44,7 @@ import subprocess
 import sys
 import time
 import traceback
+import typing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -258,6 +259,11 @@ def build_options(trainer: Trainer, given: Mapping[str, Any], folder: Path | Non
             raise TrainerError(
                 f"the trainer {trainer.name!r} has no option {name!r}{nearest(name, fields) or has}"
             )
+    if folder is not None:
+        folder = folder.absolute()
+        # Before they are checked: options may look at what is there.
+        told = {n for n in _path_options(trainer.options) if isinstance(given.get(n), str)}
+        given = {**given, **{name: str(folder / given[name]) for name in told}}
     try:
         options = _adapter(trainer.options).validate_python(dict(given))
         if folder is None:
@@ -368,6 +374,15 @@ def options_as_json(options: Any) -> dict[str, Any]:
     kind: Any = type(options)
     plain: dict[str, Any] = _adapter(kind).dump_python(options, mode="json")
     return plain
+
+
+@cache
+def _path_options(options: type) -> frozenset[str]:
+    """The options that are a path, or none."""
+    told = typing.get_type_hints(options)
+    paths = (Path, Path | None)
+    return frozenset(field.name for field in dataclasses.fields(options)
+                     if told[field.name] in paths)  # fmt: skip
 
 
 @cache
