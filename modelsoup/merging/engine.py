@@ -26,7 +26,17 @@ from .blocks import Buffers, blocks, made, merged, sources_of
 from .forms import BLOCK, Block, WeightedSum, weighted_deltas, weighted_sum
 from .hints import instead
 from .inputs import Inputs
-from .jobs import Job, Opened, Unit, groups, jobs_of, joined, most_slices, placed
+from .jobs import (
+    Job,
+    Opened,
+    Unit,
+    groups,
+    jobs_of,
+    joined,
+    most_slices,
+    placed,
+    read_together,
+)
 from .methods.asking import Asked
 from .nonfinite import Nonfinite, found_in
 from .plan import MergePlan, Step
@@ -223,7 +233,7 @@ class Stream:
         average = sum(job.step.elements for job in jobs) // len(jobs)
         several = average >= _SMALL and not any(job.is_whole for job in jobs)
         workers = self._buffers if several else self._buffers[:1]
-        units = self._units(jobs, work)
+        units = read_together(self._units(jobs, work))
         futures = [pool.submit(self._drain, units, work, own) for own in workers]
         try:
             for future in futures:
@@ -232,19 +242,19 @@ class Stream:
             self._stop.set()
             raise
 
-    def _drain(self, units: Iterator[Unit], work: Work, buffers: Buffers) -> None:
+    def _drain(self, units: Iterator[list[Unit]], work: Work, buffers: Buffers) -> None:
         try:
             while (fetched := self._fetch(units, buffers)) is not None:
-                unit, streamed = fetched
-                work(unit, sources_of(unit, iter(streamed), buffers, self._look), buffers)
+                for unit, streamed in zip(*fetched, strict=True):
+                    work(unit, sources_of(unit, iter(streamed), buffers, self._look), buffers)
         except BaseException:
             self._stop.set()
             raise
 
     def _fetch(
-        self, units: Iterator[Unit], buffers: Buffers
-    ) -> tuple[Unit, list[np.ndarray]] | None:  # fmt: skip
-        """The next unit and the bytes that are streamed for it.
+        self, units: Iterator[list[Unit]], buffers: Buffers
+    ) -> tuple[list[Unit], list[list[np.ndarray]]] | None:
+        """The next units, and for each the bytes that are streamed for it.
 
         A lock is released only once the next file's is held, so that every file is read in the
         units' order, which its digest needs, while several files are read at the same time. Slices
@@ -253,28 +263,33 @@ class Stream:
         held = self._order
         held.acquire()
         try:
-            unit = None if self._stop.is_set() else next(units, None)
-            if unit is None:
+            batch = None if self._stop.is_set() else next(units, None)
+            if batch is None:
                 return None
-            streamed, total = [np.empty(0)] * len(unit.job.streamed), 0
+            unit, last = batch[0], batch[-1]
+            streamed = [[np.empty(0, np.uint8)] * len(unit.job.streamed) for _ in batch]
+            total = 0
             for index in unit.job.order:
                 reader, info = unit.job.streamed[index]
                 bits = DTYPES[info.dtype].bits
                 start, stop = unit.start * bits // 8, -(-unit.stop * bits // 8)
                 if info.nbytes != -(-unit.job.step.elements * bits // 8):  # read as a whole
                     start, stop = 0, info.nbytes
+                if last is not unit:
+                    stop = last.job.streamed[index][1].stop - info.start
                 buffer = buffers.take(index, stop - start)
                 if reader.lock is not held:
                     reader.lock.acquire()
                     held.release()
                     held = reader.lock
                 reader.read(buffer.data, info.start + start)
-                streamed[index] = buffer
+                for own, part in zip(streamed, _divided(buffer, index, batch), strict=True):
+                    own[index] = part
                 total += buffer.nbytes
         finally:
             held.release()
         self._report(total, read=True)
-        return unit, streamed
+        return batch, streamed
 
     def _report(self, nbytes: int, *, read: bool) -> None:
         if read:
@@ -349,3 +364,12 @@ class Stream:
             if any(not np.array_equal(found[0], other) for other in found[1:]):
                 return True
         return False
+
+
+def _divided(buffer: np.ndarray, index: int, batch: Sequence[Unit]) -> list[np.ndarray]:
+    """What was read at once, for each unit."""
+    if len(batch) == 1:
+        return [buffer]
+    infos = [unit.job.streamed[index][1] for unit in batch]
+    first = infos[0].start
+    return [buffer[info.start - first : info.stop - first] for info in infos]
