@@ -240,12 +240,16 @@ def inspect(path: str, tensors: bool, lineage: bool, as_json: bool) -> None:
 @click.argument("first", type=GivenPath(), metavar="A")
 @click.argument("second", type=GivenPath(), metavar="B")
 @click.option("--by", default="layer", metavar="layer|tensor|group", show_default=True)
+@click.option(
+    "--base", metavar="BASE", type=GivenPath(),
+    help="What both were tuned from: compare their task vectors too.",
+)  # fmt: skip
 @json_option
-def diff(first: str, second: str, by: str, as_json: bool) -> None:
+def diff(first: str, second: str, by: str, base: str | None, as_json: bool) -> None:
     """Compare two checkpoints: cosine, relative L2 and signs, missing and mismatched names."""
     from ..merging import compare
 
-    report = compare.diff(first, second, by=by)  # type: ignore[arg-type]  # it checks
+    report = compare.diff(first, second, by=by, base=base)  # type: ignore[arg-type]  # it checks
     if as_json:
         print_json(report.as_json())
         return
