@@ -91,6 +91,7 @@ TESTS = {
         "merging/proposals": "layout",
         "merging/recipe": "merge rules hints cli",
         "merging/reductions": "methods method_laws merge",
+        "merging/related": "",
         "merging/renames": "layout hints",
         "merging/rules": "merge hints",
         "merging/unmade": "fused",

@@ -62,6 +62,7 @@ from .methods import get_method
 from .plan import MergePlan, Notice
 from .planning import plan_merge
 from .recipe import Recipe, RecipeFields
+from .related import unrelated
 from .renames import parse_model
 from .rules import covering
 from .unmade import Unmade
@@ -190,7 +191,7 @@ def merge(
     check_place(output)
     inputs = [*opened, *([opened_base] if opened_base else []), *plan.beside]
     check_apart(output, [path for model in inputs for path in (model.path, *model.files)])
-    notices = list(plan.notices)
+    notices = [*plan.notices, *unrelated(plan)]
     try:
         check_free(output, force=force)
     except OccupiedError as error:
