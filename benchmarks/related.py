@@ -4,8 +4,9 @@
     python benchmarks/related.py wheels
 
 The wheels hold 37 networks that enlarge pictures, as ncnn's files: families of two projects, with
-networks for several strengths of noise. Of each two that have the same shapes it tells the middle cosine of their tensors, by the sample that a
-merge takes and by all values, and of all pairs how many there are between which cosines.
+networks for several strengths of noise. Of each two that have the same shapes it tells the middle
+cosine of their tensors, by the sample that a merge takes and by all values, and of all pairs how
+many there are between which cosines.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .merging.plan import MergePlan, Notice, Step
     from .merging.planning import plan_merge
     from .merging.recipe import Recipe
-    from .merging.reductions import Gram, Kept, Largest, Sum, drawn
+    from .merging.reductions import Gram, Kept, Largest, Sum, Total, drawn
     from .merging.rules import Rule, parse_rule
     from .merging.verification import VerifyReport, verify
     from .running.executors import RayExecutor
@@ -91,7 +91,7 @@ _HOMES = {
     "files.inspection": ("Node", "summarize"),
     "merging.forms": ("Block", "PerModel", "Rows", "Tensor", "WeightedSum", "Whole"),
     "merging.in_memory": ("merge_arrays",),
-    "merging.reductions": ("Gram", "Kept", "Largest", "Sum", "drawn"),
+    "merging.reductions": ("Gram", "Kept", "Largest", "Sum", "Total", "drawn"),
     "merging.lineage": ("lineage_graph", "read_lineage"),
     "trees.lineage": ("record_training",),
     "merging.methods": ("Method", "get_method", "method", "method_names", "parameter"),
@@ -165,6 +165,7 @@ __all__ = [
     "Sum",
     "Tensor",
     "TensorInfo",
+    "Total",
     "Train",
     "Trainer",
     "TrainerError",

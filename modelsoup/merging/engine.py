@@ -44,7 +44,7 @@ from .hints import instead
 from .lineage import Digests
 from .methods.asking import Asked
 from .plan import MergePlan, Step
-from .reductions import PART, sampled
+from .reductions import PART, sampled, total_of
 from .rules import BASE
 from .sources import Computed, Stored, Values
 from .unmade import Unmade, is_undecided
@@ -69,6 +69,9 @@ MOST_WORKERS = 1024
 _MAX_WORKERS = 8  # more do not read faster
 
 Weights = namedtuple("Weights", ["weight"])  # noqa: PYI024  # which compiled loops can take
+
+Totals = dict[int, dict[str, Any]]
+"""Of each rule, what is known of all the tensors that it merges."""
 
 Progress = Callable[[int, int], None]
 """`progress(bytes, total)`: bytes read or written since the last call; all that are expected."""
@@ -340,16 +343,9 @@ class Stream:
         self._writer = writer
         jobs = _joined(self._jobs(files))
         with ThreadPoolExecutor(self.workers) as pool:
+            totals = self._totals(pool, jobs)
             for group in _groups(jobs):
-                for job in group:
-                    self._open(job)
-                    self._begin(job)
-                while waiting := [j for j in group if j.asked and j.asked.needs_pass]:
-                    self._all(pool, waiting, self._gather)
-                    for job in waiting:
-                        assert job.asked is not None
-                        job.asked.end_pass()
-                        self._sample(job)
+                self._learn(pool, group, totals)
                 for job in group:
                     self._prepare(job)
                 if quantized := [job for job in group if job.quantizer]:
@@ -357,10 +353,40 @@ class Stream:
                     for job in quantized:
                         self._write_scales(job)
                 self._all(pool, group, self._write)
-                for job in group:  # its memory is wanted for the next group
-                    job.asked = job.form = job.quantizer = None
-                    job.scales.clear()
-                    _close(job)
+                _forget(group)
+
+    def _totals(self, pool: ThreadPoolExecutor, jobs: Sequence[_Job]) -> Totals:
+        """What methods ask of all tensors that a rule merges, before one of them is written.
+
+        What a tensor's own reductions told on the way there is forgotten, and gathered again.
+        """
+        totals: Totals = {}
+        wanted = [0 if j.step.outline is None else j.step.outline.totals for j in jobs]
+        for known in range(max(wanted, default=0)):
+            found: dict[tuple[int, str], list[Any]] = {}
+            waiting = [job for job, count in zip(jobs, wanted, strict=True) if count > known]
+            for group in _groups(waiting):
+                self._learn(pool, group, totals)
+                for job in group:
+                    assert job.asked is not None
+                    for name, value in job.asked.adds.items():
+                        found.setdefault((job.step.rule, name), []).append(value)
+                _forget(group)
+            for (rule, name), values in found.items():
+                totals.setdefault(rule, {})[name] = total_of(values)
+        return totals
+
+    def _learn(self, pool: ThreadPoolExecutor, group: Sequence[_Job], totals: Totals) -> None:
+        """Gather what methods ask of tensors before they are merged."""
+        for job in group:
+            self._open(job)
+            self._begin(job, totals)
+        while waiting := [job for job in group if job.asked and job.asked.needs_pass]:
+            self._all(pool, waiting, self._gather)
+            for job in waiting:
+                assert job.asked is not None
+                job.asked.end_pass()
+                self._sample(job)
 
     def refused_nonfinite(self) -> list[Nonfinite]:
         """What must not be there."""
@@ -423,7 +449,7 @@ class Stream:
         widen(stored, wide)
         return wide
 
-    def _begin(self, job: _Job) -> None:
+    def _begin(self, job: _Job, totals: Totals) -> None:
         """Set up what is to be known of a job's tensors before they are merged."""
         step, method = job.step, job.step.method
         for source, scales in zip(step.sources, step.scales, strict=bool(step.scales)):
@@ -435,7 +461,8 @@ class Stream:
             job.quantizer = Quantizer(step.quantized, step.dtype)
         if method is not None and step.outline is not None and step.outline.rounds:
             assert step.tensor is not None and step.parameters is not None
-            job.asked = Asked(method, step.tensor, step.parameters, step.outline)
+            known = totals.get(step.rule, {})
+            job.asked = Asked(method, step.tensor, step.parameters, step.outline, known)
             self._sample(job)
 
     def _sample(self, job: _Job) -> None:
@@ -499,7 +526,7 @@ class Stream:
 
     def _slice_of(self, job: _Job, *, in_a_pass: bool) -> int:
         """How many elements a worker takes at a time: whole blocks."""
-        if job.is_whole and not in_a_pass:
+        if job.asked.whole if in_a_pass and job.asked else job.is_whole:
             return job.step.elements
         length = job.block(in_a_pass=in_a_pass)
         return max(1, self.slice_elements // length) * length
@@ -629,6 +656,12 @@ class Stream:
         """One slice of a pass over whole tensors."""
         asked = unit.job.asked
         assert asked is not None
+        if asked.whole:
+            assert unit.job.step.tensor is not None
+            with np.errstate(all="ignore"):
+                x = self._at_once(unit.job, stored)
+                asked.add(Block(0, 0, x, int(unit.job.step.tensor.has_base)))
+            return
         # Widened once, from what is stored, for products that are summed in float64.
         dtype = np.dtype(np.float64) if asked.wide else unit.job.step.compute_dtype
         with np.errstate(all="ignore"):
@@ -721,9 +754,9 @@ class Stream:
                 weighted_sum_into(x, weights, made, own)
                 yield place, made
 
-    def _whole(self, job: _Job, form: Whole, stored: list[np.ndarray]) -> np.ndarray:
+    def _at_once(self, job: _Job, stored: list[np.ndarray]) -> list[np.ndarray]:
+        """All sources of a job as whole tensors, in the dtype of the arithmetic."""
         step = job.step
-        assert step.method is not None
         x = []
         for k, (source, array) in enumerate(zip(step.sources, _typed(job, stored), strict=True)):
             wide = np.empty(array.size, step.compute_dtype)
@@ -733,7 +766,12 @@ class Stream:
             x.append(wide.reshape(source.info.shape))
         for k in job.deltas:
             x[k] += x[0]
-        made = np.asarray(form.function(tuple(x)))
+        return x
+
+    def _whole(self, job: _Job, form: Whole, stored: list[np.ndarray]) -> np.ndarray:
+        step = job.step
+        assert step.method is not None
+        made = np.asarray(form.function(tuple(self._at_once(job, stored))))
         if made.shape != step.shape:
             raise ParameterError(
                 f"the method {step.method.name!r} made {step.name} with the shape "
@@ -931,6 +969,14 @@ def _do_alike(step: Step, other: Step) -> bool:
         return step.outline is other.outline
     form = step.outline.form
     return isinstance(form, WeightedSum) and form == other.outline.form
+
+
+def _forget(group: Sequence[_Job]) -> None:
+    """Give back what jobs know of their tensors: the memory is wanted for the next group."""
+    for job in group:
+        job.asked = job.form = job.quantizer = None
+        job.scales.clear()
+        _close(job)
 
 
 def _close(job: _Job) -> None:

@@ -324,7 +324,8 @@ def show_method(method: Mapping[str, Any]) -> None:
         table.add_column(header)
     for field in method["parameters"]:
         span = ", ".join(field["words"]) or _span(field["low"], field["high"])
-        default = "required" if field["required"] else str(field["default"]).lower()
+        found = "found" if field["default"] is None else str(field["default"]).lower()
+        default = "required" if field["required"] else found
         each = " (one a model)" if field["per_model"] else ""
         table.add_row(field["name"], default, span, Text(field["doc"] + each))
     out.print(table)

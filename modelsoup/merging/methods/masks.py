@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import ParameterError, counted
 from ..forms import Block, Of, PerModel, Tensor
-from ..reductions import Sum
+from ..reductions import Sum, Total
 from .parameters import parameter
 from .registry import Asking, method
 
@@ -108,7 +108,7 @@ def matters(total: np.ndarray, delta: np.ndarray, limit: float) -> np.ndarray:
     base=True,
     models=(1, None),
     purpose="experts",
-    version="1",
+    version="2",
     summary="one vector of elected signs and largest magnitudes; or one expert of it",
     source="Huang et al., EMR-merging, NeurIPS 2024 (arXiv 2405.17461)",
 )
@@ -116,8 +116,7 @@ def emr(x: Tensor, lambda_: float = _LAMBDA, expert: int = _EXPERT) -> Asking:
     """Base + λ·u: the sign of Σ dᵢ (− for zero), and the largest |dᵢ| that has it.
 
     The expert n is base + λ·cₙ·u where dₙ has the elected sign, 0 elsewhere, with cₙ such that the
-    tensor's L1 norm is that of dₙ. (The paper's code has one cₙ for all tensors of a model, in two
-    ways that differ.)
+    whole model's L1 norm is that of dₙ. (The paper's code also has a mean over the tensors' own.)
     """
     _check_expert(x, expert)
 
@@ -143,6 +142,6 @@ def emr(x: Tensor, lambda_: float = _LAMBDA, expert: int = _EXPERT) -> Asking:
     def norms(b: Block) -> tuple[np.ndarray, np.ndarray]:
         return np.abs(b.delta(expert - 1)), np.abs(own(b))
 
-    ((wanted, there),) = yield [Sum(norms, 2)]
+    ((wanted, there),) = yield [Total("norms", Sum(norms, 2))]
     scale = lambda_ * (wanted / there if there else 1.0)
     return lambda b: b.base + scale * own(b)
