@@ -448,7 +448,7 @@ def opcm(
     lambda_ *= sum(own) / x.count / length if length else 1.0
     if shape is None:
         return WeightedSum((lambda_,) * x.count, of_deltas=True)
-    memory = max(svd_memory(shape), 6 + min(shape) / max(shape)) if x.count > 1 else 1
+    memory = svd_memory(shape) if x.count > 1 else 1
 
     def whole(inputs: Sequence[np.ndarray]) -> np.ndarray:
         own = of_matrices(x, shape, lambda_, lambda delta: merged(delta, inputs[0]), memory)
