@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .files.writer import CheckpointWriter, OutputTensor
     from .files.yaml_text import parse_yaml
     from .merging.compare import DiffReport, diff
+    from .merging.experts import PackReport, get_expert, pack_experts
     from .merging.extraction import extract_adapter
     from .merging.forms import Block, PerModel, Rows, Tensor, WeightedSum, Whole
     from .merging.in_memory import merge_arrays
@@ -79,6 +80,7 @@ _HOMES = {
     "terminal.cli_train": ("training_command",),
     "merging.compare": ("DiffReport", "diff"),
     "files.digest": ("FileDigest", "digest_file", "digest_files"),
+    "merging.experts": ("PackReport", "get_expert", "pack_experts"),
     "merging.extraction": ("extract_adapter",),
     "merging.lora": ("AdapterReport", "merge_adapters"),
     "merging.merge": ("MergeReport", "merge"),
@@ -146,6 +148,7 @@ __all__ = [
     "Notice",
     "OutputError",
     "OutputTensor",
+    "PackReport",
     "ParameterError",
     "PerModel",
     "Plan",
@@ -188,6 +191,7 @@ __all__ = [
     "digest_files",
     "drawn",
     "extract_adapter",
+    "get_expert",
     "get_method",
     "get_trainer",
     "how_to_install",
@@ -201,6 +205,7 @@ __all__ = [
     "nearest",
     "open_checkpoint",
     "options_as_json",
+    "pack_experts",
     "parameter",
     "parse_rule",
     "parse_tree",

@@ -21,6 +21,7 @@ import click
 from ..errors import LISTED, SoupError, counted, listed, nearest, speaking
 from ..version import __version__
 from .cli_average import average
+from .cli_experts import experts
 from .cli_lora import lora
 from .cli_merge import merge
 from .cli_report import report
@@ -376,5 +377,5 @@ def verify(path: str, inputs: tuple[str, ...], as_json: bool) -> None:
         raise SoupError(*faults)
 
 
-for _command in (average, plan, run, store, train, trainers, report, lora):
+for _command in (average, plan, run, store, train, trainers, report, lora, experts):
     main.add_command(_command)

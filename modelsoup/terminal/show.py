@@ -179,8 +179,8 @@ def described(made: Mapping[str, Any]) -> str:
         return ", ".join([f"{made['operation']} {made['trainer']}", *options])
     parts = [made["method"]]
     for key in (
-        "beta", "weights", "rest", "dtype", "low_level", "on_integer", "groups", "allow_nonfinite",
-        "seed",
+        "experts", "beta", "weights", "rest", "dtype", "low_level", "on_integer", "groups",
+        "allow_nonfinite", "seed",
     ):  # fmt: skip
         if made.get(key) not in (None, 0) and (key != "rest" or made.get("rules")):
             parts.append(f"{key} {made[key]}")

@@ -6,6 +6,8 @@ Consensus and EMR also give a single expert back, out of what the merge of all o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from ...errors import ParameterError, counted
@@ -80,9 +82,7 @@ def consensus(
 
     def merged(b: Block) -> np.ndarray:
         deltas = [b.delta(i) for i in x.models]
-        total = deltas[0].copy()
-        for delta in deltas[1:]:
-            total += delta
+        total = summed(deltas)
         if expert:
             kept = matters(total, deltas[expert - 1], threshold[expert - 1])
         else:
@@ -95,6 +95,15 @@ def consensus(
         return made
 
     return merged
+
+
+def summed(deltas: Iterable[np.ndarray]) -> np.ndarray:
+    """The sum of task vectors, a new array."""
+    each = iter(deltas)
+    total = next(each).copy()
+    for delta in each:
+        total += delta
+    return total
 
 
 def matters(total: np.ndarray, delta: np.ndarray, limit: float) -> np.ndarray:
@@ -120,23 +129,12 @@ def emr(x: Tensor, lambda_: float = _LAMBDA, expert: int = _EXPERT) -> Asking:
     """
     _check_expert(x, expert)
 
-    def unified(b: Block) -> np.ndarray:
-        total = b.delta(0)
-        for k in x.models[1:]:
-            total += b.delta(k)
-        sign = np.where(total > 0, total.dtype.type(1), total.dtype.type(-1))
-        largest = np.zeros_like(total)
-        for k in x.models:
-            np.maximum(largest, sign * b.delta(k), out=largest)
-        largest *= sign
-        return largest
-
     if not expert:
-        return lambda b: b.base + lambda_ * unified(b)
+        return lambda b: b.base + lambda_ * unified(x, b)
 
     def own(b: Block) -> np.ndarray:
-        values = unified(b)
-        values *= (b.delta(expert - 1) * values) > 0
+        values = unified(x, b)
+        values *= agrees(b, expert - 1, values)
         return values
 
     def norms(b: Block) -> tuple[np.ndarray, np.ndarray]:
@@ -145,3 +143,20 @@ def emr(x: Tensor, lambda_: float = _LAMBDA, expert: int = _EXPERT) -> Asking:
     ((wanted, there),) = yield [Total("norms", Sum(norms, 2))]
     scale = lambda_ * (wanted / there if there else 1.0)
     return lambda b: b.base + scale * own(b)
+
+
+def unified(x: Tensor, b: Block) -> np.ndarray:
+    """The sign of the sum of task vectors, − for zero, and the largest magnitude that has it."""
+    total = summed(map(b.delta, x.models))
+    sign = np.where(total > 0, total.dtype.type(1), total.dtype.type(-1))
+    largest = np.zeros_like(total)
+    for k in x.models:
+        np.maximum(largest, sign * b.delta(k), out=largest)
+    largest *= sign
+    return largest
+
+
+def agrees(b: Block, k: int, elected: np.ndarray) -> np.ndarray:
+    """Where a model's task vector has the elected sign."""
+    mask: np.ndarray = (b.delta(k) * elected) > 0
+    return mask

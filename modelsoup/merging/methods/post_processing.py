@@ -20,6 +20,7 @@ from ..forms import (
     of_block,
 )
 from ..reductions import Sum, Total
+from .masks import summed
 from .parameters import parameter
 from .registry import Asking, build_parameters, get_method, method
 from .spectral import EMBEDDINGS, difference, in_arrays, is_finite, matrix_shape, svd, svd_memory
@@ -142,8 +143,8 @@ def lines(
     if shallow is None:
         by_rows, whole = isinstance(form, Rows), isinstance(form, Whole)
         sizes = Sum(lambda b: _sizes(x, form, b), 2, rows=by_rows, whole=whole)
-        ((summed, merged),) = yield [Total("sizes", sizes)]
-        shallow = (summed / merged if merged else 1.0) / x.count
+        ((of_sum, merged),) = yield [Total("sizes", sizes)]
+        shallow = (of_sum / merged if merged else 1.0) / x.count
     index, count = x.layer or (0, 1)
     return scaled(form, shallow + (deep - shallow) * (index / (count - 1) if count > 1 else 0))
 
@@ -151,10 +152,7 @@ def lines(
 def _sizes(x: Tensor, form: Merging, b: Block) -> tuple[np.ndarray, np.ndarray]:
     """Magnitudes of the sum of task vectors, and of what was merged."""
     merged = of_block(form, x, b) - b.base  # first, as it may take much memory on the way
-    summed = b.delta(0)
-    for k in x.models[1:]:
-        summed += b.task_vector(k)
-    return np.abs(summed), np.abs(merged)
+    return np.abs(summed(map(b.task_vector, x.models))), np.abs(merged)
 
 
 def scaled(form: Merging, scale: float) -> Merging:
