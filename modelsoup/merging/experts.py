@@ -45,7 +45,7 @@ from ..files.placing import LINEAGE_KEY, check_apart, check_free, check_place
 from ..files.quantized import packed_weights, scaled_weights
 from ..files.writer import CheckpointWriter, OutputTensor, layout
 from ..version import __version__
-from .engine import Progress, default_workers
+from .engine import Progress
 from .folding import Adapted
 from .forms import BLOCK, Block, Tensor
 from .lineage import FORMAT, input_entry
@@ -55,8 +55,8 @@ from .methods.masks import agrees, matters, summed, unified
 from .plan import Notice
 from .recipe import Recipe
 from .reductions import total_of
-from .rules import BASE
 from .sources import Read, Source, Stored, Values, computed_info
+from .workers import default_workers
 
 METHODS = ("emr", "consensus")
 """Those of which a single expert can be had back."""
@@ -163,11 +163,11 @@ def pack_experts(
     for tensor in file.tensors:
         places[tensor.name] = offset
         offset += tensor.nbytes
-    inputs = [input_entry(m, digest_checkpoint(m), k, sha256=False) for k, m in enumerate(opened)]
+    inputs = [input_entry(model, digest_checkpoint(model), sha256=False) for model in opened]
     lineage = {
         "format": FORMAT, "version": __version__, "operation": "merge", "experts": "packed",
         "method": method, "parameters": dict(parameters or {}), "seed": 0, "inputs": inputs,
-        "base": input_entry(before, digest_checkpoint(before), BASE, sha256=False),
+        "base": input_entry(before, digest_checkpoint(before), sha256=False),
     }  # fmt: skip
     metadata = {LINEAGE_KEY: json.dumps(lineage, separators=(",", ":"))}
     names = [model.name.removesuffix(SUFFIX) for model in opened]
@@ -419,23 +419,18 @@ class Expert(Adapted):
         self._number = number
         _must_be_the_base(base, packed)
 
-    def source(self, model: int, info: TensorInfo) -> Source:
-        """Where the values of a tensor come from.
-
-        Args:
-            model: this model's index.
-            info: the base's tensor.
-        """
+    def source(self, info: TensorInfo) -> Source:
+        """Where the values of one of the base's tensors come from."""
         shared = self.changes.get(info.name)
         if not isinstance(shared, TensorInfo):
-            return Stored(BASE, info)
+            return Stored(self.base, info)
         masks = self._masks[info.name]
         length = masks.shape[1]
         start = masks.start + self._number * length
         mask = masks._replace(shape=(length,), start=start, nbytes=length)
         wide = "F64" in (info.dtype, shared.dtype)
         computed = computed_info(info.name, info.shape, "F64" if wide else "F32")
-        return Masked(model, computed, shared, mask, self._scale)
+        return Masked(computed, Stored(self, shared), Stored(self, mask), self._scale)
 
 
 def _must_be_the_base(base: Checkpoint, packed: Packed) -> None:
@@ -460,30 +455,33 @@ class Masked:
     """An expert's task vector: scale · shared, where its bits are set.
 
     Attributes:
-        model: the input's index.
         info: name and shape of what is computed.
         shared: what all experts share.
         mask: the expert's own bits, eight in a byte, the first the highest.
         scale: the factor.
     """
 
-    model: int
     info: TensorInfo
-    shared: TensorInfo
-    mask: TensorInfo
+    shared: Stored
+    mask: Stored
     scale: float
     is_delta = True
     memory = 0
 
     @property
-    def reads(self) -> tuple[TensorInfo, ...]:
+    def model(self) -> Checkpoint:
+        """The input that has it."""
+        return self.shared.model
+
+    @property
+    def reads(self) -> tuple[Stored, ...]:
         """What is shared, and the bits."""
         return (self.shared, self.mask)
 
     @property
     def on_demand(self) -> int:
         """All of it."""
-        return self.shared.nbytes + self.mask.nbytes
+        return self.shared.info.nbytes + self.mask.info.nbytes
 
     def opened(self, read: Read) -> Values:
         """Nothing is read beforehand."""

@@ -20,7 +20,6 @@ from ..errors import counted
 from ..files.checkpoint import Checkpoint
 from ..files.dtypes import numpy_dtype
 from .plan import MergePlan, Notice, Step
-from .rules import BASE
 from .sources import Stored
 
 UNRELATED = 0.25
@@ -88,17 +87,18 @@ def likenesses(
     Raises:
         CheckpointError: a file cannot be read.
     """
-    opened = dict(enumerate(plan.models if models is None else models))
-    if (opened_base := plan.base if base is None else base) is not None:
-        opened[BASE] = opened_base
+    planned = [*plan.models, *([] if plan.base is None else [plan.base])]
+    opened = planned if models is None else [*models, *([] if base is None else [base])]
+    readable = {id(one): other for one, other in zip(planned, opened, strict=True) if other.files}
     seen: dict[tuple[int, int], list[tuple[Stored, Stored]]] = {}
     for step in plan.steps:
-        for pair in _pairs(step, moved=bool(plan.recipe.slices)):
-            if all(_is_there(opened[of.model], of) for of in pair):
-                seen.setdefault((pair[0].model, pair[1].model), []).append(pair)
+        for one, other in _pairs(step, moved=bool(plan.recipe.slices)):
+            key = id(one.model), id(other.model)
+            if readable.keys() >= {*key}:
+                seen.setdefault(key, []).append((one, other))
     found = []
-    for (one, other), pairs in _spread(list(seen.items()), _MODELS - 1):
-        first, second = opened[one], opened[other]
+    for key, pairs in _spread(list(seen.items()), _MODELS - 1):
+        first, second = (readable[model] for model in key)
         cosines = [
             _cosine(_sample(first, a), _sample(second, b)) for a, b in _spread(pairs, _TENSORS)
         ]
@@ -124,15 +124,10 @@ def _pairs(step: Step, *, moved: bool) -> list[tuple[Stored, Stored]]:
     return [
         (first, other)
         for other in others
-        if isinstance(first, Stored) and isinstance(other, Stored) and first.model != other.model
+        if isinstance(first, Stored) and isinstance(other, Stored)
+        and first.model is not other.model
         and not (moved and first.info.name != other.info.name)
     ]  # fmt: skip
-
-
-def _is_there(model: Checkpoint, source: Stored) -> bool:
-    """Whether a model has values of a tensor that can be read."""
-    info = model.tensors.get(source.info.name)
-    return info is not None and info.shape == source.info.shape and bool(model.files)
 
 
 def _spread(several: list[Any], count: int) -> list[Any]:
