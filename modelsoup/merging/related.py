@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ class Likeness:
     @property
     def middle(self) -> float:
         """The cosine that half of the tensors do not reach."""
-        return median(self.cosines)
+        return float(np.median(self.cosines))
 
 
 def unrelated(
