@@ -91,6 +91,8 @@ def likenesses(
     readable = {id(one): other for one, other in zip(planned, opened, strict=True) if other.files}
     seen: dict[tuple[int, int], list[tuple[Stored, Stored]]] = {}
     for step in plan.steps:
+        if len(step.shape) < 2 or step.elements < _LEAST:  # of which there may be 100,000
+            continue
         for one, other in _pairs(step, moved=bool(plan.recipe.slices)):
             key = id(one.model), id(other.model)
             if readable.keys() >= {*key}:
@@ -116,8 +118,6 @@ def _pairs(step: Step, *, moved: bool) -> list[tuple[Stored, Stored]]:
     """
     x = step.tensor
     if step.kind != "merge" or x is None or any(step.scales):
-        return []
-    if x.elements < _LEAST or len(x.shape) < 2:
         return []
     first, *others = step.sources[: x.has_base + x.count]
     return [
