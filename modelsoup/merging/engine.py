@@ -120,7 +120,8 @@ class Stream:
 
         What a tensor's own reductions told on the way there is forgotten, and gathered again.
         """
-        rounds = {s.name: s.outline.totals for s in self.plan.steps if s.outline is not None}
+        steps = self.plan.steps
+        rounds = {s.name: s.outline.totals for s in steps if s.outline and s.outline.rounds}
         for known in range(max(rounds.values(), default=0)):
             jobs = jobs_of(self.plan, self.inputs, files)
             waiting = (job for job in jobs if rounds.get(job.step.name, 0) > known)
