@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import modelsoup
 from modelsoup.errors import ParameterError
-from modelsoup.merging.forms import BLOCK
+from modelsoup.merging.forms import BLOCK, MANY
 from modelsoup.terminal.cli import main
 
 LAWS = settings(max_examples=15, deadline=None)
@@ -449,6 +449,21 @@ def test_lines_finds_the_scale_of_the_first_layer_by_the_whole_model(
     for name in STATES:
         close(found[name], base[name] + layer_scale(name, shallow) * merged[name], 1e-9)
     headers = sum(path.stat().st_size - 8 * sum(map(np.size, base.values())) for path in paths)
+    planned = report.plan.bytes_streamed - report.plan.bytes_written
+    assert report.bytes_read == planned + headers
+
+
+def test_what_a_merge_reads_again_for_sums_over_the_model_is_planned(tmp_path: Path) -> None:
+    """Thresholds of large tensors, too, which take a sample each time."""
+    paths = [tmp_path / f"{k}.safetensors" for k in range(3)]
+    for path, array in zip(paths, drawn(32, 2, (MANY,), np.float32), strict=True):
+        save_file({"layers.0.w": array, "layers.1.w": array[:1000].copy()}, path)
+    own = {"of": "ties", "density": 0.3}
+    report = modelsoup.merge(
+        paths[1:], tmp_path / "out.safetensors", base=paths[0], method="lines", parameters=own,
+        fsync=False,
+    )  # fmt: skip
+    headers = sum(path.stat().st_size for path in paths) - 3 * 4 * (MANY + 1000)
     planned = report.plan.bytes_streamed - report.plan.bytes_written
     assert report.bytes_read == planned + headers
 

@@ -126,6 +126,20 @@ def test_layers_of_one_model_and_layers_beside_other_layers_are_not_compared() -
     assert len(told([A, B], slices=["1[0:6]+2[0:6]"])) == 1
 
 
+def test_of_a_large_tensor_what_lies_in_its_middle_is_looked_at() -> None:
+    first, other = net(0, side=128), net(1, side=128)
+    save_file(first, "c.safetensors")
+    for inside, is_told in ((True, True), (False, False)):
+        mixed = dict(first)
+        for name in [name for name in first if name.endswith("weight")]:
+            middle = np.zeros(128 * 128, bool)
+            middle[4096:-4096] = True  # 8192 of 16384 elements
+            chosen = (middle if inside else ~middle).reshape(128, 128)
+            mixed[name] = np.where(chosen, other[name], first[name])
+        save_file(mixed, "d.safetensors")
+        assert bool(told(["c.safetensors", "d.safetensors"])) is is_told
+
+
 def test_a_value_that_is_no_number_hides_its_tensor_alone() -> None:
     broken = net(1)
     for layer in range(3):
