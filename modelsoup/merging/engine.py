@@ -188,8 +188,12 @@ class Stream:
             job.quantizer = Quantizer(step.quantized, step.dtype)
         if method is not None and step.outline is not None and step.outline.rounds:
             assert step.tensor is not None and step.parameters is not None
+            stored = self._wants_loops and not job.below and not any(step.scales)
+            kinds = tuple(source.info.dtype for source in step.sources) if stored else ()
             known = self._totals.get(step.rule, {})
-            job.asked = Asked(method, step.tensor, step.parameters, step.outline, known)
+            job.asked = Asked(
+                method, step.tensor, step.parameters, step.outline, kinds, totals=known
+            )
             self._sample(job)
 
     def _sample(self, job: Job) -> None:
@@ -314,8 +318,9 @@ class Stream:
         """One slice of a pass over whole tensors."""
         asked = unit.job.asked
         assert asked is not None
-        # Widened once, from what is stored, for products that are summed in float64.
-        dtype = np.dtype(np.float64) if asked.wide else unit.job.step.compute_dtype
+        dtype = None if asked.takes_stored else unit.job.step.compute_dtype
+        if asked.wide and not asked.takes_stored:
+            dtype = np.dtype(np.float64)  # widened once, for products that are summed in float64
         with np.errstate(all="ignore"):
             if asked.whole:
                 asked.add(whole_block(unit.job, stored))

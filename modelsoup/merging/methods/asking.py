@@ -131,8 +131,16 @@ class Asked:
         x: the tensor.
         parameters: checked ones.
         planned: what it was found to ask for.
+        stored: the dtypes in which the inputs are stored, where compiled loops are worth loading.
         totals: what is known of the whole model, by name; where that is not enough, it ends with
             what the tensor adds in `adds`. None takes the tensor for the model.
+
+    Attributes:
+        rows: whether the blocks that it takes are whole rows.
+        wide: whether their values are in float64, whatever the arithmetic is in.
+        whole: whether its one block is the whole tensor.
+        takes_stored: whether they are in the dtypes in which they are stored.
+        adds: what the tensor adds to sums over the model that are not known yet.
 
     Raises:
         ParameterError: later, where it asks for something else than was planned.
@@ -140,17 +148,18 @@ class Asked:
 
     def __init__(
         self, chosen: Method, x: Tensor, parameters: Mapping[str, Any], planned: Outline,
-        totals: Mapping[str, Any] | None = None,
+        stored: tuple[str, ...] = (), *, totals: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self._method = chosen
         self._x = x
         self._planned = list(planned.rounds)
         self._asking = chosen.ask(x, parameters)
         self._gathering: list[Gathering] = []
+        self._stored = stored
         self._totals = totals
         self._lacking: list[str] = []
         self.adds: dict[str, Any] = {}
-        self.rows = self.whole = self.wide = self._is_new = False
+        self.rows = self.whole = self.wide = self.takes_stored = self._is_new = False
         self.merging: Merging | None = None
         self._go_on(None)
         self._settle()
@@ -216,10 +225,14 @@ class Asked:
         self.wide = all(reduction.wide for reduction in asked)
         totals, of_model = self._totals, [r.name for r in asked if isinstance(r, Total)]
         if totals is not None and of_model and all(name in totals for name in of_model):
-            self._gathering = [_Known(totals[name]) for name in of_model]
+            self._gathering, self.takes_stored = [_Known(totals[name]) for name in of_model], False
             return
         self._lacking = [] if totals is None else of_model
         self._gathering = [reduction.begin(self._x) for reduction in asked]
+        self.takes_stored = bool(self._stored) and all(
+            hasattr(gathering, "takes") and gathering.takes(self._stored)
+            for gathering in self._gathering
+        )
         self._is_new = True
 
     def _differs(self) -> None:
