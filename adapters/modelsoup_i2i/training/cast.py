@@ -26,6 +26,7 @@ from modelsoup.running.torch_bridge import freeze, load_into
 
 from ..networks.described import AVERAGED
 from ..networks.devices import chosen_device
+from ..networks.spectral import estimated
 from ..pictures.cache import Pictures
 from ..pictures.draws import Paired, epoch
 from ..pictures.picture import labelled
@@ -181,6 +182,9 @@ class Cast(Stage):
             for name, values in found.items():
                 dtype = np.float32 if own[name].is_floating_point() else None
                 own[name].copy_(torch.from_numpy(np.array(values, dtype)))
+            for name in own.keys() - found.keys():
+                own[name].zero_()  # which `estimated` sees
+            estimated(self._module[network])
 
     @property
     def networks(self) -> dict[str, nn.Module]:
