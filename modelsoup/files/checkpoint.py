@@ -130,10 +130,6 @@ class Checkpoint(Mapping[str, np.ndarray]):
         """The folder whose config and other files go along with the weights, if there is one."""
         return self.path if self.path.is_dir() else None
 
-    def bytes_to_read(self, info: TensorInfo) -> int:
-        """How many bytes are read to have one of its tensors."""
-        return info.nbytes
-
     @property
     def nbytes(self) -> int:
         """The tensors' bytes, headers not counted."""

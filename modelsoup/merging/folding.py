@@ -16,7 +16,6 @@ from ..files.adapters import Adapter, Added, Base, Update
 from ..files.checkpoint import Checkpoint, TensorInfo
 from ..files.quantized import scaled_weights
 from .forms import BLOCK
-from .rules import BASE
 from .sources import Product, Read, Source, Stored, Values, computed_info
 
 
@@ -50,52 +49,50 @@ class Adapted(Checkpoint):
                     f"the lengths of its rows are not known, so dequantise it first"
                 )
 
-    def source(self, model: int, info: TensorInfo) -> Source:
-        """Where the values of a tensor come from.
-
-        Args:
-            model: this model's index.
-            info: the base's tensor.
-        """
+    def source(self, info: TensorInfo) -> Source:
+        """Where the values of one of the base's tensors come from."""
         change = self.changes.get(info.name)
         if change is None:
-            return Stored(BASE, info)
+            return Stored(self.base, info)
         if isinstance(change, TensorInfo):
-            return Stored(model, change)
+            return Stored(self, change)
         # In the dtype of the arithmetic, and so not rounded before it.
         computed = computed_info(info.name, info.shape, "F64" if info.dtype == "F64" else "F32")
         if isinstance(change, Added):
-            return Multiple(model, computed, change.info, change.scale)
+            return Multiple(computed, Stored(self, change.info), change.scale)
         product = Product(
-            model, computed, change.up, change.down, change.scale, change.is_transposed, change.mid
-        )
-        return product if change.magnitude is None else Dora(product, info, change.magnitude)
+            computed, Stored(self, change.up), Stored(self, change.down), change.scale,
+            change.is_transposed, None if change.mid is None else Stored(self, change.mid),
+        )  # fmt: skip
+        if change.magnitude is None:
+            return product
+        return Dora(product, Stored(self.base, info), Stored(self, change.magnitude))
 
 
 @dataclass(frozen=True)
 class Multiple:
     """A task vector that is stored, times a number."""
 
-    model: int
     info: TensorInfo
-    of: TensorInfo
+    of: Stored
     scale: float
     is_delta = True
+    memory = 0
 
     @property
-    def reads(self) -> tuple[TensorInfo, ...]:
+    def model(self) -> Checkpoint:
+        """That of the task vector."""
+        return self.of.model
+
+    @property
+    def reads(self) -> tuple[Stored, ...]:
         """What is stored, read as it is needed."""
         return (self.of,)
 
     @property
-    def memory(self) -> int:
-        """Nothing is kept."""
-        return 0
-
-    @property
     def on_demand(self) -> int:
         """All of it."""
-        return self.of.nbytes
+        return self.of.info.nbytes
 
     def opened(self, read: Read) -> Values:
         """Nothing is read beforehand."""
@@ -116,13 +113,13 @@ class Dora:
     """
 
     product: Product
-    of: TensorInfo
-    magnitude: TensorInfo
+    of: Stored
+    magnitude: Stored
     is_delta = False
 
     @property
-    def model(self) -> int:
-        """The input's index."""
+    def model(self) -> Checkpoint:
+        """That of the update."""
         return self.product.model
 
     @property
@@ -131,24 +128,24 @@ class Dora:
         return self.product.info
 
     @property
-    def reads(self) -> tuple[TensorInfo, ...]:
+    def reads(self) -> tuple[Stored, ...]:
         """Factors, lengths, and the base's tensor twice: its rows are measured first."""
         return (*self.product.reads, self.magnitude, self.of, self.of)
 
     @property
     def memory(self) -> int:
         """The factors and a number for each output."""
-        return self.product.memory + 8 * self.magnitude.elements
+        return self.product.memory + 8 * self.magnitude.info.elements
 
     @property
     def on_demand(self) -> int:
         """The base's tensor."""
-        return self.of.nbytes
+        return self.of.info.nbytes
 
     def opened(self, read: Read) -> Values:
         """Measure the rows, a few at a time; they are computed again when they are asked for."""
-        product, shape = self.product.opened(read), self.of.shape
-        width = self.of.elements // shape[0]
+        product, shape = self.product.opened(read), self.of.info.shape
+        width = self.of.info.elements // shape[0]
         by_column = self.product.transposed
         squares = np.zeros(width if by_column else shape[0])
 
@@ -165,7 +162,7 @@ class Dora:
                 squares += lengths.sum(0)
             else:
                 squares[row:last] = lengths.sum(1)
-        wanted = read(self.magnitude, 0, self.magnitude.elements).astype(np.float64)
+        wanted = read(self.magnitude, 0, self.magnitude.info.elements).astype(np.float64)
         # A row of zeros has no direction, and stays one.
         gains = np.divide(wanted, np.sqrt(squares), out=np.zeros_like(wanted), where=squares > 0)
 

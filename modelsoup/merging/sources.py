@@ -1,8 +1,9 @@
 """Where the values of an input's tensor come from: a source.
 
 A tensor that lies in a file is streamed from it. Any other source says which stored tensors it is
-made of, and gives rows of values on demand, as the product of two low-rank factors does. A method
-never learns which source it got.
+made of. The product of two low-rank factors gives rows of values on demand; what another merge
+makes (`plan.Made`) is computed, block by block, of what is streamed. A method never learns which
+source it got.
 """
 
 from __future__ import annotations
@@ -16,48 +17,49 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ..files.adapters import as_matrices
-from ..files.checkpoint import TensorInfo
+from ..files.checkpoint import Checkpoint, TensorInfo
 from .forms import BLOCK
 
-Read = Callable[[TensorInfo, int, int], np.ndarray]
+
+class Stored(NamedTuple):
+    """A tensor of a model, as it lies in its file.
+
+    Attributes:
+        model: the model.
+        info: the tensor.
+    """
+
+    model: Checkpoint
+    info: TensorInfo
+
+
+Read = Callable[[Stored, int, int], np.ndarray]
 """`read(tensor, start, stop)`: elements of a stored tensor, flattened, as float32 or float64."""
 
 Values = Callable[[int, int], np.ndarray]
 """`values(start, stop)`: elements of a source, flattened, in its dtype."""
 
 
-class Stored(NamedTuple):
-    """A tensor of an input, as it lies in its file.
-
-    Attributes:
-        model: the input's index, `rules.BASE` for the base.
-        info: the tensor.
-    """
-
-    model: int
-    info: TensorInfo
-
-
 class Computed(Protocol):
     """A source whose values are computed from stored tensors.
 
     Attributes:
-        model: the input's index.
+        model: the input that has it.
         info: name, dtype and shape of what is computed; it lies in no file.
-        reads: the stored tensors of that input which it is made of.
+        reads: the stored tensors.
         is_delta: whether it is a task vector, to be added to the base.
         memory: bytes that it holds while its tensor is merged.
         on_demand: bytes of `reads` that are read again in each pass.
     """
 
     @property
-    def model(self) -> int: ...
+    def model(self) -> Checkpoint: ...
 
     @property
     def info(self) -> TensorInfo: ...
 
     @property
-    def reads(self) -> tuple[TensorInfo, ...]: ...
+    def reads(self) -> tuple[Stored, ...]: ...
 
     @property
     def is_delta(self) -> bool: ...
@@ -88,7 +90,6 @@ class Product:
     """A task vector of low rank: scale · up · down, in float32.
 
     Attributes:
-        model: the input's index.
         info: name and shape of the product, whose first axis is that of `up`; of a convolution the
             other axes are those of `down`.
         up: m × r; axes of length 1 after these are ignored.
@@ -98,18 +99,22 @@ class Product:
         mid: of a convolution of three factors, what is between them (see `files.adapters`).
     """
 
-    model: int
     info: TensorInfo
-    up: TensorInfo
-    down: TensorInfo
+    up: Stored
+    down: Stored
     scale: float = 1.0
     transposed: bool = False
-    mid: TensorInfo | None = None
+    mid: Stored | None = None
     is_delta = True
     on_demand = 0
 
     @property
-    def reads(self) -> tuple[TensorInfo, ...]:
+    def model(self) -> Checkpoint:
+        """That of the factors."""
+        return self.up.model
+
+    @property
+    def reads(self) -> tuple[Stored, ...]:
         """The factors."""
         return (self.up, self.down, *(() if self.mid is None else (self.mid,)))
 
@@ -117,13 +122,13 @@ class Product:
     def memory(self) -> int:
         """The factors in float32, the product of two of three among them."""
         rows, columns = self.info.shape[0], math.prod(self.info.shape[1:])
-        return 4 * self.up.shape[1] * (rows + columns)
+        return 4 * self.up.info.shape[1] * (rows + columns)
 
     def opened(self, read: Read) -> Values:
         """Read the factors; rows are multiplied when they are asked for."""
         up, down, *mid = (
-            read(info, 0, info.elements).astype(np.float32, copy=False).reshape(info.shape)
-            for info in self.reads
+            read(one, 0, one.info.elements).astype(np.float32, copy=False).reshape(one.info.shape)
+            for one in self.reads
         )
         left, right = as_matrices(up, down, *mid)
         left = left * np.float32(self.scale)

@@ -587,15 +587,19 @@ def training_from(given: Mapping[str, Any], folder: Path) -> Training:
 def key_at_fault(
     make: Callable[[Mapping[str, Any]], object], given: Mapping[str, Any], error: SoupError
 ) -> str | None:
-    """The key without which `make(given)`, which raised an error, raises another one or none."""
+    """The key without which `make(given)`, which raised an error, raises none; or another one."""
+    changes = None
     for key in sorted(given, key=_is_what_is_made) if len(given) <= _TRIED else ():
+        if changes is not None and _is_what_is_made(key):
+            break
         try:
             make({name: value for name, value in given.items() if name != key})
         except SoupError as other:
-            if other.args == error.args:
-                continue
-        return key
-    return None
+            if changes is None and other.args != error.args:
+                changes = key
+        else:
+            return key
+    return changes
 
 
 def _merge_keys(given: Mapping[str, Any]) -> dict[str, Any]:
