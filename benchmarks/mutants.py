@@ -256,6 +256,7 @@ TESTS = {
         "use/official_gan": "official_gan",
         "use/sampling": "use",
         "use/official_stargan": "stargan",
+        "use/official_starganv2": "starganv2",
         "use/export": "contract style translate use",
         "use/translate": "metrics use",
         "use/translator": "cyclegan use style",
