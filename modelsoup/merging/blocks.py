@@ -150,10 +150,9 @@ def merged(
             yield place, values
 
 
-def _whole(job: Job, form: Whole, stored: list[np.ndarray]) -> np.ndarray:
-    step = job.step
-    assert step.method is not None
-    x = []
+def whole_block(job: Job, stored: list[np.ndarray]) -> Block:
+    """All of a job's tensor as one block, the sources in its shape."""
+    step, x = job.step, []
     for k, (source, array) in enumerate(zip(step.sources, _typed(step, stored), strict=True)):
         wide = np.empty(array.size, step.compute_dtype)
         widen(array, wide)
@@ -162,7 +161,14 @@ def _whole(job: Job, form: Whole, stored: list[np.ndarray]) -> np.ndarray:
         x.append(wide.reshape(source.info.shape))
     for k in job.deltas:
         x[k] += x[0]
-    values = np.asarray(form.function(tuple(x)))
+    has_base = step.tensor is not None and step.tensor.has_base
+    return Block(0, 0, x, int(has_base))
+
+
+def _whole(job: Job, form: Whole, stored: list[np.ndarray]) -> np.ndarray:
+    step = job.step
+    assert step.method is not None
+    values = np.asarray(form.function(tuple(whole_block(job, stored).values)))
     if values.shape != step.shape:
         raise ParameterError(
             f"the method {step.method.name!r} made {step.name} with the shape "
@@ -172,10 +178,10 @@ def _whole(job: Job, form: Whole, stored: list[np.ndarray]) -> np.ndarray:
 
 
 def blocks(
-    unit: Unit, stored: list[np.ndarray], buffers: Buffers, dtype: np.dtype[Any], *,
+    unit: Unit, stored: list[np.ndarray], buffers: Buffers, dtype: np.dtype[Any] | None, *,
     in_a_pass: bool = False,
 ) -> Iterator[tuple[slice, Block]]:  # fmt: skip
-    """Each block of a unit, with its place in the unit."""
+    """Each block of a unit, with its place in the unit; without a dtype as it is stored."""
     job, arrays = unit.job, _typed(unit.job.step, stored)
     length, row = job.block(in_a_pass=in_a_pass), job.row(in_a_pass=in_a_pass)
     has_base = job.step.tensor is not None and job.step.tensor.has_base
@@ -185,7 +191,7 @@ def blocks(
         place = slice(start - unit.start, min(start + length, unit.stop) - unit.start)
         x = []
         for index, array in enumerate(arrays):
-            if array.dtype == dtype:
+            if dtype is None or array.dtype == dtype:
                 x.append(array[place])
                 continue
             wide = buffers.take((job.place, index), place.stop - place.start, dtype)

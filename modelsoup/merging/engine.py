@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from ..errors import MismatchError, counted, listed, option
 from ..files.dtypes import DTYPES
 from ..files.quantized import Quantizer
 from ..files.writer import CheckpointWriter, OutputFile
-from .blocks import Buffers, blocks, made, merged, sources_of
+from .blocks import Buffers, blocks, made, merged, sources_of, whole_block
 from .forms import BLOCK, Block, WeightedSum, weighted_deltas, weighted_sum
 from .hints import instead
 from .inputs import Inputs
@@ -40,7 +41,7 @@ from .jobs import (
 from .methods.asking import Asked
 from .nonfinite import Nonfinite, found_in
 from .plan import MergePlan, Step
-from .reductions import PART, sampled
+from .reductions import PART, sampled, total_of
 from .sources import Stored
 
 SLICE = 16 * BLOCK
@@ -94,6 +95,7 @@ class Stream:
         elements = sum(step.elements for step in plan.steps)
         self._wants_loops = elements >= _WORTH_LOOPS or os.environ.get("MODELSOUP_FAST") == "1"
         self._places: dict[str, tuple[str, int]] = {}  # of tensors of scales
+        self._totals: dict[int, dict[str, Any]] = {}  # of each rule's tensors, by their names
         self._order = threading.Lock()
         self._count = threading.Lock()
         self._stop = threading.Event()
@@ -107,6 +109,7 @@ class Stream:
         scales = {step.name for step in self.plan.steps if step.kind == "scales"}
         self._places = {t.name: (f, start) for t, f, start in placed(files) if t.name in scales}
         with ThreadPoolExecutor(self.workers) as pool:
+            self._find_totals(files, pool)
             for group in groups(joined(jobs_of(self.plan, self.inputs, files))):
                 self._carry_out(group, pool)
 
@@ -122,7 +125,29 @@ class Stream:
                 found[fault.name] += fault.count
         return dict(sorted(found.items()))
 
-    def _carry_out(self, group: list[Job], pool: ThreadPoolExecutor) -> None:
+    def _find_totals(self, files: Sequence[OutputFile], pool: ThreadPoolExecutor) -> None:
+        """What methods ask of all tensors that a rule merges, before one of them is written.
+
+        What a tensor's own reductions told on the way there is forgotten, and gathered again.
+        """
+        steps = self.plan.steps
+        rounds = {s.name: s.outline.totals for s in steps if s.outline and s.outline.rounds}
+        for known in range(max(rounds.values(), default=0)):
+            jobs = jobs_of(self.plan, self.inputs, files)
+            waiting = (job for job in jobs if rounds.get(job.step.name, 0) > known)
+            found: dict[tuple[int, str], list[Any]] = {}
+            for group in groups(waiting):
+                self._learn(group, pool)
+                for job in group:
+                    assert job.asked is not None
+                    for name, value in job.asked.adds.items():
+                        found.setdefault((job.step.rule, name), []).append(value)
+                group.clear()
+            for (rule, name), values in found.items():
+                self._totals.setdefault(rule, {})[name] = total_of(values)
+
+    def _learn(self, group: Sequence[Job], pool: ThreadPoolExecutor) -> None:
+        """Gather what methods ask of tensors before they are merged."""
         for job in group:
             self._open(job)
             self._begin(job)
@@ -132,6 +157,9 @@ class Stream:
                 assert job.asked is not None
                 job.asked.end_pass()
                 self._sample(job)
+
+    def _carry_out(self, group: list[Job], pool: ThreadPoolExecutor) -> None:
+        self._learn(group, pool)
         for job in group:
             self._find_loop(job)
         if quantized := [job for job in group if job.quantizer]:
@@ -170,7 +198,12 @@ class Stream:
             job.quantizer = Quantizer(step.quantized, step.dtype)
         if method is not None and step.outline is not None and step.outline.rounds:
             assert step.tensor is not None and step.parameters is not None
-            job.asked = Asked(method, step.tensor, step.parameters, step.outline)
+            stored = self._wants_loops and not job.below and not any(step.scales)
+            kinds = tuple(source.info.dtype for source in step.sources) if stored else ()
+            known = self._totals.get(step.rule, {})
+            job.asked = Asked(
+                method, step.tensor, step.parameters, step.outline, kinds, totals=known
+            )
             self._sample(job)
 
     def _sample(self, job: Job) -> None:
@@ -217,7 +250,7 @@ class Stream:
 
     def _slice_of(self, job: Job, *, in_a_pass: bool) -> int:
         """How many elements a worker takes at a time: whole blocks."""
-        if job.is_whole and not in_a_pass:
+        if job.asked.whole if in_a_pass and job.asked else job.is_whole:
             return job.step.elements
         length = job.block(in_a_pass=in_a_pass)
         return max(1, self.slice_elements // length) * length
@@ -300,9 +333,13 @@ class Stream:
         """One slice of a pass over whole tensors."""
         asked = unit.job.asked
         assert asked is not None
-        # Widened once, from what is stored, for products that are summed in float64.
-        dtype = np.dtype(np.float64) if asked.wide else unit.job.step.compute_dtype
+        dtype = None if asked.takes_stored else unit.job.step.compute_dtype
+        if asked.wide and not asked.takes_stored:
+            dtype = np.dtype(np.float64)  # widened once, for products that are summed in float64
         with np.errstate(all="ignore"):
+            if asked.whole:
+                asked.add(whole_block(unit.job, stored))
+                return
             for _, block in blocks(unit, stored, buffers, dtype, in_a_pass=True):
                 asked.add(block)
 

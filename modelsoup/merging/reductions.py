@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import xxhash
 
-from .forms import Block, Of, Tensor
+from .forms import Block, Of, Tensor, pairs
+
+if TYPE_CHECKING:
+    from .compiled import Loop
 
 FEW = 1 << 13
 """Elements: among so few a threshold is found in one pass."""
@@ -29,6 +32,7 @@ PART = 1 << 11
 """Elements: neighbours that are in a sample together."""
 _SAMPLED = 1 << 16  # elements at least, and one in 512
 _DEVIATIONS = 8  # on each side of where the sample has the threshold; its parts are neighbours
+_REMEMBERED = 1 << 27  # elements of all models: of larger tensors masks are drawn once more
 
 
 class Reduction(Protocol):
@@ -65,7 +69,9 @@ class Reduction(Protocol):
 class Gathering(Protocol):
     """A reduction under way.
 
-    One that has `sample(blocks)` is given some elements of all parts of a large tensor first.
+    One that has `sample(blocks)` is given some elements of all parts of a large tensor first. One
+    that has `takes(stored)` is told, in large merges, in which dtypes the inputs are stored; where
+    that is true, its blocks' values are in these.
     """
 
     needs_pass: bool
@@ -84,7 +90,9 @@ class Gathering(Protocol):
         ...
 
 
-def _blocks(x: Tensor, *, rows: bool) -> int:
+def _blocks(x: Tensor, *, rows: bool, whole: bool = False) -> int:
+    if whole:
+        return 1
     if not rows:
         return x.blocks
     return -(-(x.elements // max(1, x.row)) // x.rows_at_once)
@@ -126,25 +134,46 @@ class _Products:
     def __init__(self, count: int, blocks: int, *, of_deltas: bool) -> None:
         self._count = count
         self._of_deltas = of_deltas
+        self._pairs = pairs(count)
+        self._loop: Loop | None = None
         self._partial = np.zeros((blocks, count, count))
         self.needs_pass = True
         self.value: np.ndarray | None = None
 
+    def takes(self, stored: tuple[str, ...]) -> bool:
+        from .compiled import products_loop  # not for small merges
+
+        used = stored[: self._count + self._of_deltas]
+        self._loop = products_loop(used, _LANES, of_deltas=self._of_deltas)
+        return self._loop is not None
+
     def add(self, b: Block) -> None:
+        for (i, j), lanes in zip(self._pairs, self._lanes(b), strict=True):
+            self._partial[b.number, i, j] = np.add.reduce(lanes)
+
+    def _lanes(self, b: Block) -> Iterable[np.ndarray]:
+        """Of each pair of vectors the products, added up in lanes.
+
+        Not a BLAS dot product, whose order of additions depends on the machine. Here each lane adds
+        up its column from above, however wide the machine's vectors are; and whether it fuses or
+        not, as the products of what was float32 are exact.
+        """
         vectors = b.values
+        if self._loop is not None:
+            made = np.zeros((len(self._pairs), _LANES))
+            used = [one.ctypes.data for one in vectors[: self._count + self._of_deltas]]
+            self._loop(used, made.ctypes.data, vectors[0].size, made)
+            yield from made
+            return
         if self._of_deltas:
             vectors = [b.delta(k) for k in range(self._count)]
         rest = vectors[0].size % _LANES
         whole = vectors[0].size - rest
         lanes_of = [values[:whole].reshape(-1, _LANES) for values in vectors]
-        for i in range(self._count):
-            for j in range(i, self._count):
-                # Not a BLAS dot product, whose order of additions depends on the machine. Here each
-                # lane adds up its column from above, however wide the machine's vectors are; and
-                # whether it fuses or not, as the products of what was float32 are exact.
-                lanes = np.einsum("rl,rl->l", lanes_of[i], lanes_of[j])
-                lanes[:rest] += vectors[i][whole:] * vectors[j][whole:]
-                self._partial[b.number, i, j] = np.add.reduce(lanes)
+        for i, j in self._pairs:
+            lanes = np.einsum("rl,rl->l", lanes_of[i], lanes_of[j])
+            lanes[:rest] += vectors[i][whole:] * vectors[j][whole:]
+            yield lanes
 
     def end_pass(self) -> None:
         upper = self._partial.sum(axis=0)
@@ -172,11 +201,13 @@ class Sum:
         of: a function of a block, to an array, or to a tuple of as many as `count` says.
         count: how many arrays there are; of one the value is a number, of several a tuple.
         rows: whether its blocks are whole rows.
+        whole: whether its one block is the whole tensor, in its shape.
     """
 
     of: Callable[[Block], Any]
     count: int = 1
     rows: bool = False
+    whole: bool = False
     wide = False
 
     def passes(self, x: Tensor) -> int:
@@ -185,7 +216,7 @@ class Sum:
 
     def state_bytes(self, x: Tensor) -> int:
         """A number for each block."""
-        return 8 * self.count * _blocks(x, rows=self.rows)
+        return 8 * self.count * _blocks(x, rows=self.rows, whole=self.whole)
 
     def guess(self, x: Tensor) -> Any:
         """Ones."""
@@ -193,7 +224,7 @@ class Sum:
 
     def begin(self, x: Tensor) -> Gathering:
         """Begin to gather."""
-        return _Sums(self, _blocks(x, rows=self.rows))
+        return _Sums(self, _blocks(x, rows=self.rows, whole=self.whole))
 
 
 class _Sums:
@@ -213,6 +244,57 @@ class _Sums:
         sums = self._partial.sum(axis=0).tolist()
         self.value = sums[0] if len(sums) == 1 else tuple(sums)
         self.needs_pass = False
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sums over all tensors that the same rule merges: of a model, and not of one tensor.
+
+    What a tensor adds that is not finite is left out. `merge_arrays` takes its array for the model.
+
+    Attributes:
+        name: what it is called; those of one name are added up.
+        of: the sums of one tensor.
+    """
+
+    name: str
+    of: Sum
+    wide = False
+
+    @property
+    def rows(self) -> bool:
+        """As of the sums."""
+        return self.of.rows
+
+    def passes(self, x: Tensor) -> int:
+        """As of the sums."""
+        return self.of.passes(x)
+
+    def state_bytes(self, x: Tensor) -> int:
+        """As of the sums."""
+        return self.of.state_bytes(x)
+
+    def guess(self, x: Tensor) -> Any:
+        """As of the sums."""
+        return self.of.guess(x)
+
+    def begin(self, x: Tensor) -> Gathering:
+        """Begin to gather those of one tensor."""
+        return self.of.begin(x)
+
+
+def takes_whole(reduction: Reduction) -> bool:
+    """Whether a reduction's one block is the whole tensor."""
+    of = reduction.of if isinstance(reduction, Total) else reduction
+    return isinstance(of, Sum) and of.whole
+
+
+def total_of(several: Sequence[Any]) -> Any:
+    """The sums of several tensors, each a number or a tuple, added up whatever their order is."""
+    rows = [one if isinstance(one, tuple) else (one,) for one in several]
+    finite = [row for row in rows if all(map(math.isfinite, row))]
+    sums = tuple(math.fsum(column) for column in zip(*finite, strict=True)) or (0.0,) * len(rows[0])
+    return sums if isinstance(several[0], tuple) else sums[0]
 
 
 @dataclass(frozen=True)
@@ -344,11 +426,13 @@ class Kept:
         of: all the values.
         keeps: of a block's number and values, which of them are kept.
         threshold: the smallest magnitude that is kept, where that decides.
+        is_drawn: whether chance decides, which takes long to ask.
     """
 
     of: Of
     keeps: Callable[[Block, np.ndarray], np.ndarray]
     threshold: float = math.nan
+    is_drawn: bool = False
 
     def __call__(self, b: Block) -> np.ndarray:
         """The values, zero where they are not kept."""
@@ -555,6 +639,82 @@ class _Thresholds:
 
 
 @dataclass(frozen=True)
+class Norms:
+    """L1 norms in float64, of values before and after some were dropped.
+
+    The value is both, and the `Kept`: what was drawn for it is remembered, a bit an element, where
+    that is not too much.
+
+    Attributes:
+        kept: values, and which of them are kept.
+        rows: whether its blocks are whole rows.
+    """
+
+    kept: Kept
+    rows: bool = False
+    wide = False
+
+    def passes(self, x: Tensor) -> int:
+        """One."""
+        return 1
+
+    def remembers(self, x: Tensor) -> bool:
+        """Whether what is kept is remembered."""
+        return self.kept.is_drawn and x.elements * x.count <= _REMEMBERED
+
+    def state_bytes(self, x: Tensor) -> int:
+        """Two numbers for each block, and a bit for each element that is remembered."""
+        return 16 * _blocks(x, rows=self.rows) + self.remembers(x) * (x.elements // 8)
+
+    def guess(self, x: Tensor) -> tuple[float, float, Kept]:
+        """Nothing was dropped."""
+        return 1.0, 1.0, self.kept
+
+    def begin(self, x: Tensor) -> Gathering:
+        """Begin to gather."""
+        return _Norms(self, x)
+
+
+class _Norms:
+    def __init__(self, asked: Norms, x: Tensor) -> None:
+        self._kept = asked.kept
+        blocks = _blocks(x, rows=asked.rows)
+        self._partial = np.zeros((blocks, 2))
+        self._masks = [np.empty(0, np.uint8)] * blocks if asked.remembers(x) else None
+        self.needs_pass = True
+
+    def add(self, b: Block) -> None:
+        values = self._kept.of(b)
+        keep = self._kept.keeps(b, values)
+        if self._masks is not None:
+            self._masks[b.number] = np.packbits(keep)
+        magnitudes = np.abs(values)
+        for k, of in enumerate((magnitudes, magnitudes * keep)):
+            self._partial[b.number, k] = np.add.reduce(of, axis=None, dtype=np.float64)
+
+    def end_pass(self) -> None:
+        self.needs_pass = False
+
+    @property
+    def value(self) -> tuple[float, float, Kept]:
+        before, after = self._partial.sum(axis=0).tolist()
+        if self._masks is None:
+            return before, after, self._kept
+        return before, after, Kept(self._kept.of, _Remembered(self._masks))
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """What was kept of each block; a `keeps` of `Kept`."""
+
+    masks: Sequence[np.ndarray]
+
+    def __call__(self, b: Block, values: np.ndarray) -> np.ndarray:
+        bits = np.unpackbits(self.masks[b.number], count=values.size)
+        return bits.view(bool).reshape(values.shape)
+
+
+@dataclass(frozen=True)
 class _Drawn:
     """Each element with the probability `density`; a `keeps` of `Kept`."""
 
@@ -596,4 +756,4 @@ def drawn(x: Tensor, k: int, of: Of, density: float) -> Kept:
     not depend on slices, workers or the order of tensors.
     """
     limit = np.uint32(min(round(density * 2**32), 2**32 - 1))
-    return Kept(of, _Drawn(random_key(x, k), limit))
+    return Kept(of, _Drawn(random_key(x, k), limit), is_drawn=True)
