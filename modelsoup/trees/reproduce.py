@@ -62,8 +62,10 @@ def plan_text(checkpoint: Checkpoint | StrPath) -> str:
     """
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     made = read_lineage(opened) or {}
-    if any("lora" in step for step in (made, *made.get("ancestors", {}).values())):
-        raise PlanError(f"{opened.path} was made with low-rank adapters, which no plan can say yet")
+    steps = (made, *made.get("ancestors", {}).values())
+    for key, what in (("lora", "low-rank adapters"), ("experts", "packed experts")):
+        if any(key in step for step in steps):
+            raise PlanError(f"{opened.path} was made with {what}, which no plan can say yet")
     return reproduction(opened).text
 
 

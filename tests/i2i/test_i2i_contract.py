@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -16,6 +17,7 @@ from i2i_domains import drawing, make_domains
 from i2i_states import silent
 from modelsoup_i2i.pictures.images import read_image, save_png
 from modelsoup_i2i.pictures.sources import prepare
+from modelsoup_i2i.training import compiling
 from modelsoup_i2i.training.session import Session
 from modelsoup_i2i.use.export import export_onnx
 from modelsoup_i2i.use.generators import load_model
@@ -276,6 +278,26 @@ def test_no_step_asks_the_device_for_a_value(name: str, folders: Path):
         assert own.steps == row.steps + 1
         with pytest.raises(DataDependentOutputException):
             list(own.read())
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_who_compiles_its_networks_learns_how_they_are_called_and_nothing_moves(
+    name: str, folders: Path
+):
+    own, untouched = (begun(name, folders, None, 2) for _ in range(2))
+    for each in (own, untouched):
+        each.begin()
+    told = pickle.loads(pickle.dumps(own._called(next(iter(own.batches())))))
+    assert told.keys() <= own.networks.keys()
+    other = begun(name, folders, None, 2)
+    other.begin()
+    for network, calls in told.items():
+        assert 0 < len(calls) < 12
+        for call in calls:
+            assert len(call.trained) == len(list(other.networks[network].parameters()))
+            compiling.made_as(call, other.networks[network], other.networks[network], other)
+    steps = [[each.optimise(group) for group in each.batches()] for each in (own, untouched)]
+    assert steps[0] == steps[1]
 
 
 @pytest.fixture(scope="module")
