@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from .trainers.cyclegan import CycleGAN, CycleGANOptions
     from .trainers.pix2pix import Pix2Pix, Pix2PixOptions
     from .training.session import Session
-    from .use.official import import_folder
     from .use.official_cam import import_nice_gan, import_ugatit
+    from .use.official_cyclegan import import_folder
+    from .use.official_gan import import_biggan, import_deepi2i, import_stylegan
     from .use.official_stargan import import_stargan
-    from .use.pretrained import import_biggan, import_deepi2i, import_stylegan
+    from .use.official_starganv2 import import_starganv2
 
 _HOMES = {
     "trainers.cyclegan": ("CycleGAN", "CycleGANOptions"),
@@ -37,9 +38,10 @@ _HOMES = {
     "networks.unet": ("UnetGenerator",),
     "use.official_cam": ("import_nice_gan", "import_ugatit"),
     "use.generators": ("load_generator", "load_model"),
-    "use.official": ("import_folder",),
-    "use.pretrained": ("import_biggan", "import_deepi2i", "import_stylegan"),
+    "use.official_cyclegan": ("import_folder",),
+    "use.official_gan": ("import_biggan", "import_deepi2i", "import_stylegan"),
     "use.official_stargan": ("import_stargan",),
+    "use.official_starganv2": ("import_starganv2",),
     "training.session": ("Session",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -59,6 +61,7 @@ __all__ = [
     "import_folder",
     "import_nice_gan",
     "import_stargan",
+    "import_starganv2",
     "import_stylegan",
     "import_ugatit",
     "list_images",

@@ -7,7 +7,9 @@ computed with the slice that they are for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +26,9 @@ class Adapted(Checkpoint):
 
     Its files are the adapter's.
 
+    Attributes:
+        folded: what a lineage says of how such a model is made.
+
     Args:
         base: the base model.
         adapter: the adapter.
@@ -32,6 +37,8 @@ class Adapted(Checkpoint):
     Raises:
         MismatchError: the adapter is for another base, or cannot be applied to codes.
     """
+
+    folded: Mapping[str, Any] = {"lora": "folded"}
 
     def __init__(self, base: Checkpoint, adapter: Adapter, names: Base) -> None:
         own = adapter.checkpoint

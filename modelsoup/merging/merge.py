@@ -63,6 +63,7 @@ from .nonfinite import nonfinite_sentence
 from .plan import MergePlan, Notice, Unmade
 from .planning import plan_merge
 from .recipe import Recipe, RecipeFields
+from .related import unrelated
 from .renames import parse_model
 from .rules import covering
 from .workers import check_workers
@@ -190,7 +191,7 @@ def merge(
     plan = plan_merge(opened, recipe, base=opened_base, aux=beside)
     check_place(output)
     check_apart(output, [path for model in plan.inputs for path in (model.path, *model.files)])
-    notices = list(plan.notices)
+    notices = [*plan.notices, *unrelated(plan)]
     try:
         check_free(output, force=force)
     except OccupiedError as error:
@@ -406,7 +407,7 @@ def _execute(
         ) as writer:
             stream.run(writer, files)
             if refused := stream.refused_nonfinite():
-                names = list(dict.fromkeys(fault.name for fault in refused))
+                names = sorted({fault.name for fault in refused})  # workers find them in any order
                 every = [step.name for step in plan.steps]
                 patterns = covering(names, every)
                 hinted = patterns if len(patterns) <= 2 * LISTED else ["*"]
@@ -430,7 +431,7 @@ def _execute(
     finally:
         inputs.close()
     if stream.nonfinite:
-        found = tuple(dict.fromkeys(fault.name for fault in stream.nonfinite))
+        found = tuple(sorted({fault.name for fault in stream.nonfinite}))
         told.append(Notice("nonfinite", nonfinite_sentence(stream.nonfinite), found, "note"))
     final = with_lineage(digests, stream.nonfinite_results())
     return MergeReport(

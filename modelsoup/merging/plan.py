@@ -9,11 +9,11 @@ the other; what is saved is writing and reading everything in between. An inner 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -131,12 +131,13 @@ class Step(NamedTuple):
         return [source for source in self._leaves if not isinstance(source, Stored)]
 
     @property
-    def _leaves(self) -> Iterator[Source]:
-        for source in self.sources:
-            if isinstance(source, Made):
-                yield from source.step._leaves
-            else:
-                yield source
+    def _leaves(self) -> Iterable[Source]:
+        if Made not in map(type, self.sources):  # as nearly always
+            return cast("tuple[Source, ...]", self.sources)
+        return [
+            leaf for source in self.sources
+            for leaf in (source.step._leaves if isinstance(source, Made) else (source,))
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,9 @@ class Notice:
     """Something the user did not ask for and should know.
 
     Attributes:
-        kind: `taken`, `dropped`, `added`, `rest`, `carried`, `quantized`, `recalibrate`, `empty`,
-            `dtype`, `aux`, `matrices`, `config`, `metadata`, `nonfinite` or `output`.
+        kind: `taken`, `dropped`, `added`, `rest`, `carried`, `quantized`, `recalibrate`,
+            `estimates`, `empty`, `dtype`, `aux`, `matrices`, `unrelated`, `config`, `metadata`,
+            `nonfinite` or `output`.
         message: one sentence.
         names: the tensors it is about.
         level: a `warning` is an error under `strict`; a `note` only says what was done.
@@ -221,8 +223,10 @@ class MergePlan:
 
     def bytes_at_hand(self, step: Step) -> int:
         """Bytes that are read beside the streaming: for sources that are computed, and samples."""
-        computed = sum(info.nbytes for source in step.computed for _, info in source.reads)
-        computed += (step.passes - 1) * sum(source.on_demand for source in step.computed)
+        computed = 0
+        for source in step.computed:
+            computed += sum(info.nbytes for _, info in source.reads)
+            computed += (step.passes - 1) * source.on_demand
         if step.outline is None or step.tensor is None:
             return computed
         bits = sum(DTYPES[source.info.dtype].bits for source in step.sources)

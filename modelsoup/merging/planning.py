@@ -35,6 +35,7 @@ from .forms import Tensor, WeightedSum
 from .hints import done, in_place, in_rule, instead
 from .layout import Layout, laid_out
 from .methods import Method, Outline, build_parameters, get_method, outline
+from .methods.spectral import is_table
 from .plan import Level, Made, MergePlan, Notice, Step, Unmade, model_called
 from .proposals import proposal
 from .recipe import OnInteger, Recipe, check_beta
@@ -137,6 +138,7 @@ class _Planner:
         self.rules: tuple[Rule, ...] = ()
         self.names: list[str] = []
         self.layers: Mapping[str, tuple[int, int]] = {}
+        self.estimates: set[str] = set()
         self.prepared: dict[int, _Prepared] = {}
         self.by_pattern: dict[str, set[str]] = {}
         self.unmatched: dict[str, None] = {}  # what patterns of parameters match no name
@@ -164,6 +166,7 @@ class _Planner:
         self.packed = {n: s for m in with_codes for n, s in packed_weights(m.tensors).items()}
         self.packed_homes = {name.rpartition(".")[0] for name in self.packed}
         self.factors = {name for m in with_factors for name in low_rank.factors(m.tensors)}
+        self.outlines: dict[Any, Outline] = {}  # of tensors that are alike
         self.has_codes = False  # in the output
         self.matrices: list[Notice] = []
 
@@ -179,6 +182,9 @@ class _Planner:
             fractions=recipe.low_level, slices=self.layout.slices,
         )  # fmt: skip
         self.assignment, self.rules = assignment, assignment.rules
+        self.estimates.update(
+            *(names_of(pattern, self.names, recipe.groups) for pattern in recipe.estimates)
+        )
         if recipe.low_level and not any(rule.low_level for rule in self.rules):
             raise ParameterError(
                 f"low-level has a depth, but no rule uses it (add the rule low-level: "
@@ -215,7 +221,11 @@ class _Planner:
             there = [step.name for step in steps]
             nonfinite = matching(recipe.allow_nonfinite, there, recipe.groups)
         added = tuple(step.name for step in steps if step.name not in first.tensors)
-        frozen = tuple(n for n, index in assignment.chosen.items() if self.rules[index].frozen)
+        lost = set(dropped)
+        frozen = tuple(
+            name for name, index in assignment.chosen.items()
+            if self.rules[index].frozen and name not in lost
+        )  # fmt: skip
         self._notice_steps(assignment, steps, added)
         return MergePlan(
             *self.given, recipe, assignment, tuple(steps), tuple(dropped), added, frozen,
@@ -416,6 +426,10 @@ class _Planner:
             return []
         if rule.action == "keep":
             return self._keep(name, index, rule)
+        if name in self.estimates and len(self.models) > 1:
+            what = "left out: estimates, which are found anew where the result is loaded"
+            self._notice("estimates", what, name, "note")
+            return []
         if self.adapted and not any(name in model.changes for model in self.adapted):
             return self._copy(name, index, self.called[0], self.called[0].tensors[name])
         infos = [model.tensors.get(name) for model in self.models]
@@ -555,7 +569,7 @@ class _Planner:
             not any(scales) and not beside and all(isinstance(s, Stored) for s in sources),
             tuple(beside),
         )  # fmt: skip
-        asked = outline(method, tensor, parameters)
+        asked = self._outline(method, tensor, parameters)
         if not any(scales) and self._is_replaced(asked, sources):  # codes need their scale
             self.is_merged = True
             return [Step(name, dtype, infos[0].shape, "copy", index, sources[-1:])]
@@ -569,6 +583,31 @@ class _Planner:
             name, dtype, infos[0].shape, "merge", index, sources, method, parameters, tensor, asked
         )
         return self._of_codes(step, scales, infos[0].dtype) if any(scales) else [step]
+
+    def _outline(self, method: Method, x: Tensor, parameters: Mapping[str, Any]) -> Outline:
+        """What a method asks of a tensor; where it must know something of it, as of those like it.
+
+        What it yields may depend on parameters and shapes only, and on whether it is a table by its
+        name. What it does without asking may depend on the name in other ways.
+        """
+        depth = x.layer if method.layers else None
+        key = (
+            id(method),
+            id(parameters),
+            x.shape,
+            x.has_base,
+            x.dtype,
+            x.can_be_sampled,
+            x.aux,
+            depth,
+            len(x.shape) > 1 and is_table(x.name),
+        )
+        if key not in self.outlines:
+            asked = outline(method, x, parameters)
+            if not asked.rounds:
+                return asked
+            self.outlines[key] = asked
+        return self.outlines[key]
 
     def _beside(
         self, method: Method, name: str, shape: tuple[int, ...]

@@ -38,6 +38,7 @@ from ..merging.methods import code_version, get_method
 from ..merging.plan import MergePlan, Unmade
 from ..merging.planning import plan_merge
 from ..merging.recipe import Recipe, methods_of, recipe_as_json
+from ..merging.related import unrelated
 from ..merging.workers import default_workers
 from .operations import FineTune, Load, Merge, Operation, Train, Training, Tree
 from .store import Companions, Contents, companions_of
@@ -81,13 +82,14 @@ class NodePlan:
         fused: whether it is merged on the way, in the pass of the merge above it.
         signature: the tensors of its result; None where only the trainer knows them.
         merged, kept, dropped, frozen: names of tensors, for merges.
-        elements: how many parameters those of each of these four groups have in all.
+        elements: how many parameters those of each of these groups have in all.
         bytes_read: tensor bytes that it reads: over all passes, and those that it has no use for
             once, for the digests of its inputs.
         bytes_written: tensor bytes of its result; 0 for a `Load`.
         memory: bytes that it needs at most, about; None where only the trainer knows.
         notices: what the user should know.
         outputs: files and folders that its trainer writes beside its result.
+        estimates: those of the dropped that are found anew by whatever loads the result.
     """
 
     node: str
@@ -107,6 +109,7 @@ class NodePlan:
     memory: int | None = None
     notices: tuple[str, ...] = ()
     outputs: tuple[Path, ...] = ()
+    estimates: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int | None:
@@ -156,6 +159,27 @@ class Plan:
         """
         assert self._checker is not None
         return self._checker.plan(done, digest, companions, contents, fuse=fuse, wanted=wanted)
+
+    def unrelated(self) -> list[str]:
+        """What to say of leaves that are merged and look unrelated; a few values of each are read.
+
+        Raises:
+            CheckpointError: one cannot be read.
+        """
+        assert self._checker is not None
+        found: dict[str, list[str]] = {}
+        for name, plan in self._checker.merge_plans.items():
+            leaves = [self.nodes[i].operation for i in self.tree.inputs(name)]
+            paths = [leaf.path for leaf in leaves if isinstance(leaf, Load)]
+            node = self.nodes[name]
+            if len(paths) < len(leaves) or node.done or node.skipped:
+                continue
+            assert isinstance(node.operation, Merge)
+            base = node.operation.base
+            models = [open_checkpoint(path) for path in paths]
+            for notice in unrelated(plan, models, None if base is None else open_checkpoint(base)):
+                _tell(found, notice.message, name)
+        return [f"{self._checker.whom(of)}: {said}" for said, of in found.items()]
 
     @property
     def steps(self) -> list[NodePlan]:
@@ -212,6 +236,7 @@ class Plan:
                     "parameters": node.parameters,
                     "merged": len(node.merged), "kept": len(node.kept),
                     "dropped": list(node.dropped), "frozen": list(node.frozen),
+                    "estimates": list(node.estimates),
                     "parameters_of": dict(node.elements),
                     "bytes_read": node.bytes_read, "bytes_written": node.bytes_written,
                     "notices": list(node.notices), "outputs": list(map(str, node.outputs)),
@@ -426,6 +451,7 @@ class _Merged:
     kept: tuple[str, ...]
     dropped: tuple[str, ...]
     frozen: tuple[str, ...]
+    estimates: tuple[str, ...]
     elements: Mapping[str, int]
     bytes_read: int
     bytes_written: int
@@ -496,12 +522,12 @@ class _Checker:
                 _tell(notices, notice, name)
         return Plan(
             self.tree, nodes,
-            tuple(f"{self._whom(of, place=True)}: {said}" for said, of in found.items()),
-            (*self.warnings, *(f"{self._whom(of)}: {said}" for said, of in notices.items())),
+            tuple(f"{self.whom(of, place=True)}: {said}" for said, of in found.items()),
+            (*self.warnings, *(f"{self.whom(of)}: {said}" for said, of in notices.items())),
             self,
         )  # fmt: skip
 
-    def _whom(self, nodes: Sequence[str], *, place: bool = False) -> str:
+    def whom(self, nodes: Sequence[str], *, place: bool = False) -> str:
         """The first node that something is said of, where it is written, and the others."""
         first, *others = nodes
         where = self.tree.graph.nodes[first].get("place") if place else None
@@ -659,7 +685,8 @@ class _Checker:
         self.merge_plans[made.node] = found.plan
         return replace(
             made, signature=found.signature, merged=found.merged, kept=found.kept,
-            dropped=found.dropped, frozen=found.frozen, elements=found.elements,
+            dropped=found.dropped, frozen=found.frozen, estimates=found.estimates,
+            elements=found.elements,
             bytes_read=found.bytes_read, bytes_written=found.bytes_written, memory=found.memory,
             notices=found.notices,
         )  # fmt: skip
@@ -769,14 +796,19 @@ def _merged(
     kept = tuple(step.name for step in plan.steps if step.name not in taken)
     seen = [*([plan.layout.base] if plan.layout.base else []), *reversed(plan.layout.models)]
     shapes = {name: info.shape for model in seen for name, info in model.tensors.items()}
-    groups = {"merged": merged, "kept": kept, "dropped": plan.dropped, "frozen": plan.frozen}
+    estimates = tuple(n for own in plan.notices if own.kind == "estimates" for n in own.names)
+    groups = {
+        "merged": merged, "kept": kept, "dropped": plan.dropped, "frozen": plan.frozen,
+        "estimates": estimates,
+    }  # fmt: skip
     elements = {
         group: sum(_elements(shapes[name]) for name in names if name in shapes)
         for group, names in groups.items()
     }
     return _Merged(
         plan, {step.name: (step.dtype, step.shape) for step in plan.steps}, merged, kept,
-        plan.dropped, plan.frozen, elements, bytes_read(plan), plan.bytes_written, _memory(plan),
+        plan.dropped, plan.frozen, estimates, elements, bytes_read(plan), plan.bytes_written,
+        _memory(plan),
         tuple(notice.message for notice in plan.notices if notice.level == "warning"),
     )  # fmt: skip
 

@@ -62,8 +62,10 @@ def plan_text(checkpoint: Checkpoint | StrPath) -> str:
     """
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     made = read_lineage(opened) or {}
-    if any("lora" in step for step in (made, *made.get("ancestors", {}).values())):
-        raise PlanError(f"{opened.path} was made with low-rank adapters, which no plan can say yet")
+    steps = (made, *made.get("ancestors", {}).values())
+    for key, what in (("lora", "low-rank adapters"), ("experts", "packed experts")):
+        if any(key in step for step in steps):
+            raise PlanError(f"{opened.path} was made with {what}, which no plan can say yet")
     return reproduction(opened).text
 
 
@@ -73,7 +75,9 @@ def reproduction(checkpoint: Checkpoint | StrPath) -> Reproduction:
     made = read_lineage(opened)
     if made is None:
         raise PlanError(f"{opened.path} holds no lineage")
-    writer = _Writer(made.get("ancestors", {}))
+    ancestors = made.get("ancestors", {})
+    trains = not all(map(is_merge, (made, *ancestors.values())))
+    writer = _Writer(ancestors, trains)
     tree = writer.root(made)
     content = {"soup": 1, "models": writer.models(), "tree": tree}
     lines = [f"What {opened.name} was made by. The files that went into it, by XXH3-128:"]
@@ -170,8 +174,9 @@ def _import_nothing(made: Mapping[str, Any]) -> None:
 
 
 class _Writer:
-    def __init__(self, ancestors: Mapping[str, Any]) -> None:
+    def __init__(self, ancestors: Mapping[str, Any], trains: bool) -> None:
         self.ancestors = ancestors
+        self.trains = trains
         self.files: dict[str, str] = {}  # digest → name of what lies beside the plan
         self.leaves: dict[str, Any] = {}
         self.nodes: dict[str, Any] = {}
@@ -229,6 +234,8 @@ class _Writer:
                 f"which a plan cannot say: merge with soup merge"
             )
         merge = _merge_of(made)
+        if self.trains:
+            merge.setdefault("estimates", [])  # whatever a trainer would tell today
         if "base" in made:
             merge["base"] = self._file(made["base"])
         return {"of": self._models(made["inputs"]), "merge": merge}
