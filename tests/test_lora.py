@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -1199,3 +1202,28 @@ def test_a_folder_that_adapters_are_folded_into_keeps_its_config(tmp_path: Path)
     modelsoup.merge([base], tmp_path / "out", lora=[a])
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 70_000), (40, 64, 2048)])
+def test_no_byte_of_a_product_depends_on_how_many_threads_a_blas_has(
+    shape: tuple[int, int, int],
+) -> None:
+    code = f"""
+import hashlib, numpy as np
+from modelsoup.merging.sources import rows_of_product
+rows, rank, width = {shape}
+generator = np.random.default_rng(1)
+left = generator.standard_normal((rows, rank)).astype(np.float32)
+right = generator.standard_normal((rank, width)).astype(np.float32)
+made = rows_of_product(left, right)(5, rows * width - 7)
+np.testing.assert_allclose(made, (left @ right).reshape(-1)[5:-7], rtol=1e-3, atol=1e-4)
+print(hashlib.sha256(made.tobytes()).hexdigest())
+"""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "OPENBLAS_NUM_THREADS": threads,
+            "OMP_NUM_THREADS": threads}, capture_output=True, text=True, check=True,
+        ).stdout
+        for threads in ("1", "2")
+    }  # fmt: skip
+    assert len(found) == 1

@@ -33,6 +33,9 @@ class Stored(NamedTuple):
     info: TensorInfo
 
 
+_ALONE = 1 << 18  # multiplications that OpenBLAS does without threads
+_FEWEST = 64  # columns
+
 Read = Callable[[Stored, int, int], np.ndarray]
 """`read(tensor, start, stop)`: elements of a stored tensor, flattened, as float32 or float64."""
 
@@ -140,10 +143,13 @@ class Product:
 def rows_of_product(left: np.ndarray, right: np.ndarray) -> Values:
     """Elements of left · right, the same bytes however it is sliced.
 
-    What BLAS sums up depends on how many rows it is given, so that it gets always the same.
+    What BLAS sums up depends on how many rows it is given, so that it gets always the same. And so
+    few columns that it has no use for threads, of which workers are enough: its own would wait for
+    one another longer than such a product takes.
     """
-    width = right.shape[1]
+    width, rank = right.shape[1], max(1, right.shape[0])
     at_once = max(1, BLOCK // max(1, width))
+    columns = max(_FEWEST, _ALONE // (at_once * rank) // _FEWEST * _FEWEST)
 
     def values(start: int, stop: int) -> np.ndarray:
         first = start // width // at_once * at_once
@@ -151,7 +157,10 @@ def rows_of_product(left: np.ndarray, right: np.ndarray) -> Values:
         made = np.empty((last - first, width), left.dtype)
         for row in range(first, last, at_once):
             place = slice(row, min(row + at_once, last))
-            np.matmul(left[place], right, out=made[row - first : place.stop - first])
+            rows = made[row - first : place.stop - first]
+            for column in range(0, width, columns):
+                part = np.s_[:, column : column + columns]
+                np.matmul(left[place], right[part], out=rows[part])
         flat: np.ndarray = made.reshape(-1)[start - first * width : stop - first * width]
         return flat
 
