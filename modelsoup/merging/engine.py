@@ -156,9 +156,8 @@ class Inputs:
             raise
 
     def reader(self, model: int, info: TensorInfo) -> FileReader:
-        """What reads a tensor of an input; what is applied to the base may read that too."""
-        own = self._readers.get((model, info.file))
-        return self._readers[BASE, info.file] if own is None else own
+        """What reads a tensor of an input."""
+        return self._readers[model, info.file]
 
     @property
     def extra_bytes(self) -> int:
@@ -401,10 +400,10 @@ class Stream:
             if isinstance(opened, _Job):
                 self._open(opened)
             elif opened is not None:
-                model, inputs = opened.source.model, job.inputs
+                inputs = job.inputs
 
-                def read(info: TensorInfo, start: int, stop: int) -> np.ndarray:
-                    return self._peek(inputs, model, info, start, stop)  # noqa: B023
+                def read(of: Stored, start: int, stop: int) -> np.ndarray:
+                    return self._peek(inputs, of.model, of.info, start, stop)  # noqa: B023
 
                 with np.errstate(all="ignore"):  # NaN and infinity are looked for in results
                     opened.values = opened.source.opened(read)

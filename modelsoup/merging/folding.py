@@ -81,16 +81,8 @@ class Multiple:
     of: TensorInfo
     scale: float
     is_delta = True
-
-    @property
-    def reads(self) -> tuple[TensorInfo, ...]:
-        """What is stored, read as it is needed."""
-        return (self.of,)
-
-    @property
-    def memory(self) -> int:
-        """Nothing is kept."""
-        return 0
+    memory = 0
+    at_hand = 0
 
     @property
     def on_demand(self) -> int:
@@ -99,7 +91,8 @@ class Multiple:
 
     def opened(self, read: Read) -> Values:
         """Nothing is read beforehand."""
-        return lambda start, stop: read(self.of, start, stop) * np.float32(self.scale)
+        of = Stored(self.model, self.of)
+        return lambda start, stop: read(of, start, stop) * np.float32(self.scale)
 
 
 @dataclass(frozen=True)
@@ -131,9 +124,9 @@ class Dora:
         return self.product.info
 
     @property
-    def reads(self) -> tuple[TensorInfo, ...]:
-        """Factors, lengths, and the base's tensor twice: its rows are measured first."""
-        return (*self.product.reads, self.magnitude, self.of, self.of)
+    def at_hand(self) -> int:
+        """Factors, lengths, and the base's tensor, whose rows are measured first."""
+        return self.product.at_hand + self.magnitude.nbytes + self.of.nbytes
 
     @property
     def memory(self) -> int:
@@ -150,10 +143,11 @@ class Dora:
         product, shape = self.product.opened(read), self.of.shape
         width = self.of.elements // shape[0]
         by_column = self.product.transposed
+        of, magnitude = Stored(BASE, self.of), Stored(self.model, self.magnitude)
         squares = np.zeros(width if by_column else shape[0])
 
         def summed(start: int, stop: int) -> np.ndarray:
-            return read(self.of, start, stop) + product(start, stop)
+            return read(of, start, stop) + product(start, stop)
 
         at_once = max(1, BLOCK // width)
         for row in range(0, shape[0], at_once):
@@ -165,7 +159,7 @@ class Dora:
                 squares += lengths.sum(0)
             else:
                 squares[row:last] = lengths.sum(1)
-        wanted = read(self.magnitude, 0, self.magnitude.elements).astype(np.float64)
+        wanted = read(magnitude, 0, magnitude.info.elements).astype(np.float64)
         # A row of zeros has no direction, and stays one.
         gains = np.divide(wanted, np.sqrt(squares), out=np.zeros_like(wanted), where=squares > 0)
 

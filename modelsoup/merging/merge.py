@@ -39,14 +39,13 @@ from ..files.companions import (
     Stack,
     adapt_configs,
     companions,
-    is_tokenizer,
+    lost_tokens,
     missing_layers,
-    put_tokenizer,
-    unlike_vocabularies,
 )
 from ..files.dtypes import DTYPES
 from ..files.names import layer_of
 from ..files.placing import LINEAGE_KEY, OccupiedError, check_apart, check_free, check_place
+from ..files.tokenizer import is_tokenizer, put_tokenizer
 from ..files.writer import (
     CheckpointWriter,
     OutputFile,
@@ -61,7 +60,7 @@ from .lineage import Digests, record
 from .methods import get_method
 from .plan import MergePlan, Notice
 from .planning import plan_merge
-from .recipe import Recipe, RecipeFields
+from .recipe import UNION, Recipe, RecipeFields
 from .renames import parse_model
 from .rules import covering
 from .unmade import Unmade
@@ -291,7 +290,11 @@ def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -
             pass
     names = [step.name for step in plan.steps]
     before = () if plan.recipe.slices else list(plan.layout.models[0].tensors)
-    return [*_of_the_list_of_parts(plan, folder, files)] + [
+    tokens = () if plan.tokens is None else lost_tokens(folder, plan.tokens.numbers)
+    of_tokens = [
+        Notice("config", f"{said}, but the output has no such token", ()) for said in tokens
+    ]
+    return [*_of_the_list_of_parts(plan, folder, files), *of_tokens] + [
         Notice("config", f"{said}, but the output lacks {counted(len(gone), 'layer')} of them: "
                f"{listed(gone)}", tuple(gone))
         for said, gone in missing_layers(folder, before, names, _stacks(plan))
@@ -301,11 +304,11 @@ def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -
 def _tokenizer(plan: MergePlan) -> Path | None:
     """The folder whose tokenizer goes along in place of what else would; None if none does."""
     wanted = plan.recipe.tokenizer_from
-    return None if wanted is None else plan.called(wanted).companions
+    return None if wanted in (None, UNION) else plan.called(wanted).companions
 
 
 def _check_tokenizer(plan: MergePlan) -> None:
-    """Whether the tokenizer that was asked for is there, and is of all the models.
+    """Whether the tokenizer that was asked for is there.
 
     Raises:
         MismatchError: it is not.
@@ -315,17 +318,10 @@ def _check_tokenizer(plan: MergePlan) -> None:
     if wanted is None and template is None:
         return
     if folder is None or not is_tokenizer(folder):
-        model = plan.files_from if wanted is None else plan.called(wanted)
+        model = plan.files_from if wanted in (None, UNION) else plan.called(wanted)
         raise MismatchError(
             f"{model.name} has no tokenizer: {option('tokenizer_from', 'MODEL')} takes another's"
         )
-    for model in plan.models if wanted else ():
-        difference = model.companions and unlike_vocabularies(folder, model.companions)
-        if difference:
-            raise MismatchError(
-                f"the tokenizers of {folder.name} and {model.name} are not one: {difference}; "
-                f"embeddings would have to be put in its order first"
-            )
 
 
 def _of_the_list_of_parts(
@@ -416,10 +412,14 @@ def _execute(
             writer.update_metadata(with_lineage(digests, stream.nonfinite_results()))
             if copy_from is not None:
                 if plan.recipe.tokenizer_from or plan.recipe.chat_template is not None:
-                    put_tokenizer(writer.path(""), _tokenizer(plan), plan.recipe.chat_template)
+                    added = () if plan.tokens is None else plan.tokens.added
+                    put_tokenizer(
+                        writer.path(""), _tokenizer(plan), plan.recipe.chat_template, added
+                    )
                 adapt_configs(
                     writer.path(""), [file.prefix for file in files], _changed_dtype(plan),
                     quantised=plan.has_codes, stacks=_stacks(plan),
+                    tokens=None if plan.tokens is None else plan.tokens.numbers,
                 )  # fmt: skip
             if card:
                 from .card import CARD, model_card  # with YAML, which a merge seldom needs

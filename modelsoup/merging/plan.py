@@ -26,6 +26,7 @@ from .rules import (
     source_name,
 )
 from .sources import Source, Stored
+from .vocabularies import Retokenized
 
 Kind = Literal["merge", "copy", "integer", "scales"]
 Level = Literal["warning", "note"]
@@ -111,7 +112,7 @@ class Notice:
 
     Attributes:
         kind: `taken`, `dropped`, `added`, `rest`, `carried`, `quantized`, `recalibrate`, `empty`,
-            `dtype`, `aux`, `matrices`, `config`, `metadata`, `nonfinite` or `output`.
+            `dtype`, `aux`, `tokens`, `matrices`, `config`, `metadata`, `nonfinite` or `output`.
         message: one sentence.
         names: the tensors it is about.
         level: a `warning` is an error under `strict`; a `note` only says what was done.
@@ -150,6 +151,7 @@ class MergePlan:
         may_be_nonfinite: names of tensors that may hold NaN or infinity although they are merged.
         has_codes: whether tensors of the output are codes, of which a config tells.
         aux: auxiliary inputs of methods: for each name a checkpoint a model.
+        tokens: the vocabulary of the output, where models have several.
     """
 
     models: tuple[Checkpoint, ...]
@@ -165,6 +167,7 @@ class MergePlan:
     may_be_nonfinite: frozenset[str] = frozenset()
     has_codes: bool = False
     aux: Mapping[str, tuple[Checkpoint, ...]] = field(default_factory=dict)
+    tokens: Retokenized | None = None
 
     @property
     def files_from(self) -> Checkpoint:
@@ -191,12 +194,9 @@ class MergePlan:
     def bytes_at_hand(self, step: Step) -> int:
         """Bytes that are read beside the streaming: for sources that are computed, and samples."""
         computed = sum(
-            info.nbytes
-            for source in step.sources if not isinstance(source, Stored) for info in source.reads
+            source.at_hand + step.passes * source.on_demand
+            for source in step.sources if not isinstance(source, Stored)
         )  # fmt: skip
-        computed += (step.passes - 1) * sum(
-            source.on_demand for source in step.sources if not isinstance(source, Stored)
-        )
         if step.outline is None or step.tensor is None:
             return computed
         bits = sum(DTYPES[source.info.dtype].bits for source in step.sources)

@@ -37,7 +37,7 @@ from .layout import Layout, laid_out
 from .methods import Method, Outline, build_parameters, get_method, outline
 from .plan import Level, MergePlan, Notice, Step, model_called
 from .proposals import proposal
-from .recipe import OnInteger, Recipe, check_beta
+from .recipe import UNION, OnInteger, Recipe, check_beta
 from .renames import parse_model
 from .rules import (
     BASE,
@@ -48,8 +48,9 @@ from .rules import (
     names_of,
     plainly,
 )
-from .sources import Source, Stored
+from .sources import RowsOf, Source, Stored
 from .values import has_gradient, patterns_in, value_at, varies
+from .vocabularies import Retokenized, in_one_order
 
 ZERO_SUM = 1e-8
 """Weights whose sum is smaller cannot be normalised."""
@@ -85,6 +86,9 @@ def plan_merge(
     """
     given = tuple(models)
     layout = laid_out(given, base, recipe.renames, recipe.slices)
+    tokens = None
+    if recipe.tokenizer_from is not None:
+        layout, tokens = in_one_order(layout, given, base, recipe.tokenizer_from, recipe.files_from)
     beside = {name: tuple(found) for name, found in (aux or {}).items()}
     for name, found in beside.items():
         if len(found) != len(given):
@@ -94,7 +98,11 @@ def plan_merge(
             )
     if beside and recipe.slices:
         raise ParameterError("slices stack layers anew, and auxiliary inputs go by the old ones")
-    return _Planner(given, base, layout, recipe, beside).plan()
+    if beside and tokens is not None:
+        raise ParameterError(
+            "rows of embeddings are put in another order, and auxiliary inputs go by the old one"
+        )
+    return _Planner(given, base, layout, recipe, beside, tokens).plan()
 
 
 class _Prepared:
@@ -123,9 +131,10 @@ class _Planner:
 
     def __init__(
         self, given: tuple[Checkpoint, ...], given_base: Checkpoint | None, layout: Layout,
-        recipe: Recipe, aux: Mapping[str, tuple[Checkpoint, ...]],
+        recipe: Recipe, aux: Mapping[str, tuple[Checkpoint, ...]], tokens: Retokenized | None,
     ) -> None:  # fmt: skip
         self.aux = aux
+        self.tokens = tokens
         self.used_aux: set[str] = set()  # of which a tensor is read
         self.given = given, given_base
         self.layout = layout
@@ -221,6 +230,7 @@ class _Planner:
         return MergePlan(
             *self.given, recipe, assignment, tuple(map(self._placed, steps)), tuple(dropped), added,
             frozen, self._collected(), self.layout, frozenset(nonfinite), self.has_codes, self.aux,
+            self.tokens,
         )  # fmt: skip
 
     def _placed(self, step: Step) -> Step:
@@ -231,13 +241,14 @@ class _Planner:
             None if found is None else self._placed_scales(source.model, found)
             for source, found in zip(step.sources, step.scales, strict=bool(step.scales))
         )
-        sources = tuple(
-            Stored(*self.layout.origin(s.model, s.info))
-            if isinstance(s, Stored) and s.model < len(self.models)
-            else s
-            for s in step.sources
-        )
-        return step._replace(sources=sources, scales=scales)
+        return step._replace(sources=tuple(map(self._placed_source, step.sources)), scales=scales)
+
+    def _placed_source(self, source: Source) -> Source:
+        if source.model >= len(self.models):  # beside the models
+            return source
+        if isinstance(source, RowsOf):
+            return replace(source, model=self.layout.origin(source.model, source.info)[0])
+        return Stored(*self.layout.origin(source.model, source.info))
 
     def _placed_scales(self, place: int, scales: Scales) -> Scales:
         _, info = self.layout.origin(place, self._model(place).tensors[scales.name])
@@ -247,7 +258,8 @@ class _Planner:
         models, base = self.given
         count = 1 if self.adapted else len(models)
         for name in ("files_from", "tokenizer_from"):
-            wanted = parse_model(name, getattr(self.recipe, name) or "first")
+            word = getattr(self.recipe, name) or "first"
+            wanted = 0 if word == UNION else parse_model(name, word)
             if wanted >= count or (wanted == BASE and base is None):
                 raise ParameterError(
                     f"{name} is {model_called(wanted)}, but there "
@@ -498,7 +510,7 @@ class _Planner:
         self, name: str, index: int, model: int, info: TensorInfo, dtype: str | None = None
     ) -> list[Step]:
         """A tensor of one model, with its scales, or without where it is stored as a wider one."""
-        source, scales = (Stored(model, info),), self._scales(model, name)
+        source, scales = (self._stored(model, info),), self._scales(model, name)
         if name not in self.packed:  # of which every part is read as it was stored
             dtype = self._output_dtype(dtype or info.dtype)
         dtype = dtype or info.dtype
@@ -544,7 +556,7 @@ class _Planner:
         if base is not None and based is None:
             return self._fault("missing from the base model", name)
         own = map(self._source, range(len(infos)), infos)
-        sources = (*(() if based is None else (Stored(BASE, based),)), *own)
+        sources = (*(() if based is None else (self._stored(BASE, based),)), *own)
         scales = tuple(self._scales(s.model, name) for s in sources) if self.is_quantized else ()
         beside = self._beside(method, name, infos[0].shape)
         if beside is None:
@@ -570,9 +582,10 @@ class _Planner:
             self.is_merged = True
             return [Step(name, dtype, infos[0].shape, "copy", index, sources[-1:])]
         if asked.only is not None:
-            copied, info = sources[asked.only]
-            if self._is_alike(name, infos[0], copied):
-                return self._copy(name, index, copied, info, infos[0].dtype)
+            only = sources[asked.only]
+            info = self._model(only.model).tensors[name] if isinstance(only, RowsOf) else only.info
+            if self._is_alike(name, infos[0], only.model):
+                return self._copy(name, index, only.model, info, infos[0].dtype)
         else:
             self.is_merged = True
         step = Step(
@@ -624,7 +637,13 @@ class _Planner:
     def _source(self, model: int, info: TensorInfo) -> Source:
         """Where the values of a model's tensor come from."""
         found = self.models[model]
-        return found.source(model, info) if isinstance(found, Adapted) else Stored(model, info)
+        if isinstance(found, Adapted):
+            return found.source(model, info)
+        return self._stored(model, info)
+
+    def _stored(self, place: int, info: TensorInfo) -> Source:
+        """A tensor as it is stored, or with its rows in another order."""
+        return self.layout.gathered.get((place, info.name)) or Stored(place, info)
 
     def _is_replaced(self, asked: Outline, sources: Sequence[Source]) -> bool:
         """Whether what one adapter alone has in the place of a tensor is all of the result."""
@@ -778,8 +797,24 @@ class _Planner:
             for (kind, what, level), names in self.notices.items()
         ]  # fmt: skip
         unmatched = [Notice("parameters", said, ()) for said in self.unmatched]
+        unmatched += self._of_tokens()
         taken = [Notice("taken", note, (), "note") for m in self.every for note in m.notes]
         return (*taken, *unmatched, *notices, *self.matrices)
+
+    def _of_tokens(self) -> list[Notice]:
+        """What was gathered anew, and what models lacked of it."""
+        if self.tokens is None:
+            return []
+        names = list(dict.fromkeys(name for _, name in self.layout.gathered))
+        told = (
+            f"{are_counted(len(names), 'tensor')} put in the order of the output's "
+            f"{counted(self.tokens.numbers.after, 'token')}: {listed(names)}"
+        )
+        lacking = [
+            f"{model_called(k)} lacks {count:,}" for k, count in self.tokens.filled.items() if count
+        ]
+        more = f" ({' and '.join(lacking)})" if lacking else ""
+        return [Notice("tokens", told + more, tuple(names), "note")]
 
 
 def _sized_up(steps: Sequence[Step]) -> str:

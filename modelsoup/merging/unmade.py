@@ -87,8 +87,8 @@ def can_be_unmade(plan: MergePlan) -> bool:
 
 
 def takes_unmade(plan: MergePlan) -> bool:
-    """Whether a merge needs none of its inputs before it begins, to compare integers."""
-    return not any(is_undecided(step) for step in plan.steps)
+    """Whether a merge takes its inputs element by element, and none of them before it begins."""
+    return not plan.layout.gathered and not any(is_undecided(step) for step in plan.steps)
 
 
 def is_undecided(step: Step) -> bool:

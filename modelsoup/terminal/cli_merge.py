@@ -127,7 +127,10 @@ from .cli_shared import (
     "[default: first]",
 )
 @click.option(
-    "--tokenizer-from", metavar="MODEL", help="Whose tokenizer does.  [default: as --files-from]"
+    "--tokenizer-from",
+    metavar="MODEL|union",
+    help="Whose tokenizer does, or the tokens of all; embeddings are put in its order.  "
+    "[default: as --files-from]",
 )
 @click.option(
     "--dtype",

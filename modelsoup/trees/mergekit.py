@@ -20,7 +20,7 @@ from ..files.reading import read_small
 from ..files.yaml_text import MAX_BYTES, YamlText, read_documents
 from ..merging.layout import Span, slice_text
 from ..merging.methods import Parameter, check_value, get_method, registered_methods
-from ..merging.recipe import Recipe
+from ..merging.recipe import UNION, Recipe
 from ..merging.renames import model_word
 from ..merging.rules import BASE, Rule
 from ..merging.values import Gradient, ParameterValue, Scalar, Single, Varying, parse_value
@@ -592,9 +592,9 @@ class _Reader:
                 if key != "source":
                     raise self._refuse(("tokenizer", key), f"{key} of a tokenizer is not supported")
             source, way = tokenizer.get("source", "union"), ("tokenizer", "source")
-        if source == "union":
-            raise self._refuse(way, "the union of tokenizers is not supported (base, or a model)")
-        if source is not None:
+        if source == UNION:
+            fields["tokenizer_from"] = UNION
+        elif source is not None:
             model = (self.base or models[0]) if source == "base" else self._model(way, source)
             if model not in models and not (self.has_base and model == self.base):
                 raise self._refuse(way, f"{source!r} is none of the models that are merged")

@@ -32,12 +32,14 @@ from ..files.digest import content_of
 from ..files.dtypes import DTYPES
 from ..files.header import Row, read_header
 from ..files.placing import overlapped
+from ..files.tokenizer import Vocabulary, vocabulary_of
 from ..merging.engine import STATE, default_workers
 from ..merging.forms import Whole
 from ..merging.methods import code_version, get_method
 from ..merging.plan import MergePlan, Step
 from ..merging.planning import plan_merge
 from ..merging.recipe import Recipe, methods_of, recipe_as_json
+from ..merging.renames import parse_model
 from ..merging.rules import BASE
 from ..merging.sources import Stored
 from ..merging.unmade import Unmade, can_be_unmade, takes_unmade
@@ -335,7 +337,7 @@ def node_key(
         content["methods"] = {name: code_version(get_method(name)) for name in methods_of(recipe)}
         if operation.base is not None:
             more.append(digest(operation.base))
-        if "base" in (recipe.files_from, recipe.tokenizer_from):
+        if recipe.files_from == "base" or recipe.tokenizer_from is not None:
             first = operation.base
     else:
         trainer, options = trainer_of(operation.training)
@@ -449,6 +451,7 @@ class _Checker:
     headers: dict[int, tuple[list[Row], Signature]] = field(default_factory=dict)
     merges: dict[Any, _Merged | SoupError] = field(default_factory=dict)
     merge_plans: dict[str, MergePlan] = field(default_factory=dict)  # node → what it does
+    vocabularies: dict[Path, Vocabulary | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for node, operation in self.tree.operations():
@@ -647,11 +650,14 @@ class _Checker:
         if len(known) < len(signatures):
             return made  # a trainer will tell
         recipe = json.dumps(recipe_as_json(operation.recipe), sort_keys=True)
-        key = (recipe, str(operation.base), *map(id, known))
+        tokens: list[Vocabulary | None] = []
+        if operation.recipe.tokenizer_from is not None:
+            tokens = [self._vocabulary(node.node) for node in inputs]
+            tokens += [] if operation.base is None else [self._vocabulary_at(operation.base)]
+        key = (recipe, str(operation.base), *map(id, known), *map(id, tokens))
         if key not in self.merges:
-            self.merges[key] = _merged(
-                operation.recipe, known, [node.node for node in inputs], base, operation.base
-            )
+            names = [node.node for node in inputs]
+            self.merges[key] = _merged(operation.recipe, known, names, base, operation.base, tokens)
             if isinstance(made_once := self.merges[key], _Merged):
                 signature = self._intern(made_once.signature)
                 self.merges[key] = replace(made_once, signature=signature)
@@ -665,6 +671,29 @@ class _Checker:
             bytes_read=found.bytes_read, bytes_written=found.bytes_written, memory=found.memory,
             notices=found.notices,
         )  # fmt: skip
+
+    def _vocabulary(self, node: str) -> Vocabulary | None:
+        """The tokens of the tokenizer that lies beside a node's checkpoint, if one does."""
+        first = node
+        while inputs := self.tree.inputs(first):  # it is a folder where that is one
+            first = inputs[0]
+        if not any(path.is_dir() for path in checkpoints_of(self.tree.operation(first))):
+            return None
+        operation, inputs = self.tree.operation(node), self.tree.inputs(node)
+        index = 0
+        if isinstance(operation, Merge) and node in self.merge_plans:
+            if (made := self.merge_plans[node].tokens) is not None:
+                return made.vocabulary
+            recipe = operation.recipe
+            index = parse_model("the model", recipe.tokenizer_from or recipe.files_from or "first")
+        if inputs and index != BASE:
+            return self._vocabulary(inputs[index])
+        return self._vocabulary_at(checkpoints_of(operation)[0])
+
+    def _vocabulary_at(self, path: Path) -> Vocabulary | None:
+        if path not in self.vocabularies:
+            self.vocabularies[path] = vocabulary_of(path)
+        return self.vocabularies[path]
 
     def _training(
         self, made: NodePlan, operation: Train | FineTune, inputs: Sequence[NodePlan]
@@ -754,11 +783,13 @@ def _compare(
 
 def _merged(
     recipe: Recipe, signatures: Sequence[Signature], names: Sequence[str], base: Signature | None,
-    base_path: Path | None,
+    base_path: Path | None, vocabularies: Sequence[Vocabulary | None] = (),
 ) -> _Merged | SoupError:  # fmt: skip
     """What `plan_merge` says of models that need not exist yet."""
     models = [virtual(name, signature) for name, signature in zip(names, signatures, strict=True)]
     based = None if base is None else virtual(str(base_path), base)
+    for model, own in zip([*models, *([based] if based else [])], vocabularies, strict=False):
+        model.vocabulary = own
     try:
         with speaking("plan"):
             plan = plan_merge(models, recipe, base=based)
@@ -821,7 +852,13 @@ def _memory(plan: MergePlan) -> int:
     return _BUFFERS + _PER_TENSOR * tensors + gathered + sum(sorted(whole)[-default_workers() :])
 
 
-def virtual(name: str, signature: Signature) -> Checkpoint:
+class Virtual(Checkpoint):
+    """A checkpoint that need not exist yet; what its tokenizer will know is told."""
+
+    vocabulary: Vocabulary | None = None
+
+
+def virtual(name: str, signature: Signature) -> Virtual:
     """A checkpoint that need not exist yet: names, dtypes and shapes, and no bytes to read."""
     path, start = Path(name), 0
     tensors = {}
@@ -829,7 +866,7 @@ def virtual(name: str, signature: Signature) -> Checkpoint:
         nbytes = _nbytes(dtype, shape)
         tensors[tensor] = TensorInfo(tensor, dtype, shape, path, start, nbytes)
         start += nbytes
-    return Checkpoint(path, (path,), tensors, {}, is_folder=False)
+    return Virtual(path, (path,), tensors, {}, is_folder=False)
 
 
 def _elements(shape: Sequence[int]) -> int:
