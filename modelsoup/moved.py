@@ -61,7 +61,7 @@ MOVED = {
     "trainer_options": "trees.trainer_options",
     "tree": "trees.operations",
     "tree_yaml": "trees.tree_yaml",
-    "unmade": "merging.unmade",
+    "unmade": "merging.plan",
     "verification": "merging.verification",
     "writer": "files.writer",
     "yaml_text": "files.yaml_text",

@@ -271,12 +271,13 @@ def test_every_module_has_tests_that_its_mutants_must_fail():
 def test_the_sizes_that_the_docs_tell_are_those_of_the_code():
     page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     stream = importlib.import_module("modelsoup.merging.engine")
+    jobs = importlib.import_module("modelsoup.merging.jobs")
     for said, own in (
         ("slices of 1 Mi elements", stream.SLICE == 1 << 20),
         ("all buffers stay under 48 MB", stream._BUFFERS == 48 << 20),
         ("blocks of 64 Ki elements", stream.BLOCK == 64 << 10),
-        ("at most 256 MB of input", stream._GROUP == 256 << 20),
-        ("32 MB of what is gathered", stream.STATE == 32 << 20),
+        ("at most 256 MB of input", jobs.GROUP == 256 << 20),
+        ("32 MB of what is gathered", jobs.STATE == 32 << 20),
         ("merges under 128 Mi", stream._WORTH_LOOPS == 128 << 20),
     ):
         assert said in page and own, said

@@ -218,6 +218,31 @@ tree: {{of: [{{of: [a, b], merge: {{{inner}}}}}, c]}}
     assert ("chat_template.jinja" in plain) == inner.startswith("chat_template")
 
 
+def test_a_part_that_the_first_model_has_not_brings_its_folder_along(tmp_path: Path):
+    for seed, name in enumerate("abc"):
+        for part in ("unet", "vae") if name == "b" else ("unet",):
+            inside = tmp_path / name / part
+            inside.mkdir(parents=True)
+            weights = np.random.default_rng(seed).normal(size=(3, 4))
+            save_file({"w": weights}, inside / "diffusion_pytorch_model.safetensors")
+            (inside / "config.json").write_text(json.dumps({"of": f"{name}/{part}"}))
+    text = """
+soup: 1
+models: {a: a, b: b, c: c}
+tree:
+  of: [{of: [a, b], merge: {layers: {"vae/*": second}}}, c]
+  merge: {layers: {"vae/*": first}}
+defaults: {merge: {rest: merge}}
+"""
+    tree, _ = parse_tree(text, folder=tmp_path)
+    assert not any(node.fused for node in check(tree, fuse=True).nodes.values())
+    run(tree, tmp_path / "out", store=tmp_path / "store", fuse=True)
+    vae = tmp_path / "out" / "vae"
+    assert json.loads((vae / "config.json").read_text()) == {"of": "b/vae"}
+    kept = modelsoup.open_checkpoint(tmp_path / "out")["vae/w"]
+    assert np.array_equal(kept, np.random.default_rng(1).normal(size=(3, 4)))
+
+
 def test_the_lineage_of_a_fused_result_gives_back_its_plan(tmp_path: Path):
     write(tmp_path)
     tree, _ = parse_tree(NESTED, folder=tmp_path)

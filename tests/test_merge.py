@@ -46,8 +46,9 @@ from modelsoup.files.placing import LINEAGE_KEY, PARTIAL_SUFFIX
 from modelsoup.files.writer import OutputTensor, layout
 from modelsoup.merging import compiled as fused
 from modelsoup.merging import merge as engine
-from modelsoup.merging.engine import SLICE, Inputs, Stream
+from modelsoup.merging.engine import SLICE, Stream
 from modelsoup.merging.forms import BLOCK
+from modelsoup.merging.inputs import Inputs
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -372,7 +373,7 @@ def test_slices_are_as_long_as_all_buffers_allow(count: int, blocks: int, tmp_pa
         save(tmp_path / "a.safetensors", {"x": np.ones(4, np.float32)})
     )
     plan = modelsoup.plan_merge([model] * count, modelsoup.Recipe())
-    inputs = Inputs(plan, sha256=False)
+    inputs = Inputs(plan.stored)
     try:
         assert Stream(plan, inputs, 4, SLICE, None).slice_elements == blocks * BLOCK
     finally:

@@ -28,9 +28,9 @@ from safetensors.numpy import save_file
 import modelsoup
 from modelsoup.errors import speaking
 from modelsoup.files.writer import layout
-from modelsoup.merging import engine as stream
 from modelsoup.merging import merge as engine
 from modelsoup.merging.forms import BLOCK, Block, PerModel, Tensor
+from modelsoup.merging.jobs import GROUP, groups
 from modelsoup.merging.methods import registry
 from modelsoup.merging.reductions import Gram, Largest
 
@@ -1732,11 +1732,11 @@ def test_what_is_gathered_of_tensors_is_bounded_before_they_are_read(tmp_path: P
 def test_tensors_that_are_read_more_than_once_are_read_in_groups_that_memory_holds() -> None:
     def job(nbytes: int, *, is_gathered: bool) -> Any:
         step = SimpleNamespace(state_bytes=0, elements=nbytes)
-        readers = [(None, SimpleNamespace(nbytes=nbytes))] * 2
-        return SimpleNamespace(step=step, readers=readers, is_gathered=is_gathered)
+        streamed = [(None, SimpleNamespace(nbytes=nbytes))] * 2
+        return SimpleNamespace(step=step, streamed=streamed, is_gathered=is_gathered)
 
-    half = stream._GROUP // 4  # of each of two models
+    half = GROUP // 4  # of each of two models
     jobs = [job(half, is_gathered=True) for _ in range(5)]
-    assert [len(group) for group in stream._groups(jobs)] == [2, 2, 1]
+    assert [len(group) for group in groups(jobs)] == [2, 2, 1]
     jobs = [job(half, is_gathered=False) for _ in range(5)]
-    assert [len(group) for group in stream._groups(jobs)] == [5]
+    assert [len(group) for group in groups(jobs)] == [5]

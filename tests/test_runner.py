@@ -41,8 +41,8 @@ from modelsoup import (
     parse_tree,
 )
 from modelsoup.files.placing import remove_stale
-from modelsoup.merging.engine import default_workers
 from modelsoup.merging.methods import registry
+from modelsoup.merging.workers import default_workers
 from modelsoup.running.processes import ProcessExecutor
 from modelsoup.terminal import show_tree
 from modelsoup.trees.plan import check, node_seed

@@ -36,7 +36,7 @@ SOURCES = [
     for folder in ("modelsoup", "adapters/modelsoup_i2i", "adapters/modelsoup_openvino")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
-MUTABLE = {"_Job", "_Checker", "_Value", "_Open", "_Model", "Survey", "Look", "Subject", "_Call"}
+MUTABLE = {"Job", "_Checker", "_Value", "_Open", "_Model", "Survey", "Look", "Subject", "_Call"}
 """What is filled in while it is worked on."""
 
 

@@ -7,7 +7,9 @@
 
 A, the rich domain, are T-shirts, dresses, coats and shirts, 500 of each, which nobody is told; B,
 the poor one, are pullovers. A row's name says what it is, and after a colon how many pictures B
-has: `k4` is `k4:200`. What a row begins with is made first. It is measured on test pictures.
+has: `k4` is `k4:200`. Of rows called `shoes-` both domains are rich: 375 pictures of each of those
+kinds, and 500 of sandals, of sneakers and of boots. What a row begins with is made first. It is
+measured on test pictures.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import csv
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -24,8 +27,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fashion import EXTRACTOR, JUDGE, arguments, carry_out, classifier, file_of, make, spread
 
-RICH, POOR = ("T-shirt", "dress", "coat", "shirt"), "pullover"
-EACH, TESTS = 500, 250  # pictures of a kind of A; test pictures of each
+RICH, POOR = ("T-shirt", "dress", "coat", "shirt"), ("pullover",)
+SHOES = ("sandal", "sneaker", "ankle-boot")
+EACH = 500  # pictures of a kind
+TESTED = 1000  # test pictures of a domain
 USUAL = 200  # pictures of B, where a row does not say
 STEPS = 3000
 TRANSLATOR = {
@@ -48,12 +53,14 @@ class Row:
         options: beside those that all have.
         start: the row that it begins with, with as many pictures of B.
         told: what it shows.
+        exported: the row whose modalities are its classes, as folders.
     """
 
     trainer: str
     options: dict[str, Any] = field(default_factory=dict)
     start: str | None = None
     told: str = ""
+    exported: str | None = None
 
 
 def rows() -> dict[str, Row]:
@@ -98,13 +105,36 @@ def rows() -> dict[str, Row]:
                  "batch": 128}  # fmt: skip
         found[f"encoder-{k}"] = Row("modality", again, "encoder", told=f"the same, k {k}")
         found[f"k{k}"] = Row("balagan", more, f"encoder-{k}", told=f"{k} modalities")
-    return found
+    both = {"k": 4, "k_b": 3}
+    styles = {"size": 32, "width": 16, "most": 128, "hidden": 64, "style": 16}
+    return found | {
+        "shoes-encoder": Row("modality", ENCODER | both, told="contrastive, k 4 and 3"),
+        "shoes-k1": Row("balagan", told="one class each, both rich"),
+        "shoes-k7": Row(
+            "balagan", both | {"encoder": "small"}, "shoes-encoder", told="4 and 3 modalities",
+        ),
+        "shoes-starganv2-2": Row("starganv2", styles, told="StarGAN v2, both rich"),
+        "shoes-starganv2-7": Row(
+            "starganv2", styles, exported="shoes-encoder", told="StarGAN v2, 7 modalities",
+        ),
+    }  # fmt: skip
+
+
+def domains(name: str) -> tuple[str, tuple[str, ...]]:
+    """How the folders of a row's pictures begin, and the kinds of B."""
+    return ("shoes-", SHOES) if name.startswith("shoes-") else ("", POOR)
 
 
 def parted(name: str) -> tuple[Row, int]:
     """A row by its name, and how many pictures of B it has."""
     own, _, count = name.partition(":")
-    return rows()[own], int(count or USUAL)
+    return rows()[own], int(count or of_b(own))
+
+
+def of_b(name: str) -> int:
+    """How many pictures of B a row has that does not say."""
+    poor = domains(name)[1]
+    return USUAL if poor == POOR else EACH * len(poor)
 
 
 def file_name(name: str, seed: int | None, suffix: str = ".safetensors") -> str:
@@ -121,14 +151,18 @@ def pictures(data: Path, folder: Path) -> None:
 
     if (folder / "random.csv").exists():
         return
-    for part, each, file in (("train", EACH, "train.h5"), ("test", TESTS, "test.h5")):
-        stored = find_classes(data / file, only=(*RICH, POOR)).of_each()
-        for name in (*RICH, POOR):
-            count = 4 * TESTS if name == POOR and part == "test" else each
-            place = folder / (f"{part}B" if name == POOR else f"{part}A/{name}")
-            place.mkdir(parents=True, exist_ok=True)
-            for n, picture in enumerate(stored[name][:count]):
-                save_png(read_picture(picture, 3), place / f"{n}.png")
+    for row, of_a, of_b in (("", EACH, EACH), ("shoes-", 3 * EACH // len(RICH), EACH)):
+        start, poor = domains(row)
+        for domain, kinds, each in (("A", RICH, of_a), ("B", poor, of_b)):
+            for part in ("train", "test"):
+                stored = find_classes(data / f"{part}.h5", only=kinds).of_each()
+                count = each if part == "train" else TESTED // len(kinds)
+                for name in kinds:
+                    place = folder / f"{start}{part}{domain}"
+                    place = place / name if len(kinds) > 1 else place
+                    place.mkdir(parents=True, exist_ok=True)
+                    for n, picture in enumerate(stored[name][:count]):
+                        save_png(read_picture(picture, 3), place / f"{n}.png")
     rng = np.random.default_rng(0)
     with (folder / "random.csv").open("w", newline="", encoding="utf-8") as table:
         writer = csv.writer(table)
@@ -139,8 +173,11 @@ def pictures(data: Path, folder: Path) -> None:
 
 def command(name: str, seed: int | None, steps: int = STEPS) -> list[str]:
     """The `soup train` command of a row, in the folder of results."""
-    row, count = parted(name)
-    options: dict[str, Any] = {"data_a": "trainA", "data_b": "trainB", "count_b": count}
+    (row, count), (start, poor) = parted(name), domains(name)
+    options: dict[str, Any] = {"data_a": f"{start}trainA", "data_b": f"{start}trainB"}
+    options |= {"count_b": count} if poor == POOR else {}
+    if row.exported is not None:
+        options = {"data": exported(row.exported, seed)}
     options |= {"threads": 0, "sheet_every": 0 if row.trainer == "modality" else 500}
     if row.trainer != "modality":
         options |= {"steps": steps} | (TRANSLATOR if row.trainer == "balagan" else {})
@@ -154,17 +191,39 @@ def command(name: str, seed: int | None, steps: int = STEPS) -> list[str]:
     return words
 
 
+def exported(name: str, seed: int | None) -> str:
+    """The folder of a row's modalities, a folder for each, as classes for another trainer."""
+    return file_name(name, seed, "-classes")
+
+
+def commands(name: str, seed: int | None, steps: int = STEPS) -> Iterator[list[str]]:
+    """All that makes a row: what its classes are exported by, and its training."""
+    row, (start, _) = parted(name)[0], domains(name)
+    if row.exported is not None:
+        words = ["soup", "i2i", "modalities", file_name(row.exported, seed), f"{start}trainA"]
+        words += ["--b", f"{start}trainB", "-o", exported(row.exported, seed), "--as", "folders"]
+        yield words
+    yield command(name, seed, steps)
+
+
 def translation(name: str, seed: int | None) -> list[str]:
     """The command that translates the test pictures of A, each like one of B's where that helps."""
-    words = ["soup", "i2i", "translate", file_name(name, seed), "testA"]
+    row, (start, poor) = parted(name)[0], domains(name)
+    words = ["soup", "i2i", "translate", file_name(name, seed), f"{start}testA"]
     words += [file_name(name, seed, "-made"), "--device", "cpu"]
-    return words + (["--reference", "testB"] if parted(name)[0].trainer == "balagan" else [])
+    if row.trainer == "balagan":
+        words += ["--reference", f"{start}testB"]
+    if row.trainer == "starganv2":  # whose styles are of a class; pictures have a noise each
+        every = [f"B_{n:02d}" for n in range(len(poor))] if row.exported else ["B"]
+        words += ["--classes", ",".join(every)]
+    return words
 
 
 def needed(name: str) -> list[str]:
     """The rows that a row begins with, the first ones first, and itself."""
-    start = parted(name)[0].start
-    return [*([] if start is None else needed(_with(start, name))), name]
+    row = parted(name)[0]
+    before = row.start or row.exported
+    return [*([] if before is None else needed(_with(before, name))), name]
 
 
 def _with(start: str, name: str) -> str:
@@ -185,19 +244,22 @@ def measure(name: str, folder: Path, seed: int | None) -> None:
         return
     if not made.exists():
         carry_out(translation(name, seed), folder)
+    start, poor = domains(name)
     fake, real, seen = (
         [read_image(file) for file in list_images(place)]
-        for place in (made, folder / "testB", folder / "testA")
+        for place in (made, folder / f"{start}testB", folder / f"{start}testA")
     )
     own = folder / f"{EXTRACTOR}.safetensors"
     names = [f"fd-{EXTRACTOR}", f"kd-{EXTRACTOR}"]
     found = evaluate(fake, real, metrics=names, extractor=own)
     told = dict(zip(("fd", "kd"), (one.value for one in found), strict=True))
     judge = extractors.classifier(folder / f"{JUDGE}.safetensors")
-    told["rc"] = accuracy(judge, {POOR: fake}, indices_in(judge, [POOR])).value
+    kinds = indices_in(judge, poor)
+    told["rc"] = sum(accuracy(judge, {kind: fake}, kinds).value for kind in poor)
     looks = extractors.classifier(own)
     of_fake, of_real = (features(some, looks) for some in (fake, real))
-    figures = collapse({"": of_fake}, {"": of_real}, rank=source_rank(seen, fake)).figures()
+    rank = source_rank(seen * (len(fake) // len(seen)), fake)  # of each class, all pictures
+    figures = collapse({"": of_fake}, {"": of_real}, rank=rank).figures()
     told |= {metric: figures[metric] for metric in MEASURED if metric in figures}
     kept.write_text(json.dumps(told), "utf-8")
 
@@ -213,7 +275,7 @@ def table(folder: Path) -> str:
             name, _, count = name.partition("-of-")
             if name == own:
                 told = json.loads(file.read_text("utf-8"))
-                of_count.setdefault(int(count or USUAL), []).append(told)
+                of_count.setdefault(int(count or of_b(own)), []).append(told)
         for count, found in sorted(of_count.items()):
             cells = [spread([one[metric] for one in found if metric in one]) for metric in MEASURED]
             cells = [own, row.told, str(count), *cells, str(len(found))]
@@ -235,7 +297,7 @@ def main() -> None:
     trainings = [classifier(name, given.data) for name in (EXTRACTOR, JUDGE)]
     for seed in given.seeds:
         of_seed = dict.fromkeys(own for name in given.rows for own in needed(name))
-        trainings += [command(name, seed, given.steps) for name in of_seed]
+        trainings += [words for name in of_seed for words in commands(name, seed, given.steps)]
     if not given.print:
         pictures(given.data, given.results)
     make(trainings, given.results, printed=given.print)

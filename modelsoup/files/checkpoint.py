@@ -136,10 +136,6 @@ class Checkpoint(Mapping[str, np.ndarray]):
         """The tokens of its tokenizer, where there is one that tells them; it is read each time."""
         return None if self.companions is None else vocabulary_of(self.companions)
 
-    def bytes_to_read(self, info: TensorInfo) -> int:
-        """How many bytes are read to have one of its tensors."""
-        return info.nbytes
-
     @property
     def nbytes(self) -> int:
         """The tensors' bytes, headers not counted."""

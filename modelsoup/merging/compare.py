@@ -14,8 +14,8 @@ import numpy as np
 from ..errors import ParameterError, nearest
 from ..files.checkpoint import Checkpoint, StrPath, TensorInfo, open_checkpoint
 from ..files.dtypes import DTYPES, numpy_dtype
-from .engine import default_workers
 from .forms import BLOCK
+from .workers import default_workers
 
 By = Literal["tensor", "layer", "group"]
 BY: tuple[By, ...] = ("tensor", "layer", "group")

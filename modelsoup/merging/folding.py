@@ -16,7 +16,6 @@ from ..files.adapters import Adapter, Added, Base, Update
 from ..files.checkpoint import Checkpoint, TensorInfo
 from ..files.quantized import scaled_weights
 from .forms import BLOCK
-from .rules import BASE
 from .sources import Product, Read, Source, Stored, Values, computed_info
 
 
@@ -50,49 +49,50 @@ class Adapted(Checkpoint):
                     f"the lengths of its rows are not known, so dequantise it first"
                 )
 
-    def source(self, model: int, info: TensorInfo) -> Source:
-        """Where the values of a tensor come from.
-
-        Args:
-            model: this model's index.
-            info: the base's tensor.
-        """
+    def source(self, info: TensorInfo) -> Source:
+        """Where the values of one of the base's tensors come from."""
         change = self.changes.get(info.name)
         if change is None:
-            return Stored(BASE, info)
+            return Stored(self.base, info)
         if isinstance(change, TensorInfo):
-            return Stored(model, change)
+            return Stored(self, change)
         # In the dtype of the arithmetic, and so not rounded before it.
         computed = computed_info(info.name, info.shape, "F64" if info.dtype == "F64" else "F32")
         if isinstance(change, Added):
-            return Multiple(model, computed, change.info, change.scale)
+            return Multiple(computed, Stored(self, change.info), change.scale)
         product = Product(
-            model, computed, change.up, change.down, change.scale, change.is_transposed, change.mid
-        )
-        return product if change.magnitude is None else Dora(product, info, change.magnitude)
+            computed, Stored(self, change.up), Stored(self, change.down), change.scale,
+            change.is_transposed, None if change.mid is None else Stored(self, change.mid),
+        )  # fmt: skip
+        if change.magnitude is None:
+            return product
+        return Dora(product, Stored(self.base, info), Stored(self, change.magnitude))
 
 
 @dataclass(frozen=True)
 class Multiple:
     """A task vector that is stored, times a number."""
 
-    model: int
     info: TensorInfo
-    of: TensorInfo
+    of: Stored
     scale: float
     is_delta = True
     memory = 0
     at_hand = 0
 
     @property
+    def model(self) -> Checkpoint:
+        """That of the task vector."""
+        return self.of.model
+
+    @property
     def on_demand(self) -> int:
         """All of it."""
-        return self.of.nbytes
+        return self.of.info.nbytes
 
     def opened(self, read: Read) -> Values:
         """Nothing is read beforehand."""
-        of = Stored(self.model, self.of)
-        return lambda start, stop: read(of, start, stop) * np.float32(self.scale)
+        return lambda start, stop: read(self.of, start, stop) * np.float32(self.scale)
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ class Dora:
     """
 
     product: Product
-    of: TensorInfo
-    magnitude: TensorInfo
+    of: Stored
+    magnitude: Stored
     is_delta = False
 
     @property
-    def model(self) -> int:
-        """The input's index."""
+    def model(self) -> Checkpoint:
+        """That of the update."""
         return self.product.model
 
     @property
@@ -126,28 +126,27 @@ class Dora:
     @property
     def at_hand(self) -> int:
         """Factors, lengths, and the base's tensor, whose rows are measured first."""
-        return self.product.at_hand + self.magnitude.nbytes + self.of.nbytes
+        return self.product.at_hand + self.magnitude.info.nbytes + self.of.info.nbytes
 
     @property
     def memory(self) -> int:
         """The factors and a number for each output."""
-        return self.product.memory + 8 * self.magnitude.elements
+        return self.product.memory + 8 * self.magnitude.info.elements
 
     @property
     def on_demand(self) -> int:
         """The base's tensor."""
-        return self.of.nbytes
+        return self.of.info.nbytes
 
     def opened(self, read: Read) -> Values:
         """Measure the rows, a few at a time; they are computed again when they are asked for."""
-        product, shape = self.product.opened(read), self.of.shape
-        width = self.of.elements // shape[0]
+        product, shape = self.product.opened(read), self.of.info.shape
+        width = self.of.info.elements // shape[0]
         by_column = self.product.transposed
-        of, magnitude = Stored(BASE, self.of), Stored(self.model, self.magnitude)
         squares = np.zeros(width if by_column else shape[0])
 
         def summed(start: int, stop: int) -> np.ndarray:
-            return read(of, start, stop) + product(start, stop)
+            return read(self.of, start, stop) + product(start, stop)
 
         at_once = max(1, BLOCK // width)
         for row in range(0, shape[0], at_once):
@@ -159,7 +158,7 @@ class Dora:
                 squares += lengths.sum(0)
             else:
                 squares[row:last] = lengths.sum(1)
-        wanted = read(magnitude, 0, magnitude.info.elements).astype(np.float64)
+        wanted = read(self.magnitude, 0, self.magnitude.info.elements).astype(np.float64)
         # A row of zeros has no direction, and stays one.
         gains = np.divide(wanted, np.sqrt(squares), out=np.zeros_like(wanted), where=squares > 0)
 

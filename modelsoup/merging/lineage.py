@@ -18,11 +18,10 @@ from ..files.placing import LINEAGE_KEY
 from ..version import __version__
 from .folding import Adapted
 from .layout import parse_slices
-from .plan import MergePlan
+from .plan import MergePlan, Unmade
 from .recipe import recipe_as_json
 from .renames import parse_renames
-from .rules import BASE, rule_from_json
-from .unmade import Unmade
+from .rules import rule_from_json
 from .values import parse_value, scalars_in
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ _MAX_DEPTH = 128
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-Digests = Mapping[int, "Sequence[FileDigest] | Digests"]
-"""Model index → its files' digests, or those of the models that it is merged from on the way."""
+Digests = Mapping[Checkpoint, Sequence[FileDigest]]
+"""For each checkpoint that was read, those of its files."""
 
 
 def record(
@@ -53,9 +52,8 @@ def record(
 
     Args:
         plan: what was merged.
-        digests: the digests of each model's files, by model index, `BASE` for the base; None puts
-            something in their place that takes at least as much room, and as much if the models
-            know their digests.
+        digests: of the files of all checkpoints that were read; None puts something in their place
+            that takes at least as much room, and as much if the models know their digests.
         sha256: whether SHA-256 digests are among them.
         nonfinite: how many elements of a tensor are NaN or infinite, and may be.
 
@@ -63,35 +61,30 @@ def record(
         CheckpointError: an input's lineage is not readable, or two of them contradict each other.
     """
     recipe = plan.recipe
+    entries = [
+        input_entry(
+            model, digests[model] if digests and not isinstance(model, Unmade) else None,
+            sha256=sha256, number=number,
+        )
+        for number, model in enumerate(plan.inputs)
+    ]  # fmt: skip
+    left = iter(entries)
     content: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
         "operation": "merge",
         **recipe_as_json(recipe),
         **({"lora": "folded"} if isinstance(plan.models[0], Adapted) else {}),
-        "inputs": [
-            input_entry(model, _of_files(digests, index), index, sha256=sha256)
-            for index, model in enumerate(plan.models)
-        ],
+        "inputs": [next(left) for _ in plan.models],
     }
     if plan.base is not None:
-        content["base"] = input_entry(plan.base, _of_files(digests, BASE), BASE, sha256=sha256)
-    count = len(plan.models)
-    for number, (name, beside) in enumerate(plan.aux.items(), 1):
-        content.setdefault("aux", {})[name] = [
-            input_entry(model, _of_files(digests, index), index, sha256=sha256)
-            for index, model in enumerate(beside, number * count)
-        ]
+        content["base"] = next(left)
+    for name, models in plan.aux.items():
+        content.setdefault("aux", {})[name] = [next(left) for _ in models]
     ancestors: dict[str, Any] = {}
-    entries = parents(content)
-    models = [*range(count), *([BASE] if plan.base is not None else [])]
-    models += range(count, count + len(plan.beside))
-    for index, entry in zip(models, entries, strict=True):
-        model = plan.model(index)
+    for model, entry in zip(plan.inputs, entries, strict=True):
         if isinstance(model, Unmade):
-            below = digests[index] if digests else None
-            assert below is None or isinstance(below, Mapping)
-            earlier: dict[str, Any] | None = record(model.plan, below, sha256=sha256)
+            earlier: dict[str, Any] | None = record(model.plan, digests, sha256=sha256)
         else:
             earlier = read_lineage(model)
         if earlier is not None:
@@ -99,7 +92,7 @@ def record(
             ancestors[identity(entry)] = earlier
     if ancestors:
         content["ancestors"] = ancestors
-        refuse_circles(content, [str(plan.model(index).path) for index in models])
+        refuse_circles(content, [str(model.path) for model in plan.inputs])
     if nonfinite:
         content["nonfinite"] = dict(nonfinite)
     return content
@@ -113,20 +106,15 @@ def refuse_circles(content: Mapping[str, Any], paths: Sequence[str]) -> None:
         raise CheckpointError(f"the lineages of {', '.join(paths)} do not fit: {error}") from None
 
 
-def _of_files(digests: Digests | None, index: int) -> Sequence[FileDigest] | None:
-    """A model's own digests; None where they are not known, or where it has no files."""
-    found = None if digests is None else digests[index]
-    return None if isinstance(found, Mapping) else found
-
-
 def identity(entry: Mapping[str, Any]) -> str:
     """What stands for an input's content: its XXH3-128 digest, or a result's key."""
     return str(entry["key"] if "key" in entry else entry["xxh3_128"])
 
 
 def input_entry(
-    model: Checkpoint, digests: Sequence[FileDigest] | None, index: int, *, sha256: bool
+    model: Checkpoint, digests: Sequence[FileDigest] | None, *, sha256: bool, number: int = 0
 ) -> dict[str, Any]:
+    """An input, as a lineage has it; `number` tells it from others whose digests are not known."""
     named = {} if model.is_stored else {"name": model.name}
     if model.plan_name is not None:
         named["node"] = model.plan_name
@@ -134,7 +122,7 @@ def input_entry(
         return {**named, "key": model.key}
     if digests is None:
         # Different for each model, as digests may be: equal ones would be one ancestor.
-        known = model.digest or f"{index + 1:032x}"
+        known = model.digest or f"{number:032x}"
         blank = FileDigest("", 0, known, "0" * 64 if sha256 else None)
         digests = [
             FileDigest(file.name, file.stat().st_size, blank.xxh3_128, blank.sha256)

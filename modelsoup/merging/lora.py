@@ -44,7 +44,6 @@ from .methods.asking import outline
 from .methods.registry import build_parameters
 from .plan import Notice
 from .recipe import check_seed
-from .rules import BASE
 
 
 class Fit(NamedTuple):
@@ -511,10 +510,9 @@ def lineage_of(
         "format": FORMAT, "version": __version__, "operation": "merge", "lora": how,
         "method": method, "parameters": dict(parameters), "seed": seed,
         "inputs": [
-            input_entry(model, digest_checkpoint(model), k, sha256=False)
-            for k, model in enumerate(models)
+            input_entry(model, digest_checkpoint(model), sha256=False) for model in models
         ],
     }  # fmt: skip
     if base is not None:
-        content["base"] = input_entry(base, digest_checkpoint(base), BASE, sha256=False)
+        content["base"] = input_entry(base, digest_checkpoint(base), sha256=False)
     return {"format": "pt", LINEAGE_KEY: json.dumps(content, separators=(",", ":"))}

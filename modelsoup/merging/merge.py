@@ -23,7 +23,6 @@ from ..errors import (
     must_be_several,
     nearest,
     option,
-    patterns_option,
 )
 from ..files.adapters import Base, open_adapter
 from ..files.checkpoint import (
@@ -54,16 +53,18 @@ from ..files.writer import (
     layout_parts,
     parse_size,
 )
-from .engine import SLICE, Inputs, Nonfinite, Progress, Stream, check_workers
+from .engine import SLICE, Progress, Stream
 from .folding import Adapted
+from .inputs import Inputs
 from .lineage import Digests, record
 from .methods import get_method
-from .plan import MergePlan, Notice
+from .nonfinite import nonfinite_sentence
+from .plan import MergePlan, Notice, Unmade
 from .planning import plan_merge
 from .recipe import UNION, Recipe, RecipeFields
 from .renames import parse_model
 from .rules import covering
-from .unmade import Unmade
+from .workers import check_workers
 
 DEFAULT_OUTPUT = "soup.safetensors"
 Lora = Mapping[StrPath, float] | Sequence[StrPath]
@@ -84,8 +85,8 @@ class MergeReport:
         notices: what the user should know: the plan's, and what only values could tell.
         bytes_read: from the inputs, extra passes and digests included.
         bytes_written: headers included.
-        digests: of each model's files, by model index (`rules.BASE` for the base); of a model that
-            was merged in the same pass, those of its own models.
+        digests: of the files of each checkpoint that was read: of a model that was merged in the
+            same pass, those of its own models.
         sha256: whether SHA-256 digests are among them.
     """
 
@@ -187,8 +188,7 @@ def merge(
     beside = {name: [_open(one) for one in given] for name, given in (aux or {}).items()}
     plan = plan_merge(opened, recipe, base=opened_base, aux=beside)
     check_place(output)
-    inputs = [*opened, *([opened_base] if opened_base else []), *plan.beside]
-    check_apart(output, [path for model in inputs for path in (model.path, *model.files)])
+    check_apart(output, [path for model in plan.inputs for path in (model.path, *model.files)])
     notices = list(plan.notices)
     try:
         check_free(output, force=force)
@@ -386,7 +386,7 @@ def _execute(
         content = record(plan, digests, sha256=sha256, nonfinite=nonfinite)
         return {**metadata, LINEAGE_KEY: json.dumps(content, separators=(",", ":"))}
 
-    inputs = Inputs(plan, sha256=sha256)
+    inputs = Inputs(plan.stored, sha256=sha256)
     try:
         stream = Stream(plan, inputs, workers, slice_elements, progress)
         stream.compare_integers()
@@ -406,7 +406,7 @@ def _execute(
                 every = [step.name for step in plan.steps]
                 patterns = covering(names, every)
                 hinted = patterns if len(patterns) <= 2 * LISTED else ["*"]
-                raise NonfiniteError(_nonfinite_sentence(refused, hinted))
+                raise NonfiniteError(nonfinite_sentence(refused, hinted))
             digests = inputs.digests()
             metadata.update(_data_digests(writer, files, metadata))
             writer.update_metadata(with_lineage(digests, stream.nonfinite_results()))
@@ -431,7 +431,7 @@ def _execute(
         inputs.close()
     if stream.nonfinite:
         found = tuple(dict.fromkeys(fault.name for fault in stream.nonfinite))
-        told.append(Notice("nonfinite", _nonfinite_sentence(stream.nonfinite), found, "note"))
+        told.append(Notice("nonfinite", nonfinite_sentence(stream.nonfinite), found, "note"))
     final = with_lineage(digests, stream.nonfinite_results())
     return MergeReport(
         output, plan, tuple(told), stream.bytes_read + inputs.extra_bytes,
@@ -515,22 +515,3 @@ def _allow_many_files() -> None:
     if soft != hard:
         wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
-
-
-def _nonfinite_sentence(faults: Sequence[Nonfinite], hinted: Sequence[str] = ()) -> str:
-    """Which tensors, where and how many elements, the first few by name.
-
-    Args:
-        faults: where.
-        hinted: patterns of the tensors, to say how they may pass.
-    """
-    totals: dict[tuple[str, str], int] = {}
-    for fault in faults:
-        key = (fault.name, fault.where)
-        totals[key] = totals.get(key, 0) + fault.count
-    names = list(dict.fromkeys(name for name, _ in totals))
-    said = [f"{name} ({count} in {where})" for (name, where), count in sorted(totals.items())]
-    how = ""
-    if hinted:
-        how = f" ({patterns_option('allow_nonfinite', hinted)} lets them pass)"
-    return f"NaN or infinity in {counted(len(names), 'tensor')}: {listed(said)}{how}"

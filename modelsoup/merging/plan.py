@@ -1,19 +1,29 @@
-"""A checked merge: how each tensor of the output is made, and what the user should know of it."""
+"""A checked merge: how each tensor of the output is made, and what the user should know of it.
+
+A merge of merges can be made in one pass: each slice of an inner result is computed, rounded to its
+stored dtype as if it had been written, and merged at once. The bytes are those of one merge after
+the other; what is saved is writing and reading everything in between. An inner merge is then
+`Unmade`, a checkpoint that is planned and never written, and its tensors are sources as any other.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..files.checkpoint import Checkpoint
+from ..files.checkpoint import Checkpoint, TensorInfo
 from ..files.dtypes import DTYPES, compute_dtype
+from ..files.placing import LINEAGE_KEY
 from ..files.quantized import (
     Scales,
 )
+from ..files.writer import OutputTensor, layout_parts
 from .folding import Adapted
 from .forms import Tensor, Whole
 from .layout import Layout
@@ -25,7 +35,7 @@ from .rules import (
     Assignment,
     source_name,
 )
-from .sources import Source, Stored
+from .sources import Computed, Source, Stored
 from .vocabularies import Retokenized
 
 Kind = Literal["merge", "copy", "integer", "scales"]
@@ -39,7 +49,7 @@ class Step(NamedTuple):
         name, dtype, shape: of the output tensor.
         kind: `merge`, `copy` (of one source, perhaps to another dtype), `integer`, or `scales`.
         rule: index of its rule.
-        sources: what is merged, read or computed; the base has the index `BASE` and is first.
+        sources: what is merged, read or computed; the base's is first.
         method: for `merge`.
         parameters: for `merge`, checked, by the names of the method's arguments.
         tensor: for `merge`, what the method sees of it.
@@ -55,7 +65,7 @@ class Step(NamedTuple):
     shape: tuple[int, ...]
     kind: Kind
     rule: int
-    sources: tuple[Source, ...]
+    sources: tuple[Source | Made, ...]
     method: Method | None = None
     parameters: Mapping[str, Any] | None = None
     tensor: Tensor | None = None
@@ -100,10 +110,34 @@ class Step(NamedTuple):
     @property
     def state_bytes(self) -> int:
         """How much memory what is gathered of its inputs takes at most, and what computes them."""
-        at_hand = sum(s.memory for s in self.sources if not isinstance(s, Stored))
+        at_hand = sum(source.memory for source in self.computed)
         if self.outline is None or self.tensor is None:
             return at_hand
         return at_hand + self.outline.state_bytes(self.tensor)
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether only the values can tell if a tensor can be made at all."""
+        is_max = self.policy == "max" and DTYPES[self.dtype].kind == "opaque"
+        return self.kind == "integer" and (self.policy == "error" or is_max)
+
+    @property
+    def streamed(self) -> list[Stored]:
+        """The stored tensors of which the same elements are streamed for it."""
+        return [source for source in self._leaves if isinstance(source, Stored)]
+
+    @property
+    def computed(self) -> list[Computed]:
+        """What is computed for it beside the streaming."""
+        return [source for source in self._leaves if not isinstance(source, Stored)]
+
+    @property
+    def _leaves(self) -> Iterator[Source]:
+        for source in self.sources:
+            if isinstance(source, Made):
+                yield from source.step._leaves
+            else:
+                yield source
 
 
 @dataclass(frozen=True)
@@ -186,48 +220,80 @@ class MergePlan:
 
     def bytes_to_read(self, step: Step) -> int:
         """Bytes that one pass over a step's sources reads."""
-        return sum(
-            self.model(source.model).bytes_to_read(source.info)
-            for source in step.sources if isinstance(source, Stored)
-        )  # fmt: skip
+        return sum(stored.info.nbytes for stored in step.streamed)
 
     def bytes_at_hand(self, step: Step) -> int:
         """Bytes that are read beside the streaming: for sources that are computed, and samples."""
-        computed = sum(
-            source.at_hand + step.passes * source.on_demand
-            for source in step.sources if not isinstance(source, Stored)
-        )  # fmt: skip
+        computed = sum(one.at_hand + step.passes * one.on_demand for one in step.computed)
         if step.outline is None or step.tensor is None:
             return computed
         bits = sum(DTYPES[source.info.dtype].bits for source in step.sources)
         return computed + step.outline.sampled(step.tensor) * bits // 8
 
-    def model(self, index: int) -> Checkpoint:
-        """A model by its index, `rules.BASE` for the base; auxiliary inputs come after models."""
-        model = self.base if index == BASE else (*self.models, *self.beside)[index]
-        assert model is not None
-        return model
-
     def called(self, word: str) -> Checkpoint:
         """A model by what a recipe calls it: `first`, `second`, `3`, `base`."""
         index = parse_model("the model", word)
-        return self.model(index) if index == BASE else self.given[index]
+        if index != BASE:
+            return self.given[index]
+        assert self.base is not None
+        return self.base
 
     @property
-    def beside(self) -> tuple[Checkpoint, ...]:
-        """The auxiliary inputs, in the order of their indices."""
-        return tuple(model for models in self.aux.values() for model in models)
+    def inputs(self) -> tuple[Checkpoint, ...]:
+        """All that it is made of: the models, the base, and the auxiliary inputs."""
+        beside = (model for models in self.aux.values() for model in models)
+        return (*self.models, *(() if self.base is None else (self.base,)), *beside)
 
-    def name_of(self, index: int) -> str:
+    @cached_property
+    def stored(self) -> tuple[Checkpoint, ...]:
+        """The checkpoints that are read, those of merges on the way among them, each once."""
+        found: dict[int, Checkpoint] = {}
+        for model in self.inputs:
+            of = model.plan.stored if isinstance(model, Unmade) else (model,)
+            found.update((id(one), one) for one in of)
+        return tuple(found.values())
+
+    def name_of(self, model: Checkpoint) -> str:
         """How a sentence calls an input."""
-        number, k = divmod(index - len(self.models), len(self.models))
-        return model_called(index) if number < 0 else f"{list(self.aux)[number]} of model {k + 1}"
+        names = [*map(model_called, range(len(self.models)))]
+        names += [] if self.base is None else [model_called(BASE)]
+        names += [
+            f"{name} of model {k + 1}" for name, of in self.aux.items() for k in range(len(of))
+        ]
+        return next(n for n, one in zip(names, self.inputs, strict=True) if one is model)
 
     @property
     def given(self) -> tuple[Checkpoint, ...]:
         """The models; where they are adapters, the one that these are for."""
         first = self.models[0]
         return (first.base,) if isinstance(first, Adapted) else self.models
+
+    @property
+    def can_be_unmade(self) -> bool:
+        """Whether every tensor is made element by element, from the same elements of the inputs.
+
+        And whether the first model's folder would have come along as it is but for a dtype: what
+        else changes in one, such as a config's number of layers, is known only once it is written.
+        """
+        recipe = self.recipe
+        if recipe.slices or self.dropped or recipe.files_from or recipe.tokenizer_from:
+            return False
+        first, made = (
+            {name.rpartition("/")[0] for name in names}
+            for names in (self.layout.models[0].tensors, (step.name for step in self.steps))
+        )
+        if made - first:  # a part that the first model has not, which brings a folder along
+            return False
+        return recipe.chat_template is None and self.takes_unmade and all(
+            (step.outline is None or step.outline.is_elementwise)
+            and not any(step.scales) and step.quantized is None
+            for step in self.steps
+        )  # fmt: skip
+
+    @property
+    def takes_unmade(self) -> bool:
+        """Whether it takes its inputs element by element, and none of them before it begins."""
+        return self.tokens is None and not any(step.is_undecided for step in self.steps)
 
     @property
     def bytes_streamed(self) -> int:
@@ -255,3 +321,71 @@ def model_called(index: int) -> str:
     """How a sentence calls an input: `the first model`, `model 3`, `the base model`."""
     name = source_name(index)
     return name if index > 1 else f"the {name} model"
+
+
+class Unmade(Checkpoint):
+    """What a merge would write, as an input of another merge; its tensors cannot be read.
+
+    Args:
+        plan: the merge, one that `can_be_unmade`.
+        name: what the checkpoint would be called.
+        node: what errors call it.
+        key: what stands for it in lineages, in place of a digest.
+        plan_name: what lineages call it.
+
+    Attributes:
+        plan, node: as given.
+        steps: tensor name → how it is made.
+    """
+
+    key: str
+    is_stored = True
+
+    def __init__(
+        self, plan: MergePlan, *, name: str, node: str, key: str, plan_name: str | None = None
+    ) -> None:
+        path, start = Path(name), 0
+        tensors = {}
+        outputs = [OutputTensor(step.name, step.dtype, step.shape) for step in plan.steps]
+        first = plan.models[0]
+        for file in layout_parts(outputs, first.parts, shard_size=None):
+            for tensor in file.tensors:  # in the order in which they would lie in the file
+                info = TensorInfo(*tensor, path, start, tensor.nbytes)
+                tensors[tensor.name] = info
+                start += tensor.nbytes
+        metadata = {name: text for name, text in first.metadata.items() if name != LINEAGE_KEY}
+        super().__init__(path, (), tensors, metadata, is_folder=first.is_folder, parts=first.parts)
+        self.plan = plan
+        self.node = node
+        self.key = key
+        self.plan_name = plan_name
+        self.steps = {step.name: step for step in plan.steps}
+
+    def source(self, info: TensorInfo) -> Made:
+        """Where the values of a tensor come from."""
+        return Made(self, info, self.steps[info.name])
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype that its config would name, where a merge on the way changed it."""
+        first = self.plan.models[0]
+        return self.plan.recipe.dtype or (first.dtype if isinstance(first, Unmade) else None)
+
+    @property
+    def companions(self) -> Path | None:
+        """The folder whose config and other files would have come along."""
+        return self.plan.files_from.companions
+
+
+class Made(NamedTuple):
+    """A tensor that another merge makes on the way.
+
+    Attributes:
+        model: the checkpoint that it would be in.
+        info: what it would be there.
+        step: how it is made.
+    """
+
+    model: Unmade
+    info: TensorInfo
+    step: Step

@@ -35,7 +35,7 @@ from .forms import Tensor, WeightedSum
 from .hints import done, in_place, in_rule, instead
 from .layout import Layout, laid_out
 from .methods import Method, Outline, build_parameters, get_method, outline
-from .plan import Level, MergePlan, Notice, Step, model_called
+from .plan import Level, Made, MergePlan, Notice, Step, Unmade, model_called
 from .proposals import proposal
 from .recipe import UNION, OnInteger, Recipe, check_beta
 from .renames import parse_model
@@ -48,7 +48,7 @@ from .rules import (
     names_of,
     plainly,
 )
-from .sources import RowsOf, Source, Stored
+from .sources import Source, Stored
 from .values import has_gradient, patterns_in, value_at, varies
 from .vocabularies import Retokenized, in_one_order
 
@@ -137,6 +137,9 @@ class _Planner:
         self.tokens = tokens
         self.used_aux: set[str] = set()  # of which a tensor is read
         self.given = given, given_base
+        places = {**dict(enumerate(layout.models)), BASE: layout.base}
+        self.origins = {id(places[k]): found for k, found in layout.origins.items()}
+        self.gathered = {(id(places[k]), name): of for (k, name), of in layout.gathered.items()}
         self.layout = layout
         self.models = models = layout.models
         self.recipe = recipe
@@ -154,12 +157,9 @@ class _Planner:
         self.notices: dict[tuple[str, str, Level], list[str]] = {}
         self.adapted = [model for model in models if isinstance(model, Adapted)]
         # What rules call the first model, the second: of adapters, the one that they are for.
-        self.called = (BASE,) if self.adapted else tuple(range(len(models)))
+        self.called = (self.adapted[0].base,) if self.adapted else models
         self.every = every = [*models, *([] if base is None else [base])]  # the base's names last
-        self.scaled = {
-            id(model): {} if isinstance(model, Adapted) else scaled_weights(model.tensors)
-            for model in every
-        }
+        self.scaled = {id(model): _scaled(model) for model in every}
         scales = {s.name for found in self.scaled.values() for s in found.values()}
         with_scales = [model for model in every if self.scaled[id(model)]]
         self.is_quantized = bool(with_scales)
@@ -228,31 +228,10 @@ class _Planner:
         frozen = tuple(n for n, index in assignment.chosen.items() if self.rules[index].frozen)
         self._notice_steps(assignment, steps, added)
         return MergePlan(
-            *self.given, recipe, assignment, tuple(map(self._placed, steps)), tuple(dropped), added,
-            frozen, self._collected(), self.layout, frozenset(nonfinite), self.has_codes, self.aux,
+            *self.given, recipe, assignment, tuple(steps), tuple(dropped), added, frozen,
+            self._collected(), self.layout, frozenset(nonfinite), self.has_codes, self.aux,
             self.tokens,
         )  # fmt: skip
-
-    def _placed(self, step: Step) -> Step:
-        """A step with its sources as the models have them that are read."""
-        if not self.layout.origins:
-            return step
-        scales = tuple(
-            None if found is None else self._placed_scales(source.model, found)
-            for source, found in zip(step.sources, step.scales, strict=bool(step.scales))
-        )
-        return step._replace(sources=tuple(map(self._placed_source, step.sources)), scales=scales)
-
-    def _placed_source(self, source: Source) -> Source:
-        if source.model >= len(self.models):  # beside the models
-            return source
-        if isinstance(source, RowsOf):
-            return replace(source, model=self.layout.origin(source.model, source.info)[0])
-        return Stored(*self.layout.origin(source.model, source.info))
-
-    def _placed_scales(self, place: int, scales: Scales) -> Scales:
-        _, info = self.layout.origin(place, self._model(place).tensors[scales.name])
-        return replace(scales, name=info.name)
 
     def _check_sources(self) -> None:
         models, base = self.given
@@ -450,7 +429,7 @@ class _Planner:
         if rule.action == "keep":
             return self._keep(name, index, rule)
         if self.adapted and not any(name in model.changes for model in self.adapted):
-            return self._copy(name, index, BASE, self._model(BASE).tensors[name])
+            return self._copy(name, index, self.called[0], self.called[0].tensors[name])
         infos = [model.tensors.get(name) for model in self.models]
         absent = [k for k, info in enumerate(infos) if info is None] if None in infos else []
         if len(absent) == len(infos):
@@ -474,10 +453,11 @@ class _Planner:
 
     def _keep(self, name: str, index: int, rule: Rule) -> list[Step]:
         """A tensor that a rule, or what is done with the rest, keeps from one model."""
-        source = rule.source if rule.source == BASE else self.called[rule.source]
-        info = self._model(source).tensors.get(name)
+        model = self.base if rule.source == BASE else self.called[rule.source]
+        assert model is not None  # _check_sources saw to it
+        info = model.tensors.get(name)
         if info is not None:
-            return self._copy(name, index, source, info)
+            return self._copy(name, index, model, info)
         if not any(name in model.tensors for model in self.models):
             return self._leave_out("only in the base model", name)
         if index < len(self.rules) - 1:  # asked for by a rule, not by what is left
@@ -496,33 +476,44 @@ class _Planner:
         self._notice("dropped", f"left out ({why})", name)
         return []
 
-    def _model(self, index: int) -> Checkpoint:
-        model = self.base if index == BASE else self.models[index]
-        assert model is not None  # _check_sources saw to it
-        return model
+    def _source(self, model: Checkpoint, info: TensorInfo) -> Source | Made:
+        """Where the values of a tensor come from, of a model as rules see it."""
+        if rows := self.gathered.get((id(model), info.name)):
+            return rows
+        if self.origins:
+            index, info = self.origins[id(model)][info.name]
+            models, base = self.given
+            model = base if index == BASE and base is not None else models[index]
+        return model.source(info) if isinstance(model, Adapted | Unmade) else Stored(model, info)
 
-    def _scales(self, model: int, name: str) -> Scales | None:
-        if not self.is_quantized:
-            return None
-        return self.scaled[id(self._model(model))].get(name)
+    def _scales(self, model: Checkpoint, name: str) -> Scales | None:
+        return self.scaled[id(model)].get(name) if self.is_quantized else None
+
+    def _stored_scales(self, model: Checkpoint, name: str) -> Scales | None:
+        """The same, by the name that they have in their file."""
+        scales = self._scales(model, name)
+        if scales is None or not self.origins:
+            return scales
+        return replace(scales, name=self.origins[id(model)][scales.name][1].name)
 
     def _copy(
-        self, name: str, index: int, model: int, info: TensorInfo, dtype: str | None = None
+        self, name: str, index: int, model: Checkpoint, info: TensorInfo, dtype: str | None = None
     ) -> list[Step]:
         """A tensor of one model, with its scales, or without where it is stored as a wider one."""
-        source, scales = (self._stored(model, info),), self._scales(model, name)
+        source, scales = (self._source(model, info),), self._scales(model, name)
         if name not in self.packed:  # of which every part is read as it was stored
             dtype = self._output_dtype(dtype or info.dtype)
         dtype = dtype or info.dtype
         if scales is None or dtype != info.dtype:
-            of_codes = () if scales is None else (scales,)
+            of_codes = () if scales is None else (self._stored_scales(model, name),)
             if of_codes:
                 self._notice("quantized", f"quantised: stored as {dtype}", name, "note")
             return [Step(name, dtype, info.shape, "copy", index, source, scales=of_codes)]
-        beside = self._model(model).tensors[scales.name]
+        beside = model.tensors[scales.name]
+        with_it = (self._source(model, beside),)
         return [
             Step(name, dtype, info.shape, "copy", index, source),
-            Step(scales.name, beside.dtype, beside.shape, "copy", index, (Stored(model, beside),)),
+            Step(scales.name, beside.dtype, beside.shape, "copy", index, with_it),
         ]
 
     def _output_dtype(self, dtype: str) -> str:
@@ -540,6 +531,7 @@ class _Planner:
             return self._fault("of different shapes", name)
         dtypes = {info.dtype for info in every}
         kinds = {DTYPES[dtype].kind for dtype in dtypes}
+        sources: tuple[Source | Made, ...] = tuple(map(self._source, self.models, infos))
         if kinds != {"float"}:
             if len(dtypes) > 1:
                 self.details[name] = " and ".join(info.dtype for info in every)
@@ -548,16 +540,18 @@ class _Planner:
             self._notice_carried(name)
             return [
                 Step(
-                    name, infos[0].dtype, infos[0].shape, "integer", index,
-                    tuple(map(Stored, range(len(infos)), infos)),
+                    name, infos[0].dtype, infos[0].shape, "integer", index, sources,
                     policy=self.recipe.on_integer or default,
                 )
             ]  # fmt: skip
         if base is not None and based is None:
             return self._fault("missing from the base model", name)
-        own = map(self._source, range(len(infos)), infos)
-        sources = (*(() if based is None else (self._stored(BASE, based),)), *own)
-        scales = tuple(self._scales(s.model, name) for s in sources) if self.is_quantized else ()
+        merged = self.models
+        if base is not None and based is not None:
+            merged, sources = (base, *merged), (self._source(base, based), *sources)
+        scales: tuple[Scales | None, ...] = ()
+        if self.is_quantized:
+            scales = tuple(self._stored_scales(model, name) for model in merged)
         beside = self._beside(method, name, infos[0].shape)
         if beside is None:
             return []
@@ -572,9 +566,7 @@ class _Planner:
             name, infos[0].shape, len(infos), based is not None,
             compute_dtype(tuple(s.info.dtype for s in sources)), self.recipe.seed,
             self.layers.get(name),
-            not any(scales)
-            and not beside
-            and all(isinstance(s, Stored) and self._model(s.model).files for s in sources),
+            not any(scales) and not beside and all(isinstance(s, Stored) for s in sources),
             tuple(beside),
         )  # fmt: skip
         asked = outline(method, tensor, parameters)
@@ -582,10 +574,9 @@ class _Planner:
             self.is_merged = True
             return [Step(name, dtype, infos[0].shape, "copy", index, sources[-1:])]
         if asked.only is not None:
-            only = sources[asked.only]
-            info = self._model(only.model).tensors[name] if isinstance(only, RowsOf) else only.info
-            if self._is_alike(name, infos[0], only.model):
-                return self._copy(name, index, only.model, info, infos[0].dtype)
+            copied = merged[asked.only]
+            if self._is_alike(name, infos[0], copied):
+                return self._copy(name, index, copied, copied.tensors[name], infos[0].dtype)
         else:
             self.is_merged = True
         step = Step(
@@ -598,9 +589,7 @@ class _Planner:
     ) -> dict[str, list[Source]] | None:
         """The auxiliary inputs for a tensor, by name; None if something about them is wrong."""
         found: dict[str, list[Source]] = {}
-        index = len(self.models)
         for what, models in self.aux.items():
-            first, index = index, index + len(models)
             wanted = method.aux[what].shape(shape) if what in method.aux else None
             infos = [model.tensors.get(name) for model in models]
             there = [info for info in infos if info is not None]
@@ -617,7 +606,7 @@ class _Planner:
                 self._fault(f"without {what} of floats and the shape {list(wanted)}", name)
                 return None
             self.used_aux.add(what)
-            found[what] = [Stored(first + k, info) for k, info in enumerate(there)]
+            found[what] = [*map(Stored, models, there)]
         return found
 
     def _of_codes(self, step: Step, scales: tuple[Scales | None, ...], dtype: str) -> list[Step]:
@@ -634,18 +623,7 @@ class _Planner:
         )  # fmt: skip
         return [step, beside]
 
-    def _source(self, model: int, info: TensorInfo) -> Source:
-        """Where the values of a model's tensor come from."""
-        found = self.models[model]
-        if isinstance(found, Adapted):
-            return found.source(model, info)
-        return self._stored(model, info)
-
-    def _stored(self, place: int, info: TensorInfo) -> Source:
-        """A tensor as it is stored, or with its rows in another order."""
-        return self.layout.gathered.get((place, info.name)) or Stored(place, info)
-
-    def _is_replaced(self, asked: Outline, sources: Sequence[Source]) -> bool:
+    def _is_replaced(self, asked: Outline, sources: Sequence[Source | Made]) -> bool:
         """Whether what one adapter alone has in the place of a tensor is all of the result."""
         form = asked.form
         is_sum = not asked.rounds and isinstance(form, WeightedSum) and form.of_deltas
@@ -656,7 +634,7 @@ class _Planner:
             and tuple(form.coefficients) == (1,)  # type: ignore[union-attr]
         )
 
-    def _is_alike(self, name: str, first: TensorInfo, copied: int) -> bool:
+    def _is_alike(self, name: str, first: TensorInfo, copied: Checkpoint) -> bool:
         """Whether a copy of a model's tensor is stored as the first model's is."""
         as_stored = self._output_dtype(first.dtype) == first.dtype
         return not as_stored or self._scales(copied, name) == self._scales(self.called[0], name)
@@ -676,8 +654,8 @@ class _Planner:
             if not (self.has_codes and tells_of_codes(name) and name in self.followers):
                 continue
             sources = tuple(
-                Stored(k, self._model(k).tensors[name]) for k in self.called
-                if name in self._model(k).tensors
+                self._source(model, model.tensors[name]) for model in self.called
+                if name in model.tensors
             )  # fmt: skip
             info, kinds = sources[0].info, {(s.info.dtype, s.info.shape) for s in sources}
             if not is_activation_scale(name) or len(kinds) > 1:
@@ -821,3 +799,9 @@ def _sized_up(steps: Sequence[Step]) -> str:
     """How many tensors there are, and parameters in them."""
     parameters = sum(step.elements for step in steps)
     return f"{counted(len(steps), 'tensor')} ({parameters:,} parameters)"
+
+
+def _scaled(model: Checkpoint) -> dict[str, Scales]:
+    """The codes of a model that have scales; what an adapter changes is computed as values."""
+    changed = model.changes if isinstance(model, Adapted) else {}
+    return {n: s for n, s in scaled_weights(model.tensors).items() if n not in changed}

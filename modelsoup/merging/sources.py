@@ -1,8 +1,9 @@
 """Where the values of an input's tensor come from: a source.
 
 A tensor that lies in a file is streamed from it. Any other source says which stored tensors it is
-made of, and gives rows of values on demand, as the product of two low-rank factors does. A method
-never learns which source it got.
+made of. The product of two low-rank factors gives rows of values on demand; what another merge
+makes (`plan.Made`) is computed, block by block, of what is streamed. A method never learns which
+source it got.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ..files.adapters import as_matrices
-from ..files.checkpoint import TensorInfo
+from ..files.checkpoint import Checkpoint, TensorInfo
 from .forms import BLOCK
 
 
 class Stored(NamedTuple):
-    """A tensor of an input, as it lies in its file.
+    """A tensor of a model, as it lies in its file.
 
     Attributes:
-        model: the input's index, `rules.BASE` for the base.
+        model: the model.
         info: the tensor.
     """
 
-    model: int
+    model: Checkpoint
     info: TensorInfo
 
 
@@ -43,7 +44,7 @@ class Computed(Protocol):
     """A source whose values are computed from stored tensors.
 
     Attributes:
-        model: the input's index.
+        model: the input that has it.
         info: name, dtype and shape of what is computed; it lies in no file.
         is_delta: whether it is a task vector, to be added to the base.
         memory: bytes that it holds while its tensor is merged.
@@ -52,7 +53,7 @@ class Computed(Protocol):
     """
 
     @property
-    def model(self) -> int: ...
+    def model(self) -> Checkpoint: ...
 
     @property
     def info(self) -> TensorInfo: ...
@@ -89,7 +90,6 @@ class Product:
     """A task vector of low rank: scale · up · down, in float32.
 
     Attributes:
-        model: the input's index.
         info: name and shape of the product, whose first axis is that of `up`; of a convolution the
             other axes are those of `down`.
         up: m × r; axes of length 1 after these are ignored.
@@ -99,39 +99,41 @@ class Product:
         mid: of a convolution of three factors, what is between them (see `files.adapters`).
     """
 
-    model: int
     info: TensorInfo
-    up: TensorInfo
-    down: TensorInfo
+    up: Stored
+    down: Stored
     scale: float = 1.0
     transposed: bool = False
-    mid: TensorInfo | None = None
+    mid: Stored | None = None
     is_delta = True
     on_demand = 0
 
     @property
-    def factors(self) -> tuple[TensorInfo, ...]:
+    def model(self) -> Checkpoint:
+        """That of the factors."""
+        return self.up.model
+
+    @property
+    def factors(self) -> tuple[Stored, ...]:
         """What it is the product of."""
         return (self.up, self.down, *(() if self.mid is None else (self.mid,)))
 
     @property
     def at_hand(self) -> int:
         """The factors."""
-        return sum(info.nbytes for info in self.factors)
+        return sum(factor.info.nbytes for factor in self.factors)
 
     @property
     def memory(self) -> int:
         """The factors in float32, the product of two of three among them."""
         rows, columns = self.info.shape[0], math.prod(self.info.shape[1:])
-        return 4 * self.up.shape[1] * (rows + columns)
+        return 4 * self.up.info.shape[1] * (rows + columns)
 
     def opened(self, read: Read) -> Values:
         """Read the factors; rows are multiplied when they are asked for."""
         up, down, *mid = (
-            read(Stored(self.model, info), 0, info.elements)
-            .astype(np.float32, copy=False)
-            .reshape(info.shape)
-            for info in self.factors
+            read(one, 0, one.info.elements).astype(np.float32, copy=False).reshape(one.info.shape)
+            for one in self.factors
         )
         left, right = as_matrices(up, down, *mid)
         left = left * np.float32(self.scale)
@@ -168,12 +170,12 @@ class RowsOf:
     A row is the mean of those that are named for it, as a rule of one; of none it is zeros.
 
     Attributes:
-        model: the input's index.
+        model: the input that has it.
         info: name, dtype and shape of what is gathered.
         of: stored tensors, each with the row of it that each row is made of, -1 for none.
     """
 
-    model: int
+    model: Checkpoint
     info: TensorInfo
     of: tuple[tuple[Stored, np.ndarray], ...]
     is_delta = False

@@ -14,9 +14,9 @@ import numpy as np
 from ..errors import ParameterError, must_be_several, nearest
 from ..files.checkpoint import Checkpoint, StrPath, TensorInfo, open_checkpoint
 from ..files.dtypes import DTYPES, count_nonfinite, has_nonfinite, numpy_dtype
-from .engine import default_workers
 from .forms import BLOCK
 from .lineage import InputCheck, check_inputs, read_lineage
+from .workers import default_workers
 
 _CHUNK = 16 * BLOCK
 

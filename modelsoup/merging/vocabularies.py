@@ -109,15 +109,19 @@ def in_one_order(
     gathered = {
         (place, name): source
         for name, own in of_name.items()
-        for place, source in _gathered(name, own, indices, preferred).items()
+        for place, source in _gathered(name, own, given, indices, preferred).items()
     }
     views = {place: _with(view, place, gathered) for place, view in layout.views.items()}
     before = [_rows(info) for own in of_name.values() for k, info in own.values() if k == config]
     numbers = {n: found.ids[t] for t, n in vocabularies[config].ids.items() if t in found.ids}
     filled = {k: int(np.count_nonzero(index < 0)) for k, index in indices.items()}
+    every = {
+        place: {name: layout.origin(place, info) for name, info in view.tensors.items()}
+        for place, view in layout.views.items()
+    }
     layout = replace(
         layout, models=tuple(views[k] for k in range(len(layout.models))), base=views.get(BASE),
-        gathered=gathered,
+        origins=every, gathered=gathered,
     )  # fmt: skip
     return layout, Retokenized(
         found, tuple(added), Renumbered(before[0] if before else 0, rows, numbers), filled
@@ -191,10 +195,14 @@ def _index(own: Vocabulary, wanted: Vocabulary, rows: int) -> np.ndarray:
 
 
 def _gathered(
-    name: str, own: Mapping[int, Origin], indices: Mapping[int, np.ndarray], preferred: int | None
+    name: str,
+    own: Mapping[int, Origin],
+    given: Mapping[int, Checkpoint],
+    indices: Mapping[int, np.ndarray],
+    preferred: int | None,
 ) -> dict[int, RowsOf]:
     """For each place of a merge its rows of a tensor, and others' where it has none."""
-    stored = {k: Stored(k, info) for k, info in own.values()}
+    stored = {k: Stored(given[k], info) for k, info in own.values()}
     found = {}
     for place, (k, info) in own.items():
         of = [(stored[k], indices[k])]
@@ -217,7 +225,7 @@ def _gathered(
         told = info._replace(
             name=name, dtype=dtype, shape=shape, start=0, nbytes=elements * DTYPES[dtype].bits // 8
         )
-        found[place] = RowsOf(place, told, tuple(of))
+        found[place] = RowsOf(given[k], told, tuple(of))
     return found
 
 

@@ -40,9 +40,8 @@ from ..files.placing import LINEAGE_KEY
 from ..files.writer import CheckpointWriter, OutputTensor, layout
 from ..merging.lineage import Digests
 from ..merging.merge import merge
+from ..merging.plan import MergePlan, Unmade
 from ..merging.planning import plan_merge
-from ..merging.rules import BASE
-from ..merging.unmade import Unmade
 from ..trees.lineage import record_training
 from ..trees.operations import FineTune, Merge, Operation, Train
 from ..trees.plan import bytes_read, described, trainer_of, training_of
@@ -332,8 +331,8 @@ def _merge(task: Task, operation: Merge, output: Path, note: _Note) -> dict[str,
         progress=note.count,
     )  # fmt: skip
     # The inputs' digests were computed while they were merged; what does not agree made nothing.
-    _must_agree(report.digests, task.sources, task.base)
     plan = report.plan
+    _must_agree(report.digests, plan, task.sources, task.base)
     there = {step.name for step in plan.steps}
     return {
         "frozen": [name for name in plan.frozen if name in there],
@@ -369,18 +368,15 @@ def _named(source: Source) -> Checkpoint:
 
 
 def _must_agree(
-    digests: Digests, sources: Sequence[Source | OnTheWay], base: Source | None
+    digests: Digests, plan: MergePlan, sources: Sequence[Source | OnTheWay], base: Source | None
 ) -> None:  # fmt: skip
     """Whether everything that was read is what it was when it was made."""
-    every = dict(enumerate(sources)) | ({} if base is None else {BASE: base})
-    for index, source in every.items():
-        found = digests[index]
+    every = [*sources, *([] if base is None else [base])]
+    for model, source in zip(plan.inputs, every, strict=True):
         if isinstance(source, OnTheWay):
-            assert isinstance(found, Mapping)
-            _must_agree(found, source.sources, source.base)
-            continue
-        assert not isinstance(found, Mapping)
-        if digest_of(found) != source.digest:
+            assert isinstance(model, Unmade)
+            _must_agree(digests, model.plan, source.sources, source.base)
+        elif digest_of(digests[model]) != source.digest:
             raise _damaged(source)
 
 

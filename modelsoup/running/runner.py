@@ -35,8 +35,8 @@ from ..errors import (
 from ..files.checkpoint import SUFFIX, StrPath, open_checkpoint
 from ..files.placing import LINEAGE_KEY, check_apart, check_output, remove_stale
 from ..files.writer import CheckpointWriter
-from ..merging.engine import check_workers, default_workers
 from ..merging.merge import DEFAULT_OUTPUT
+from ..merging.workers import check_workers, default_workers
 from ..trees.operations import FineTune, Load, Merge, Operation, Train, Tree
 from ..trees.plan import (
     NodePlan,

@@ -31,7 +31,7 @@ def record_training(
         "inputs": [],
     }
     if start is not None:
-        entry = input_entry(start, digest_checkpoint(start), 0, sha256=False)
+        entry = input_entry(start, digest_checkpoint(start), sha256=False)
         content["inputs"].append(entry)
         earlier = read_lineage(start)
         if earlier is not None:

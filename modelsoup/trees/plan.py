@@ -33,16 +33,15 @@ from ..files.dtypes import DTYPES
 from ..files.header import Row, read_header
 from ..files.placing import overlapped
 from ..files.tokenizer import Vocabulary, vocabulary_of
-from ..merging.engine import STATE, default_workers
 from ..merging.forms import Whole
+from ..merging.jobs import STATE
 from ..merging.methods import code_version, get_method
-from ..merging.plan import MergePlan, Step
+from ..merging.plan import MergePlan, Unmade
 from ..merging.planning import plan_merge
-from ..merging.recipe import Recipe, methods_of, recipe_as_json
+from ..merging.recipe import UNION, Recipe, methods_of, recipe_as_json
 from ..merging.renames import parse_model
 from ..merging.rules import BASE
-from ..merging.sources import Stored
-from ..merging.unmade import Unmade, can_be_unmade, takes_unmade
+from ..merging.workers import default_workers
 from .operations import FineTune, Load, Merge, Operation, Train, Training, Tree
 from .store import Companions, Contents, companions_of
 from .trainer import (
@@ -551,8 +550,8 @@ class _Checker:
                 and depth[name] < _FUSED
                 and name in plans
                 and above[0] in plans
-                and can_be_unmade(plans[name])
-                and takes_unmade(plans[above[0]])
+                and plans[name].can_be_unmade
+                and plans[above[0]].takes_unmade
             )
             if fused:
                 node = replace(node, fused=True, bytes_read=0, bytes_written=0)  # noqa: PLW2901
@@ -684,8 +683,8 @@ class _Checker:
         if isinstance(operation, Merge) and node in self.merge_plans:
             if (made := self.merge_plans[node].tokens) is not None:
                 return made.vocabulary
-            recipe = operation.recipe
-            index = parse_model("the model", recipe.tokenizer_from or recipe.files_from or "first")
+            words = [operation.recipe.tokenizer_from, operation.recipe.files_from, "first"]
+            index = parse_model("the model", next(w for w in words if w not in (None, UNION)))
         if inputs and index != BASE:
             return self._vocabulary(inputs[index])
         return self._vocabulary_at(checkpoints_of(operation)[0])
@@ -816,24 +815,12 @@ def _merged(
 
 def bytes_read(plan: MergePlan) -> int:
     """Tensor bytes that a merge reads; see `NodePlan.bytes_read`."""
-    return plan.bytes_streamed - plan.bytes_written + _read_for_digests(plan, plan.steps)
-
-
-def _read_for_digests(plan: MergePlan, steps: Sequence[Step]) -> int:
-    """Tensor bytes that some of a merge's steps have no use for."""
-    used: dict[int, set[str]] = {}
-    for step in steps:
-        for source in step.sources:
-            if isinstance(source, Stored):
-                used.setdefault(source.model, set()).add(source.info.name)
-    left = 0
-    for index in [*range(len(plan.models)), *([] if plan.base is None else [BASE])]:
-        model, names = plan.model(index), used.get(index, set())
-        if isinstance(model, Unmade):
-            left += _read_for_digests(model.plan, [model.steps[name] for name in names])
-        else:
-            left += sum(t.nbytes for name, t in model.tensors.items() if name not in names)
-    return left
+    used = {(id(stored.model), stored.info.name) for step in plan.steps for stored in step.streamed}
+    for_digests = sum(
+        info.nbytes for model in plan.stored for name, info in model.tensors.items()
+        if (id(model), name) not in used
+    )  # fmt: skip
+    return plan.bytes_streamed - plan.bytes_written + for_digests
 
 
 def _memory(plan: MergePlan) -> int:
