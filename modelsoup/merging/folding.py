@@ -7,16 +7,22 @@ computed with the slice that they are for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..errors import MismatchError
-from ..files.adapters import Adapter, Added, Base, Update
-from ..files.checkpoint import Checkpoint, TensorInfo
+from ..errors import MismatchError, ParameterError, must_be_several
+from ..files.adapters import Adapter, Added, Base, Update, open_adapter
+from ..files.checkpoint import Checkpoint, StrPath, TensorInfo
 from ..files.quantized import scaled_weights
 from .forms import BLOCK
+from .methods import get_method
+from .recipe import Recipe
 from .sources import Product, Read, Source, Stored, Values, computed_info
+
+Lora = Mapping[StrPath, float] | Sequence[StrPath]
+"""Adapters with weights or, of weight 1, without."""
 
 
 class Adapted(Checkpoint):
@@ -170,3 +176,31 @@ class Dora:
             return made
 
         return values
+
+
+def with_adapters(
+    opened: Sequence[Checkpoint], base: Checkpoint | None, recipe: Recipe, lora: Lora
+) -> tuple[list[Checkpoint], Checkpoint, Recipe]:
+    """A model with adapters as a merge: what they make of it, the model as the base, and how."""
+    if len(opened) != 1 or base is not None:
+        raise ParameterError(
+            f"adapters are applied to one model, but {len(opened)} and {'a' if base else 'no'} "
+            f"base model were given"
+        )
+    if recipe.renames or recipe.slices or recipe.files_from:
+        given = "renames" if recipe.renames else "slices" if recipe.slices else "files_from"
+        raise ParameterError(f"{given} and adapters do not go together: fold them first")
+    must_be_several("lora", lora)
+    if not lora:
+        raise ParameterError("lora names no adapter")
+    weights = list(lora.values()) if isinstance(lora, Mapping) else [1.0] * len(lora)
+    names = Base(opened[0].tensors)
+    models = [Adapted(opened[0], open_adapter(path), names) for path in lora]
+    method = get_method("task_arithmetic" if recipe.method is None else recipe.method)
+    if recipe.weights is not None or recipe.beta is not None:
+        given = "weights" if recipe.beta is None else "beta"
+        raise ParameterError(f"the adapters' weights are given twice: with them and by {given}")
+    recipe = replace(recipe, method=method.name)
+    if "weight" in method.parameters or any(weight != 1 for weight in weights):
+        recipe = replace(recipe, weights=weights)
+    return list(models), opened[0], recipe

@@ -8,7 +8,7 @@ import re
 import resource
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -24,7 +24,6 @@ from ..errors import (
     nearest,
     option,
 )
-from ..files.adapters import Base, open_adapter
 from ..files.checkpoint import (
     KNOWN_STEMS,
     SUFFIX,
@@ -54,10 +53,9 @@ from ..files.writer import (
     parse_size,
 )
 from .engine import SLICE, Progress, Stream
-from .folding import Adapted
+from .folding import Lora, with_adapters
 from .inputs import Inputs
 from .lineage import Digests, record
-from .methods import get_method
 from .nonfinite import nonfinite_sentence
 from .plan import MergePlan, Notice, Unmade
 from .planning import plan_merge
@@ -67,7 +65,6 @@ from .rules import covering
 from .workers import check_workers
 
 DEFAULT_OUTPUT = "soup.safetensors"
-Lora = Mapping[StrPath, float] | Sequence[StrPath]
 
 # Metadata that holds a digest of the model: of the data section, with what stands before it.
 _DATA_DIGESTS = {"sshs_model_hash": "", "modelspec.hash_sha256": "0x"}
@@ -184,7 +181,7 @@ def merge(
     opened = [_open(model) for model in models]
     opened_base = None if base is None else _open(base)
     if lora is not None:
-        opened, opened_base, recipe = _with_adapters(opened, opened_base, recipe, lora)
+        opened, opened_base, recipe = with_adapters(opened, opened_base, recipe, lora)
     beside = {name: [_open(one) for one in given] for name, given in (aux or {}).items()}
     plan = plan_merge(opened, recipe, base=opened_base, aux=beside)
     check_place(output)
@@ -230,34 +227,6 @@ def _recipe_of(fields: RecipeFields) -> Recipe:
         if name not in known:
             raise ParameterError(f"merge() has no option {name!r}{nearest(name, known)}")
     return Recipe(**fields)
-
-
-def _with_adapters(
-    opened: Sequence[Checkpoint], base: Checkpoint | None, recipe: Recipe, lora: Lora
-) -> tuple[list[Checkpoint], Checkpoint, Recipe]:
-    """A model with adapters as a merge: what they make of it, the model as the base, and how."""
-    if len(opened) != 1 or base is not None:
-        raise ParameterError(
-            f"adapters are applied to one model, but {len(opened)} and {'a' if base else 'no'} "
-            f"base model were given"
-        )
-    if recipe.renames or recipe.slices or recipe.files_from:
-        given = "renames" if recipe.renames else "slices" if recipe.slices else "files_from"
-        raise ParameterError(f"{given} and adapters do not go together: fold them first")
-    must_be_several("lora", lora)
-    if not lora:
-        raise ParameterError("lora names no adapter")
-    weights = list(lora.values()) if isinstance(lora, Mapping) else [1.0] * len(lora)
-    names = Base(opened[0].tensors)
-    models = [Adapted(opened[0], open_adapter(path), names) for path in lora]
-    method = get_method("task_arithmetic" if recipe.method is None else recipe.method)
-    if recipe.weights is not None or recipe.beta is not None:
-        given = "weights" if recipe.beta is None else "beta"
-        raise ParameterError(f"the adapters' weights are given twice: with them and by {given}")
-    recipe = replace(recipe, method=method.name)
-    if "weight" in method.parameters or any(weight != 1 for weight in weights):
-        recipe = replace(recipe, weights=weights)
-    return list(models), opened[0], recipe
 
 
 def _open(model: StrPath | Checkpoint) -> Checkpoint:

@@ -12,6 +12,7 @@ from ..errors import (
     MismatchError,
     ParameterError,
     are_counted,
+    auxiliary_option,
     counted,
     layer_option,
     listed,
@@ -279,7 +280,7 @@ class _Planner:
             if name not in self.aux:
                 raise ParameterError(
                     f"{method.name!r} needs {name!r} for each model "
-                    f"({option('aux', f'{name}=A,B')}): {method.aux[name].doc}"
+                    f"({auxiliary_option(name)}): {method.aux[name].doc}"
                 )
 
     def _must_use_aux(self) -> None:

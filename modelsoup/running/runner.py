@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from ..errors import (
     nearest,
 )
 from ..files.checkpoint import SUFFIX, StrPath, open_checkpoint
+from ..files.digest import FileDigest
 from ..files.placing import LINEAGE_KEY, check_apart, check_output, remove_stale
 from ..files.writer import CheckpointWriter
 from ..merging.merge import DEFAULT_OUTPUT
@@ -43,6 +44,7 @@ from ..trees.plan import (
     Plan,
     check,
     checkpoints_read,
+    files_beside,
     files_read,
     lie_apart,
     node_seed,
@@ -57,6 +59,7 @@ from ..trees.store import (
     Store,
     companions_of,
     content_digest,
+    digest_of,
 )
 from ..trees.trainer import SECONDS_LEFT, build_options, named_files, options_as_json
 from .node import (
@@ -239,7 +242,7 @@ class _Leaves:
 
     digests: Mapping[Path, str]
     companions: Mapping[Path, Companions]
-    contents: Mapping[tuple[Path, ...], Contents]  # of the files that trainers name
+    contents: Mapping[tuple[Path, ...], Contents]  # of what trainers and merges name beside
 
     def know(self, plan: Plan, store: Store, *, fuse: bool, wanted: Collection[str] = ()) -> Plan:
         """The plan with what is done, now that all keys can be told."""
@@ -257,6 +260,8 @@ def _read_leaves(tree: Tree, store: Store) -> _Leaves:
     folders = [path for path in paths if path.is_dir()]
     trainings = (training_of(operation) for _, operation in tree.operations())
     named = dict.fromkeys(tuple(named_files(*trainer_of(t))) for t in trainings if t is not None)
+    for _, operation in tree.operations():
+        named |= dict.fromkeys(files for _, files in files_beside(operation))
     with ThreadPoolExecutor(default_workers()) as pool:
         digests = pool.map(store.digest_now, paths)
         companions = pool.map(store.companions_now, folders)
@@ -576,6 +581,7 @@ class _Walk:
             self.store.folder.absolute(), self.key(node.node), node.node, operation,
             tuple(sources), self._base(operation), frozen, node_seed(self.tree, node.node),
             self.merge_workers, self.capture, self.id, self._shown_of(node.node),
+            tuple(self._beside(operation)),
         )  # fmt: skip
         more: dict[str, Any] = {}
         if isinstance(operation, Train | FineTune) and operation.training.resources:
@@ -612,6 +618,12 @@ class _Walk:
     def _base(self, operation: Operation) -> Source | None:
         merges = isinstance(operation, Merge) and operation.base is not None
         return self._file(operation.base) if merges else None  # type: ignore[union-attr, arg-type]
+
+    def _beside(self, operation: Operation) -> Iterator[Source]:
+        """Adapters and auxiliary inputs of a merge, as they were when keys were made of them."""
+        for path, files in files_beside(operation):
+            digests = [FileDigest(n, 0, digest) for n, digest in self.leaves.contents[files]]
+            yield Source(path.name, path.absolute(), digest_of(digests), None)
 
     def _source(self, node: str) -> Source:
         operation = self.tree.operation(node)
