@@ -49,7 +49,7 @@ TESTS = {
         "files/header": "checkpoint header_fuzz",
         "files/hub": "mergekit",
         "files/inspection": "cli",
-        "files/low_rank": "quantized",
+        "files/low_rank": "quantized lora",
         "files/names": "rules layout tokenizers",
         "files/placing": "writer merge",
         "files/quantized": "merge",
