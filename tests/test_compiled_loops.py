@@ -13,14 +13,17 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from modelsoup.merging import reductions
 from modelsoup.merging.engine import SLICE
+from modelsoup.merging.forms import BLOCK, Tensor, blocks_of
+from modelsoup.merging.reductions import Gram
 
 # Runs jobs, says what each failed with, which loops there were, and whether numba was imported.
 RUNNER = """
@@ -220,6 +223,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
             "models": [a, b, c], "weights": [1, -1, 1], "parameters": {"normalize": False},
         },
         "slerp": {"models": [a, b], "method": "slerp", "parameters": {"t": 0.3}},
+        "model_stock": {"models": [b, c], "base": a, "method": "model_stock"},
         "task_arithmetic of one": {
             "models": [b], "base": a, "method": "task_arithmetic", "weights": [0.7],
         },
@@ -263,6 +267,7 @@ MERGED = (
     "linear of three",
     "linear of three, sum",
     "slerp",
+    "model_stock",
     "task_arithmetic of one",
     "task_arithmetic of two",
     "to bfloat16",
@@ -298,10 +303,33 @@ def test_every_job_was_in_one_list_and_every_method_and_dtype_had_a_loop(both: B
         ("weighted_deltas", ("BF16", "F16", "F32"), "F16"),
         *(("weighted_sum", (d,) * k, d) for d in DTYPES for k in (2, 3)),
         *(("weighted_deltas", (d,) * k, d) for d in DTYPES for k in (2, 3)),
+        ("products_loop", ("BF16", "F16"), "F64"), ("products_loop", ("BF16", "F16", "F32"), "F64"),
+        *(("products_loop", (d,) * k, "F64") for d in DTYPES for k in (2, 3)),
     }  # fmt: skip
     assert both.fast.loops == dict.fromkeys(expected, True)
     assert not both.numpy.loops
     assert not both.numpy.numba
+
+
+@pytest.mark.parametrize("of", ["inputs", "deltas"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_compiled_inner_products_are_numpys_to_the_last_bit(
+    dtype: str, of: Literal["inputs", "deltas"], both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELSOUP_CACHE", str(both.cache))
+    generator = np.random.default_rng(4)
+    count = 3 if of == "deltas" else 2
+    stored = [generator.normal(size=3 * BLOCK + 1027).astype(DTYPES[dtype]) for _ in range(count)]
+    x = Tensor("x", stored[0].shape, 2, has_base=of == "deltas")
+    compiled, numpys = Gram(of).begin(x), Gram(of).begin(x)
+    assert isinstance(compiled, reductions._Products)
+    assert compiled.takes((dtype,) * count)
+    for gathering, values in (compiled, stored), (numpys, [v.astype(np.float64) for v in stored]):
+        for block in blocks_of(x, values, rows=False):
+            gathering.add(block)
+        gathering.end_pass()
+    assert numpys.value.shape == (2, 2)
+    assert compiled.value.tobytes() == numpys.value.tobytes()
 
 
 # --- the cache ------------------------------------------------------------------------------------

@@ -84,6 +84,7 @@ RECIPES: dict[str, tuple[dict[str, Any], Any]] = {  # field → a recipe, and an
     "seed": (BASED, 2),
     "on_integer": ({}, "first"),
     "allow_nonfinite": ({"allow_nonfinite": ["D.*"]}, ["G.*"]),
+    "estimates": ({}, ["D.*"]),
 }
 
 

@@ -52,6 +52,18 @@ def run(text: str, name: str = "out", **more: Any) -> Path:
     return report.output
 
 
+@pytest.mark.parametrize("estimates", ["", ", merge: {estimates: []}"])
+def test_a_plan_from_a_lineage_leaves_out_what_was_left_out_and_nothing_else(estimates: str):
+    tuned = "{trainer: 'trainers:Estimating', add: 1}"
+    output = run(f"soup: 1\nmodels: {{a: a.safetensors, b: b.safetensors}}\n"
+                 f"tree: {{of: [a, b]{estimates}, finetune: {tuned}}}\n")  # fmt: skip
+    again = run(modelsoup.plan_text(output), "again")
+    assert again.read_bytes() == output.read_bytes()
+    first, second = (dict(modelsoup.open_checkpoint(f"{n}.safetensors"))["G.high.w"] for n in "ab")
+    made = dict(modelsoup.open_checkpoint(output))["G.high.w"]
+    assert np.array_equal(made, (first + second) / 2 + 1) == bool(estimates)
+
+
 def with_lineage(name: str, content: object) -> Path:
     text = content if isinstance(content, str) else json.dumps(content)
     save_file({"x": np.zeros(2, F32)}, name, {LINEAGE_KEY: text})
@@ -434,7 +446,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
         },
         {"groups": {"g": ["a.*", "b"]}, "layers": "group:g", "low_level": {"G*": 0.5}},
         {"files_from": "second", "tokenizer_from": "base", "chat_template": "", "seed": 9},
-        {"on_integer": "first", "allow_nonfinite": ["mask*"]},
+        {"on_integer": "first", "allow_nonfinite": ["mask*"], "estimates": ["*.u0"]},
     ],
 )
 def test_a_recipe_is_what_its_json_is_read_as(fields: dict[str, Any]) -> None:

@@ -965,6 +965,47 @@ def test_what_the_user_did_ask_for_is_not_warned_of(tmp_path: Path, out: Path) -
     assert load(out).keys() == {"d", "v_head", "bn.running_mean"}
 
 
+def test_estimates_are_left_out_where_they_would_be_merged(tmp_path: Path, out: Path) -> None:
+    names = ("D.u0", "D.w", "E.u0", "E.w")
+    models = pair(tmp_path, *({n: np.full(2, v, F32) for n in names} for v in (1, 3)))
+    given: dict[str, Any] = {
+        "layers": ["E.*=second", "D.*=merge;freeze"], "estimates": ["*.u0", "*.nowhere"],
+    }  # fmt: skip
+    report = merge(models, out, strict=True, **given)
+    assert {n: v.tolist() for n, v in load(out).items()} == {
+        "D.w": [2, 2], "E.u0": [3, 3], "E.w": [3, 3],
+    }  # fmt: skip
+    assert [(n.kind, n.names, n.level) for n in report.notices] == [
+        ("estimates", ("D.u0",), "note")
+    ]
+    assert report.plan.frozen == ("D.w",)
+    assert report.plan.dropped == ("D.u0",)
+    lineage = modelsoup.read_lineage(modelsoup.open_checkpoint(out))
+    assert lineage is not None
+    assert lineage["estimates"] == ["*.u0", "*.nowhere"]
+
+
+def test_an_estimate_that_a_model_lacks_need_not_be_in_the_others(
+    tmp_path: Path, out: Path
+) -> None:
+    models = pair(tmp_path, {"w": np.ones(2, F32)}, {n: np.zeros(2, F32) for n in ("w", "u0")})
+    assert "u0" in refusal(tmp_path, models, MismatchError, rest="merge")
+    merge(models, out, estimates="u0")
+    assert load(out).keys() == {"w"}
+
+
+def test_one_models_estimates_are_its_own(tmp_path: Path, out: Path) -> None:
+    model = save(tmp_path / "a.safetensors", {n: np.ones(2, F32) for n in ("w", "u0")})
+    merge([model], out, estimates="u0", dtype="float16")
+    assert load(out).keys() == {"w", "u0"}
+
+
+def test_estimates_are_patterns(tmp_path: Path) -> None:
+    models = pair(tmp_path, {"w": np.ones(2, F32)}, {"w": np.ones(2, F32)})
+    sentence = refusal(tmp_path, models, ParameterError, estimates=[1])
+    assert sentence == "estimates is [1], not a list of patterns"
+
+
 def test_a_depth_that_no_rule_uses_is_not_ignored(tmp_path: Path) -> None:
     models = pair(tmp_path, {"a.w": np.zeros(2, F32)}, {"a.w": np.ones(2, F32)})
     for layers in ([], ["a.*=0.3"]):

@@ -22,11 +22,12 @@ import modelsoup
 from modelsoup.errors import ParameterError
 from modelsoup.files.writer import layout
 from modelsoup.merging import merge as merging
-from modelsoup.merging.forms import BLOCK, Rows, Tensor
+from modelsoup.merging import reductions
+from modelsoup.merging.forms import BLOCK, Rows, Tensor, blocks_of
 from modelsoup.merging.in_memory import carried_out, merge_arrays
 from modelsoup.merging.methods import get_method, registry
 from modelsoup.merging.methods.listing import cost
-from modelsoup.merging.reductions import FEW, PART, EachRow, Largest, Ranked, sampled
+from modelsoup.merging.reductions import FEW, PART, EachRow, Largest, Norms, Ranked, sampled
 
 Formula = Callable[[np.ndarray, list[np.ndarray], dict[str, Any]], np.ndarray]
 WEIGHT = (0.5317, 0.2939, 0.4523)
@@ -704,6 +705,30 @@ def test_each_row_has_its_number(shape: tuple[int, ...], own_method: Callable[..
     assert np.array_equal(
         found, np.broadcast_to(highest, np.atleast_1d(model).shape).reshape(shape)
     )
+
+
+@pytest.mark.parametrize("count", [2, 1 << 20])
+def test_what_was_drawn_is_the_same_where_it_is_remembered_and_where_it_is_drawn_again(
+    count: int,
+) -> None:
+    model = np.random.default_rng(13).normal(size=2 * BLOCK + 5).astype(np.float32)
+    x = Tensor("w", model.shape, count)
+    kept = reductions.drawn(x, 0, x.model(0), 0.3)
+    norms = Norms(kept)
+    gathering = norms.begin(x)
+    blocks = list(blocks_of(x, [model], rows=False))
+    for block in reversed(blocks):
+        gathering.add(block)
+    gathering.end_pass()
+    before, after, again = gathering.value
+    remembered = len(model) // 8 if count == 2 else 0  # so many models take too much memory
+    assert norms.state_bytes(x) == 3 * 16 + remembered
+    assert (again is not kept) == (count == 2)
+    assert before == pytest.approx(np.abs(model).sum(dtype=float), rel=1e-12)
+    expected = np.concatenate([kept(block) for block in blocks])
+    assert 0.29 < np.mean(expected != 0) < 0.31
+    assert after == pytest.approx(np.abs(expected).sum(dtype=float), rel=1e-12)
+    assert np.concatenate([again(block) for block in blocks]).tobytes() == expected.tobytes()
 
 
 # --- what is told of them -------------------------------------------------------------------------

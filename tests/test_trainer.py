@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -138,6 +139,29 @@ class Reads(Plain):
 
     name = "reads"
     options = Located  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Looks at what is there while it is made."""
+
+    data: Path
+
+    def __post_init__(self) -> None:
+        if not self.data.is_dir():
+            raise ValueError(f"{self.data} is no folder")
+
+
+class Looks(Plain):
+    name = "looks"
+    options = Looked  # type: ignore[assignment]
+
+
+def test_options_that_look_at_a_path_find_it_beside_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    assert build_options(Looks(), {"data": "images"}, tmp_path) == Looked(tmp_path / "images")
+    with pytest.raises(TrainerError, match=re.escape(f"{tmp_path / 'else'} is no folder")):
+        build_options(Looks(), {"data": "else"}, tmp_path)
 
 
 def test_paths_are_relative_to_the_plan_and_count_as_they_are_written(tmp_path: Path) -> None:

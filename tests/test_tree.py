@@ -9,12 +9,14 @@ from pathlib import Path
 import networkx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import save_file
 from trainers import network
 
 import modelsoup
 from modelsoup import FineTune, Load, Merge, PlanError, Train, Training, binary_tree, parse_tree
 from modelsoup.files.yaml_text import parse_yaml
+from modelsoup.terminal.cli import main
 from modelsoup.trees.tree_yaml import json_schema
 
 TUNE = FineTune(Training("trainers:Add", {"add": 0.5}))
@@ -25,6 +27,46 @@ def folder(tmp_path: Path) -> Path:
     for number, name in enumerate("abcd"):
         save_file(network(number), tmp_path / f"{name}.safetensors")
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [
+        ("{of: [a, b], finetune: OWN}", True),
+        ("{of: [a, b], merge: {estimates: []}, finetune: OWN}", False),
+        ("{of: [a, b]}", False),
+        ("{of: [a, trained]}", True),
+        ("{of: [{of: [a]}, {pair: [b, nested]}]}", True),
+        ("{of: [trained, b], finetune: OTHER}", False),
+        ("{of: [a, b], finetune: false}\ndefaults: {finetune: OWN}", True),
+        ("{of: [{of: [a, b], finetune: OWN}, b]}", True),
+    ],
+)
+def test_a_plans_trainers_tell_which_tensors_are_found_anew(plan: str, told: bool) -> None:
+    own, other = (f"{{trainer: 'trainers:{name}', add: 1}}" for name in ("Estimating", "Add"))
+    models = "{a: a.safetensors, b: b.safetensors, trained: {train: OWN}, nested: {of: [trained]}}"
+    text = f"soup: 1\nmodels: {models}\ntree: {plan}\n"
+    tree, _ = parse_tree(text.replace("OWN", own).replace("OTHER", other))
+    operation = tree.operation(tree.root)
+    merge = operation if isinstance(operation, Merge) else tree.operation(tree.inputs(tree.root)[0])
+    assert isinstance(merge, Merge)
+    assert merge.recipe.estimates == (("*.high.w", "*.nowhere") if told else ())
+
+
+def test_a_plan_says_what_a_merge_leaves_out_for_its_trainer_to_find(folder: Path) -> None:
+    own = "{trainer: 'trainers:Estimating', add: 1}"
+    models = "{a: a.safetensors, b: b.safetensors}"
+    tree = folder / "tree.yaml"
+    tree.write_text(
+        f"soup: 1\nmodels: {models}\n"
+        f"tree: {{of: [a, b], merge: {{layers: ['D.low.*=drop', '*']}}, finetune: {own}}}\n"
+    )
+    told = CliRunner().invoke(main, ["plan", str(tree)])
+    assert told.exit_code == 0, told.output
+    assert "dropped 3 (19), 2 of them to be found anew" in " ".join(told.output.split())
+    node = modelsoup.check(modelsoup.read_tree(tree)[0]).nodes["root.merge"]
+    assert node.estimates == ("D.high.w", "G.high.w")
+    assert node.notices == ()  # nothing to be warned of
 
 
 def kinds(tree: modelsoup.Tree) -> list[str]:

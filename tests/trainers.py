@@ -72,6 +72,15 @@ class Plain(Add):
     groups = None  # type: ignore[assignment]
 
 
+class Estimating(Add):
+    """Finds tensors anew where a start lacks them: `high.w` is four times its seed's."""
+
+    name = "estimating"
+
+    def estimates(self, options: Options) -> list[str]:
+        return ["*.high.w", "*.nowhere"]
+
+
 class Writes:
     """Writes whatever a subclass says."""
 

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from .trainers.cyclegan import CycleGAN, CycleGANOptions
     from .trainers.pix2pix import Pix2Pix, Pix2PixOptions
     from .training.session import Session
-    from .use.official import import_folder
     from .use.official_cam import import_nice_gan, import_ugatit
+    from .use.official_cyclegan import import_folder
+    from .use.official_gan import import_biggan, import_deepi2i, import_stylegan
     from .use.official_stargan import import_stargan
-    from .use.pretrained import import_biggan, import_deepi2i, import_stylegan
 
 _HOMES = {
     "trainers.cyclegan": ("CycleGAN", "CycleGANOptions"),
@@ -37,8 +37,8 @@ _HOMES = {
     "networks.unet": ("UnetGenerator",),
     "use.official_cam": ("import_nice_gan", "import_ugatit"),
     "use.generators": ("load_generator", "load_model"),
-    "use.official": ("import_folder",),
-    "use.pretrained": ("import_biggan", "import_deepi2i", "import_stylegan"),
+    "use.official_cyclegan": ("import_folder",),
+    "use.official_gan": ("import_biggan", "import_deepi2i", "import_stylegan"),
     "use.official_stargan": ("import_stargan",),
     "training.session": ("Session",),
 }

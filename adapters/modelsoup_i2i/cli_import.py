@@ -66,7 +66,7 @@ _STYLEGAN_SIZE = click.option(
 def _official(folder: Path, output: Path, epoch: str, direction: str, force: bool) -> None:
     """CycleGAN, pix2pix and CUT: their folder, or the file of a generator."""
     with needed("i2i"):
-        from .use.official import import_folder
+        from .use.official_cyclegan import import_folder
     _tell(import_folder(folder, output, force=force, epoch=epoch, direction=direction))
 
 
@@ -108,7 +108,7 @@ def biggan(
 ) -> None:  # fmt: skip
     """BigGAN-PyTorch's folder: G_ema.pth or G.pth, and D.pth."""
     with needed("i2i"):
-        from .use.pretrained import import_biggan
+        from .use.official_gan import import_biggan
     _tell(
         import_biggan(
             folder, output, force=force, suffix=suffix, class_rows=class_rows, classes=classes,
@@ -125,7 +125,7 @@ def biggan(
 def stylegan(file: Path, output: Path, size: int | None, force: bool) -> None:
     """A file of style-based-gan-pytorch: g_running or generator, and discriminator."""
     with needed("i2i"):
-        from .use.pretrained import import_stylegan
+        from .use.official_gan import import_stylegan
     _tell(import_stylegan(file, output, force=force, size=size, say=say))
 
 
@@ -148,7 +148,7 @@ def deepi2i(
 ) -> None:  # fmt: skip
     """DeepI2I's folder, G.pth, D.pth, E1.pth and A1.pth; or its one file, on StyleGAN."""
     with needed("i2i"):
-        from .use.pretrained import import_deepi2i
+        from .use.official_gan import import_deepi2i
     _tell(
         import_deepi2i(
             source, output, force=force, suffix=suffix, class_rows=class_rows, classes=classes,

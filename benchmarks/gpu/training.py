@@ -17,6 +17,9 @@ of which the faster memory layout is to reach the target. For each:
   by kernel; both make the same bits, from a state too, as a training that goes on needs it; a step
   that is not finite is told with its number and leaves finite weights.
 
+`--compile SECONDS` has rows with `torch.compile` too, each of which waits for it at most so long,
+and says how long it was, and again from the cache: `--only cyclegan-256 --compile 60`.
+
 `--device cpu --only cyclegan-64 cut-128 --size 32 --width 4 --steps 2` runs it without a GPU. The
 exit code says whether a check failed or, on a GPU, a target was missed.
 """
@@ -56,6 +59,9 @@ FAST, LAST = "bf16", "bf16, channels-last"
 KINDS: dict[str, dict[str, Any]] = {
     PLAIN: {}, SINGLE: {"graphs": False}, FAST: {"precision": "bf16"},
     LAST: {"precision": "bf16", "channels_last": True},
+}  # fmt: skip
+COMPILED: dict[str, dict[str, Any]] = {
+    "float32, compiled": {"compile": True}, "bf16, compiled": {"compile": True, "precision": "bf16"}
 }  # fmt: skip
 BUSY_TARGET, LOOP_TARGET = 1.15, 1.05  # wall beside the GPU's own time, the loop beside the step
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
@@ -101,6 +107,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds")
     parser.add_argument("--kernels", type=int, default=0, metavar="N", help="told: the slowest N")
     parser.add_argument("--limit", type=float, default=300, metavar="SECONDS")
+    parser.add_argument("--compile", type=int, default=0, metavar="SECONDS", help="0: not")
     arguments = parser.parse_args()
     if arguments.device != "cpu" and not torch.cuda.is_available():
         sys.exit("this benchmark needs an NVIDIA GPU (CUDA), and torch finds none (--device cpu)")
@@ -133,6 +140,13 @@ def measured(arguments: argparse.Namespace, case: Case, folder: Path, end: float
     if case.trainer == "cyclegan":
         checks["losses of the original"] = losses_agree(made.original(), ours[PLAIN], batch)
     checks |= replays_agree(ours[PLAIN], ours[SINGLE], batch)
+    for kind, more in COMPILED.items() if arguments.compile else ():
+        for _ in range(2):  # the second one finds what the first one left
+            ours[kind] = made.session({**more, "compile_seconds": arguments.compile})
+            took = seconds(partial(ours[kind].compile, batch), arguments.device)
+            print(f"{kind}, after {took:.1f} s: {'; '.join(ours[kind].news())}", flush=True)
+        like = ours[PLAIN if "precision" not in more else FAST]
+        checks[f"losses of {kind}"] = losses_are(ours[kind], like, batch)
     rows: dict[str, Steps] = {ORIGINAL: made.published()}
     rows |= {kind: bare(own, batch) for kind, own in ours.items()}
     of_step = {name: profiled(name, steps, arguments) for name, steps in rows.items()}
@@ -229,7 +243,7 @@ def images(folder: Path, size: int, count: int) -> None:
 Batches = list[dict[str, torch.Tensor]]
 
 
-def bare(own: Session, batch: Batches) -> Steps:
+def bare(own: Session, batch: Batches) -> Callable[[int], list[dict[str, float]]]:
     """Steps on one batch, read as the loop reads them."""
 
     def steps(count: int) -> list[dict[str, float]]:
@@ -307,19 +321,29 @@ def losses_agree(original: Original, own: Session, batch: Batches) -> bool:
     return all(abs(made[n] - loss.item()) < 1e-2 * abs(made[n]) for n, loss in wanted.items())
 
 
+def losses_are(own: Session, other: Session, batch: Batches) -> bool:
+    """From one state, to rounding."""
+    own.load_state_dict(copy.deepcopy(other.state_dict()))
+    apart = furthest(*(bare(each, batch)(BEFORE) for each in (own, other)))
+    print(f"losses of {BEFORE} steps that are compiled and are not differ by {apart:.1e}")
+    return apart < ROUNDED
+
+
+def furthest(told: list[dict[str, float]], other: list[dict[str, float]]) -> float:
+    """How far losses are from others, as a share of these."""
+    return max(abs(a[name] - b[name]) / max(abs(b[name]), 1e-3)
+               for a, b in zip(told, other, strict=True) for name in b)  # fmt: skip
+
+
 def replays_agree(own: Session, single: Session, batch: Batches) -> dict[str, bool]:
     """From one state, a session that replays its steps, and one that makes them as ever.
 
     The latter is also what one that begins does: it makes steps some times before it replays them.
     """
     single.load_state_dict(copy.deepcopy(own.state_dict()))
-    told = [bare(each, batch)(BEFORE) for each in (own, single)]
-    for said in own.recordings.news() if own.recordings is not None else ():
+    apart = furthest(*(bare(each, batch)(BEFORE) for each in (own, single)))
+    for said in own.news():
         print(said)
-    apart = max(
-        abs(a[name] - b[name]) / max(abs(b[name]), 1e-3)
-        for a, b in zip(*told, strict=True) for name in b
-    )  # fmt: skip
     print(f"losses of {BEFORE} steps that are replayed and are not differ by {apart:.1e}")
     state = copy.deepcopy(own.state_dict())
     after = []

@@ -172,10 +172,10 @@ def _whole(job: Job, form: Whole, stored: list[np.ndarray]) -> np.ndarray:
 
 
 def blocks(
-    unit: Unit, stored: list[np.ndarray], buffers: Buffers, dtype: np.dtype[Any], *,
+    unit: Unit, stored: list[np.ndarray], buffers: Buffers, dtype: np.dtype[Any] | None, *,
     in_a_pass: bool = False,
 ) -> Iterator[tuple[slice, Block]]:  # fmt: skip
-    """Each block of a unit, with its place in the unit."""
+    """Each block of a unit, with its place in the unit; without a dtype as it is stored."""
     job, arrays = unit.job, _typed(unit.job.step, stored)
     length, row = job.block(in_a_pass=in_a_pass), job.row(in_a_pass=in_a_pass)
     has_base = job.step.tensor is not None and job.step.tensor.has_base
@@ -185,7 +185,7 @@ def blocks(
         place = slice(start - unit.start, min(start + length, unit.stop) - unit.start)
         x = []
         for index, array in enumerate(arrays):
-            if array.dtype == dtype:
+            if dtype is None or array.dtype == dtype:
                 x.append(array[place])
                 continue
             wide = buffers.take((job.place, index), place.stop - place.start, dtype)

@@ -1,9 +1,10 @@
 """Compiled loops: a weighted sum, its casts and the search for NaN fused into one pass.
 
 Where numba is installed (extra `modelsoup[fast]`), the same function that numpy runs on arrays is
-compiled for scalars, once per number of models and dtypes. The machine code is kept in the user's
-cache folder, and llvmlite, which comes with numba, loads it from there: importing numba would take
-a second of every run. A loop gives the same bytes as numpy or is not used:
+compiled for scalars, once per number of models and dtypes; and inner products, which are added up
+in numpy's order. The machine code is kept in the user's cache folder, and llvmlite, which comes
+with numba, loads it from there: importing numba would take a second of every run. A loop gives the
+same bytes as numpy or is not used:
 
 - a loaded loop is compared with numpy on a sample first;
 - a slice in which a loop met NaN or infinity is done again by numpy.
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from ..files import dtypes
-from .forms import BLOCK
+from .forms import BLOCK, pairs
 
 _SYMBOL = "soup_loop"
 _SUPPORTED = ("F32", "BF16", "F16")
@@ -68,7 +69,8 @@ _STORES = {
 }
 # The largest magnitude, as float32, that still rounds to a finite number.
 _LIMITS = {"F32": 0x7F7FFFFF, "BF16": 0x7F7F7FFF, "F16": 0x477FEFFF}
-_POINTERS = {"F32": "float32", "BF16": "uint16", "F16": "uint16"}
+_POINTERS = {"F32": "float32", "BF16": "uint16", "F16": "uint16", "F64": "float64"}
+_MOST_INPUTS = 4  # to compile the products of more takes long
 
 
 def available() -> bool:
@@ -102,20 +104,54 @@ def loop_for(
     return _loops[key]
 
 
+def products_loop(inputs: tuple[str, ...], lanes: int, *, of_deltas: bool) -> Loop | None:
+    """The compiled loop of a block's inner products, or None where numpy does the work.
+
+    It adds to a float64 array that has a row of lanes for each pair of vectors, in the order of
+    `pairs`; its parameters are not looked at.
+
+    Args:
+        inputs: the stored dtypes of the inputs.
+        lanes: element i is added to lane i modulo this.
+        of_deltas: the vectors are the others' differences from the first.
+    """
+    if not available() or not set(inputs) <= set(_SUPPORTED) or len(inputs) > _MOST_INPUTS:
+        return None
+    key = (products_loop, inputs, "F64", lanes, of_deltas)
+    if key not in _loops:
+        source = _products_source(inputs, lanes, of_deltas=of_deltas)
+        loop = _loaded("products", source, {}, inputs, "F64")
+        agrees = _agrees_in_products(loop, inputs, lanes, of_deltas=of_deltas)
+        _loops[key] = _if(loop, "products", agrees=agrees)
+    return _loops[key]
+
+
 def _make(
     function: Callable[..., Any], inputs: tuple[str, ...], output: str, example: Any
 ) -> Loop | None:
-    source = _source(inputs, output, example)
-    cached = _cache_file(source, function)
+    name, text = function.__name__, inspect.getsource(function)
+    used = {"f": function, "P": type(example)}
+    loop = _loaded(name, _source(inputs, output, example), used, inputs, output, text)
+    return _if(loop, name, agrees=_agrees_with_numpy(loop, function, inputs, output, example))
+
+
+def _if(loop: Loop, name: str, *, agrees: bool) -> Loop | None:
+    if not agrees:
+        _log.info("the compiled loop of %s differs from numpy: not used", name)
+    return loop if agrees else None
+
+
+def _loaded(
+    name: str, source: str, used: dict[str, Any], inputs: tuple[str, ...], output: str,
+    text: str = "",
+) -> Loop:  # fmt: skip
+    """A loop from the cache, or compiled and kept there; `text` is that of a function it uses."""
+    cached = _cache_file(name, source, text)
     code = _read(cached)
     if code is None:
-        code = _compile(source, function, example, inputs, output)
+        code = _compile(source, used, inputs, output)
         _store(cached, code)
-    loop = _load(code, len(inputs))
-    if not _agrees_with_numpy(loop, function, inputs, output, example):
-        _log.info("the compiled loop of %s differs from numpy: not used", function.__name__)
-        return None
-    return loop
+    return _load(code, len(inputs))
 
 
 def parameter_array(p: Any) -> np.ndarray:
@@ -146,6 +182,32 @@ def _source(inputs: tuple[str, ...], output: str, example: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _products_source(inputs: tuple[str, ...], lanes: int, *, of_deltas: bool) -> str:
+    """The text of the loop: a row of products after the other, and of that a pair after the other.
+
+    So each innermost loop writes to one place, and LLVM sees that it can make vectors of it.
+    """
+    names = [f"a{k}" for k in range(len(inputs))]
+    lines = [f"def loop({', '.join(names)}, result, n, parameters):"]
+    lines += [f"    {name} = carray({name}, n)" for name in names]
+    products = pairs(len(inputs) - of_deltas)
+    lines += [
+        f"    out = carray(result, ({len(products)}, {lanes}))",
+        f"    for start in range(0, n, {lanes}):",
+    ]
+    for row, (i, j) in enumerate(products):
+        lines.append(f"        for lane in range(min({lanes}, n - start)):")
+        used = {i + of_deltas, j + of_deltas, *([0] if of_deltas else [])}
+        # Unsigned, since numba makes sure of others that they are not below 0.
+        body = "i = u64(start) + u64(lane)\n"
+        body += "".join(_LOADS[inputs[k]].format(k=k) for k in sorted(used))
+        one, other = (f"f64(x{k + of_deltas})" + " - f64(x0)" * of_deltas for k in (i, j))
+        body += f"out[{row}, lane] += ({one}) * ({other})\n"
+        lines += ["            " + line for line in body.splitlines()]
+    lines.append("    return u32(0)")
+    return "\n".join(lines) + "\n"
+
+
 def _count(example: Any) -> int:
     return sum(len(value) if isinstance(value, tuple) else 1 for value in example)
 
@@ -163,7 +225,7 @@ def _construct(example: Any) -> str:
     return ", ".join(parts)
 
 
-def _cache_file(source: str, function: Callable[..., Any]) -> Path:
+def _cache_file(name: str, source: str, text: str) -> Path:
     import llvmlite
     import llvmlite.binding as llvm
 
@@ -171,12 +233,11 @@ def _cache_file(source: str, function: Callable[..., Any]) -> Path:
         os.environ.get("XDG_CACHE_HOME") or _home() / ".cache", "modelsoup"
     )
     parts = (
-        source, inspect.getsource(function), f"{function.__module__}.{function.__qualname__}",
-        llvmlite.__version__, llvm.get_host_cpu_name(),
+        source, text, llvmlite.__version__, llvm.get_host_cpu_name(),
         llvm.get_host_cpu_features().flatten(),
     )  # fmt: skip
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    return Path(root, "loops", f"{function.__name__}-{digest[:32]}.o")
+    return Path(root, "loops", f"{name}-{digest[:32]}.o")
 
 
 def _home() -> Path:
@@ -221,18 +282,20 @@ def _target() -> Any:
 
 
 def _compile(
-    source: str, function: Callable[..., Any], example: Any, inputs: tuple[str, ...], output: str
-) -> bytes:
+    source: str, used: dict[str, Any], inputs: tuple[str, ...], output: str
+) -> bytes:  # fmt: skip
     """Machine code with the one symbol `soup_loop`."""
     import llvmlite.binding as llvm
     import numba
     from numba import types
 
     names: dict[str, Any] = {
-        "carray": numba.carray, "P": type(example), "u16": np.uint16, "u32": np.uint32,
-        "f32": np.float32, "f": numba.njit(error_model="numpy")(function),
+        "carray": numba.carray, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64,
+        "f32": np.float32, "f64": np.float64, **used,
     }  # fmt: skip
-    # The text is `_source`'s: no part of it comes from a user or a file.
+    if "f" in names:
+        names["f"] = numba.njit(error_model="numpy")(names["f"])
+    # The text was made above: no part of it comes from a user or a file.
     exec(source, names)  # noqa: S102
     pointers = [types.CPointer(getattr(types, _POINTERS[dtype])) for dtype in (*inputs, output)]
     signature = types.uint32(*pointers, types.intp, types.CPointer(types.float32))
@@ -288,7 +351,37 @@ def _load(code: bytes, models: int) -> Loop:
 def _agrees_with_numpy(
     loop: Loop, function: Callable[..., Any], inputs: tuple[str, ...], output: str, example: Any
 ) -> bool:
-    """Compare with numpy on values of all sizes, zeros and ties in rounding among them."""
+    stored = _sample(inputs)
+    expected = np.empty(stored[0].size, dtypes.numpy_dtype(output))
+    with np.errstate(all="ignore"):
+        result = function(tuple(a.astype(np.float32) for a in stored), example)
+    dtypes.narrow(np.asarray(result, np.float32), expected)
+    found = np.empty_like(expected)
+    finite = loop(
+        [a.ctypes.data for a in stored], found.ctypes.data, found.size, parameter_array(example)
+    )
+    return finite and found.tobytes() == expected.tobytes()
+
+
+def _agrees_in_products(
+    loop: Loop, inputs: tuple[str, ...], lanes: int, *, of_deltas: bool
+) -> bool:
+    stored = _sample(inputs)
+    vectors = [array.astype(np.float64) for array in stored]
+    if of_deltas:
+        vectors = [one - vectors[0] for one in vectors[1:]]
+    expected = np.zeros((len(pairs(len(vectors))), lanes))
+    for start in range(0, stored[0].size, lanes):
+        parts = [one[start : start + lanes] for one in vectors]
+        for row, (i, j) in enumerate(pairs(len(vectors))):
+            expected[row, : len(parts[0])] += parts[i] * parts[j]
+    found = np.zeros_like(expected)
+    loop([a.ctypes.data for a in stored], found.ctypes.data, stored[0].size, np.zeros(1))
+    return found.tobytes() == expected.tobytes()
+
+
+def _sample(inputs: tuple[str, ...]) -> list[np.ndarray]:
+    """Values of all sizes to compare with numpy on, zeros and ties in rounding among them."""
     generator = np.random.Generator(np.random.Philox(key=1))
     size = BLOCK // 16 + 7  # no multiple of a vector
     stored = []
@@ -302,12 +395,4 @@ def _agrees_with_numpy(
     for array in stored[1:]:
         if array.dtype == stored[0].dtype:
             array[128:512] = stored[0][128:512]
-    expected = np.empty(size, dtypes.numpy_dtype(output))
-    with np.errstate(all="ignore"):
-        result = function(tuple(a.astype(np.float32) for a in stored), example)
-    dtypes.narrow(np.asarray(result, np.float32), expected)
-    found = np.empty_like(expected)
-    finite = loop(
-        [a.ctypes.data for a in stored], found.ctypes.data, size, parameter_array(example)
-    )
-    return finite and found.tobytes() == expected.tobytes()
+    return stored

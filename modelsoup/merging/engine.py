@@ -160,7 +160,9 @@ class Stream:
             job.quantizer = Quantizer(step.quantized, step.dtype)
         if method is not None and step.outline is not None and step.outline.rounds:
             assert step.tensor is not None and step.parameters is not None
-            job.asked = Asked(method, step.tensor, step.parameters, step.outline)
+            stored = self._wants_loops and not job.below and not any(step.scales)
+            kinds = tuple(source.info.dtype for source in step.sources) if stored else ()
+            job.asked = Asked(method, step.tensor, step.parameters, step.outline, kinds)
             self._sample(job)
 
     def _sample(self, job: Job) -> None:
@@ -285,8 +287,9 @@ class Stream:
         """One slice of a pass over whole tensors."""
         asked = unit.job.asked
         assert asked is not None
-        # Widened once, from what is stored, for products that are summed in float64.
-        dtype = np.dtype(np.float64) if asked.wide else unit.job.step.compute_dtype
+        dtype = None if asked.takes_stored else unit.job.step.compute_dtype
+        if asked.wide and not asked.takes_stored:
+            dtype = np.dtype(np.float64)  # widened once, for products that are summed in float64
         with np.errstate(all="ignore"):
             for _, block in blocks(unit, stored, buffers, dtype, in_a_pass=True):
                 asked.add(block)

@@ -241,6 +241,11 @@ def blocks_of(x: Tensor, inputs: Sequence[np.ndarray], *, rows: bool) -> Iterato
         yield Block(number, start, values, int(x.has_base))
 
 
+def pairs(count: int) -> list[tuple[int, int]]:
+    """The pairs of vectors of which there are inner products."""
+    return [(i, j) for i in range(count) for j in range(i, count)]
+
+
 def weighted_sum(x: Any, p: Any) -> Any:
     """Σ cₖ·xₖ, added up in order; `p.weight` has the coefficients."""
     total = p.weight[0] * x[0]

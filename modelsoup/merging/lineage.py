@@ -292,6 +292,7 @@ _MERGE: _Fields = {
     "dtype": (_is_text, "a dtype"),
     "on_integer": (_is_text, "a word"),
     "allow_nonfinite": (_is_list_of(_is_text), "a list of patterns"),
+    "estimates": (_is_list_of(_is_text), "a list of patterns"),
     "seed": (lambda v: type(v) is int and _is_number(v), "an integer"),
     "nonfinite": (_is_mapping_to(_is_count), "a mapping to counts"),
     "aux": (_is_mapping_to(_is_list_of(lambda v: isinstance(v, dict))), "a mapping to inputs"),

@@ -145,8 +145,9 @@ class Notice:
     """Something the user did not ask for and should know.
 
     Attributes:
-        kind: `taken`, `dropped`, `added`, `rest`, `carried`, `quantized`, `recalibrate`, `empty`,
-            `dtype`, `aux`, `tokens`, `matrices`, `config`, `metadata`, `nonfinite` or `output`.
+        kind: `taken`, `dropped`, `added`, `rest`, `carried`, `quantized`, `recalibrate`,
+            `estimates`, `empty`, `dtype`, `aux`, `tokens`, `matrices`, `config`, `metadata`,
+            `nonfinite` or `output`.
         message: one sentence.
         names: the tensors it is about.
         level: a `warning` is an error under `strict`; a `note` only says what was done.

@@ -148,6 +148,7 @@ class _Planner:
         self.rules: tuple[Rule, ...] = ()
         self.names: list[str] = []
         self.layers: Mapping[str, tuple[int, int]] = {}
+        self.estimates: set[str] = set()
         self.prepared: dict[int, _Prepared] = {}
         self.by_pattern: dict[str, set[str]] = {}
         self.unmatched: dict[str, None] = {}  # what patterns of parameters match no name
@@ -190,6 +191,9 @@ class _Planner:
             fractions=recipe.low_level, slices=self.layout.slices,
         )  # fmt: skip
         self.assignment, self.rules = assignment, assignment.rules
+        self.estimates.update(
+            *(names_of(pattern, self.names, recipe.groups) for pattern in recipe.estimates)
+        )
         if recipe.low_level and not any(rule.low_level for rule in self.rules):
             raise ParameterError(
                 f"low-level has a depth, but no rule uses it (add the rule low-level: "
@@ -226,7 +230,11 @@ class _Planner:
             there = [step.name for step in steps]
             nonfinite = matching(recipe.allow_nonfinite, there, recipe.groups)
         added = tuple(step.name for step in steps if step.name not in first.tensors)
-        frozen = tuple(n for n, index in assignment.chosen.items() if self.rules[index].frozen)
+        lost = set(dropped)
+        frozen = tuple(
+            name for name, index in assignment.chosen.items()
+            if self.rules[index].frozen and name not in lost
+        )  # fmt: skip
         self._notice_steps(assignment, steps, added)
         return MergePlan(
             *self.given, recipe, assignment, tuple(steps), tuple(dropped), added, frozen,
@@ -429,6 +437,10 @@ class _Planner:
             return []
         if rule.action == "keep":
             return self._keep(name, index, rule)
+        if name in self.estimates and len(self.models) > 1:
+            what = "left out: estimates, which are found anew where the result is loaded"
+            self._notice("estimates", what, name, "note")
+            return []
         if self.adapted and not any(name in model.changes for model in self.adapted):
             return self._copy(name, index, self.called[0], self.called[0].tensors[name])
         infos = [model.tensors.get(name) for model in self.models]

@@ -58,6 +58,7 @@ class RecipeFields(TypedDict, total=False):
     seed: int
     on_integer: OnInteger | None
     allow_nonfinite: bool | str | Sequence[str]
+    estimates: str | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class Recipe:
             `num_batches_tracked` and is an error elsewhere.
         allow_nonfinite: patterns of tensors that may hold NaN and infinity where they are merged;
             True is all of them, and weights that sum to zero as well.
+        estimates: patterns of tensors that say something of others and are found anew by whatever
+            loads a result without them: where they would be merged, they are left out.
 
     Raises:
         SoupError: a value that is wrong whatever the models are.
@@ -112,6 +115,7 @@ class Recipe:
     seed: int = 0
     on_integer: OnInteger | None = None
     allow_nonfinite: Any = ()
+    estimates: Any = ()
 
     def __post_init__(self) -> None:
         get_method(self.method_name)
@@ -157,13 +161,16 @@ class Recipe:
             raise ParameterError(f"chat_template is {said(self.chat_template)}, not a text")
         if self.rest is None:
             self._set("rest", default_rest(self.layers))
-        allowed = self.allow_nonfinite
-        if isinstance(allowed, bool | str):
-            allowed = ("*",) if allowed is True else (allowed,) if allowed else ()
-        fits = isinstance(allowed, Sequence | AbstractSet)
-        if not fits or not all(isinstance(pattern, str) for pattern in allowed):
-            raise ParameterError(f"allow_nonfinite is {allowed!r}, not a list of patterns")
-        self._set("allow_nonfinite", tuple(allowed))
+        if isinstance(self.allow_nonfinite, bool):
+            self._set("allow_nonfinite", ("*",) if self.allow_nonfinite else ())
+        for name in ("allow_nonfinite", "estimates"):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                given = (given,) if given else ()
+            fits = isinstance(given, Sequence | AbstractSet)
+            if not fits or not all(isinstance(pattern, str) for pattern in given):
+                raise ParameterError(f"{name} is {given!r}, not a list of patterns")
+            self._set(name, tuple(given))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -213,7 +220,7 @@ _NAMED = (
 )  # fmt: skip
 WRITTEN = (
     "method", "beta", "weights", "parameters", "rules", "rest", "renames", "slices", *_NAMED,
-    "allow_nonfinite", "seed",
+    "allow_nonfinite", "estimates", "seed",
 )  # fmt: skip
 """The keys of `recipe_as_json`."""
 
@@ -244,6 +251,8 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
             content[name] = value
     if recipe.allow_nonfinite:
         content["allow_nonfinite"] = list(recipe.allow_nonfinite)
+    if recipe.estimates:
+        content["estimates"] = list(recipe.estimates)
     content["seed"] = recipe.seed
     return content
 

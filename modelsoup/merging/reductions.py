@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import xxhash
 
-from .forms import Block, Of, Tensor
+from .forms import Block, Of, Tensor, pairs
+
+if TYPE_CHECKING:
+    from .compiled import Loop
 
 FEW = 1 << 13
 """Elements: among so few a threshold is found in one pass."""
@@ -29,6 +32,7 @@ PART = 1 << 11
 """Elements: neighbours that are in a sample together."""
 _SAMPLED = 1 << 16  # elements at least, and one in 512
 _DEVIATIONS = 8  # on each side of where the sample has the threshold; its parts are neighbours
+_REMEMBERED = 1 << 27  # elements of all models: of larger tensors masks are drawn once more
 
 
 class Reduction(Protocol):
@@ -65,7 +69,9 @@ class Reduction(Protocol):
 class Gathering(Protocol):
     """A reduction under way.
 
-    One that has `sample(blocks)` is given some elements of all parts of a large tensor first.
+    One that has `sample(blocks)` is given some elements of all parts of a large tensor first. One
+    that has `takes(stored)` is told, in large merges, in which dtypes the inputs are stored; where
+    that is true, its blocks' values are in these.
     """
 
     needs_pass: bool
@@ -126,25 +132,46 @@ class _Products:
     def __init__(self, count: int, blocks: int, *, of_deltas: bool) -> None:
         self._count = count
         self._of_deltas = of_deltas
+        self._pairs = pairs(count)
+        self._loop: Loop | None = None
         self._partial = np.zeros((blocks, count, count))
         self.needs_pass = True
         self.value: np.ndarray | None = None
 
+    def takes(self, stored: tuple[str, ...]) -> bool:
+        from .compiled import products_loop  # not for small merges
+
+        used = stored[: self._count + self._of_deltas]
+        self._loop = products_loop(used, _LANES, of_deltas=self._of_deltas)
+        return self._loop is not None
+
     def add(self, b: Block) -> None:
+        for (i, j), lanes in zip(self._pairs, self._lanes(b), strict=True):
+            self._partial[b.number, i, j] = np.add.reduce(lanes)
+
+    def _lanes(self, b: Block) -> Iterable[np.ndarray]:
+        """Of each pair of vectors the products, added up in lanes.
+
+        Not a BLAS dot product, whose order of additions depends on the machine. Here each lane adds
+        up its column from above, however wide the machine's vectors are; and whether it fuses or
+        not, as the products of what was float32 are exact.
+        """
         vectors = b.values
+        if self._loop is not None:
+            made = np.zeros((len(self._pairs), _LANES))
+            used = [one.ctypes.data for one in vectors[: self._count + self._of_deltas]]
+            self._loop(used, made.ctypes.data, vectors[0].size, made)
+            yield from made
+            return
         if self._of_deltas:
             vectors = [b.delta(k) for k in range(self._count)]
         rest = vectors[0].size % _LANES
         whole = vectors[0].size - rest
         lanes_of = [values[:whole].reshape(-1, _LANES) for values in vectors]
-        for i in range(self._count):
-            for j in range(i, self._count):
-                # Not a BLAS dot product, whose order of additions depends on the machine. Here each
-                # lane adds up its column from above, however wide the machine's vectors are; and
-                # whether it fuses or not, as the products of what was float32 are exact.
-                lanes = np.einsum("rl,rl->l", lanes_of[i], lanes_of[j])
-                lanes[:rest] += vectors[i][whole:] * vectors[j][whole:]
-                self._partial[b.number, i, j] = np.add.reduce(lanes)
+        for i, j in self._pairs:
+            lanes = np.einsum("rl,rl->l", lanes_of[i], lanes_of[j])
+            lanes[:rest] += vectors[i][whole:] * vectors[j][whole:]
+            yield lanes
 
     def end_pass(self) -> None:
         upper = self._partial.sum(axis=0)
@@ -344,11 +371,13 @@ class Kept:
         of: all the values.
         keeps: of a block's number and values, which of them are kept.
         threshold: the smallest magnitude that is kept, where that decides.
+        is_drawn: whether chance decides, which takes long to ask.
     """
 
     of: Of
     keeps: Callable[[Block, np.ndarray], np.ndarray]
     threshold: float = math.nan
+    is_drawn: bool = False
 
     def __call__(self, b: Block) -> np.ndarray:
         """The values, zero where they are not kept."""
@@ -555,6 +584,82 @@ class _Thresholds:
 
 
 @dataclass(frozen=True)
+class Norms:
+    """L1 norms in float64, of values before and after some were dropped.
+
+    The value is both, and the `Kept`: what was drawn for it is remembered, a bit an element, where
+    that is not too much.
+
+    Attributes:
+        kept: values, and which of them are kept.
+        rows: whether its blocks are whole rows.
+    """
+
+    kept: Kept
+    rows: bool = False
+    wide = False
+
+    def passes(self, x: Tensor) -> int:
+        """One."""
+        return 1
+
+    def remembers(self, x: Tensor) -> bool:
+        """Whether what is kept is remembered."""
+        return self.kept.is_drawn and x.elements * x.count <= _REMEMBERED
+
+    def state_bytes(self, x: Tensor) -> int:
+        """Two numbers for each block, and a bit for each element that is remembered."""
+        return 16 * _blocks(x, rows=self.rows) + self.remembers(x) * (x.elements // 8)
+
+    def guess(self, x: Tensor) -> tuple[float, float, Kept]:
+        """Nothing was dropped."""
+        return 1.0, 1.0, self.kept
+
+    def begin(self, x: Tensor) -> Gathering:
+        """Begin to gather."""
+        return _Norms(self, x)
+
+
+class _Norms:
+    def __init__(self, asked: Norms, x: Tensor) -> None:
+        self._kept = asked.kept
+        blocks = _blocks(x, rows=asked.rows)
+        self._partial = np.zeros((blocks, 2))
+        self._masks = [np.empty(0, np.uint8)] * blocks if asked.remembers(x) else None
+        self.needs_pass = True
+
+    def add(self, b: Block) -> None:
+        values = self._kept.of(b)
+        keep = self._kept.keeps(b, values)
+        if self._masks is not None:
+            self._masks[b.number] = np.packbits(keep)
+        magnitudes = np.abs(values)
+        for k, of in enumerate((magnitudes, magnitudes * keep)):
+            self._partial[b.number, k] = np.add.reduce(of, axis=None, dtype=np.float64)
+
+    def end_pass(self) -> None:
+        self.needs_pass = False
+
+    @property
+    def value(self) -> tuple[float, float, Kept]:
+        before, after = self._partial.sum(axis=0).tolist()
+        if self._masks is None:
+            return before, after, self._kept
+        return before, after, Kept(self._kept.of, _Remembered(self._masks))
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """What was kept of each block; a `keeps` of `Kept`."""
+
+    masks: Sequence[np.ndarray]
+
+    def __call__(self, b: Block, values: np.ndarray) -> np.ndarray:
+        bits = np.unpackbits(self.masks[b.number], count=values.size)
+        return bits.view(bool).reshape(values.shape)
+
+
+@dataclass(frozen=True)
 class _Drawn:
     """Each element with the probability `density`; a `keeps` of `Kept`."""
 
@@ -596,4 +701,4 @@ def drawn(x: Tensor, k: int, of: Of, density: float) -> Kept:
     not depend on slices, workers or the order of tensors.
     """
     limit = np.uint32(min(round(density * 2**32), 2**32 - 1))
-    return Kept(of, _Drawn(random_key(x, k), limit))
+    return Kept(of, _Drawn(random_key(x, k), limit), is_drawn=True)

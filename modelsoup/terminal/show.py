@@ -180,7 +180,7 @@ def described(made: Mapping[str, Any]) -> str:
     parts = [made["method"]]
     for key in (
         "beta", "weights", "rest", "dtype", "low_level", "on_integer", "groups", "allow_nonfinite",
-        "seed",
+        "estimates", "seed",
     ):  # fmt: skip
         if made.get(key) not in (None, 0) and (key != "rest" or made.get("rules")):
             parts.append(f"{key} {made[key]}")

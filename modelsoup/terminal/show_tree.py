@@ -74,6 +74,8 @@ def _planned(plan: Plan, node: NodePlan) -> str:
     for name in ("merged", "kept", "dropped", "frozen"):
         if names := getattr(node, name):
             parts.append(f"{name} {len(names)} ({count(node.elements[name])})")
+            if name == "dropped" and node.estimates:
+                parts[-1] += f", {len(node.estimates)} of them to be found anew"
     if node.done:
         parts.append("done")
     elif node.skipped:

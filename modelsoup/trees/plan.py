@@ -93,13 +93,14 @@ class NodePlan:
         fused: whether it is merged on the way, in the pass of the merge above it.
         signature: the tensors of its result; None where only the trainer knows them.
         merged, kept, dropped, frozen: names of tensors, for merges.
-        elements: how many parameters those of each of these four groups have in all.
+        elements: how many parameters those of each of these groups have in all.
         bytes_read: tensor bytes that it reads: over all passes, and those that it has no use for
             once, for the digests of its inputs.
         bytes_written: tensor bytes of its result; 0 for a `Load`.
         memory: bytes that it needs at most, about; None where only the trainer knows.
         notices: what the user should know.
         outputs: files and folders that its trainer writes beside its result.
+        estimates: those of the dropped that are found anew by whatever loads the result.
     """
 
     node: str
@@ -119,6 +120,7 @@ class NodePlan:
     memory: int | None = None
     notices: tuple[str, ...] = ()
     outputs: tuple[Path, ...] = ()
+    estimates: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int | None:
@@ -224,6 +226,7 @@ class Plan:
                     "parameters": node.parameters,
                     "merged": len(node.merged), "kept": len(node.kept),
                     "dropped": list(node.dropped), "frozen": list(node.frozen),
+                    "estimates": list(node.estimates),
                     "parameters_of": dict(node.elements),
                     "bytes_read": node.bytes_read, "bytes_written": node.bytes_written,
                     "notices": list(node.notices), "outputs": list(map(str, node.outputs)),
@@ -465,6 +468,7 @@ class _Merged:
     kept: tuple[str, ...]
     dropped: tuple[str, ...]
     frozen: tuple[str, ...]
+    estimates: tuple[str, ...]
     elements: Mapping[str, int]
     bytes_read: int
     bytes_written: int
@@ -707,7 +711,8 @@ class _Checker:
             self.merge_plans[made.node] = found.plan
         return replace(
             made, signature=found.signature, merged=found.merged, kept=found.kept,
-            dropped=found.dropped, frozen=found.frozen, elements=found.elements,
+            dropped=found.dropped, frozen=found.frozen, estimates=found.estimates,
+            elements=found.elements,
             bytes_read=found.bytes_read, bytes_written=found.bytes_written, memory=found.memory,
             notices=found.notices,
         )  # fmt: skip
@@ -849,14 +854,19 @@ def _merged(
     kept = tuple(step.name for step in plan.steps if step.name not in taken)
     seen = [*([plan.layout.base] if plan.layout.base else []), *reversed(plan.layout.models)]
     shapes = {name: info.shape for model in seen for name, info in model.tensors.items()}
-    groups = {"merged": merged, "kept": kept, "dropped": plan.dropped, "frozen": plan.frozen}
+    estimates = tuple(n for own in plan.notices if own.kind == "estimates" for n in own.names)
+    groups = {
+        "merged": merged, "kept": kept, "dropped": plan.dropped, "frozen": plan.frozen,
+        "estimates": estimates,
+    }  # fmt: skip
     elements = {
         group: sum(_elements(shapes[name]) for name in names if name in shapes)
         for group, names in groups.items()
     }
     return _Merged(
         plan, {step.name: (step.dtype, step.shape) for step in plan.steps}, merged, kept,
-        plan.dropped, plan.frozen, elements, bytes_read(plan), plan.bytes_written, _memory(plan),
+        plan.dropped, plan.frozen, estimates, elements, bytes_read(plan), plan.bytes_written,
+        _memory(plan),
         tuple(notice.message for notice in plan.notices if notice.level == "warning"),
     )  # fmt: skip
 

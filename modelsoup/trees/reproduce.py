@@ -77,7 +77,9 @@ def reproduction(checkpoint: Checkpoint | StrPath) -> Reproduction:
     made = read_lineage(opened)
     if made is None:
         raise PlanError(f"{opened.path} holds no lineage")
-    writer = _Writer(made.get("ancestors", {}))
+    ancestors = made.get("ancestors", {})
+    trains = not all(map(is_merge, (made, *ancestors.values())))
+    writer = _Writer(ancestors, trains)
     tree = writer.root(made)
     content = {"soup": 1, "models": writer.models(), "tree": tree}
     lines = [f"What {opened.name} was made by. The files that went into it, by XXH3-128:"]
@@ -202,8 +204,9 @@ def _import_nothing(made: Mapping[str, Any]) -> None:
 
 
 class _Writer:
-    def __init__(self, ancestors: Mapping[str, Any]) -> None:
+    def __init__(self, ancestors: Mapping[str, Any], trains: bool) -> None:
         self.ancestors = ancestors
+        self.trains = trains
         self.files: dict[str, str] = {}  # digest → name of what lies beside the plan
         self.leaves: dict[str, Any] = {}
         self.nodes: dict[str, Any] = {}
@@ -256,6 +259,8 @@ class _Writer:
 
     def _merged(self, made: Mapping[str, Any]) -> dict[str, Any]:
         merge = _merge_of(made)
+        if self.trains:
+            merge.setdefault("estimates", [])  # whatever a trainer would tell today
         if _is_folded(made):
             adapters = _adapters_of(made, merge)
             merge["lora"] = {self._file(entry): weight for entry, weight in adapters}

@@ -17,9 +17,10 @@ A trainer is any object with a name, a dataclass of options, and `train`:
             save_file(weights, job.output)
 
 It may also have `groups(options)`, the layer groups of its architecture by name, for rules such as
-`group:low-level`; `tensors(options)`, the dtype and shape of every tensor that it writes, so that a
-plan can be checked without training; `files(options)`, the paths of files whose content is part of
-the result's key, `identity(options)`, what of the options is, and `version`;
+`group:low-level`; `estimates(options)`, patterns of tensors that it finds anew where a start lacks
+them, and that merges leave out; `tensors(options)`, the dtype and shape of every tensor that it
+writes, so that a plan can be checked without training; `files(options)`, the paths of files whose
+content is part of the result's key, `identity(options)`, what of the options is, and `version`;
 `notices(options)`, sentences that a plan shows as warnings; and `outputs(options)`, what it writes
 beside its result, so that a plan is refused in which two nodes would write the same, or one over
 what is read.
@@ -43,6 +44,7 @@ import subprocess
 import sys
 import time
 import traceback
+import typing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -257,6 +259,11 @@ def build_options(trainer: Trainer, given: Mapping[str, Any], folder: Path | Non
             raise TrainerError(
                 f"the trainer {trainer.name!r} has no option {name!r}{nearest(name, fields) or has}"
             )
+    if folder is not None:
+        folder = folder.absolute()
+        # Before they are checked: options may look at what is there.
+        told = {n for n in _path_options(trainer.options) if isinstance(given.get(n), str)}
+        given = {**given, **{name: str(folder / given[name]) for name in told}}
     try:
         options = _adapter(trainer.options).validate_python(dict(given))
         if folder is None:
@@ -370,6 +377,15 @@ def options_as_json(options: Any) -> dict[str, Any]:
 
 
 @cache
+def _path_options(options: type) -> frozenset[str]:
+    """The options that are a path, or none."""
+    told = typing.get_type_hints(options)
+    paths = (Path, Path | None)
+    return frozenset(field.name for field in dataclasses.fields(options)
+                     if told[field.name] in paths)  # fmt: skip
+
+
+@cache
 def _adapter(options: type) -> TypeAdapter[Any]:
     """What checks options; making one takes longer than using it."""
     from pydantic import TypeAdapter
@@ -401,6 +417,15 @@ def trainer_groups(trainer: Trainer, options: Any) -> dict[str, Sequence[str]]:
         return {}
     with telling(trainer, "groups"):
         return {str(name): [str(p) for p in patterns] for name, patterns in groups(options).items()}
+
+
+def trainer_estimates(trainer: Trainer, options: Any) -> list[str]:
+    """Patterns of tensors that are found anew where they lack, as far as a trainer tells them."""
+    estimates = getattr(trainer, "estimates", None)
+    if estimates is None:
+        return []
+    with telling(trainer, "estimates"):
+        return [str(pattern) for pattern in estimates(options)]
 
 
 def trainer_tensors(

@@ -51,7 +51,16 @@ from .operations import (
     Tree,
     pair_levels,
 )
-from .trainer import COMMAND, build_options, expected, get_trainer, place_of, trainer_groups
+from .trainer import (
+    COMMAND,
+    Trainer,
+    build_options,
+    expected,
+    get_trainer,
+    place_of,
+    trainer_estimates,
+    trainer_groups,
+)
 
 _SHARES = ("beta", "weights")  # of several models
 _OF_THE_METHOD = {"method", "parameters", *_SHARES}
@@ -448,10 +457,16 @@ class _Expander:
         beside = () if aux is None else self._auxiliary(aux, places("aux"))
         own_groups = given.get("groups", {})
         if _names_groups(given.get("layers")) and isinstance(own_groups, dict):
-            groups = {**self._trainer_groups(item), **self.file.groups, **own_groups}
+            tuned = self._trainer(self._tuned(item))
+            groups = {**(trainer_groups(*tuned) if tuned else {}), **self.file.groups, **own_groups}
             if groups:
                 self._count(groups)
                 given["groups"] = groups
+        if "estimates" not in given and models > 1:
+            known = self._trainer(self._tuned(item) or self._trained(item))
+            if known and (estimates := trainer_estimates(*known)):
+                self._count(estimates)
+                given["estimates"] = estimates
         recipe = self._tried(_recipe, given, places)
         return Merge(recipe, None if base is None else self.folder / base, adapters, beside)
 
@@ -541,17 +556,37 @@ class _Expander:
         training: Training = self._tried(lambda g: training_from(g, self.folder), given, places)
         return training
 
-    def _trainer_groups(self, item: _Node) -> dict[str, Sequence[str]]:
-        given = self._finetune_options(item) or self.file.defaults.finetune
+    def _tuned(self, item: _Node) -> dict[str, Any] | None:
+        """The options of what trains the results of merges."""
+        return self._finetune_options(item) or self.file.defaults.finetune
+
+    def _trained(self, item: Any) -> dict[str, Any] | None:
+        """Those of a training among what a node is made of, the first that is found."""
+        pending, seen = [item], set[str]()
+        while pending:
+            item = pending.pop()
+            if isinstance(item, str):
+                if item not in seen:
+                    seen.add(item)
+                    pending.append(self.file.models.get(item))
+            elif isinstance(item, _TrainLeaf):
+                return _over(self.file.defaults.train, item.train)
+            elif isinstance(item, _OfNode | _PairNode):
+                if item.finetune:
+                    return self._finetune_options(item)
+                pending += reversed(item.of if isinstance(item, _OfNode) else item.pair)
+        return None
+
+    def _trainer(self, given: Mapping[str, Any] | None) -> tuple[Trainer, Any] | None:
+        """A trainer and its options; None where there is none, or `_training` says its fault."""
         if given is None or not isinstance(given.get("trainer"), str):
-            return {}
+            return None
         try:
             trainer = get_trainer(given["trainer"])
             options = {k: v for k, v in given.items() if k not in RESERVED}
-            built = build_options(trainer, options, self.folder.absolute())
+            return trainer, build_options(trainer, options, self.folder.absolute())
         except SoupError:
-            return {}  # `_training` says it, with its place
-        return trainer_groups(trainer, built)
+            return None
 
 
 def training_from(given: Mapping[str, Any], folder: Path) -> Training:
@@ -592,15 +627,19 @@ def training_from(given: Mapping[str, Any], folder: Path) -> Training:
 def key_at_fault(
     make: Callable[[Mapping[str, Any]], object], given: Mapping[str, Any], error: SoupError
 ) -> str | None:
-    """The key without which `make(given)`, which raised an error, raises another one or none."""
+    """The key without which `make(given)`, which raised an error, raises none; or another one."""
+    changes = None
     for key in sorted(given, key=_is_what_is_made) if len(given) <= _TRIED else ():
+        if changes is not None and _is_what_is_made(key):
+            break
         try:
             make({name: value for name, value in given.items() if name != key})
         except SoupError as other:
-            if other.args == error.args:
-                continue
-        return key
-    return None
+            if changes is None and other.args != error.args:
+                changes = key
+        else:
+            return key
+    return changes
 
 
 def _merge_keys(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from modelsoup_i2i.training.session import Session
 from modelsoup_i2i.training.turns import Batch
 from modelsoup_i2i.use.generators import load_model
 from modelsoup_i2i.use.official_cam import import_nice_gan, import_ugatit
+from safetensors.numpy import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -432,6 +434,28 @@ def test_shares_that_are_a_softmax_are_free(data: Path):
     own = session("nice-gan", data, lr=0.3)
     own.optimise(next(own.batches()))
     assert flat(own)["G_A.UpBlock0.2.rho"].max() > 3
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_merges_are_told_to_leave_out_vectors_which_a_training_finds_anew(
+    name: str, data: Path, tmp_path: Path
+):
+    own = session(name, data)
+    own.save(tmp_path / "whole.safetensors")
+    tensors = load_file(tmp_path / "whole.safetensors")
+    patterns = own.trainer.estimates(own.options)
+    left = {n for n in tensors if any(fnmatchcase(n, pattern) for pattern in patterns)}
+    assert left == {n for n in tensors if n.endswith(("weight_u", "weight_v"))} != set()
+    kept = {n: value for n, value in tensors.items() if n not in left}
+    save_file(kept, tmp_path / "part.safetensors")
+    begun = session(name, data, tmp_path / "part.safetensors")
+    assert set(begun.missing) == left
+    vector = next(n for n in left if n.endswith("weight_u"))
+    matrix = tensors[vector.replace("weight_u", "weight_orig")]
+    matrix = matrix.reshape(len(matrix), -1)
+    assert np.linalg.norm(flat(begun)[vector].numpy() @ matrix) == pytest.approx(
+        np.linalg.norm(matrix, 2), rel=0.05
+    )
 
 
 def test_a_discriminators_vectors_move_with_each_pass_and_not_in_use():

@@ -57,8 +57,31 @@ def test_a_png_keeps_all_16_bits_and_is_read_as_8_where_those_are_wanted(
     with Image.open(tmp_path / "a.png") as image:
         image.load()  # sound for others, too
     plain = read_image(tmp_path / "a.png", channels)
-    assert plain.dtype == np.uint8
-    assert np.abs(plain.astype(int) - picture / 257).max() <= 1
+    assert plain.dtype == np.uint8 and np.array_equal(plain, np.rint(picture / 257))
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_grey_of_16_bits_with_opacity_keeps_both(interlaced: bool, tmp_path: Path):
+    """Which Pillow reads as 8 bits of four channels, and does not write."""
+    both = noise(2, size=9)
+    starts = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
+              (1, 0, 2, 1))  # fmt: skip
+    passes = starts if interlaced else ((0, 0, 1, 1),)
+    lines = [b"\0" + line.astype(">u2").tobytes() for top, left, down, across in passes
+             for line in both[top::down, left::across]]  # fmt: skip
+    head = struct.pack(">IIBBBBB", 9, 9, 16, 4, 0, 0, interlaced)
+    packed = zlib.compress(b"".join(lines))
+    told = b"".join(
+        struct.pack(">I", len(own)) + name + own + struct.pack(">I", zlib.crc32(name + own))
+        for name, own in ((b"IHDR", head), (b"IDAT", packed), (b"IEND", b""))
+    )
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + told)
+    grey, opacity = both[:, :, :1], both[:, :, 1:]
+    whole = np.concatenate([grey, grey, grey, opacity], axis=2)
+    assert np.array_equal(read_image(tmp_path / "a.png", 4, deep=True), whole)
+    assert np.array_equal(read_image(tmp_path / "a.png", 4), np.rint(whole / 257))
+    over_white = 65535 - (65535 - grey.astype(int)) * opacity / 65535
+    assert np.abs(read_image(tmp_path / "a.png", 1, deep=True) - over_white).max() < 1
 
 
 @pytest.mark.parametrize("big", [False, True])

@@ -363,6 +363,40 @@ def test_hdf5_gives_the_pictures_and_labels_that_it_holds(tmp_path: Path, first:
 
 
 @pytest.mark.needs("hdf5")
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_hdf5_keeps_16_bits_and_any_number_of_channels(
+    tmp_path: Path, channels: int, first: bool, order: str
+):
+    images = np.random.default_rng(0).integers(0, 1 << 16, (6, 8, 12, channels), np.uint16)
+    kept = (images.transpose(0, 3, 1, 2) if first else images).astype(order)
+    options = LabelledOptions(
+        data=stored(tmp_path / "set.h5", kept, LABELS), channels=channels, load_size=8, crop_size=8
+    )
+    found = options.images()["data"]
+    for picture, row in zip(found, (1, 3, 2, 5, 0, 4), strict=True):
+        read = read_picture(picture, channels, deep=True)
+        assert read.dtype == np.uint16 and np.array_equal(read, images[row])
+        rounded = np.rint(images[row] / 257)
+        assert np.array_equal(read_picture(picture, channels), rounded)
+    seen = opened(options, channels=channels)[found[0]]
+    assert seen.dtype == np.uint16 and np.array_equal(seen, images[1])
+
+
+@pytest.mark.needs("hdf5")
+def test_hdf5_of_pictures_that_are_too_large_is_refused_before_one_is_read(tmp_path: Path):
+    import h5py
+
+    with h5py.File(tmp_path / "set.h5", "w") as file:
+        file.create_dataset("imgs", (4, 8200, 8200, 3), np.uint8, chunks=(1, 64, 64, 3))
+        file["labels"] = [0, 0, 1, 1]
+    said = r"set\.h5: a picture of imgs has 8200 × 8200 pixels, where at most"
+    with pytest.raises(modelsoup.ParameterError, match=said):
+        LabelledOptions(data=tmp_path / "set.h5").images()
+
+
+@pytest.mark.needs("hdf5")
 def test_hdf5_may_name_its_classes(tmp_path: Path):
     images, names = random_images(6, 8, 8, 1), ["cat", "dog", "owl"]
     for n, told in enumerate(
@@ -388,8 +422,11 @@ def test_wrong_hdf5_is_named(tmp_path: Path):
     refused(r"has no dataset labels \(it has imgs\)", good)
     refused(r"has no dataset imgs \(it has labels\)", None, LABELS)
     refused(r"imgs is float32 of \[6, 8, 8, 3\], where uint8", good.astype(np.float32), LABELS)
-    refused(r"imgs is uint8 of \[6, 8, 8\], where uint8 of N", good[..., 0], LABELS)
-    refused(r"1, 3 or 4 channels in neither", random_images(6, 8, 8, 2), LABELS)
+    refused(r"imgs is uint8 of \[6, 8, 8\], where uint8 or uint16 of N", good[..., 0], LABELS)
+    two = stored(tmp_path / "two.h5", random_images(6, 8, 8, 2), LABELS)
+    said = r"two\.h5: imgs is of \[6, 8, 8, 2\], where 3 channels are expected, second or last"
+    with pytest.raises(modelsoup.ParameterError, match=said):
+        LabelledOptions(data=two).images()
     refused(r"labels is float64 of \[6\], where an integer for", good, LABELS.astype(float))
     refused(r"labels is int64 of \[5\], where an integer for each of the 6", good, LABELS[:5])
     refused(r"labels are -1 to 1, where indices of classes, 0 and more", good, LABELS - 1)
@@ -420,6 +457,9 @@ def test_hdf5_that_is_cut_off_or_changed_while_it_is_used_is_named(tmp_path: Pat
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(modelsoup.ParameterError, match=r"set\.h5 cannot be read as HDF5"):
         find_classes(file)
+    stored(file, random_images(6, 8, 8, 5), LABELS)
+    with pytest.raises(ImageError, match=r"imgs\[4\]\): .*of \[6, 8, 8, 5\], where 3 channels"):
+        read_picture(found.pictures[-1])
     stored(file, random_images(3, 8, 8, 3), LABELS[:3])
     with pytest.raises(ImageError, match=r"imgs\[4\]\): .*set\.h5 cannot be read as HDF5: .*range"):
         read_picture(found.pictures[-1])

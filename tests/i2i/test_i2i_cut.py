@@ -19,7 +19,7 @@ from modelsoup_i2i.trainers.cut import CUT, CUTOptions, FastCUT, FastCUTOptions
 from modelsoup_i2i.training.losses import patch_nce
 from modelsoup_i2i.training.session import Session
 from modelsoup_i2i.use.generators import load_generator
-from modelsoup_i2i.use.official import import_folder
+from modelsoup_i2i.use.official_cyclegan import import_folder
 from torch.nn import functional as F
 
 import modelsoup

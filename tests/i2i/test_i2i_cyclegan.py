@@ -662,7 +662,7 @@ DECIDE = {
     "stop_on_collapse": 2, "decay_steps": 2, "halve_every": 2,
 }  # fmt: skip
 DO_NOT = {
-    "device": "auto", "channels_last": True, "compile": True, "graphs": False,
+    "device": "auto", "channels_last": True, "compile": True, "compile_seconds": 9, "graphs": False,
     "checkpoint_every": 3,
     "sheet_every": 7, "tensorboard": True, "samples": "shown", "threads": 3, "cache_mb": 1,
     "evaluate": ["psnr"], "evaluate_every": 3, "evaluate_n": 3, "log_every": 3,

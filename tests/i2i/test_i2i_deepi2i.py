@@ -19,15 +19,24 @@ from i2i_states import flat, moved, silent
 from modelsoup_i2i.networks import biggans
 from modelsoup_i2i.networks.biggan import Auxiliary, OwnBlocks
 from modelsoup_i2i.networks.described import Network
+from modelsoup_i2i.networks.spectral import Spectral
 from modelsoup_i2i.training import estimates
 from modelsoup_i2i.training.losses import deceive, judge, slope_penalty
 from modelsoup_i2i.training.state import State
 from modelsoup_i2i.training.turns import Batch
 from modelsoup_i2i.training.watch import Losses
+from modelsoup_i2i.use.generators import load_network
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from modelsoup import MismatchError, ParameterError, TrainerError, get_trainer, open_checkpoint
+from modelsoup import (
+    MismatchError,
+    ParameterError,
+    TrainerError,
+    get_trainer,
+    merge,
+    open_checkpoint,
+)
 from modelsoup.terminal.cli import main
 
 torch.set_num_threads(1)
@@ -641,3 +650,69 @@ tree: {{of: [fits], finetune: {{trainer: transferi2i, data: {data}, classes: [a,
     saved = open_checkpoint(tmp_path / "out.safetensors")
     assert saved.tensors["G.shared.weight"].shape == (2, 8)
     assert json.loads(saved.metadata["modelsoup.classes"]) == {"a": 0, "b": 1}
+
+
+# Merges.
+
+
+@pytest.fixture(scope="module")
+def other(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another GAN, whose weights have singular values as unlike as those of a trained one."""
+    own, output = session("gan", data, init=5), tmp_path_factory.mktemp("gan") / "other.safetensors"
+    for weight in own._module.parameters():
+        if weight.dim() > 1:
+            fading = 4 * 0.8 ** torch.arange(len(weight))
+            weight.data.mul_(fading.view(-1, *[1] * (weight.dim() - 1)))
+    own.save(output)
+    return output
+
+
+def largest(values: np.ndarray) -> float:
+    """What numpy's SVD says that a weight is divided by."""
+    return float(np.linalg.svd(values.reshape(len(values), -1), compute_uv=False)[0])
+
+
+def by_vector(values: np.ndarray, vector: np.ndarray) -> float:
+    """What a step of power iteration makes of it, from a left vector."""
+    matrix = values.reshape(len(values), -1)
+    right = vector @ matrix
+    return float(np.linalg.norm(right @ matrix.T) / max(np.linalg.norm(right), 1e-9))
+
+
+def divisors(network: torch.nn.Module) -> dict[str, float]:
+    """What each weight is divided by in use."""
+    network.eval()
+    layers = {n: own for n, own in network.named_modules() if isinstance(own, Spectral)}
+    with torch.no_grad():
+        return {n: float(own.weight.norm() / own.divided().norm()) for n, own in layers.items()}
+
+
+def test_spectral_norms_of_a_merge_are_those_of_its_weights(
+    data: Path, gan: Path, other: Path, tmp_path: Path
+):
+    trainer = get_trainer("gan")
+    options = trainer.options(data=data, **SIZES)
+    halves, averages = tmp_path / "halves.safetensors", tmp_path / "averages.safetensors"
+    warned = merge([gan, other], averages).notices
+    report = merge([gan, other], halves, estimates=trainer.estimates(options))
+    vectors = {n for own in warned if own.kind == "recalibrate" for n in own.names}
+    vectors = {name for name in vectors if "stored" not in name}
+    assert [set(own.names) for own in report.notices if own.kind == "estimates"] == [vectors]
+    made, averaged = open_checkpoint(halves), open_checkpoint(averages)
+    assert made.tensors.keys() == averaged.tensors.keys() - vectors
+    given = [{"start": halves}, {"init_from": {"G": halves, "D": averages}}]
+    begun = [session("gan", data, **own) for own in given]
+    off = []
+    for network in "GD":
+        told = trainer.networks(options)[network]
+        loaded = [load_network(file, network, told) for file in (halves, averages)]
+        loaded += [own._module[network] for own in begun]
+        every = list(map(divisors, loaded))
+        assert every[0]
+        for name in every[0]:
+            weight = made[f"{network}.{name}.weight"]
+            expected = [pytest.approx(largest(weight), rel=0.04)] * len(every)
+            assert [found[name] for found in every] == expected, name
+            mean = by_vector(weight, averaged[f"{network}.{name}.u0"][0])
+            off.append(abs(mean / largest(weight) - 1))
+    assert max(off) > 0.3  # by the mean of the vectors

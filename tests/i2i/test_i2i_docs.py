@@ -36,3 +36,13 @@ def test_the_trainer_of_the_docs_is_the_one_that_is_tested():
     (block,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
     assert block == (ROOT / "tests" / "i2i" / "own_trainer.py").read_text("utf-8")
     assert len(block.splitlines()) <= 60
+
+
+@pytest.mark.parametrize(("trainer", "lines"), [("cyclegan", 250), ("pix2pix", 150)])
+def test_a_trainer_is_a_file_that_reads_like_its_paper(trainer: str, lines: int):
+    """Options, losses and turns included; what is the same for all is elsewhere, and names none."""
+    rooms = ROOT / "adapters" / "modelsoup_i2i"
+    text = (rooms / "trainers" / f"{trainer}.py").read_text("utf-8")
+    assert len(text.splitlines()) <= lines
+    for source in (rooms / "training").glob("*.py"):
+        assert f"trainers.{trainer}" not in source.read_text("utf-8")

@@ -24,7 +24,7 @@ from modelsoup_i2i.trainers.pix2pix import Pix2Pix, Pix2PixOptions
 from modelsoup_i2i.training.session import Session
 from modelsoup_i2i.use.export import export_onnx
 from modelsoup_i2i.use.generators import load_generator
-from modelsoup_i2i.use.official import import_folder
+from modelsoup_i2i.use.official_cyclegan import import_folder
 from modelsoup_i2i.use.translate import translate, translate_arrays
 from torch.nn import functional
 

@@ -122,6 +122,19 @@ def test_a_mistake_is_told_by_the_word_that_is_at_fault(words: tuple[str, ...], 
     assert [path.name for path in Path().iterdir()] == ["data"]
 
 
+def test_a_word_without_which_something_else_would_be_wrong_is_not_at_fault() -> None:
+    """Without `--size` pictures would be smaller than what is cropped out of them."""
+    words = ("--set", "evaluate=[psnrr]", "--set", "test_a=data/trainA")
+    said = soup(
+        "i2i", "train", "cyclegan", *FOLDERS, "--size", 16, "--set", "d_layers=1", *words,
+        "--set", "test_b=data/trainB", code=1,
+    ).stderr  # fmt: skip
+    assert said.startswith(
+        "Error: --set evaluate: the options of the trainer 'cyclegan': there is no metric 'psnrr'; "
+        "did you mean 'psnr'?"
+    )
+
+
 def test_a_folder_that_is_not_there_is_told() -> None:
     said = soup("i2i", "train", "cyclegan", "data/trainA", "nope", code=1).stderr
     assert "/nope does not exist, where a folder of images is expected" in said

@@ -15,10 +15,12 @@ import torch
 from i2i_domains import make_domains
 from i2i_states import flat, silent
 from modelsoup_i2i.measuring.evaluation import find_sets
+from modelsoup_i2i.pictures.draws import Unpaired
 from modelsoup_i2i.pictures.images import save_png
 from modelsoup_i2i.training import estimates
 from modelsoup_i2i.training.curves import Curve
 from modelsoup_i2i.training.players import Player, Updates, backward, optimiser
+from modelsoup_i2i.training.turns import Turn
 from modelsoup_i2i.use.generators import load_generator
 from own_trainer import Toy, ToyOptions
 
@@ -159,6 +161,62 @@ def test_an_optimiser_that_torch_lacks_is_told_with_the_nearest():
         modelsoup.TrainerError, match=r"torch's Adam takes no such settings: .*beta"
     ):
         Updates(Player(("G",), 1e-3, settings={"betas": (2, 1)}), parameters, early=False)
+
+
+class Renewed(Toy):
+    version = "2"
+
+
+def test_a_state_of_another_version_or_of_other_phases_is_refused(data: Path, tmp_path: Path):
+    own = session(data, tmp_path)
+    own.optimise(next(own.batches()))
+    own.keep()
+    renewed = Renewed().session(ToyOptions(data=data, **SIZES), None, seed=1, work=tmp_path)
+    with pytest.raises(
+        modelsoup.TrainerError, match=r"with other options.*: trainer 'toy 1' → 'toy"
+    ):
+        renewed.resume()
+    with pytest.raises(modelsoup.TrainerError, match=r"with other options.*: warm_up 2 → 1$"):
+        session(data, tmp_path, warm_up=1).resume()
+
+
+class OfOtherSets(Toy):
+    def draws(self, o):
+        return [Unpaired(("x", "y"), ("X", "Z"))]
+
+
+class OfOtherNetworks(Toy):
+    def players(self, o):
+        return super().players(o) | {"D": Player(("D", "Ge"), o.lr)}
+
+
+class OfOtherPlayers(Toy):
+    def turns(self, o, step):
+        return [Turn("copy", ("Gs",), (self.copy,))]
+
+
+class ThatCallsOthers(Toy):
+    def copy(self, s, b):
+        return {"copy": s["Gr"](b.x).mean()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (OfOtherSets, "toy draws of the set 'Z' (there are X, Y)"),
+        (OfOtherNetworks, "the player 'D' moves the network 'Ge'; did you mean 'G' or "
+                          "'G_ema'? (there are G, D, G_ema)"),
+        (OfOtherPlayers, "the turn 'copy' moves the player 'Gs'; did you mean 'G'? (there are G, "
+                         "D)"),
+        (ThatCallsOthers, "a loss calls the network 'Gr'; did you mean 'G'? (there are G, D, "
+                          "G_ema)"),
+    ],
+)  # fmt: skip
+def test_what_a_trainer_names_and_does_not_have_is_told(kind: type[Toy], said: str, data: Path):
+    own = kind().session(ToyOptions(data=data, **SIZES), None, seed=0)
+    with pytest.raises(modelsoup.TrainerError) as told:
+        own.optimise(next(own.batches()))
+    assert str(told.value) == said
 
 
 @pytest.mark.parametrize("early", [False, True])

@@ -31,6 +31,8 @@ _DISCRIMINATORS: dict[Arch, tuple[tuple[int, ...], int]] = {
     "256": ((1, 2, 4, 8, 8, 16, 16), 6),
 }  # fmt: skip
 DEEPEST = 4  # pixels: where the generator begins
+ESTIMATES = ("*.u0", "*.sv0")
+"""Patterns over names: what spectral norm finds of its weights."""
 
 
 def side(arch: Arch) -> int:

@@ -13,6 +13,8 @@ from .shapes import Shape, must_match, part_of
 UGATIT = "modelsoup_i2i.networks.ugatit"
 NICE = "modelsoup_i2i.networks.nicegan"
 TRANSLATION = f"{NICE}:Translation"
+ESTIMATES = ("*.weight_u", "*.weight_v")
+"""Patterns over names: what spectral norm finds of its weights."""
 FEWEST = {UGATIT: 3, NICE: 6}
 """Layers that a discriminator has at least: of NICE-GAN's, two make the code, one the next map."""
 

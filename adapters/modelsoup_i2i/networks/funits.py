@@ -20,11 +20,50 @@ JUDGES = {
     "depth": "head_depth", "channels": "channels",
 }  # fmt: skip
 """A discriminator's sizes but for its classes, and which options of a trainer they are."""
-GROUPS = {
-    "generator": ("",), "content": ("enc_content",), "style": ("enc_class_model",),
-    "decoder": ("mlp", "dec"),
+_PARTS = {
+    "generator": ("",), "content": ("enc_content.",), "style": ("enc_class_model.",),
+    "decoder": ("mlp.", "dec."),
 }  # fmt: skip
-"""Parts of a generator; the first is all of it."""
+
+
+def groups(*generators: str) -> dict[str, list[str]]:
+    """Patterns over names of generators: all of them, and each part."""
+    return {name: [f"{own}.{part}*" for own in generators for part in parts]
+            for name, parts in _PARTS.items()}  # fmt: skip
+
+
+def must_see(size: int, downs: int, others: int) -> None:
+    """Check that pictures can be halved.
+
+    Args:
+        size: pixels of a side.
+        downs: how often the content is halved.
+        others: how often anything else is, at most.
+
+    Raises:
+        ValueError: they are too small for it, or odd on the way.
+    """
+    halved = max(downs, others)
+    least, multiple = 2 << halved, 1 << downs
+    if size < least or size % multiple:
+        raise ValueError(
+            f"size is {size}, but must be a multiple of {multiple} and at least {least}: it is "
+            f"halved {halved} times, and two pixels must be left"
+        )
+
+
+def both_in(tensors: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """A trainer's options that `G` and `D` of a checkpoint decide, as far as they are there.
+
+    Raises:
+        MismatchError: one is of another kind; or there is a `D` and no `G`.
+    """
+    found: dict[str, Any] = {}
+    if any(name.startswith("D.") for name in tensors):
+        told = discriminator_in(tensors)
+        found = {own: told[size] for size, own in JUDGES.items()} | {"classes": told["classes"]}
+    whole = any(name.startswith(("G.", "D.")) for name in tensors)
+    return found | (generator_in(tensors) if whole else {})
 
 
 def generator_in(tensors: Mapping[str, Sequence[int]], prefix: str = "G.") -> dict[str, int]:

@@ -7,6 +7,13 @@ from collections.abc import Mapping, Sequence
 from modelsoup import MismatchError
 
 Shape = tuple[int, ...]
+ESTIMATES = ("u0", "sv0", "weight_u", "weight_v")
+"""The last parts of names of what weights decide: see `spectral.estimated`."""
+
+
+def is_estimate(name: str) -> bool:
+    """Whether a tensor is found anew where it lacks."""
+    return name.rpartition(".")[2] in ESTIMATES
 
 
 def part_of(
@@ -38,13 +45,15 @@ def must_have(
 
 
 def must_match(own: Mapping[str, Shape], expected: Mapping[str, Shape], said: str) -> None:
-    """Check names and shapes of a network against what they must be.
+    """Check names and shapes of a network against what they must be; estimates may be missing.
 
     Raises:
         MismatchError: a name is missing, unknown or of another shape; the message names it.
     """
     for name, shape in expected.items():
         if name not in own:
+            if is_estimate(name):
+                continue
             raise MismatchError(f"{said} lacks {name} {list(shape)}")
         if own[name] != shape:
             raise MismatchError(

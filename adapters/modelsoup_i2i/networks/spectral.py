@@ -157,28 +157,43 @@ def folded(network: nn.Module) -> nn.Module:
 
     Its state has no `u0` and `sv0` any more, and it is in evaluation mode. So are layers under
     torch's own spectral norm, but for those that are marked `undivided`, whose weight itself is
-    wanted.
+    wanted. Vectors that are none are found before: see `estimated`.
     """
     network.eval()
+    estimated(network)
     for part in list(network.modules()):
         for name, layer in list(part.named_children()):
             if isinstance(layer, Spectral):
                 setattr(part, name, layer.plain())
             elif "weight_u" in layer._buffers and not hasattr(layer, "undivided"):
-                _must_be_units(layer)
                 nn.utils.remove_spectral_norm(layer)
     return network
 
 
-def _must_be_units(layer: nn.Module) -> None:
-    """Vectors that are no unit ones, as those of a merge, are found anew by power iteration."""
-    left, right = layer.weight_u, layer.weight_v
-    if all(abs(float(own.norm()) - 1) < ROUNDED for own in (left, right)):
-        return
-    matrix = layer.weight_orig.detach().flatten(1)
-    for _ in range(ITERATIONS):
-        right.copy_(F.normalize(left @ matrix, dim=0))
-        left.copy_(F.normalize(matrix @ right, dim=0))
+def estimated(network: nn.Module) -> None:
+    """Find singular vectors and values anew, by power iteration, where vectors are no unit ones.
+
+    Such are those of a merge that averaged them, whose signs are arbitrary, and zeros that stand
+    for what a merge left out. What is a unit vector stays.
+    """
+    for layer in network.modules():
+        if isinstance(layer, Spectral):
+            weight, vectors, value = layer.weight, [layer.u0], layer.sv0
+        elif "weight_u" in layer._buffers:
+            weight, vectors, value = layer.weight_orig, [layer.weight_u, layer.weight_v], None
+        else:
+            continue
+        if all(abs(float(own.norm()) - 1) < ROUNDED for own in vectors):
+            continue
+        matrix = weight.detach().flatten(1)
+        left = torch.randn(len(matrix), generator=torch.Generator().manual_seed(0)).to(matrix)
+        for _ in range(ITERATIONS):
+            right = F.normalize(left @ matrix, dim=0)
+            left = F.normalize(matrix @ right, dim=0)
+        for own, found in zip(vectors, (left, right), strict=False):
+            own.copy_(found.view_as(own))
+        if value is not None:
+            value.fill_(left @ matrix @ right)
 
 
 def _with(made: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Module:

@@ -221,7 +221,7 @@ class Division:
 
 def find_classes(
     data: Classes, *, only: Sequence[str] = (), exclude: Sequence[str] = (),
-    division: Division | None = None, part: str = "train",
+    division: Division | None = None, part: str = "train", channels: int | None = None,
 ) -> ClassSet:  # fmt: skip
     """The pictures of a folder with a folder for each class, of an HDF5 file, or of some folders.
 
@@ -233,16 +233,17 @@ def find_classes(
         exclude: of those, the classes that are not.
         division: which pictures of each are taken for which part; None trains on all.
         part: which part of them is wanted, `train` or `test`.
+        channels: that those of an HDF5 file are to have; None: whatever they are.
 
     Raises:
         ParameterError: there are no classes, one has too few pictures, or one that is named is not
-            there.
+            there; or an HDF5 file is no such, or has other channels.
         ImageError: a folder is missing.
     """
     division = division or Division()
     of_class: dict[str, list[Path | Row]]
     if isinstance(data, Path) and data.suffix.lower() in HDF5:
-        names, rows = find_rows(data)
+        names, rows = find_rows(data, channels)
         of_class = {name: [] for name in names}
         for row in rows:
             of_class[names[row.label]].append(row)

@@ -14,9 +14,11 @@ import numpy as np
 
 from modelsoup import OutputError, ParameterError, SoupError, how_to_install, listed
 
+from .arrays import in_8_bits
 from .images import CHANNELS, MAX_PIXELS, ImageError, with_channels
 
 SUFFIXES = (".h5", ".hdf5")
+_KINDS = (np.dtype(np.uint8), np.dtype(np.uint16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +39,23 @@ class Row:
         return f"{self.file} (imgs[{self.row}])"
 
     def read(self, channels: int, *, deep: bool = False) -> np.ndarray:
-        """The picture, uint8, height × width × channels; such files hold none of 16 bits.
+        """The picture, height × width × channels: uint8, or with `deep` uint16 where it is so.
 
         Raises:
-            ImageError: the file is missing or damaged.
+            ImageError: the file is missing or damaged, or has other channels.
         """
         try:
             with _opened(self.file) as stored:
                 images = stored["imgs"]
+                first = _channels_first(self.file, images.shape, channels)
+                _must_be_small(self.file, images.shape, first=first)
                 picture: np.ndarray = images[self.row]
-                first = _channels_first(images.shape)
         except ParameterError as error:
             raise ImageError(f"{self}: {error}") from error
-        if channels not in CHANNELS:
-            raise ImageError(f"{self} has 1, 3 or 4 channels, where {channels} are expected")
-        return with_channels(picture.transpose(1, 2, 0) if first else picture, channels)
+        picture = picture.astype(picture.dtype.newbyteorder("="))
+        picture = picture if deep else in_8_bits(picture)
+        picture = np.ascontiguousarray(picture.transpose(1, 2, 0) if first else picture)
+        return picture if channels not in CHANNELS else with_channels(picture, channels)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Labelled:
     """Pictures of classes in memory, to be written to one file.
 
     Attributes:
-        images: uint8, N × channels × height × width.
+        images: uint8 or uint16, N × channels × height × width.
         labels: N indices of classes.
         classes: their names.
     """
@@ -112,17 +116,21 @@ def write_rows(file: Path, pictures: Labelled) -> None:
         raise OutputError(f"{file} cannot be written: {error.strerror}") from error
 
 
-def find_rows(file: Path) -> tuple[tuple[str, ...], tuple[Row, ...]]:
+def find_rows(file: Path, channels: int | None = None) -> tuple[tuple[str, ...], tuple[Row, ...]]:
     """The classes of an HDF5 file, and its pictures in its order.
 
-    It holds `imgs`, uint8, N × C × H × W or N × H × W × C, and `labels`, N integers. The classes'
-    names are `classes`, a dataset or an attribute: strings, or JSON of a list; without it they are
-    the labels' digits.
+    It holds `imgs`, uint8 or uint16, N × C × H × W or N × H × W × C, and `labels`, N integers. The
+    classes' names are `classes`, a dataset or an attribute: strings, or JSON of a list; without it
+    they are the labels' digits.
+
+    Args:
+        file: the file.
+        channels: that its pictures are to have; None: whatever they are.
 
     Raises:
         ParameterError: it is missing or damaged, or holds something else.
     """
-    names, labels = _labels(file)
+    names, labels = _labels(file, channels)
     return names, tuple(Row(file, row, label) for row, label in enumerate(labels.tolist()))
 
 
@@ -135,27 +143,18 @@ def names_in(file: Path) -> tuple[str, ...]:
     return _labels(file)[0]
 
 
-def _labels(file: Path) -> tuple[tuple[str, ...], np.ndarray]:
+def _labels(file: Path, channels: int | None = None) -> tuple[tuple[str, ...], np.ndarray]:
     """The classes of a file that is sound, and the index of each picture's."""
     with _opened(file) as stored:
         images, labels = _dataset(stored, file, "imgs"), _dataset(stored, file, "labels")
         shape = images.shape
-        if images.dtype != np.uint8 or len(shape) != 4 or 0 in shape:
+        if images.dtype.newbyteorder("=") not in _KINDS or len(shape) != 4 or 0 in shape:
             raise ParameterError(
-                f"{file}: imgs is {images.dtype} of {list(shape)}, where uint8 of N × C × H × W or "
-                f"N × H × W × C is expected"
+                f"{file}: imgs is {images.dtype} of {list(shape)}, where uint8 or uint16 of N × C "
+                f"× H × W or N × H × W × C is expected"
             )
-        if not {shape[1], shape[3]} & set(CHANNELS):
-            raise ParameterError(
-                f"{file}: imgs is of {list(shape)}, which has 1, 3 or 4 channels in neither its "
-                f"second nor its last dimension"
-            )
-        height, width = shape[2:] if _channels_first(shape) else shape[1:3]
-        if height * width > MAX_PIXELS:
-            raise ParameterError(
-                f"{file}: a picture of imgs has {height} × {width} pixels, where at most "
-                f"{MAX_PIXELS} are read"
-            )
+        if channels is not None:
+            _must_be_small(file, shape, first=_channels_first(file, shape, channels))
         if labels.dtype.kind not in "iu" or labels.shape != shape[:1]:
             raise ParameterError(
                 f"{file}: labels is {labels.dtype} of {list(labels.shape)}, where an integer for "
@@ -232,5 +231,25 @@ def _names(stored: Any, file: Path) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _channels_first(shape: tuple[int, ...]) -> bool:
-    return shape[1] in CHANNELS
+def _channels_first(file: Path, shape: tuple[int, ...], channels: int) -> bool:
+    """Whether pictures have their channels first; where both could be, they have.
+
+    Raises:
+        ParameterError: neither has as many as are wanted, or else 1, 3 or 4.
+    """
+    for wanted in ((channels,), CHANNELS if channels in CHANNELS else ()):
+        if shape[1] in wanted or shape[3] in wanted:
+            return shape[1] in wanted
+    raise ParameterError(
+        f"{file}: imgs is of {list(shape)}, where {channels} channels are expected, second or last "
+        f"(the option channels says how many)"
+    )
+
+
+def _must_be_small(file: Path, shape: tuple[int, ...], *, first: bool) -> None:
+    height, width = shape[2:] if first else shape[1:3]
+    if height * width > MAX_PIXELS:
+        raise ParameterError(
+            f"{file}: a picture of imgs has {height} × {width} pixels, where at most {MAX_PIXELS} "
+            f"are read"
+        )

@@ -1,7 +1,7 @@
 """One picture file to and from one array: uint8, or uint16 where that is asked for, H × W × C.
 
 Channels are 3, RGB; 1, grey; or 4, RGB with opacity: as many as a network has. Pillow decodes; what
-is decided here is how anything else becomes so: 16-bit values are scaled, not clipped; palettes are
+is decided here is how anything else becomes so: 16-bit values are scaled and rounded; palettes are
 looked up; what is transparent lies over white, unless opacity is a channel; a photo is turned as
 its EXIF says. Of an animation or of several pages, the first counts. Colour profiles are ignored,
 as every training of such networks does. Of any other number of channels are arrays, and TIFFs with
@@ -126,7 +126,7 @@ def decode(data: bytes, name: str, channels: int = 3, *, deep: bool = False) -> 
             if picture.shape[0] * picture.shape[1] > MAX_PIXELS:
                 raise _too_large(name, f"{picture.shape[1]} × {picture.shape[0]} pixels")
         elif channels in CHANNELS:
-            picture = _look(data, name, channels, deep)
+            picture = _look(data, name, channels)
         else:
             picture = _stack(data, name, channels)
         picture = picture if deep else arrays.in_8_bits(picture)
@@ -297,27 +297,24 @@ def to_image(tensor: torch.Tensor, *, deep: bool = False) -> np.ndarray:
     return array
 
 
-def _look(data: bytes, name: str, channels: int, deep: bool) -> np.ndarray:
-    """A picture of 1, 3 or 4 channels, of 16 bits where those are asked for and there."""
+def _look(data: bytes, name: str, channels: int) -> np.ndarray:
+    """A picture of 1, 3 or 4 channels, of 16 bits where it has so many: of these any number."""
     pillow = _pillow()
     with _opened(data, name) as image:
         bits, white_is_zero = _stored_as(image)
-        low = _low_bytes(data, name, image) if deep else None
+        wide = _in_bytes(data, name, image)
         image.load()
         transparent = image.info.get("transparency")
         turned = pillow.ImageOps.exif_transpose(image)
         if turned.mode.startswith("I"):  # 16-bit grey, "I;16" or, in older versions, "I"
             values = np.asarray(turned)
-            if deep:
-                return _in_16_bits(values, bits, transparent, white_is_zero=white_is_zero)
-            turned = _in_8_bits(values, bits, transparent, white_is_zero=white_is_zero)
-        elif low is not None:
-            wide: np.ndarray = np.asarray(turned).astype(np.uint16) << 8 | low
-            if transparent is None:
-                return wide
+            return _in_16_bits(values, bits, transparent, white_is_zero=white_is_zero)
+        if wide is None:
+            return _with_channels(turned, channels)
+        if transparent is not None:
             opaque = np.where((wide == np.array(transparent)).all(axis=2), 0, 65535)
-            return np.concatenate([wide, opaque[:, :, None].astype(np.uint16)], axis=2)
-        return _with_channels(turned, channels)
+            wide = np.concatenate([wide, opaque[:, :, None].astype(np.uint16)], axis=2)
+        return wide
 
 
 def _stack(data: bytes, name: str, channels: int) -> np.ndarray:
@@ -363,26 +360,35 @@ def _opened(data: bytes, name: str) -> Any:
 _OTHER_BYTE = {";16B": ";16L", ";16L": ";16B"}
 
 
-def _low_bytes(data: bytes, name: str, image: Any) -> np.ndarray | None:
-    """The lower bytes of a picture of 16 bits and several channels; None of any other one.
+def _in_bytes(data: bytes, name: str, image: Any) -> np.ndarray | None:
+    """A picture of 16 bits and several channels; None of any other one.
 
     Pillow's modes of several channels have 8 bits, for which its decoder takes the upper byte of
     each value: the first, or the second, as the file says. Told the other way, it takes the lower.
+    Grey with opacity, told to be of four bytes, is all of them.
     """
     if len(image.tile) != 1 or image.mode not in ("RGB", "RGBA"):
         return None
     kind, extents, offset, args = image.tile[0]
     raw = args if isinstance(args, str) else args[0]
     raw = raw.replace(";16N", ";16L" if sys.byteorder == "little" else ";16B")
-    if raw not in (f"{image.mode}{order}" for order in _OTHER_BYTE):
+    upper = {f"{image.mode}{order}": image.mode + other for order, other in _OTHER_BYTE.items()}
+    read = (upper | {"LA;16B": "RGBA"}).get(raw)
+    if read is None:
         return None
-    other = image.mode + _OTHER_BYTE[raw[len(image.mode) :]]
-    with _opened(data, name) as again:
-        again.tile = [
-            (kind, extents, offset, other if isinstance(args, str) else (other, *args[1:]))
-        ]
-        low: np.ndarray = np.asarray(_pillow().ImageOps.exif_transpose(again)).astype(np.uint16)
-    return low
+
+    def decoded(raw: str) -> np.ndarray:
+        with _opened(data, name) as again:
+            told = raw if isinstance(args, str) else (raw, *args[1:])
+            again.tile = [(kind, extents, offset, told)]
+            return np.asarray(_pillow().ImageOps.exif_transpose(again)).astype(np.uint16)
+
+    if raw not in upper:
+        bytes_of = decoded(read)
+        grey, opacity = (bytes_of[:, :, n] << 8 | bytes_of[:, :, n + 1] for n in (0, 2))
+        return np.stack([grey, grey, grey, opacity], axis=2)
+    wide: np.ndarray = decoded(raw) << 8 | decoded(read)
+    return wide
 
 
 def _with_channels(image: Any, channels: int) -> np.ndarray:
@@ -421,19 +427,6 @@ def _stored_as(image: Any) -> tuple[int, bool]:
         if kind in _KINDS:
             raise ValueError(f"its values are {_KINDS[kind]}, where unsigned ones are expected")
     return bits, tags.get(_PHOTOMETRIC) == 0
-
-
-def _in_8_bits(grey: np.ndarray, bits: int, transparent: int | None, *, white_is_zero: bool) -> Any:
-    """8-bit grey, and where one value is transparent, its opacity."""
-    most = 2**bits - 1
-    scaled = ((grey.astype(np.int64) * 255 + most // 2) // most).astype(np.uint8)
-    if white_is_zero:
-        scaled = 255 - scaled
-    image = _pillow().Image.fromarray(scaled)
-    if transparent is not None:
-        opaque = np.where(grey == transparent, 0, 255).astype(np.uint8)
-        image.putalpha(_pillow().Image.fromarray(opaque))
-    return image
 
 
 def _in_16_bits(

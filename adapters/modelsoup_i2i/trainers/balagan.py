@@ -92,13 +92,7 @@ class BalaGANOptions(Shared, ModalDomains):
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
-        halved = max(self.downs, self.style_downs, self.d_halvings)
-        least, multiple = 2 << halved, 1 << self.downs
-        if self.size < least or self.size % multiple:
-            raise ValueError(
-                f"size is {self.size}, but must be a multiple of {multiple} and at least {least}: "
-                f"it is halved {halved} times, and two pixels must be left"
-            )
+        funits.must_see(self.size, self.downs, max(self.style_downs, self.d_halvings))
 
     def transform(self) -> Transform:
         """See `Pixels`."""
@@ -129,11 +123,7 @@ class BalaGAN(ImageTrainer):
 
     def groups(self, o: BalaGANOptions) -> dict[str, list[str]]:
         """As the generator is made, and its average, which is what is used."""
-        return {"discriminator": ["D.*"]} | {
-            name: [f"{of}.{part}.*" if part else f"{of}.*" for of in ("G", "G_ema")
-                   for part in parts]
-            for name, parts in funits.GROUPS.items()
-        }  # fmt: skip
+        return {"discriminator": ["D.*"]} | funits.groups("G", "G_ema")
 
     def translators(self, o: BalaGANOptions) -> dict[str, Translator]:
         """The generator, which is told a style."""
@@ -142,10 +132,8 @@ class BalaGAN(ImageTrainer):
     def players(self, o: BalaGANOptions) -> dict[str, Player]:
         """Each network by itself."""
         settings = {"alpha": 0.99, "eps": 1e-8, "weight_decay": 1e-4}
-        return {
-            name: Player((name,), o.lr, "RMSprop", settings, ema)
-            for name, ema in (("G", o.ema), ("D", None))
-        }
+        averages = {"G": o.ema, "D": None}
+        return {n: Player((n,), o.lr, "RMSprop", settings, ema) for n, ema in averages.items()}
 
     def draws(self, o: BalaGANOptions) -> tuple[Labelled, ...]:
         """`x`, which is translated, and `y`, its reference, of any two classes."""
@@ -181,10 +169,9 @@ class BalaGAN(ImageTrainer):
         )
 
     def judge_made(self, s: Session, b: Batch) -> dict[str, torch.Tensor]:
-        """The discriminator's loss on translations.
+        """The discriminator's loss on translations, of which G is trained after this turn.
 
-        The generator has not moved since the last step, and moves after this turn: what it makes
-        here it is trained on then. `b.made` is x in the style of y, and then x in its own.
+        `b.made` is x in the style of y, and then x in its own.
         """
         import torch
 
@@ -233,12 +220,7 @@ class BalaGAN(ImageTrainer):
 
     def options_in(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """Sizes of the networks that there are, and how many classes: see `options_of`."""
-        whole = any(name.startswith(("G.", "D.")) for name in shapes)
-        found: dict[str, Any] = dict(funits.generator_in(shapes)) if whole else {}
-        if any(name.startswith("D.") for name in shapes):
-            told = funits.discriminator_in(shapes)
-            found = {own: told[size] for size, own in funits.JUDGES.items()} | found
-            found["classes"] = told["classes"]
+        found = funits.both_in(shapes)
         if any(name.startswith("M.") for name in shapes):
             sizes = labeller_in(shapes).sizes
             found |= {name: sizes[name] for name in ("encoder", "embedding", "channels")}

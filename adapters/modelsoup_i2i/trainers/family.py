@@ -20,6 +20,7 @@ class Family(Protocol):
         auxiliary: what joins G and `own_blocks`.
         eps: of Adam.
         shares: of the rate: see `Player`.
+        estimates: see `Description.estimates`.
     """
 
     conditional: bool
@@ -27,6 +28,7 @@ class Family(Protocol):
     auxiliary: str
     eps: float
     shares: Mapping[str, float] = {}
+    estimates: Sequence[str] = ()
 
     def must_fit(self, o: Any) -> None:
         """Raise a ValueError or a ParameterError for sizes that there are no networks of."""

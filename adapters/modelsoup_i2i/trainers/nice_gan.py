@@ -90,6 +90,10 @@ class NiceGan(ImageTrainer):
             "T_BA": Joined(cams.TRANSLATION, ("D_B", "G_A")),
         }
 
+    def estimates(self, o: NiceGanOptions) -> Sequence[str]:
+        """The discriminators' singular vectors."""
+        return cams.ESTIMATES
+
     def groups(self, o: NiceGanOptions) -> dict[str, list[str]]:
         """As CycleGAN's; encoders are the part of discriminators that codes are made by."""
         parts = ("model.*", "fc.*", "conv1x1.*", "lamda")

@@ -17,6 +17,7 @@ class BigGan(Family):
     conditional = True
     translation, auxiliary = biggans.TRANSLATION, biggans.AUXILIARY
     eps = 1e-6
+    estimates = biggans.ESTIMATES
 
     def must_fit(self, o: Any) -> None:
         """See `Family`, as all that follows."""

@@ -249,6 +249,11 @@ class OnGan(ImageTrainer):
         averaged = {} if o.ema is None else {f"G{AVERAGED}": of["G"]}
         return {f"{network}.{name}": o.count for network, name in {**of, **averaged}.items()}
 
+    def estimates(self, o: Any) -> Sequence[str]:
+        """Those of its networks."""
+        found: Sequence[str] = o.family.estimates
+        return found
+
     def weights(self, o: Any, images: Images) -> dict[str, float]:
         """Of what the discriminator's loss has beside its verdicts."""
         return {

@@ -97,6 +97,10 @@ class UGatIt(ImageTrainer):
             **dict.fromkeys(LOCAL, judges(layers=o.d_layers_local, channels=o.channels)),
         }
 
+    def estimates(self, o: UGatItOptions) -> Sequence[str]:
+        """The discriminators' singular vectors."""
+        return cams.ESTIMATES
+
     def groups(self, o: UGatItOptions) -> dict[str, list[str]]:
         """As CycleGAN's; low-level are the convolutions down, and the discriminators' first two."""
         down = [f"G_*.DownBlock.{place}.*" for place in (1, 5, 9)]

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from modelsoup import Checkpoint, MismatchError, ParameterError, nearest, open_checkpoint
 
 from ..networks.biggans import remade
+from ..networks.shapes import is_estimate
 
 _OF = re.compile(r"(?P<path>.+):(?P<network>\w+)")
 
@@ -46,7 +47,7 @@ def values_for(
     """The tensors of one network, by its own names, as float32 or what they are stored as.
 
     What the other has beside them is not asked for, as a discriminator's head is not for an
-    encoder. Where vectors of spectral norm are of other classes, they are left out.
+    encoder. Estimates that it lacks are left out, and vectors of spectral norm of other classes.
 
     Args:
         network: its name.
@@ -71,6 +72,8 @@ def values_for(
     for name, shape in wanted.items():
         info = opened.tensors.get(f"{other}.{name}")
         if info is None:
+            if is_estimate(name):
+                continue
             raise MismatchError(f"init_from: {path} lacks {other}.{name} {list(shape)}")
         if name in rows and info.shape[0] != shape[0] and tuple(info.shape[1:]) == tuple(shape[1:]):
             found[name] = remade(opened[f"{other}.{name}"], shape[0], seed)

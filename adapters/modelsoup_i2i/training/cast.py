@@ -26,6 +26,7 @@ from modelsoup.running.torch_bridge import freeze, load_into
 
 from ..networks.described import AVERAGED
 from ..networks.devices import chosen_device
+from ..networks.spectral import estimated
 from ..pictures.cache import Pictures
 from ..pictures.draws import Paired, epoch
 from ..pictures.picture import labelled
@@ -37,7 +38,7 @@ from .graphs import CudaGraphs, Recorder, Recordings
 from .players import Updates
 from .pool import ImagePool
 from .processes import ALONE, Place
-from .stage import Stage, prepare
+from .stage import Stage, must_be_there, prepare
 
 REMADE = "start.safetensors"
 BEHIND = 16  # steps that a GPU makes before the host reads what they told
@@ -181,6 +182,9 @@ class Cast(Stage):
             for name, values in found.items():
                 dtype = np.float32 if own[name].is_floating_point() else None
                 own[name].copy_(torch.from_numpy(np.array(values, dtype)))
+            for name in own.keys() - found.keys():
+                own[name].zero_()  # which `estimated` sees
+            estimated(self._module[network])
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -213,6 +217,9 @@ class Cast(Stage):
         """The training images; damaged ones are told when this is first asked for."""
         if self._pictures is None:
             options, labels = self.options, self.labels()
+            for draw in self.trainer.draws(options):
+                for name in getattr(draw, "sets", ()):
+                    must_be_there(name, self.images, f"{self.trainer.name} draws of the set")
             images = {name: labelled(own, labels[name]) if name in labels else own
                       for name, own in self.images.items()}  # fmt: skip
             self._pictures = Pictures(
@@ -352,15 +359,17 @@ class Cast(Stage):
                 self.must_have_begun(name)
             if not trained or any(name in parts for parts in self._as_used.values()):
                 network.eval()
-            self.put(name, network, compiled=options.compile)
+            self.put(name, network)
         for name, network in self._joined.items():
-            self.put(name, network, compiled=options.compile)
+            self.put(name, network)
         early, recorder = self.early, self.recorder()
         several = {
             name for turn in self.trainer.turns(options, 0) if len(turn.losses) > 1
             for name in turn.players
         }  # fmt: skip
         for name, player in self.players.items():
+            for network in player.networks:
+                must_be_there(network, self._module, f"the player {name!r} moves the network")
             own = {
                 n: p for n, p in self._module.named_parameters()
                 if p.requires_grad and n.partition(".")[0] in player.networks

@@ -460,7 +460,7 @@ class LabelledImages(Data):
             )
             found = find_classes(
                 self._tests, only=only or self.class_names(), division=division,
-                part="train" if whole else "test",
+                part="train" if whole else "test", channels=getattr(self, "channels", None),
             )  # fmt: skip
             return found.in_order(only or self.class_names())
         division = Division(
@@ -474,6 +474,7 @@ class LabelledImages(Data):
             exclude=self.exclude,
             division=division,
             part=part,
+            channels=getattr(self, "channels", None),
         )
 
     def images(self, part: str = "train") -> Images:

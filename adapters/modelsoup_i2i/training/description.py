@@ -93,6 +93,14 @@ class Description:
         """Layer groups for rules: name → patterns over tensor names."""
         return {name: [f"{name}.*"] for name in self.networks(o)}
 
+    def estimates(self, o: Any) -> Sequence[str]:
+        """Patterns of tensors that are found anew where a start lacks them; merges leave them out.
+
+        Such are the vectors of spectral norm: their signs are arbitrary, so that a mean may be
+        anything.
+        """
+        return ()
+
     def images(self, o: Any) -> Images:
         """The sets of training images, by what errors call them.
 

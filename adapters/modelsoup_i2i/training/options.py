@@ -158,7 +158,9 @@ class Machine(Options):
         processes: how many train together, a GPU each; their gradients are averaged.
         precision: 32, or `bf16` for autocast.
         channels_last: the memory layout.
-        compile: let `torch.compile` make the networks.
+        compile: let `torch.compile` make networks, one by one, but for losses that take gradients
+            of gradients; what it has compiled stays in the user's cache.
+        compile_seconds: how long that is waited for; what is not done then goes without.
         graphs: replay steps as CUDA graphs on a GPU, where they can be.
     """
 
@@ -167,6 +169,7 @@ class Machine(Options):
     precision: Literal[32, "bf16"] = 32
     channels_last: Annotated[bool, FREE] = False
     compile: Annotated[bool, FREE] = False
+    compile_seconds: Annotated[Count, FREE] = 120
     graphs: Annotated[bool, FREE] = True
 
     def must_fit(self) -> None:

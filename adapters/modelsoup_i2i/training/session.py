@@ -100,6 +100,10 @@ class Session(State):
             log(line)
         for line in self._needs():
             log(line)
+        if self.options.compile:
+            self.compile([self._first()])
+        for said in self.news():
+            log(said)
         self.place.meet()
         watch = self._watch()
         if self.shown is not None and not self.place.rank:
@@ -114,7 +118,7 @@ class Session(State):
                 self.take(group)
                 for fault in self.pictures.met():
                     log(f"left out: {fault}")
-                for said in self.recordings.news() if self.recordings is not None else ():
+                for said in self.news():
                     log(said)
                 if len(self._taken) <= self.behind and not self._told_now():
                     continue
@@ -450,15 +454,20 @@ class Session(State):
         pixels = how_trained(options, self.device)["pixels"]
         if not estimates.is_worth_telling(self.networks, pixels):
             return
-        sampler = Sampler(self.pictures, self.trainer.draws(options), self.seed, options.batch)
         needed = estimates.memory(
-            self.trainer, options, self.weights, sampler.batch_at(0, 0, sampler.order(0)),
-            device=self.device, early=self.early, last=self.total_steps - 1,
+            self.trainer, options, self.weights, self._first(), device=self.device,
+            early=self.early, last=self.total_steps - 1,
         )  # fmt: skip
         if needed is None:
             yield "how much memory is needed is not known: a loss asks for the values of tensors"
         else:
             yield estimates.must_suffice(needed, estimates.free(self.device), str(self.device))
+
+    def _first(self) -> dict[str, torch.Tensor]:
+        """The first batch of all."""
+        draws = self.trainer.draws(self.options)
+        sampler = Sampler(self.pictures, draws, self.seed, self.options.batch)
+        return sampler.batch_at(0, 0, sampler.order(0))
 
     def left_out(self) -> list[str]:
         """What lies among the training images and is not used: damaged, or of a kind not read."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+
+from modelsoup import TrainerError, nearest
 
 from ..networks.layers import at_any_size
 from ..pictures.augmentation import augmented
@@ -45,15 +47,20 @@ class Stage:
         self.adaptive = torch.zeros(3)
 
     def __getitem__(self, name: str) -> Call:
-        """A network, or one joined of several, to be called with images of any size."""
+        """A network, or one joined of several, to be called with images of any size.
+
+        Raises:
+            TrainerError: there is no such network.
+        """
+        must_be_there(name, self._calls, "a loss calls the network")
         return self._calls[name]
 
-    def put(self, name: str, network: nn.Module, *, compiled: bool = False) -> None:
-        """Have a network called by its name."""
+    def put(self, name: str, network: nn.Module, call: Call | None = None) -> None:
+        """Have a network called by its name: itself, or by what calls it."""
         self._trained[name] = [p for p in network.parameters() if p.requires_grad]
         if getattr(network, "compares", False):
             self._comparing.add(name)
-        own: Call = partial(_once, torch.compile(network), network) if compiled else network
+        own: Call = network if call is None else call
         multiple: int = getattr(network, "multiple", 1)
         self._calls[name] = own if multiple == 1 else partial(_whole, own, multiple)
 
@@ -105,7 +112,7 @@ class Stage:
             second: others.
             others: what else it is called with, for both.
         """
-        call = self._calls[name]
+        call = self[name]
         if first.shape[1:] != second.shape[1:] or name in self._comparing:
             return tuple(call(*own) for own in zip((first, second), *others, strict=True))
         joined = (torch.cat(both) for both in others)
@@ -113,19 +120,15 @@ class Stage:
         return made[: len(first)], made[len(first) :]
 
 
+def must_be_there(name: str, known: Collection[str], said: str) -> None:
+    """Raise a TrainerError for what a trainer names and does not have."""
+    if name not in known:
+        raise TrainerError(f"{said} {name!r}{nearest(name, known)} (there are {', '.join(known)})")
+
+
 def _whole(call: Call, multiple: int, images: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     """A network called with images of any size, and with what else it takes, which is of none."""
     return at_any_size(lambda own: call(own, *others), images, multiple)
-
-
-def _once(compiled: Call, network: nn.Module, *inputs: Any, **named: Any) -> Any:
-    """A compiled network, where nobody asks for gradients of its gradients.
-
-    Those would be missing without a word. Whoever makes a leaf of what goes in, and lets it require
-    gradients, as gradient penalties do, is about to ask.
-    """
-    asks = any(isinstance(x, torch.Tensor) and x.is_leaf and x.requires_grad for x in inputs)
-    return network(*inputs, **named) if asks else compiled(*inputs, **named)
 
 
 def prepare(network: nn.Module, *, plain: bool, precision: str | int = 32, pixels: int = 0) -> None:

@@ -66,6 +66,7 @@ class State(Steps):
             "sound": self.sound,
             "collapsed": self.collapsed,
             "adaptive": self.adaptive.cpu(),
+            "compiled": None if self.compiled is None else [*self.compiled],
             "pools": self.place.gathered(
                 {name: pool.state_dict() for name, pool in self.pools.items()}
             ),
@@ -84,6 +85,8 @@ class State(Steps):
         self.best = dict(state["best"])
         self.adaptive.copy_(state["adaptive"])
         self.sound, self.collapsed = state["sound"], state["collapsed"]
+        compiled = state.get("compiled")
+        self.compiled = None if compiled is None else tuple(compiled)
         self.steps = state["steps"]
 
     def keep(self) -> None:

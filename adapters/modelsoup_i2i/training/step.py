@@ -11,9 +11,10 @@ A step is made with little work and memory:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,9 +22,11 @@ import numpy as np
 import torch
 
 from ..pictures.augmentation import adapted
+from . import compiling
 from .cast import Cast
 from .graphs import Drawn, Told, UnrecordableError, kind_of
 from .players import NonfiniteGradientError, Updates, backward
+from .stage import must_be_there
 from .turns import Batch, Loss, Turn
 
 
@@ -49,11 +52,19 @@ class Taken:
 
 
 class Steps(Cast):
-    """A training that can be moved on by steps."""
+    """A training that can be moved on by steps.
+
+    Attributes:
+        compiled: the networks that are; None where it was not tried. Of a training that goes on
+            those that were before, and no others.
+    """
 
     def __init__(self, *given: Any, **named: Any) -> None:
         """As `Cast`."""
         super().__init__(*given, **named)
+        self.compiled: tuple[str, ...] | None = None
+        self._looked = False
+        self._news: list[str] = []
         self._steps = 0
         self._taken: list[Taken] = []
 
@@ -90,6 +101,69 @@ class Steps(Cast):
         *_, (_, losses) = self.read()
         return losses
 
+    def news(self) -> Iterator[str]:
+        """What there is to say of how steps are made, once."""
+        while self._news:
+            yield self._news.pop(0)
+        if self.recordings is not None:
+            yield from self.recordings.news()
+
+    def compile(self, group: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """Have networks compiled, once, where that is wanted; see `compiling.py`.
+
+        Args:
+            group: batches such as there will be.
+        """
+        if self._looked or not self.options.compile:
+            return
+        self._looked = True
+        self.begin()
+        if self._as_used:
+            said = f"not compiled: {', '.join(self._as_used)} has modules of others in it"
+            self._news.append(said)
+            return
+        calls, before = self._called(group[:1]), self.compiled
+        if before is not None:
+            calls = {name: own for name, own in calls.items() if name in before}
+        statistics, begun = self._statistics(), time.monotonic()
+        alone = replace(self.options, device=str(self.device), processes=1)
+        own = (self.trainer, alone, self._given, self.frozen)
+        found = []
+        with self._noise(), compiling.in_cache():
+            refused = compiling.ahead(own, calls, self.options.compile_seconds)
+            for name in [n for n in calls if n not in refused]:
+                network = self.networks[name]
+                try:
+                    made = compiling.compiled(network, calls[name], self, known=True)
+                except Exception as error:  # noqa: BLE001  # torch's, of what it has compiled
+                    refused[name] = compiling.first_line(error)
+                else:
+                    found.append(name)
+                    self.put(name, network, made)
+        _put_back(statistics)
+        self.compiled = tuple(found)
+        if found:
+            took = time.monotonic() - begun
+            self._news.append(f"compiled in {took:.0f} s: {', '.join(self.compiled)}")
+        self._news += compiling.told(refused)
+        if before and refused:
+            self._news.append(
+                "those were compiled before the interruption: the bits are others than without it"
+            )
+
+    def _called(self, group: Sequence[Mapping[str, torch.Tensor]]) -> compiling.Calls:
+        """How the first step and the last one call each network; nothing of the training moves."""
+        calls: compiling.Calls = {}
+        for name, network in self.networks.items():
+            self.put(name, network, partial(compiling.noted, calls.setdefault(name, []), network))
+        statistics = self._statistics()
+        for step in (0, self.total_steps - 1):
+            self._through(group, step)
+        _put_back(statistics)
+        for name, network in self.networks.items():
+            self.put(name, network)
+        return {name: own for name, own in calls.items() if own}
+
     def take(self, group: Sequence[Mapping[str, torch.Tensor]]) -> None:
         """One step, which `read` must follow: at once where `behind` is 0, else some steps later.
 
@@ -99,6 +173,7 @@ class Steps(Cast):
             DivergedError: `behind` is 0, and a loss or gradient is not finite.
         """
         self.begin()
+        self.compile(group)
         pace = self.options.pace(self.steps // self.steps_per_epoch, self.steps)
         for updates in self._updates.values():
             updates.set_pace(pace)
@@ -172,21 +247,25 @@ class Steps(Cast):
     def settle(self, group: Sequence[Mapping[str, torch.Tensor]]) -> None:
         """Have batches go through all losses, of which statistics move and nothing else does."""
         self.begin()
+        self._through(group, self.total_steps - 1)
+        for name, (of, _) in self._averages.items():
+            buffers = dict(self._module[of].named_buffers())
+            for key, own in self._module[name].named_buffers():
+                own.copy_(buffers[key])
+
+    def _through(self, group: Sequence[Mapping[str, torch.Tensor]], step: int) -> None:
+        """Batches go through all losses of a step, of which statistics move and nothing else."""
         pools = {name: pool.state_dict() for name, pool in self.pools.items()}
         adaptive = self.adaptive.clone()
         with self._noise(), self.autocast():
             for drawn in group:
-                batch = Batch({name: self.placed(values) for name, values in drawn.items()})
-                for turn in self.trainer.turns(self.options, self.total_steps - 1):
+                batch = Batch({name: self.placed(own).detach() for name, own in drawn.items()})
+                for turn in self.trainer.turns(self.options, step):
                     for loss in turn.losses:
                         loss(self, batch)
         self.adaptive.copy_(adaptive)
         for name, pool in self.pools.items():
             pool.load_state_dict(pools[name], self.device)
-        for name, (of, _) in self._averages.items():
-            buffers = dict(self._module[of].named_buffers())
-            for key, own in self._module[name].named_buffers():
-                own.copy_(buffers[key])
 
     def _statistics(self) -> Statistics:
         """All buffers and ADA's state, and what they are."""
@@ -214,6 +293,8 @@ class Steps(Cast):
     def _take(
         self, turn: Turn, batches: Sequence[Batch], seen: Sequence[dict[str, torch.Tensor]]
     ) -> None:
+        for name in turn.players:
+            must_be_there(name, self._updates, f"the turn {turn.name!r} moves the player")
         players = [self._updates[name] for name in turn.players]
         share, early = 1 / len(batches), any(player.early for player in players)
         own: list[torch.Tensor] = []

@@ -27,8 +27,8 @@ from modelsoup import (
 )
 
 from ..networks.described import AVERAGED, Joined, Network
-from ..networks.shapes import must_match, part_of
-from ..networks.spectral import folded
+from ..networks.shapes import is_estimate, must_match, part_of
+from ..networks.spectral import estimated, folded
 from .classes import classes_in
 from .models import Model, model_of
 from .translator import Translator, parts_of
@@ -217,12 +217,16 @@ def _loaded(opened: Checkpoint, stored: str, told: Network) -> nn.Module:
     network = told.build()
     state = {}
     for key, value in network.state_dict().items():
+        if is_estimate(key) and f"{stored}.{key}" not in opened.tensors:
+            state[key] = torch.zeros_like(value)  # which `estimated` sees
+            continue
         dtype = np.float32 if value.is_floating_point() else np.int64
         values = np.asarray(opened[f"{stored}.{key}"], dtype)
         if not np.isfinite(values).all():
             raise CheckpointError(f"{opened.path}: {stored}.{key} holds NaN or infinity")
         state[key] = torch.from_numpy(values)
     network.load_state_dict(state)
+    estimated(network)
     return network.eval()
 
 

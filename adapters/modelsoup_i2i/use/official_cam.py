@@ -8,16 +8,14 @@ whose generators see images of one size: it is refused.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 
 from modelsoup import CheckpointError, MismatchError, ParameterError, listed
 
 from ..networks import cams
-from .official import Tensors, must_be_free, tensors_of, write
-
-Say = Callable[[str], None]
+from .official import Say, Tensors, must_be_free, tensors_of, write
 
 KEYS = {
     cams.UGATIT: {

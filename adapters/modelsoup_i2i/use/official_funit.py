@@ -15,8 +15,7 @@ from typing import Literal
 from modelsoup import CheckpointError, MismatchError, ParameterError
 
 from ..networks.funits import discriminator_in, generator_in
-from .official import Tensors, must_be_free, of_step, tensors_of, write
-from .pretrained import Say
+from .official import Say, Tensors, must_be_free, of_step, tensors_of, write
 
 Kind = Literal["balagan", "funit"]
 LICENCES = {

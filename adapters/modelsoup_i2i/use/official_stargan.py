@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from modelsoup import MismatchError
 
 from ..networks import stargans
-from .official import Tensors, must_be_free, of_step, tensors_of, write
+from .official import Say, Tensors, must_be_free, of_step, tensors_of, write
 
 _FILE = re.compile(r"(?P<step>\d+)-(?P<network>[GD])\.ckpt")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -27,7 +26,7 @@ LICENCE = (
 
 def import_stargan(
     source: str | Path, output: str | Path, *, force: bool = False, step: int | None = None,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> dict[str, int]:  # fmt: skip
     """Write the networks of an official folder to one safetensors file: G, and D where it is.
 

@@ -90,20 +90,28 @@ class Asked:
         x: the tensor.
         parameters: checked ones.
         planned: what it was found to ask for.
+        stored: the dtypes in which the inputs are stored, where compiled loops are worth loading.
+
+    Attributes:
+        rows: whether the blocks that it takes are whole rows.
+        wide: whether their values are in float64, whatever the arithmetic is in.
+        takes_stored: whether they are in the dtypes in which they are stored.
 
     Raises:
         ParameterError: later, where it asks for something else than was planned.
     """
 
     def __init__(
-        self, chosen: Method, x: Tensor, parameters: Mapping[str, Any], planned: Outline
-    ) -> None:
+        self, chosen: Method, x: Tensor, parameters: Mapping[str, Any], planned: Outline,
+        stored: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
         self._method = chosen
         self._x = x
         self._planned = list(planned.rounds)
         self._asking = chosen.ask(x, parameters)
         self._gathering: list[Gathering] = []
-        self.rows = self.wide = self._is_new = False
+        self._stored = stored
+        self.rows = self.wide = self.takes_stored = self._is_new = False
         self.merging: Merging | None = None
         self._go_on(None)
 
@@ -158,6 +166,10 @@ class Asked:
         self.rows = any(reduction.rows for reduction in asked)
         self.wide = all(reduction.wide for reduction in asked)
         self._gathering = [reduction.begin(self._x) for reduction in asked]
+        self.takes_stored = bool(self._stored) and all(
+            hasattr(gathering, "takes") and gathering.takes(self._stored)
+            for gathering in self._gathering
+        )
         self._is_new = True
 
     def _differs(self) -> None:

@@ -52,10 +52,11 @@ def arcee_fusion(x: Tensor) -> Asking:
     elements is that at ⌊(n − 1)·q⌋ in ascending order; mergekit draws a sample of large tensors.
     """
     (divergence,) = yield [EachRow(_divergence)]
+    numbers = divergence.astype(x.dtype)
 
     def importance(b: Block) -> np.ndarray:
         found: np.ndarray = np.abs(b.values[1] - b.values[0])
-        found *= _for_each_element(divergence, b.start, found.size, x.row).astype(x.dtype)
+        found *= _for_each_element(numbers, b.start, found.size, x.row)
         return found
 
     places = [math.floor((x.elements - 1) * q) for q in (0.25, 0.5, 0.75)]
@@ -76,14 +77,19 @@ def _for_each_element(numbers: np.ndarray, start: int, size: int, row: int) -> n
 def _divergence(b: Block) -> np.ndarray:
     """The Kullback-Leibler divergence of each row's softmax in the second model from the first."""
     first, second = b.values
-    p, q = (softmax(rows) + _LEAST_PROBABILITY for rows in (second, first))
-    found: np.ndarray = np.maximum((p * np.log(p / q)).sum(axis=-1), 0)  # but for rounding
+    p, q = softmax(second), softmax(first)
+    p += _LEAST_PROBABILITY
+    q += _LEAST_PROBABILITY
+    parts = np.log(np.divide(p, q, out=q), out=q)
+    parts *= p
+    found: np.ndarray = np.maximum(parts.sum(axis=-1), 0)  # but for rounding
     return found
 
 
 def softmax(rows: np.ndarray) -> np.ndarray:
     """Of each row, in float64."""
-    wide = rows.astype(np.float64)
-    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    made: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
+    made = rows.astype(np.float64)
+    made -= made.max(axis=-1, keepdims=True)
+    np.exp(made, out=made)
+    made /= made.sum(axis=-1, keepdims=True)
     return made

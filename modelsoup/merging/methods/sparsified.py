@@ -196,7 +196,7 @@ def dropped_by_rank(
             of.append(drawn(x, k, x.delta(k), d))
         else:
             keeps = _DrawnByRank(random_key(x, k), d, e)
-            of.append(Kept(x.delta(k), keeps) if d < 1 else x.delta(k))
+            of.append(Kept(x.delta(k), keeps, is_drawn=True) if d < 1 else x.delta(k))
     return (yield from rescaled(of, rows=min(density) < 1)) if rescale else of
 
 
@@ -214,17 +214,18 @@ class _DrawnByRank:
     epsilon: float
 
     def __call__(self, b: Block, values: np.ndarray) -> np.ndarray:
-        last = values.shape[-1] - 1
-        numbers = uniform(self.key, b.start, values.size).reshape(values.shape)
-        magnitudes = np.abs(values)
-        slope = last / (2 * self.epsilon)
+        row = values.shape[-1]
+        numbers = uniform(self.key, b.start, values.size)
+        slope = (row - 1) / (2 * self.epsilon)
         wanted = numbers * (slope * 2.0**-32)
         wanted += 0.5 - slope * (self.density - self.epsilon)
+        keep: np.ndarray = wanted < 0  # as any rank would be
+        some = np.flatnonzero((wanted >= 0) & (wanted < row))  # they wait for their rank
+        wanted = wanted[some]
         rank = np.floor(wanted)
-        place = np.clip(rank, 0, last).astype(np.intp)
-        at_rank = np.take_along_axis(np.sort(magnitudes, axis=-1), place, axis=-1)
-        keep: np.ndarray = magnitudes > at_rank
-        keep |= (magnitudes == at_rank) & (wanted - rank < 0.5)  # this rank would be kept
-        keep &= rank <= last
-        keep |= rank < 0
-        return keep
+        magnitudes = np.abs(values)
+        at_rank = np.sort(magnitudes, axis=-1).reshape(-1)[some // row * row + rank.astype(np.intp)]
+        own = magnitudes.reshape(-1)[some]
+        # Half of the time an element of that very rank is kept.
+        keep[some] = (own > at_rank) | ((own == at_rank) & (wanted - rank < 0.5))
+        return keep.reshape(values.shape)

@@ -9,14 +9,14 @@ by tensor, where `rescale` is true (not 1/density, as the paper has it).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..forms import Block, Of, PerModel, Tensor, WeightedSum
-from ..reductions import Kept, Largest, Reduction, Sum, drawn
+from ..reductions import Kept, Largest, Norms, Reduction, drawn
 from .parameters import parameter
 from .registry import Asking, method
 
@@ -89,22 +89,11 @@ def dropped(x: Tensor, density: PerModel, *, rescale: bool) -> Thinning:
 def rescaled(of: list[Of], *, rows: bool = False) -> Thinning:
     """Those that were thinned times what restores their L1 norm, where they have one."""
     kept = {k: one for k, one in enumerate(of) if isinstance(one, Kept)}
-    norms = yield [Sum(_l1_norms(one), 2, rows=rows) for one in kept.values()]
-    for (k, one), (before, after) in zip(kept.items(), norms, strict=True):
-        if before >= _L1_EPSILON and after >= _L1_EPSILON:
-            of[k] = Scaled(one, before / after)
+    found = yield [Norms(one, rows) for one in kept.values()]
+    for k, (before, after, one) in zip(kept, found, strict=True):
+        restores = before >= _L1_EPSILON and after >= _L1_EPSILON
+        of[k] = Scaled(one, before / after) if restores else one
     return of
-
-
-def _l1_norms(kept: Kept) -> Callable[[Block], tuple[np.ndarray, np.ndarray]]:
-    """Magnitudes, before and after."""
-
-    def both(b: Block) -> tuple[np.ndarray, np.ndarray]:
-        values = kept.of(b)
-        magnitudes = np.abs(values)
-        return magnitudes, magnitudes * kept.keeps(b, values)
-
-    return both
 
 
 def zero(b: Block) -> np.ndarray:

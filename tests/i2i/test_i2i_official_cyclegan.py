@@ -10,7 +10,7 @@ import torch
 from modelsoup_i2i.networks import patch, resnet
 from modelsoup_i2i.networks.described import Network
 from modelsoup_i2i.use.generators import load_generator
-from modelsoup_i2i.use.official import import_folder
+from modelsoup_i2i.use.official_cyclegan import import_folder
 
 import modelsoup
 

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from modelsoup_i2i.networks import biggans, stylegans
 from modelsoup_i2i.networks.described import Network
-from modelsoup_i2i.use.pretrained import import_biggan, import_deepi2i, import_stylegan
+from modelsoup_i2i.use.official_gan import import_biggan, import_deepi2i, import_stylegan
 
 import modelsoup
 from modelsoup.terminal.cli import main

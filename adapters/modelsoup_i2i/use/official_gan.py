@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,11 +28,9 @@ from modelsoup import (
 )
 
 from ..networks import biggans, stylegans
-from .official import Tensors, must_be_free, tensors_of, write
+from .official import Say, Tensors, must_be_free, tensors_of, write
 
 ClassRows = Literal["keep", "resize"]
-Say = Callable[[str], None]
-
 IMAGENET = (
     "licence: the files say nothing. BigGAN-PyTorch's code is MIT; ImageNet, which its published "
     "weights were trained on, is for research that is not commercial"
