@@ -121,6 +121,7 @@ TESTS = {
         "terminal/show_tree": "runner",
         "terminal/shown": "report",
         "terminal/subject": "report",
+        "trees/card": "beside",
         "trees/lineage": "trainer",
         "trees/mergekit": "mergekit beside",
         "trees/operations": "tree runner",

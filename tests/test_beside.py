@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,54 @@ models:
     assert done.exit_code == 0, done.output
     a, b = model("a")["up.weight"], model("b")["up.weight"]
     np.testing.assert_allclose(model("out")["up.weight"], (a + t + 3 * b) / 4, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tree_writes_a_model_card_where_it_is_asked_for(here: Path):
+    adapter("t", 7)
+    for name in "abc":
+        Path(name).mkdir()
+        Path(f"{name}.safetensors").rename(f"{name}/model.safetensors")
+        Path(name, "config.json").write_text(json.dumps({"architectures": ["X"]}))
+    Path("b/README.md").write_text("---\nlicense: mit\n---\n")
+    text = """# a `tree`
+soup: 1
+models: {a: a, b: b, c: c}
+tree:
+  of: [{of: [a], merge: {lora: t}}, {of: [b, c], merge: {method: slerp, t: 0.5}}]
+  merge: {files_from: second}
+"""
+    Path("tree.yaml").write_text(text)
+    assert soup("run", "tree.yaml", "-o", "plain", "-q").exit_code == 0
+    assert not Path("plain/README.md").exists()
+    assert soup("run", "tree.yaml", "-o", "out", "-q", "--model-card").exit_code == 0
+    card = Path("out/README.md").read_text()
+    assert card.startswith(
+        "---\nbase_model: [a, b, c, t]\nlicense: mit\nlibrary_name: transformers\n"
+        "tags: [merge, modelsoup]\n---\n\n# out\n\nMade by modelsoup, in 3 merges, of:\n\n- `a`\n"
+    )
+    assert "\n## Method\n\n- `linear`: " in card and "\n- `slerp`: " in card
+    assert "\n- `task_arithmetic`: " in card and card.endswith(f"```yaml\n{text}```\n")
+    done = soup("run", "tree.yaml", "-o", "one.safetensors", "--model-card")
+    assert done.exit_code == 1 and "are folders, so the output" in done.output
+    found = modelsoup.read_tree("tree.yaml")[0]
+    modelsoup.run(dataclasses.replace(found, file=None), "again", model_card=True)
+    assert f"\n```yaml\n{modelsoup.plan_text('again')}```\n" in Path("again/README.md").read_text()
+    kit = "merge_method: linear\nmodels: [{model: a+t}, {model: b}]\n"
+    Path("kit.yml").write_text(kit)
+    assert soup("run", "kit.yml", "-o", "kit", "-q").exit_code == 0
+    assert kit in Path("kit/README.md").read_text()
+    assert soup("run", "kit.yml", "-o", "bare", "-q", "--no-model-card").exit_code == 0
+    assert not Path("bare/README.md").exists()
+
+
+def test_a_model_card_goes_into_a_folder_alone(here: Path):
+    tree("tree: {of: [a, b]}\n")
+    done = soup("run", "tree.yaml", "-o", "out.safetensors", "--model-card")
+    assert done.exit_code == 1 and "a model card goes into a folder: name a folder" in done.output
+    tree("tree: a\n")
+    done = soup("run", "tree.yaml", "-o", "out.safetensors", "--model-card")
+    assert done.exit_code == 1 and not Path("out.safetensors").exists()
+    assert "a model card tells of merges, and there is none in this tree" in done.output
 
 
 # What is refused

@@ -156,7 +156,7 @@ def run(
     tree: Tree, output: StrPath | None = DEFAULT_OUTPUT, *, store: StrPath = DEFAULT_STORE,
     executor: Executor | None = None, workers: int | None = None, keep: str = "all",
     fuse: bool = False, force: bool = False, planned: Callable[[Plan], None] | None = None,
-    watch: Watch | None = None, shown: StrPath | None = None,
+    watch: Watch | None = None, shown: StrPath | None = None, model_card: bool = False,
 ) -> RunReport:  # fmt: skip
     """Carry out a tree, and put the root's checkpoint in its place.
 
@@ -177,6 +177,7 @@ def run(
         watch: called, from this thread, when a node's state changes, and each minute while it runs.
         shown: a folder in which each trainer has one, of its node's name, for what a person looks
             at, such as pictures; made by the first trainer that leaves any. None has none kept.
+        model_card: write a model card, README.md, into the folder that the output is.
 
     Raises:
         PlanError: the tree has problems; nothing was started.
@@ -193,6 +194,12 @@ def run(
     own = Store(store)
     own.remove_strays()
     target = None if output is None else _target(plan, Path(output), own, force=force)
+    if model_card and not any(isinstance(made, Merge) for _, made in tree.operations()):
+        raise ParameterError("a model card tells of merges, and there is none in this tree")
+    if model_card and target is not None and target.suffix == SUFFIX:
+        raise OutputError(
+            f"the output {target} is one file, and a model card goes into a folder: name a folder"
+        )
     if target is not None and shown is not None and not lie_apart(target, Path(shown)):
         raise OutputError(
             f"the output {target} and the folder {shown}, for what trainers show, are in one place"
@@ -223,7 +230,7 @@ def run(
             if target is None or was_there:
                 break
             try:
-                _export(walk.root(), target, force=force)
+                _export(walk.root(), target, tree if model_card else None, force=force)
                 break
             except DamagedError as error:
                 walk.again(error.key)
@@ -756,8 +763,14 @@ class _ElsewhereError(Exception):
     """A traceback of another process, as the cause of what was raised there."""
 
 
-def _export(source: Source, output: Path, *, force: bool) -> None:
+def _export(source: Source, output: Path, of: Tree | None, *, force: bool) -> None:
     """Copy the root's checkpoint to where it is wanted, whole or not at all.
+
+    Args:
+        source: the root's checkpoint.
+        output: where it is wanted.
+        of: the tree, if a model card is to tell of it; None writes none.
+        force: replace what is there.
 
     Raises:
         DamagedError: it is not what it was when it was made.
@@ -770,6 +783,11 @@ def _export(source: Source, output: Path, *, force: bool) -> None:
             else:
                 shutil.copyfile(source.path, copy)
             _verify(source, copy)
+            if of is not None:
+                from ..merging.card import CARD  # with YAML, which a run seldom needs
+                from ..trees.card import tree_card
+
+                (copy / CARD).write_text(tree_card(of, output.name, copy), "utf-8")
             writer.commit()
     except OSError as error:
         if error.filename is not None and Path(error.filename).is_relative_to(source.path):
