@@ -550,6 +550,7 @@ OTHERWISE: dict[tuple[type, str], Any] = {
     (Recipe, "slices"): "1[0:1]",
     (Recipe, "files_from"): "second",
     (Recipe, "tokenizer_from"): "second",
+    (Recipe, "estimates"): ["D.*"],
     (Recipe, "chat_template"): "{{ messages }}",
     (Rule, "pattern"): "G.*",
     (Rule, "action"): "drop",
