@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .files.writer import CheckpointWriter, OutputTensor
     from .files.yaml_text import parse_yaml
     from .merging.compare import DiffReport, diff
+    from .merging.experts import PackReport, get_expert, pack_experts
     from .merging.extraction import extract_adapter
     from .merging.forms import Block, PerModel, Rows, Tensor, WeightedSum, Whole
     from .merging.in_memory import merge_arrays
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from .merging.plan import MergePlan, Notice, Step
     from .merging.planning import plan_merge
     from .merging.recipe import Recipe
-    from .merging.reductions import Gram, Kept, Largest, Sum, drawn
+    from .merging.reductions import Gram, Kept, Largest, Sum, Total, drawn
     from .merging.rules import Rule, parse_rule
     from .merging.verification import VerifyReport, verify
     from .running.executors import RayExecutor
@@ -79,6 +80,7 @@ _HOMES = {
     "terminal.cli_train": ("training_command",),
     "merging.compare": ("DiffReport", "diff"),
     "files.digest": ("FileDigest", "digest_file", "digest_files"),
+    "merging.experts": ("PackReport", "get_expert", "pack_experts"),
     "merging.extraction": ("extract_adapter",),
     "merging.lora": ("AdapterReport", "merge_adapters"),
     "merging.merge": ("MergeReport", "merge"),
@@ -91,7 +93,7 @@ _HOMES = {
     "files.inspection": ("Node", "summarize"),
     "merging.forms": ("Block", "PerModel", "Rows", "Tensor", "WeightedSum", "Whole"),
     "merging.in_memory": ("merge_arrays",),
-    "merging.reductions": ("Gram", "Kept", "Largest", "Sum", "drawn"),
+    "merging.reductions": ("Gram", "Kept", "Largest", "Sum", "Total", "drawn"),
     "merging.lineage": ("lineage_graph", "read_lineage"),
     "trees.lineage": ("record_training",),
     "merging.methods": ("Method", "get_method", "method", "method_names", "parameter"),
@@ -146,6 +148,7 @@ __all__ = [
     "Notice",
     "OutputError",
     "OutputTensor",
+    "PackReport",
     "ParameterError",
     "PerModel",
     "Plan",
@@ -165,6 +168,7 @@ __all__ = [
     "Sum",
     "Tensor",
     "TensorInfo",
+    "Total",
     "Train",
     "Trainer",
     "TrainerError",
@@ -187,6 +191,7 @@ __all__ = [
     "digest_files",
     "drawn",
     "extract_adapter",
+    "get_expert",
     "get_method",
     "get_trainer",
     "how_to_install",
@@ -200,6 +205,7 @@ __all__ = [
     "nearest",
     "open_checkpoint",
     "options_as_json",
+    "pack_experts",
     "parameter",
     "parse_rule",
     "parse_tree",

@@ -789,6 +789,51 @@ def test_what_has_no_direction_has_no_cosine(here: Path) -> None:
     assert "inf" in done("diff", A, B, "--by", "tensor")
 
 
+@pytest.mark.parametrize("by", ["tensor", "layer", "group"])
+def test_with_a_base_diff_compares_task_vectors(
+    by: str, here: Path, differing: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    a, b = differing
+    names = {
+        "tensor": ["G.conv.weight"], "layer": ["G.conv.weight", "G.conv.bias"],
+        "group": ["G.conv.weight", "G.conv.bias", "G.same", "G.half"],
+    }[by]  # fmt: skip
+    base = {name: (a[name] + b[name] + 1).astype(F32) for name in names}
+    base["G.conv.weight"][0, :9] = b["G.conv.weight"][0, :9]  # which the second did not change
+    save(here / "base.safetensors", base)
+    report = json.loads(done("diff", A, B, "--by", by, "--base", "base.safetensors", "--json"))
+    missing = [n for n in ("G.conv.weight", "G.conv.bias", "G.same", "G.half") if n not in base]
+    assert report["not_in_base"] == missing
+    flat = [np.concatenate([m[n].reshape(-1).astype(float) for n in names]) for m in (a, b, base)]
+    c = flat[2]
+    d, e = flat[0] - c, flat[1] - c
+    row = next(row for row in report["rows"] if names[0].startswith(row["name"]))
+    norms = [float(np.linalg.norm(v)) for v in (c, d, e)]
+    assert row["first_moved"] == pytest.approx(norms[1] / norms[0], rel=1e-12)
+    assert row["second_moved"] == pytest.approx(norms[2] / norms[0], rel=1e-12)
+    assert row["task_cosine"] == pytest.approx(float(d @ e) / norms[1] / norms[2], rel=1e-12)
+    changed = (d != 0) & (e != 0)
+    assert changed.sum() < c.size
+    assert row["task_sign_agreement"] == np.mean(np.sign(d) == np.sign(e), where=changed)
+    printed = done("diff", A, B, "--by", by, "--base", "base.safetensors")
+    assert f"{row['task_cosine']:.6f}" in printed
+    assert ("not in the base: " in printed) == bool(missing)
+    assert "task cosine" not in done("diff", A, B)
+
+
+def test_a_model_that_is_its_base_has_no_task_vector_to_compare(here: Path) -> None:
+    row = json.loads(done("diff", A, B, "--base", A, "--json"))["total"]
+    assert (row["first_moved"], row["second_moved"]) == (0, 2)  # from 1 to 3
+    assert (row["task_cosine"], row["task_sign_agreement"]) == (None, None)
+
+
+def test_a_base_of_other_models_is_refused_by_diff(here: Path) -> None:
+    save(here / "other.safetensors", {"gen.weight": np.ones(5, F32)})
+    said = mistake("diff", A, B, "--base", "other.safetensors")
+    assert "other.safetensors is no base of these two" in said
+    assert "such as disc.conv.bias" in said
+
+
 @pytest.mark.parametrize("which", ["first", "second", "both"])
 def test_nan_is_no_small_difference(which: str, here: Path) -> None:
     nan, one = {"x": np.array([np.nan, 1], F32)}, {"x": np.ones(2, F32)}

@@ -276,7 +276,8 @@ def test_the_sizes_that_the_docs_tell_are_those_of_the_code():
         ("slices of 1 Mi elements", stream.SLICE == 1 << 20),
         ("all buffers stay under 48 MB", stream._BUFFERS == 48 << 20),
         ("blocks of 64 Ki elements", stream.BLOCK == 64 << 10),
-        ("at most 256 MB of input", jobs.GROUP == 256 << 20),
+        ("at most 2048 tensors", jobs.MOST == 2048),
+        ("with 256 MB of input", jobs.GROUP == 256 << 20),
         ("32 MB of what is gathered", jobs.STATE == 32 << 20),
         ("merges under 128 Mi", stream._WORTH_LOOPS == 128 << 20),
     ):

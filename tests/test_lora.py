@@ -438,6 +438,45 @@ def test_in_core_space_singular_vectors_are_made_orthogonal_as_those_of_the_whol
     assert_close(updates(tmp_path / "out"), {"q": left * values @ right})
 
 
+def test_what_asks_of_whole_models_is_done_over_a_base_and_not_in_core_space(tmp_path: Path):
+    shapes = {"layers.0.q": (9, 7), "layers.1.q": (6, 8)}
+    base = {f"{name}.weight": draw(*shape, seed=9) for name, shape in shapes.items()}
+    save_file(base, tmp_path / "base.safetensors")
+    adapters = []
+    for seed in (1, 2):
+        tensors: Arrays = {}
+        for name, shape in shapes.items():
+            tensors |= pair(name, *shape, seed=seed)
+        adapters.append(peft(tmp_path / f"{seed}", tensors))
+        dense = {f"{m}.weight": base[f"{m}.weight"] + d for m, d in updates(adapters[-1]).items()}
+        save_file(
+            {n: d.astype(np.float32) for n, d in dense.items()}, f"{adapters[-1]}.safetensors"
+        )
+    out = tmp_path / "out"
+    for method in ({"method": "opcm"}, {"method": "emr", "parameters": {"expert": 1}}):
+        said = f"'{method['method']}' asks of whole models what the space of the adapters does not"
+        with pytest.raises(SoupError, match=said):
+            modelsoup.merge_adapters(adapters, out, **method)
+        assert not out.exists()
+    given = [word for adapter in adapters for word in ("--lora", adapter)]
+    done = soup(
+        "merge",
+        tmp_path / "base.safetensors",
+        "--method",
+        "opcm",
+        *given,
+        "-o",
+        f"{out}.safetensors",
+    )
+    assert done.exit_code == 0, done.output
+    whole = tmp_path / "whole.safetensors"
+    modelsoup.merge(
+        [f"{adapter}.safetensors" for adapter in adapters], whole,
+        base=tmp_path / "base.safetensors", method="opcm",
+    )  # fmt: skip
+    assert_close(load_file(f"{out}.safetensors"), load_file(whole))
+
+
 def test_a_module_of_too_low_a_rank_for_a_method_is_named(tmp_path: Path):
     a, b = (peft(tmp_path / n, pair("row.q", 1, 6)) for n in "ab")
     message = merging_fails(a, b, method="tsv_m")

@@ -27,10 +27,11 @@ from safetensors.numpy import save_file
 
 import modelsoup
 from modelsoup.errors import speaking
+from modelsoup.files.digest import FileReader
 from modelsoup.files.writer import layout
 from modelsoup.merging import merge as engine
 from modelsoup.merging.forms import BLOCK, Block, PerModel, Tensor
-from modelsoup.merging.jobs import GROUP, groups
+from modelsoup.merging.jobs import GROUP, MOST, groups
 from modelsoup.merging.methods import registry
 from modelsoup.merging.reductions import Gram, Largest
 
@@ -1740,3 +1741,57 @@ def test_tensors_that_are_read_more_than_once_are_read_in_groups_that_memory_hol
     assert [len(group) for group in groups(jobs)] == [2, 2, 1]
     jobs = [job(half, is_gathered=False) for _ in range(5)]
     assert [len(group) for group in groups(jobs)] == [5]
+    jobs = [job(64, is_gathered=True) for _ in range(2 * MOST + 1)]
+    assert [len(group) for group in groups(jobs)] == [MOST, MOST, 1]
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_a_method_that_yields_is_asked_once_for_tensors_that_are_alike(tmp_path: Path) -> None:
+    asked = []
+
+    @modelsoup.method("asked")
+    def asks(x: Tensor) -> Any:
+        asked.append(x.name)
+        yield [Gram()]
+        return modelsoup.WeightedSum([0.5, 0.5])
+
+    shapes = {"a": (4,), "b": (4,), "c": (2, 2), "d": (4,), "e": (2, 2)}
+    for number in (1, 2):
+        tensors = {name: np.full(shape, number, np.float32) for name, shape in shapes.items()}
+        save_file(tensors, tmp_path / f"{number}.safetensors")
+    models = [modelsoup.open_checkpoint(tmp_path / f"{n}.safetensors") for n in (1, 2)]
+    plan = modelsoup.plan_merge(models, modelsoup.Recipe(method="asked"))
+    assert asked == ["a", "c"]
+    assert [step.passes for step in plan.steps] == [2] * 5
+    modelsoup.merge(models, tmp_path / "out.safetensors", method="asked")
+    assert sorted(asked) == sorted(["a", "c"] * 2 + [*shapes])
+    assert all((load(tmp_path / "out.safetensors")[name] == 1.5).all() for name in shapes)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_small_tensors_that_lie_side_by_side_are_read_at_once(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(5)
+    models: list[Tensors] = [
+        {f"{n:03}.w": rng.normal(size=1 + n % 31).astype(np.float32) for n in range(500)}
+        for _ in "ab"
+    ]
+    for name, tensors in zip("ab", models, strict=True):
+        save_file(dict(tensors), tmp_path / f"{name}.safetensors")
+    reads, read = [], FileReader.read
+
+    def counted(self: FileReader, buffer: memoryview, offset: int) -> None:
+        reads.append(len(buffer))
+        read(self, buffer, offset)
+
+    monkeypatch.setattr(FileReader, "read", counted)
+    paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    modelsoup.merge(
+        paths, tmp_path / "out.safetensors", method="slerp", parameters={"t": 0.3}, workers=workers
+    )
+    assert len(reads) == 4  # of two files, once for the products and once for the merge
+    made = load(tmp_path / "out.safetensors")
+    for name, values in made.items():
+        alone = modelsoup.merge_arrays("slerp", [tensors[name] for tensors in models], t=0.3)
+        assert values.tobytes() == alone.tobytes(), name

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import modelsoup
 from modelsoup.errors import ParameterError
-from modelsoup.merging.forms import BLOCK
+from modelsoup.merging.forms import BLOCK, MANY
 from modelsoup.terminal.cli import main
 
 LAWS = settings(max_examples=15, deadline=None)
@@ -31,12 +31,13 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "iso_cts": None,
     "wudi": {"t": 3.0},
     "svc": {},
-    "lines": {"shallow": 1.0},
+    "lines": {},
     "magmax": {},
     "consensus": {"k": 1},
     "emr": {},
     "geometric_median": {},
     "actmat": {},
+    "opcm": {},
 }
 WITH_BASE = [name for name in METHODS if name != "geometric_median"]
 
@@ -50,7 +51,7 @@ def drawn(seed: int, models: int, shape: tuple[int, ...], dtype: Any = np.float6
 
 
 def parameters_of(name: str) -> dict[str, Any]:
-    given = {"wudi": {"t": 3.0}, "lines": {"shallow": 0.5}}.get(name, {})
+    given = {"wudi": {"t": 3.0}}.get(name, {})
     return {key.rstrip("_"): value for key, value in given.items()}
 
 
@@ -77,7 +78,7 @@ def test_one_model_alone_is_that_model(name: str, seed: int, rows: int, columns:
     close(merged(name, arrays, **own), arrays[1])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"opcm"}))
 @LAWS
 @given(seed=st.integers(0, 2**32), order=st.permutations([1, 2, 3]))
 def test_the_order_of_models_means_nothing(name: str, seed: int, order: list[int]) -> None:
@@ -106,11 +107,12 @@ def test_copies_of_one_model_are_that_model_where_a_method_promises_it() -> None
     copies = [base, model, model, model]
     for name in ("svc", "emr", "geometric_median"):
         close(merged(name, copies), model)
+    close(merged("opcm", copies), model)  # nothing of a copy is beside the first
     close(merged("wudi", copies, t=1e6), model, 1e-8)
     close(merged("magmax", copies), model)
     # Each is 1 beside 2 of the others, less than the threshold 0.6.
     close(merged("consensus", copies), base)
-    close(merged("lines", copies, shallow=1 / 3), model)
+    close(merged("lines", copies), model)
 
 
 def test_a_whole_merge_of_files_is_what_is_made_of_the_arrays(tmp_path: Path) -> None:
@@ -129,7 +131,7 @@ def test_a_whole_merge_of_files_is_what_is_made_of_the_arrays(tmp_path: Path) ->
     for path, model in zip(paths, models, strict=True):
         save_file(model, path)
     layers = {"layers.0.w": (0, 2), "layers.1.w": (1, 2)}
-    for name in METHODS:
+    for name in METHODS.keys() - {"opcm", "lines"}:  # of which the whole model is one thing
         base = paths[0] if name in WITH_BASE else None
         own = parameters_of(name)
         modelsoup.merge(
@@ -391,6 +393,87 @@ def test_lines_scales_a_merge_by_the_depth_of_its_layer(of: str) -> None:
         close(found, base + scale * delta)
 
 
+STATES = {
+    "layers.0.weight": (12, 9), "layers.1.weight": (9, 12), "layers.2.weight": (300, 301),
+    "layers.2.bias": (9,), "conv": (4, 3, 3, 3), "lm_head.weight": (11, 6),
+    "large": (2 * BLOCK + 7,),
+}  # fmt: skip
+State = dict[str, np.ndarray]
+
+
+def states(folder: Path, count: int = 3, dtype: Any = np.float64) -> tuple[list[Path], list[State]]:
+    """A base and models around it as files, of which each tensor has a scale of its own."""
+    made: list[State] = [{} for _ in range(count + 1)]
+    for number, (name, shape) in enumerate(STATES.items()):
+        for model, array in zip(made, drawn(number, count, shape, dtype), strict=True):
+            model[name] = (number + 1) * array
+    paths = [folder / f"{k}.safetensors" for k in range(count + 1)]
+    for path, model in zip(paths, made, strict=True):
+        save_file(model, path)
+    return paths, made
+
+
+def sizes(state: State, norm: int) -> float:
+    """The norm of a whole model."""
+    return float(np.linalg.norm(np.concatenate([v.reshape(-1) for v in state.values()]), norm))
+
+
+def less(state: State, base: State) -> State:
+    return {name: values - base[name] for name, values in state.items()}
+
+
+def layer_scale(name: str, shallow: float, layers: int = 3) -> float:
+    depth = int(name.split(".")[1]) / (layers - 1) if name.startswith("layers.") else 0.0
+    return shallow + (1 - shallow) * depth
+
+
+@pytest.mark.parametrize("of", ["task_arithmetic", "ties", "della", "tsv_m", "opcm"])
+def test_lines_finds_the_scale_of_the_first_layer_by_the_whole_model(
+    of: str, tmp_path: Path
+) -> None:
+    """By blocks, rows and whole matrices; over a method that asks of the whole model itself."""
+    paths, (base, *models) = states(tmp_path)
+    weights = {} if of in ("tsv_m", "opcm") else {"weights": [1.0] * 3}
+    if of == "ties":
+        weights["parameters"] = {"density": 0.3}
+    inner, out = tmp_path / "inner.safetensors", tmp_path / "out.safetensors"
+    modelsoup.merge(paths[1:], inner, base=paths[0], method=of, fsync=False, **weights)
+    own = {"of": of, **weights.get("parameters", {})}
+    report = modelsoup.merge(
+        paths[1:], out, base=paths[0], method="lines", parameters=own, fsync=False
+    )
+    merged = less(load_file(inner), base)
+    summed = {n: sum(model[n] - values for model in models) for n, values in base.items()}
+    shallow = sizes(summed, 1) / sizes(merged, 1) / 3
+    found = load_file(out)
+    for name in STATES:
+        close(found[name], base[name] + layer_scale(name, shallow) * merged[name], 1e-9)
+    headers = sum(path.stat().st_size - 8 * sum(map(np.size, base.values())) for path in paths)
+    planned = report.plan.bytes_streamed - report.plan.bytes_written
+    assert report.bytes_read == planned + headers
+
+
+def test_what_a_merge_reads_again_for_sums_over_the_model_is_planned(tmp_path: Path) -> None:
+    """Thresholds of large tensors, too, which take a sample each time."""
+    paths = [tmp_path / f"{k}.safetensors" for k in range(3)]
+    for path, array in zip(paths, drawn(32, 2, (MANY,), np.float32), strict=True):
+        save_file({"layers.0.w": array, "layers.1.w": array[:1000].copy()}, path)
+    own = {"of": "ties", "density": 0.3}
+    report = modelsoup.merge(
+        paths[1:], tmp_path / "out.safetensors", base=paths[0], method="lines", parameters=own,
+        fsync=False,
+    )  # fmt: skip
+    headers = sum(path.stat().st_size for path in paths) - 3 * 4 * (MANY + 1000)
+    planned = report.plan.bytes_streamed - report.plan.bytes_written
+    assert report.bytes_read == planned + headers
+
+
+def test_lines_of_a_sum_is_one_over_the_number_of_models(tmp_path: Path) -> None:
+    base, *models = drawn(31, 3, (6, 6))
+    found = merged("lines", [base, *models], layer=(0, 5))
+    close(found, base + sum(model - base for model in models) / 3)
+
+
 def test_a_parameter_that_the_inner_method_does_not_have_is_refused() -> None:
     arrays = drawn(16, 2, (4, 4))
     with pytest.raises(ParameterError, match="'task_arithmetic' has no parameter 'density'"):
@@ -466,6 +549,22 @@ def test_emr_elects_signs_and_takes_the_largest_magnitudes() -> None:
     close(merged("emr", [base, *models], expert=2), wanted)
 
 
+def test_emr_restores_the_length_of_an_experts_whole_task_vector(tmp_path: Path) -> None:
+    paths, (base, *models) = states(tmp_path)
+    out = tmp_path / "out.safetensors"
+    modelsoup.merge(
+        paths[1:], out, base=paths[0], method="emr", parameters={"expert": 2}, fsync=False
+    )
+    found = less(load_file(out), base)
+    assert sizes(found, 1) == pytest.approx(sizes(less(models[1], base), 1), rel=1e-12)
+    unified = {n: merged("emr", [base[n], *(m[n] for m in models)]) - base[n] for n in STATES}
+    scales = [
+        np.unique((found[n] / unified[n]).round(12)[np.sign(unified[n]) == np.sign(own)])
+        for n, own in less(models[1], base).items()
+    ]
+    assert len({float(scale) for (scale,) in scales}) == 1  # for all tensors the same
+
+
 @pytest.mark.parametrize("name", ["consensus", "emr"])
 def test_an_expert_that_is_not_there_is_refused(name: str) -> None:
     arrays = drawn(20, 2, (4,))
@@ -473,6 +572,133 @@ def test_an_expert_that_is_not_there_is_refused(name: str) -> None:
         merged(name, arrays, expert=3)
     with pytest.raises(ParameterError, match="must be at least 0"):
         merged(name, arrays, expert=-1)
+
+
+# --- one after the other --------------------------------------------------------------------------
+
+
+def published(base: State, models: list[State], alpha: float) -> State:
+    """FusionBench's loop over whole models: projected, added, rescaled, model by model."""
+    delta = less(models[0], base)
+    before, norms = 1.0, [sizes(delta, 2)]
+    for model in models[1:]:
+        task = less(model, base)
+        norms.append(sizes(task, 2))
+        added: State = {}
+        for name, d in task.items():
+            if d.ndim != 2 or "head" in name:
+                added[name] = before * delta[name] + d
+                continue
+            u, s, vt = np.linalg.svd(delta[name])
+            inside = u.T @ d @ vt.T
+            q = int(np.argmax(np.cumsum(s) / s.sum() > alpha))
+            np.fill_diagonal(inside, 0)
+            inside[:q, :q] = 0
+            added[name] = before * delta[name] + u @ inside @ vt
+        before = sizes(added, 2) / float(np.mean(norms))
+        delta = {name: values / before for name, values in added.items()}
+    return {name: base[name] + values for name, values in delta.items()}
+
+
+@pytest.mark.parametrize(("count", "alpha"), [(2, 0.5), (4, 0.5), (3, 0.0), (3, 0.8)])
+def test_opcm_is_the_published_loop_over_whole_models(
+    count: int, alpha: float, tmp_path: Path
+) -> None:
+    paths, (base, *models) = states(tmp_path, count)
+    out = tmp_path / "out.safetensors"
+    modelsoup.merge(
+        paths[1:], out, base=paths[0], method="opcm", parameters={"alpha": alpha}, fsync=False
+    )
+    found, wanted = load_file(out), published(base, models, alpha)
+    for name in STATES:
+        close(found[name], wanted[name], 1e-9)
+
+
+@LAWS
+@given(seed=st.integers(0, 2**32), rows=st.integers(2, 9), columns=st.integers(2, 9))
+def test_opcm_adds_nothing_along_a_direction_that_is_there(
+    seed: int, rows: int, columns: int
+) -> None:
+    base, first, second = drawn(seed, 2, (rows, columns))
+    found = merged("opcm", [base, first, second]) - base
+    mean = (np.linalg.norm(first - base) + np.linalg.norm(second - base)) / 2
+    assert np.linalg.norm(found) == pytest.approx(mean, rel=1e-9)
+    u, s, vt = np.linalg.svd(first - base, full_matrices=False)
+    along = np.diagonal(u.T @ found @ vt.T)
+    close(along / along[0], s / s[0], 1e-8)  # the first's own, rescaled
+
+
+def test_opcm_of_what_lies_in_other_directions_is_a_sum_of_the_mean_length() -> None:
+    left, right = orthogonal(1, 8, 4), orthogonal(2, 7, 4)
+    first, second = (left[:, part] @ right[:, part].T for part in (slice(0, 2), slice(2, 4)))
+    base = drawn(3, 0, (8, 7))[0]
+    length = 2**0.5  # of each; that of the sum is 2
+    close(merged("opcm", [base, base + first, base + second]), base + (first + second) / 2 * length)
+
+
+def test_sums_over_the_model_are_of_the_tensors_of_one_rule(tmp_path: Path) -> None:
+    """Two networks in one file that have rules of their own are two models."""
+    paths, (base, *models) = states(tmp_path, 2)
+    out = tmp_path / "out.safetensors"
+    modelsoup.merge(
+        paths[1:], out, base=paths[0], method="opcm", layers={"layers.*": "merge", "*": "merge"},
+        fsync=False,
+    )  # fmt: skip
+    found = load_file(out)
+    for chosen in (True, False):
+        names = [name for name in STATES if name.startswith("layers.") is chosen]
+        own = [{name: state[name] for name in names} for state in (base, *models)]
+        wanted = published(own[0], own[1:], 0.5)
+        for name in names:
+            close(found[name], wanted[name], 1e-9)
+
+
+@pytest.mark.parametrize("method", ["opcm", "lines"])
+def test_sums_over_the_model_do_not_depend_on_workers_shards_or_slices(
+    method: str, tmp_path: Path
+) -> None:
+    paths, _ = states(tmp_path, dtype=np.float32)
+    given = {"parameters": {"of": "ties", "density": 0.4}} if method == "lines" else {}
+    found = []
+    for name, workers, shard_size in (("a.safetensors", 1, None), ("b", 3, 40_000)):
+        modelsoup.merge(
+            paths[1:], tmp_path / name, base=paths[0], method=method, workers=workers,
+            shard_size=shard_size, fsync=False, **given,
+        )  # fmt: skip
+        found.append(modelsoup.open_checkpoint(tmp_path / name))
+    assert len(found[1].files) > 2
+    for name in STATES:
+        assert found[0][name].tobytes() == found[1][name].tobytes()
+
+
+def test_a_tensor_that_is_not_finite_does_not_spoil_the_sums_over_the_model(
+    tmp_path: Path,
+) -> None:
+    paths, (base, *models) = states(tmp_path)
+    models[1]["lm_head.weight"][0, 0] = np.inf
+    models[2]["layers.0.weight"][0, 0] = np.nan
+    for path, model in zip(paths[1:], models, strict=True):
+        save_file(model, path)
+    out = tmp_path / "out.safetensors"
+    modelsoup.merge(
+        paths[1:], out, base=paths[0], method="opcm", allow_nonfinite=["*"], fsync=False
+    )
+    found, spoilt = load_file(out), ("lm_head.weight", "layers.0.weight")
+    kept = [{n: v for n, v in state.items() if n not in spoilt} for state in (base, *models)]
+    for name, values in published(kept[0], kept[1:], 0.5).items():
+        close(found[name], values, 1e-9)
+    assert np.isnan(found["layers.0.weight"]).all()
+
+
+def test_a_method_may_not_ask_of_a_tensor_and_of_the_model_at_once() -> None:
+    def both(x: modelsoup.Tensor) -> Any:
+        one = modelsoup.Sum(lambda b: b.model(0))
+        yield [one, modelsoup.Total("all", one)]
+        return modelsoup.WeightedSum((1,))
+
+    mixed = modelsoup.Method("mixed", both, models=(1, 1))
+    with pytest.raises(ParameterError, match="asks for t and for the whole model at once"):
+        modelsoup.merge_arrays(mixed, [np.ones(3)], name="t")
 
 
 # --- robust averages ------------------------------------------------------------------------------
@@ -785,6 +1011,7 @@ print(said, of_process("VmHWM") - before)
         ("wudi", {"t": 3.0}),
         ("svc", {}),
         ("actmat", {}),
+        ("opcm", {}),
     ],
 )
 def test_the_memory_that_a_plan_tells_is_what_the_merge_takes(

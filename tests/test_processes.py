@@ -289,6 +289,20 @@ def test_an_executor_that_is_forgotten_leaves_nothing_behind() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
 
 
+def test_a_script_that_runs_a_tree_needs_no_guard(tmp_path: Path) -> None:
+    """No process runs it again, as those of `multiprocessing` do that are not plain forks."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from modelsoup import ProcessExecutor\nprint('once')\n"
+        "with ProcessExecutor(1) as executor:\n    print(executor.submit(len, 'four').result())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "once\n4\n", "")
+
+
 @forks
 def test_a_forks_price_is_milliseconds() -> None:
     with ProcessExecutor(1) as executor:

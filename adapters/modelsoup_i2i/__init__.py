@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .use.official_cyclegan import import_folder
     from .use.official_gan import import_biggan, import_deepi2i, import_stylegan
     from .use.official_stargan import import_stargan
+    from .use.official_starganv2 import import_starganv2
 
 _HOMES = {
     "trainers.cyclegan": ("CycleGAN", "CycleGANOptions"),
@@ -40,6 +41,7 @@ _HOMES = {
     "use.official_cyclegan": ("import_folder",),
     "use.official_gan": ("import_biggan", "import_deepi2i", "import_stylegan"),
     "use.official_stargan": ("import_stargan",),
+    "use.official_starganv2": ("import_starganv2",),
     "training.session": ("Session",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -59,6 +61,7 @@ __all__ = [
     "import_folder",
     "import_nice_gan",
     "import_stargan",
+    "import_starganv2",
     "import_stylegan",
     "import_ugatit",
     "list_images",

@@ -170,6 +170,18 @@ def stargan(folder: Path, output: Path, step: int | None, force: bool) -> None:
 
 
 @import_.command(no_args_is_help=True)
+@click.argument("folder", metavar="DIR", type=PATH)
+@_IMPORTED
+@_STEP
+@FORCE
+def starganv2(folder: Path, output: Path, step: int | None, force: bool) -> None:
+    """StarGAN v2's folder: 100000_nets_ema.ckpt and 100000_nets.ckpt, without faces' branch."""
+    with needed("i2i"):
+        from .use.official_starganv2 import import_starganv2
+    _tell(import_starganv2(folder, output, force=force, step=step, say=say))
+
+
+@import_.command(no_args_is_help=True)
 @click.argument("file", metavar="FILE", type=PATH)
 @_IMPORTED
 @FORCE

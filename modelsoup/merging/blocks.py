@@ -150,10 +150,9 @@ def merged(
             yield place, values
 
 
-def _whole(job: Job, form: Whole, stored: list[np.ndarray]) -> np.ndarray:
-    step = job.step
-    assert step.method is not None
-    x = []
+def whole_block(job: Job, stored: list[np.ndarray]) -> Block:
+    """All of a job's tensor as one block, the sources in its shape."""
+    step, x = job.step, []
     for k, (source, array) in enumerate(zip(step.sources, _typed(step, stored), strict=True)):
         wide = np.empty(array.size, step.compute_dtype)
         widen(array, wide)
@@ -162,7 +161,14 @@ def _whole(job: Job, form: Whole, stored: list[np.ndarray]) -> np.ndarray:
         x.append(wide.reshape(source.info.shape))
     for k in job.deltas:
         x[k] += x[0]
-    values = np.asarray(form.function(tuple(x)))
+    has_base = step.tensor is not None and step.tensor.has_base
+    return Block(0, 0, x, int(has_base))
+
+
+def _whole(job: Job, form: Whole, stored: list[np.ndarray]) -> np.ndarray:
+    step = job.step
+    assert step.method is not None
+    values = np.asarray(form.function(tuple(whole_block(job, stored).values)))
     if values.shape != step.shape:
         raise ParameterError(
             f"the method {step.method.name!r} made {step.name} with the shape "

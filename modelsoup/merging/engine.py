@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -22,15 +23,25 @@ from ..errors import MismatchError, counted, listed, option
 from ..files.dtypes import DTYPES
 from ..files.quantized import Quantizer
 from ..files.writer import CheckpointWriter, OutputFile
-from .blocks import Buffers, blocks, made, merged, sources_of
+from .blocks import Buffers, blocks, made, merged, sources_of, whole_block
 from .forms import BLOCK, Block, WeightedSum, weighted_deltas, weighted_sum
 from .hints import instead
 from .inputs import Inputs
-from .jobs import Job, Opened, Unit, groups, jobs_of, joined, most_slices, placed
+from .jobs import (
+    Job,
+    Opened,
+    Unit,
+    groups,
+    jobs_of,
+    joined,
+    most_slices,
+    placed,
+    read_together,
+)
 from .methods.asking import Asked
 from .nonfinite import Nonfinite, found_in
 from .plan import MergePlan, Step
-from .reductions import PART, sampled
+from .reductions import PART, sampled, total_of
 from .sources import Stored
 
 SLICE = 16 * BLOCK
@@ -84,6 +95,7 @@ class Stream:
         elements = sum(step.elements for step in plan.steps)
         self._wants_loops = elements >= _WORTH_LOOPS or os.environ.get("MODELSOUP_FAST") == "1"
         self._places: dict[str, tuple[str, int]] = {}  # of tensors of scales
+        self._totals: dict[int, dict[str, Any]] = {}  # of each rule's tensors, by their names
         self._order = threading.Lock()
         self._count = threading.Lock()
         self._stop = threading.Event()
@@ -97,6 +109,7 @@ class Stream:
         scales = {step.name for step in self.plan.steps if step.kind == "scales"}
         self._places = {t.name: (f, start) for t, f, start in placed(files) if t.name in scales}
         with ThreadPoolExecutor(self.workers) as pool:
+            self._find_totals(files, pool)
             for group in groups(joined(jobs_of(self.plan, self.inputs, files))):
                 self._carry_out(group, pool)
 
@@ -112,7 +125,29 @@ class Stream:
                 found[fault.name] += fault.count
         return dict(sorted(found.items()))
 
-    def _carry_out(self, group: list[Job], pool: ThreadPoolExecutor) -> None:
+    def _find_totals(self, files: Sequence[OutputFile], pool: ThreadPoolExecutor) -> None:
+        """What methods ask of all tensors that a rule merges, before one of them is written.
+
+        What a tensor's own reductions told on the way there is forgotten, and gathered again.
+        """
+        steps = self.plan.steps
+        rounds = {s.name: s.outline.totals for s in steps if s.outline and s.outline.rounds}
+        for known in range(max(rounds.values(), default=0)):
+            jobs = jobs_of(self.plan, self.inputs, files)
+            waiting = (job for job in jobs if rounds.get(job.step.name, 0) > known)
+            found: dict[tuple[int, str], list[Any]] = {}
+            for group in groups(waiting):
+                self._learn(group, pool)
+                for job in group:
+                    assert job.asked is not None
+                    for name, value in job.asked.adds.items():
+                        found.setdefault((job.step.rule, name), []).append(value)
+                group.clear()
+            for (rule, name), values in found.items():
+                self._totals.setdefault(rule, {})[name] = total_of(values)
+
+    def _learn(self, group: Sequence[Job], pool: ThreadPoolExecutor) -> None:
+        """Gather what methods ask of tensors before they are merged."""
         for job in group:
             self._open(job)
             self._begin(job)
@@ -122,6 +157,9 @@ class Stream:
                 assert job.asked is not None
                 job.asked.end_pass()
                 self._sample(job)
+
+    def _carry_out(self, group: list[Job], pool: ThreadPoolExecutor) -> None:
+        self._learn(group, pool)
         for job in group:
             self._find_loop(job)
         if quantized := [job for job in group if job.quantizer]:
@@ -162,7 +200,10 @@ class Stream:
             assert step.tensor is not None and step.parameters is not None
             stored = self._wants_loops and not job.below and not any(step.scales)
             kinds = tuple(source.info.dtype for source in step.sources) if stored else ()
-            job.asked = Asked(method, step.tensor, step.parameters, step.outline, kinds)
+            known = self._totals.get(step.rule, {})
+            job.asked = Asked(
+                method, step.tensor, step.parameters, step.outline, kinds, totals=known
+            )
             self._sample(job)
 
     def _sample(self, job: Job) -> None:
@@ -209,7 +250,7 @@ class Stream:
 
     def _slice_of(self, job: Job, *, in_a_pass: bool) -> int:
         """How many elements a worker takes at a time: whole blocks."""
-        if job.is_whole and not in_a_pass:
+        if job.asked.whole if in_a_pass and job.asked else job.is_whole:
             return job.step.elements
         length = job.block(in_a_pass=in_a_pass)
         return max(1, self.slice_elements // length) * length
@@ -223,7 +264,7 @@ class Stream:
         average = sum(job.step.elements for job in jobs) // len(jobs)
         several = average >= _SMALL and not any(job.is_whole for job in jobs)
         workers = self._buffers if several else self._buffers[:1]
-        units = self._units(jobs, work)
+        units = read_together(self._units(jobs, work))
         futures = [pool.submit(self._drain, units, work, own) for own in workers]
         try:
             for future in futures:
@@ -232,19 +273,19 @@ class Stream:
             self._stop.set()
             raise
 
-    def _drain(self, units: Iterator[Unit], work: Work, buffers: Buffers) -> None:
+    def _drain(self, units: Iterator[list[Unit]], work: Work, buffers: Buffers) -> None:
         try:
             while (fetched := self._fetch(units, buffers)) is not None:
-                unit, streamed = fetched
-                work(unit, sources_of(unit, iter(streamed), buffers, self._look), buffers)
+                for unit, streamed in zip(*fetched, strict=True):
+                    work(unit, sources_of(unit, iter(streamed), buffers, self._look), buffers)
         except BaseException:
             self._stop.set()
             raise
 
     def _fetch(
-        self, units: Iterator[Unit], buffers: Buffers
-    ) -> tuple[Unit, list[np.ndarray]] | None:  # fmt: skip
-        """The next unit and the bytes that are streamed for it.
+        self, units: Iterator[list[Unit]], buffers: Buffers
+    ) -> tuple[list[Unit], list[list[np.ndarray]]] | None:
+        """The next units, and for each the bytes that are streamed for it.
 
         A lock is released only once the next file's is held, so that every file is read in the
         units' order, which its digest needs, while several files are read at the same time. Slices
@@ -253,28 +294,33 @@ class Stream:
         held = self._order
         held.acquire()
         try:
-            unit = None if self._stop.is_set() else next(units, None)
-            if unit is None:
+            batch = None if self._stop.is_set() else next(units, None)
+            if batch is None:
                 return None
-            streamed, total = [np.empty(0)] * len(unit.job.streamed), 0
+            unit, last = batch[0], batch[-1]
+            streamed = [[np.empty(0, np.uint8)] * len(unit.job.streamed) for _ in batch]
+            total = 0
             for index in unit.job.order:
                 reader, info = unit.job.streamed[index]
                 bits = DTYPES[info.dtype].bits
                 start, stop = unit.start * bits // 8, -(-unit.stop * bits // 8)
                 if info.nbytes != -(-unit.job.step.elements * bits // 8):  # read as a whole
                     start, stop = 0, info.nbytes
+                if last is not unit:
+                    stop = last.job.streamed[index][1].stop - info.start
                 buffer = buffers.take(index, stop - start)
                 if reader.lock is not held:
                     reader.lock.acquire()
                     held.release()
                     held = reader.lock
                 reader.read(buffer.data, info.start + start)
-                streamed[index] = buffer
+                for own, part in zip(streamed, _divided(buffer, index, batch), strict=True):
+                    own[index] = part
                 total += buffer.nbytes
         finally:
             held.release()
         self._report(total, read=True)
-        return unit, streamed
+        return batch, streamed
 
     def _report(self, nbytes: int, *, read: bool) -> None:
         if read:
@@ -291,6 +337,9 @@ class Stream:
         if asked.wide and not asked.takes_stored:
             dtype = np.dtype(np.float64)  # widened once, for products that are summed in float64
         with np.errstate(all="ignore"):
+            if asked.whole:
+                asked.add(whole_block(unit.job, stored))
+                return
             for _, block in blocks(unit, stored, buffers, dtype, in_a_pass=True):
                 asked.add(block)
 
@@ -349,3 +398,12 @@ class Stream:
             if any(not np.array_equal(found[0], other) for other in found[1:]):
                 return True
         return False
+
+
+def _divided(buffer: np.ndarray, index: int, batch: Sequence[Unit]) -> list[np.ndarray]:
+    """What was read at once, for each unit."""
+    if len(batch) == 1:
+        return [buffer]
+    infos = [unit.job.streamed[index][1] for unit in batch]
+    first = infos[0].start
+    return [buffer[info.start - first : info.stop - first] for info in infos]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,9 @@ class Adapted(Checkpoint):
 
     Its files are the adapter's.
 
+    Attributes:
+        folded: what a lineage says of how such a model is made.
+
     Args:
         base: the base model.
         adapter: the adapter.
@@ -38,6 +42,8 @@ class Adapted(Checkpoint):
     Raises:
         MismatchError: the adapter is for another base, or cannot be applied to codes.
     """
+
+    folded: Mapping[str, Any] = {"lora": "folded"}
 
     def __init__(self, base: Checkpoint, adapter: Adapter, names: Base) -> None:
         own = adapter.checkpoint

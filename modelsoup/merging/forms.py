@@ -211,15 +211,17 @@ def evaluated(form: Merging, x: Tensor, inputs: Sequence[np.ndarray]) -> np.ndar
             return np.asarray(form.function(tuple(inputs)), x.dtype)
         for b in blocks_of(x, inputs, rows=isinstance(form, Rows)):
             place = slice(b.start, b.start + b.values[0].size)
-            made[place] = _of_block(form, x, b).reshape(-1)
+            made[place] = of_block(form, x, b).reshape(-1)
     return made.reshape(x.shape)
 
 
-def _of_block(form: Merging, x: Tensor, b: Block) -> np.ndarray:
+def of_block(form: Merging, x: Tensor, b: Block) -> np.ndarray:
+    """The values of a form in a block: of whole rows, or the whole tensor, where it takes these."""
     if isinstance(form, Rows):
         return form.function(b)
+    if isinstance(form, Whole):
+        return np.asarray(form.function(tuple(b.values)), x.dtype)
     if not isinstance(form, WeightedSum):
-        assert not isinstance(form, Whole)
         return form(b)
     vectors = [b.delta(k) for k in x.models] if form.of_deltas else b.values
     total: np.ndarray = sum(

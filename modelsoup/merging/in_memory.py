@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ParameterError, option
-from .forms import Tensor, blocks_of, evaluated
+from .forms import Block, Tensor, blocks_of, evaluated
 from .methods.asking import Asked, outline
 from .methods.registry import Method, build_parameters, get_method
 
@@ -75,7 +75,10 @@ def carried_out(
     while asked.merging is None:
         wide = [one.astype(np.float64) for one in inputs] if asked.wide else inputs
         with np.errstate(all="ignore"):
-            for block in blocks_of(x, wide, rows=asked.rows):
-                asked.add(block)
+            if asked.whole:
+                asked.add(Block(0, 0, wide, int(x.has_base)))
+            else:
+                for block in blocks_of(x, wide, rows=asked.rows):
+                    asked.add(block)
         asked.end_pass()
     return evaluated(asked.merging, x, inputs)

@@ -33,10 +33,13 @@ STATE = 32 << 20
 """Bytes of what is gathered in the passes of a group, unless one tensor takes more."""
 GROUP = 256 << 20
 """Input bytes between two passes over the same tensors."""
+MOST = 1 << 11
+"""Jobs in a group: what is known of each takes memory beside what is gathered."""
 
 # Elements; where nothing is counted per block, fewer and longer calls of numpy pay: two threads
 # that ask for the interpreter at the same time wait for each other.
 _ELEMENTWISE_BLOCK = 2 * BLOCK
+_SMALL = BLOCK // 16  # elements
 
 Weights = namedtuple("Weights", ["weight"])  # noqa: PYI024  # which compiled loops can take
 
@@ -221,11 +224,15 @@ def _continues(job: Job, following: Job) -> bool:
         and (step.kind, step.dtype) == (other.kind, other.dtype)
         and _do_alike(step, other)
         and job.file_name == following.file_name
-        and len(job.streamed) == len(following.streamed)
-        and all(
-            a_reader is b_reader and a.dtype == b.dtype and a.stop == b.start
-            for (a_reader, a), (b_reader, b) in zip(job.streamed, following.streamed, strict=True)
-        )
+        and _lies_before(job, following)
+    )
+
+
+def _lies_before(job: Job, following: Job) -> bool:
+    """Whether all that is streamed for two jobs lies side by side."""
+    return len(job.streamed) == len(following.streamed) and all(
+        a_reader is b_reader and a.dtype == b.dtype and a.stop == b.start
+        for (a_reader, a), (b_reader, b) in zip(job.streamed, following.streamed, strict=True)
     )
 
 
@@ -253,13 +260,14 @@ def _one_of(run: list[Job]) -> Job:
 
 
 def groups(jobs: Iterable[Job]) -> Iterator[list[Job]]:
-    """Jobs that go through their passes together; those with one pass need no division."""
+    """Jobs that go through their passes together."""
     group: list[Job] = []
     filled = state = 0
     for job in jobs:
         nbytes = sum(info.nbytes for _, info in job.streamed) if job.is_gathered else 0
         held = job.step.state_bytes
-        if group and (filled + nbytes > GROUP or state + held > STATE):
+        is_full = len(group) == MOST or filled + nbytes > GROUP or state + held > STATE
+        if group and is_full:
             yield group
             group, filled, state = [], 0, 0
         group.append(job)
@@ -267,6 +275,23 @@ def groups(jobs: Iterable[Job]) -> Iterator[list[Job]]:
         state += held
     if group:
         yield group
+
+
+def read_together(units: Iterable[Unit]) -> Iterator[list[Unit]]:
+    """Units, of small tensors that lie side by side several at once: they are read as one."""
+    batch: list[Unit] = []
+    elements = 0
+    for unit in units:
+        size = unit.stop - unit.start
+        is_small = size == unit.job.step.elements and size <= _SMALL
+        more = is_small and elements + size <= BLOCK
+        if batch and not (more and _lies_before(batch[-1].job, unit.job)):
+            yield batch
+            batch, elements = [], 0
+        batch.append(unit)
+        elements += size if is_small else BLOCK
+    if batch:
+        yield batch
 
 
 def most_slices(plan: MergePlan) -> int:

@@ -74,7 +74,7 @@ def record(
         "version": __version__,
         "operation": "merge",
         **recipe_as_json(recipe),
-        **({"lora": "folded"} if isinstance(plan.models[0], Adapted) else {}),
+        **(plan.models[0].folded if isinstance(plan.models[0], Adapted) else {}),
         "inputs": [next(left) for _ in plan.models],
     }
     if plan.base is not None:
@@ -274,6 +274,7 @@ def _is_parameter(value: object) -> bool:
 _MERGE: _Fields = {
     "method": (_is_text, "a name"),
     "lora": (lambda v: v in ("folded", "merged", "extracted"), "folded, merged or extracted"),
+    "experts": (lambda v: v == "packed" or (_is_count(v) and v > 0), "packed, or a number"),
     "beta": (_is_number, "a number"),
     "weights": (_is_numbers, "a list of numbers"),
     "parameters": (

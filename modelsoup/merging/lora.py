@@ -335,6 +335,11 @@ class _Combined:
             self._layers.get(name),
         )  # fmt: skip
         asked = outline(self._method, x, self._checked)
+        if asked.totals:
+            raise ParameterError(
+                f"{self._method.name!r} asks of whole models what the space of the adapters does "
+                f"not tell: merge what they make of a base (soup merge BASE --lora A --lora B)"
+            )
         if asked.rounds or not isinstance(asked.form, WeightedSum):
             return None
         # The base, where it is among them, adds nothing: all are updates.

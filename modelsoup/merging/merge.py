@@ -60,6 +60,7 @@ from .nonfinite import nonfinite_sentence
 from .plan import MergePlan, Notice, Unmade
 from .planning import plan_merge
 from .recipe import UNION, Recipe, RecipeFields
+from .related import unrelated
 from .renames import parse_model
 from .rules import covering
 from .workers import check_workers
@@ -186,7 +187,7 @@ def merge(
     plan = plan_merge(opened, recipe, base=opened_base, aux=beside)
     check_place(output)
     check_apart(output, [path for model in plan.inputs for path in (model.path, *model.files)])
-    notices = list(plan.notices)
+    notices = [*plan.notices, *unrelated(plan)]
     try:
         check_free(output, force=force)
     except OccupiedError as error:

@@ -9,11 +9,11 @@ the other; what is saved is writing and reading everything in between. An inner 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -132,12 +132,13 @@ class Step(NamedTuple):
         return [source for source in self._leaves if not isinstance(source, Stored)]
 
     @property
-    def _leaves(self) -> Iterator[Source]:
-        for source in self.sources:
-            if isinstance(source, Made):
-                yield from source.step._leaves
-            else:
-                yield source
+    def _leaves(self) -> Iterable[Source]:
+        if Made not in map(type, self.sources):  # as nearly always
+            return cast("tuple[Source, ...]", self.sources)
+        return [
+            leaf for source in self.sources
+            for leaf in (source.step._leaves if isinstance(source, Made) else (source,))
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ class Notice:
 
     Attributes:
         kind: `taken`, `dropped`, `added`, `rest`, `carried`, `quantized`, `recalibrate`,
-            `estimates`, `empty`, `dtype`, `aux`, `tokens`, `matrices`, `config`, `metadata`,
-            `nonfinite` or `output`.
+            `estimates`, `empty`, `dtype`, `aux`, `tokens`, `matrices`, `unrelated`, `config`,
+            `metadata`, `nonfinite` or `output`.
         message: one sentence.
         names: the tensors it is about.
         level: a `warning` is an error under `strict`; a `note` only says what was done.

@@ -176,6 +176,7 @@ class _Planner:
         self.packed = {n: s for m in with_codes for n, s in packed_weights(m.tensors).items()}
         self.packed_homes = {name.rpartition(".")[0] for name in self.packed}
         self.factors = {name for m in with_factors for name in low_rank.factors(m.tensors)}
+        self.outlines: dict[Any, Outline] = {}  # of tensors that are alike
         self.has_codes = False  # in the output
         self.matrices: list[Notice] = []
 
@@ -582,7 +583,7 @@ class _Planner:
             not any(scales) and not beside and all(isinstance(s, Stored) for s in sources),
             tuple(beside),
         )  # fmt: skip
-        asked = outline(method, tensor, parameters)
+        asked = self._outline(method, tensor, parameters)
         if not any(scales) and self._is_replaced(asked, sources):  # codes need their scale
             self.is_merged = True
             return [Step(name, dtype, infos[0].shape, "copy", index, sources[-1:])]
@@ -596,6 +597,30 @@ class _Planner:
             name, dtype, infos[0].shape, "merge", index, sources, method, parameters, tensor, asked
         )
         return self._of_codes(step, scales, infos[0].dtype) if any(scales) else [step]
+
+    def _outline(self, method: Method, x: Tensor, parameters: Mapping[str, Any]) -> Outline:
+        """What a method asks of a tensor; where it must know something of it, as of those like it.
+
+        What it yields may depend on parameters and shapes only. What it does without asking may
+        depend on the tensor's name.
+        """
+        depth = x.layer if method.layers else None
+        key = (
+            id(method),
+            id(parameters),
+            x.shape,
+            x.has_base,
+            x.dtype,
+            x.can_be_sampled,
+            x.aux,
+            depth,
+        )
+        if key not in self.outlines:
+            asked = outline(method, x, parameters)
+            if not asked.rounds:
+                return asked
+            self.outlines[key] = asked
+        return self.outlines[key]
 
     def _beside(
         self, method: Method, name: str, shape: tuple[int, ...]

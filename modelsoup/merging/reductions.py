@@ -90,7 +90,9 @@ class Gathering(Protocol):
         ...
 
 
-def _blocks(x: Tensor, *, rows: bool) -> int:
+def _blocks(x: Tensor, *, rows: bool, whole: bool = False) -> int:
+    if whole:
+        return 1
     if not rows:
         return x.blocks
     return -(-(x.elements // max(1, x.row)) // x.rows_at_once)
@@ -199,11 +201,13 @@ class Sum:
         of: a function of a block, to an array, or to a tuple of as many as `count` says.
         count: how many arrays there are; of one the value is a number, of several a tuple.
         rows: whether its blocks are whole rows.
+        whole: whether its one block is the whole tensor, in its shape.
     """
 
     of: Callable[[Block], Any]
     count: int = 1
     rows: bool = False
+    whole: bool = False
     wide = False
 
     def passes(self, x: Tensor) -> int:
@@ -212,7 +216,7 @@ class Sum:
 
     def state_bytes(self, x: Tensor) -> int:
         """A number for each block."""
-        return 8 * self.count * _blocks(x, rows=self.rows)
+        return 8 * self.count * _blocks(x, rows=self.rows, whole=self.whole)
 
     def guess(self, x: Tensor) -> Any:
         """Ones."""
@@ -220,7 +224,7 @@ class Sum:
 
     def begin(self, x: Tensor) -> Gathering:
         """Begin to gather."""
-        return _Sums(self, _blocks(x, rows=self.rows))
+        return _Sums(self, _blocks(x, rows=self.rows, whole=self.whole))
 
 
 class _Sums:
@@ -240,6 +244,57 @@ class _Sums:
         sums = self._partial.sum(axis=0).tolist()
         self.value = sums[0] if len(sums) == 1 else tuple(sums)
         self.needs_pass = False
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sums over all tensors that the same rule merges: of a model, and not of one tensor.
+
+    What a tensor adds that is not finite is left out. `merge_arrays` takes its array for the model.
+
+    Attributes:
+        name: what it is called; those of one name are added up.
+        of: the sums of one tensor.
+    """
+
+    name: str
+    of: Sum
+    wide = False
+
+    @property
+    def rows(self) -> bool:
+        """As of the sums."""
+        return self.of.rows
+
+    def passes(self, x: Tensor) -> int:
+        """As of the sums."""
+        return self.of.passes(x)
+
+    def state_bytes(self, x: Tensor) -> int:
+        """As of the sums."""
+        return self.of.state_bytes(x)
+
+    def guess(self, x: Tensor) -> Any:
+        """As of the sums."""
+        return self.of.guess(x)
+
+    def begin(self, x: Tensor) -> Gathering:
+        """Begin to gather those of one tensor."""
+        return self.of.begin(x)
+
+
+def takes_whole(reduction: Reduction) -> bool:
+    """Whether a reduction's one block is the whole tensor."""
+    of = reduction.of if isinstance(reduction, Total) else reduction
+    return isinstance(of, Sum) and of.whole
+
+
+def total_of(several: Sequence[Any]) -> Any:
+    """The sums of several tensors, each a number or a tuple, added up whatever their order is."""
+    rows = [one if isinstance(one, tuple) else (one,) for one in several]
+    finite = [row for row in rows if all(map(math.isfinite, row))]
+    sums = tuple(math.fsum(column) for column in zip(*finite, strict=True)) or (0.0,) * len(rows[0])
+    return sums if isinstance(several[0], tuple) else sums[0]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ import fnmatch
 import json
 import math
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -479,6 +478,8 @@ def _matching(pattern: str, names: Sequence[str]) -> set[str]:
     Raises:
         RuleError: it is none, or takes too long or too much memory.
     """
+    import subprocess  # few rules have one
+
     try:
         done = subprocess.run(  # noqa: S603  # this very interpreter
             [sys.executable, "-I", "-S", "-W", "ignore", "-c", _MATCH],

@@ -21,6 +21,7 @@ import click
 from ..errors import LISTED, SoupError, counted, listed, nearest, speaking
 from ..version import __version__
 from .cli_average import average
+from .cli_experts import experts
 from .cli_lora import lora
 from .cli_merge import merge
 from .cli_report import report
@@ -240,12 +241,16 @@ def inspect(path: str, tensors: bool, lineage: bool, as_json: bool) -> None:
 @click.argument("first", type=GivenPath(), metavar="A")
 @click.argument("second", type=GivenPath(), metavar="B")
 @click.option("--by", default="layer", metavar="layer|tensor|group", show_default=True)
+@click.option(
+    "--base", metavar="BASE", type=GivenPath(),
+    help="What both were tuned from: compare their task vectors too.",
+)  # fmt: skip
 @json_option
-def diff(first: str, second: str, by: str, as_json: bool) -> None:
+def diff(first: str, second: str, by: str, base: str | None, as_json: bool) -> None:
     """Compare two checkpoints: cosine, relative L2 and signs, missing and mismatched names."""
     from ..merging import compare
 
-    report = compare.diff(first, second, by=by)  # type: ignore[arg-type]  # it checks
+    report = compare.diff(first, second, by=by, base=base)  # type: ignore[arg-type]  # it checks
     if as_json:
         print_json(report.as_json())
         return
@@ -372,5 +377,5 @@ def verify(path: str, inputs: tuple[str, ...], as_json: bool) -> None:
         raise SoupError(*faults)
 
 
-for _command in (average, plan, run, store, train, trainers, report, lora):
+for _command in (average, plan, run, store, train, trainers, report, lora, experts):
     main.add_command(_command)

@@ -151,6 +151,9 @@ def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags:
 
         check_picture(Path(svg), force=flags["force"], reads=files_read(tree))
     checked, known = known_plan(tree, warnings, folder, fuse=flags["fuse"])
+    if not checked.problems:
+        told = (*checked.warnings, *checked.unrelated())
+        checked = dataclasses.replace(checked, warnings=told)
     wanted = [kind for kind in _PICTURES if flags[kind]]
     if svg:
         from ..files.placing import save_text

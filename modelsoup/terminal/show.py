@@ -179,8 +179,8 @@ def described(made: Mapping[str, Any]) -> str:
         return ", ".join([f"{made['operation']} {made['trainer']}", *options])
     parts = [made["method"]]
     for key in (
-        "beta", "weights", "rest", "dtype", "low_level", "on_integer", "groups", "allow_nonfinite",
-        "estimates", "seed",
+        "experts", "beta", "weights", "rest", "dtype", "low_level", "on_integer", "groups",
+        "allow_nonfinite", "estimates", "seed",
     ):  # fmt: skip
         if made.get(key) not in (None, 0) and (key != "rest" or made.get("rules")):
             parts.append(f"{key} {made[key]}")
@@ -194,22 +194,29 @@ def show_diff(report: DiffReport, by: str) -> None:
     out = console()
     table = Table(box=None, padding=(0, 2), header_style="dim")
     table.add_column(by)
-    for header in ("tensors", "parameters", "cosine", "relative L2", "same sign"):
+    of_tasks = report.not_in_base is not None
+    headers = ["tensors", "parameters", "cosine", "relative L2", "same sign"]
+    if of_tasks:
+        headers += ["first moved", "second moved", "task cosine", "same task sign"]
+    for header in headers:
         table.add_column(header, justify="right")
     same = [row for row in report.rows if row.equal]
     for row in report.rows:
         if not row.equal:
-            table.add_row(*_cells(row))
+            table.add_row(*_cells(row, of_tasks=of_tasks))
     if report.rows and len(same) < len(report.rows):
         table.add_section()
-        table.add_row(*_cells(report.total), style="bold")
+        table.add_row(*_cells(report.total, of_tasks=of_tasks), style="bold")
         out.print(table)
+        if of_tasks:
+            out.print(Text("moved: how long a task vector is, by the base's length"), style="dim")
     if same:
         out.print(f"equal: {counted(len(same), by)} of {len(report.rows)}")
     for title, names in (
         ("only in the first", report.only_in_first),
         ("only in the second", report.only_in_second),
         ("of another shape or kind", [f"{n}: {a} | {b}" for n, a, b in report.mismatched]),
+        ("not in the base", report.not_in_base or ()),
     ):
         if names:
             out.print(f"{title}: {counted(len(names), 'tensor')}")
@@ -219,12 +226,16 @@ def show_diff(report: DiffReport, by: str) -> None:
         out.print("the two are equal")
 
 
-def _cells(row: DiffRow) -> list[str | RichText]:
+def _cells(row: DiffRow, *, of_tasks: bool) -> list[str | RichText]:
     numbers = (
         [f"{row.cosine:.6f}", f"{row.relative_l2:.4g}", f"{row.sign_agreement:.2%}"]
         if not math.isnan(row.sign_agreement)
         else ["differ", "", ""]
     )
+    if of_tasks:
+        told = (f"{row.first_moved:.4g}", f"{row.second_moved:.4g}", f"{row.task_cosine:.6f}",
+                f"{row.task_sign_agreement:.2%}")  # fmt: skip
+        numbers += ["" if number.startswith("nan") else number for number in told]
     return [Text(row.name), f"{row.tensors:,}", count(row.parameters), *numbers]
 
 
@@ -313,7 +324,8 @@ def show_method(method: Mapping[str, Any]) -> None:
         table.add_column(header)
     for field in method["parameters"]:
         span = ", ".join(field["words"]) or _span(field["low"], field["high"])
-        default = "required" if field["required"] else str(field["default"]).lower()
+        found = "found" if field["default"] is None else str(field["default"]).lower()
+        default = "required" if field["required"] else found
         each = " (one a model)" if field["per_model"] else ""
         table.add_row(field["name"], default, span, Text(field["doc"] + each))
     out.print(table)

@@ -48,6 +48,7 @@ from ..merging.methods import code_version, get_method
 from ..merging.plan import MergePlan, Unmade
 from ..merging.planning import plan_merge
 from ..merging.recipe import UNION, methods_of, recipe_as_json
+from ..merging.related import unrelated
 from ..merging.renames import parse_model
 from ..merging.rules import BASE
 from ..merging.workers import default_workers
@@ -170,6 +171,27 @@ class Plan:
         """
         assert self._checker is not None
         return self._checker.plan(done, digest, companions, contents, fuse=fuse, wanted=wanted)
+
+    def unrelated(self) -> list[str]:
+        """What to say of leaves that are merged and look unrelated; a few values of each are read.
+
+        Raises:
+            CheckpointError: one cannot be read.
+        """
+        assert self._checker is not None
+        found: dict[str, list[str]] = {}
+        for name, plan in self._checker.merge_plans.items():
+            leaves = [self.nodes[i].operation for i in self.tree.inputs(name)]
+            paths = [leaf.path for leaf in leaves if isinstance(leaf, Load)]
+            node = self.nodes[name]
+            if len(paths) < len(leaves) or node.done or node.skipped:
+                continue
+            assert isinstance(node.operation, Merge)
+            base = node.operation.base
+            models = [open_checkpoint(path) for path in paths]
+            for notice in unrelated(plan, models, None if base is None else open_checkpoint(base)):
+                _tell(found, notice.message, name)
+        return [f"{self._checker.whom(of)}: {said}" for said, of in found.items()]
 
     @property
     def steps(self) -> list[NodePlan]:
@@ -540,12 +562,12 @@ class _Checker:
                 _tell(notices, notice, name)
         return Plan(
             self.tree, nodes,
-            tuple(f"{self._whom(of, place=True)}: {said}" for said, of in found.items()),
-            (*self.warnings, *(f"{self._whom(of)}: {said}" for said, of in notices.items())),
+            tuple(f"{self.whom(of, place=True)}: {said}" for said, of in found.items()),
+            (*self.warnings, *(f"{self.whom(of)}: {said}" for said, of in notices.items())),
             self,
         )  # fmt: skip
 
-    def _whom(self, nodes: Sequence[str], *, place: bool = False) -> str:
+    def whom(self, nodes: Sequence[str], *, place: bool = False) -> str:
         """The first node that something is said of, where it is written, and the others."""
         first, *others = nodes
         where = self.tree.graph.nodes[first].get("place") if place else None

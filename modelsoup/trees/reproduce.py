@@ -63,11 +63,9 @@ def plan_text(checkpoint: Checkpoint | StrPath) -> str:
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     made = read_lineage(opened) or {}
     for step in (made, *made.get("ancestors", {}).values()):
-        if step.get("lora", "folded") != "folded":
-            raise PlanError(
-                f"{opened.path} was made with an adapter that was {step['lora']}: no "
-                f"plan can say that yet"
-            )
+        if step.get("lora", "folded") != "folded" or "experts" in step:
+            what = "packed experts" if "experts" in step else f"adapters that were {step['lora']}"
+            raise PlanError(f"{opened.path} was made with {what}, which no plan can say yet")
     return reproduction(opened).text
 
 

@@ -141,8 +141,8 @@ def test_a_compiled_training_tells_what_an_uncompiled_one_tells_and_goes_on_to_t
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
     assert not all(map(torch.equal, weights(own), weights(plain)))
     libraries = sorted(cache.rglob("*.so"))
-    assert libraries and not (cache.parent.parent / "torch").exists()
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache.parent.parent / "torch")
+    named = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert libraries and named != cache and not [*named.rglob("*.so")]
     begun = training(data, **options)
     again = moved(begun, 3)
     later = training(data, **options)

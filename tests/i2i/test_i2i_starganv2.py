@@ -2,13 +2,17 @@
 
 from collections import Counter
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from i2i_domains import make_classes
 from i2i_states import first_batch, flat, moved, numbers
+from modelsoup_i2i.cli import i2i
 from modelsoup_i2i.networks import starganv2
 from modelsoup_i2i.networks.described import parameters
 from modelsoup_i2i.pictures.transforms import Transform
@@ -16,8 +20,11 @@ from modelsoup_i2i.trainers.starganv2 import KINDS, StarGANv2, StarGANv2Options
 from modelsoup_i2i.training.losses import slope_penalty
 from modelsoup_i2i.training.session import Session
 from modelsoup_i2i.training.turns import Batch, Turn
+from modelsoup_i2i.use.official_starganv2 import import_starganv2
+from torch import nn
 from torch.nn import functional as F
 
+import modelsoup
 from modelsoup import MismatchError
 
 SMALL = {"size": 16, "width": 4, "most": 8, "style": 6, "hidden": 8, "noise": 5}
@@ -398,3 +405,189 @@ def test_groups_divide_the_generator():
 def test_options_that_fit_nothing_are_told(data: Path, options: dict, said: str):
     with pytest.raises(ValueError, match=said):
         StarGANv2Options(data=data, **{**TINY, **options})
+
+
+# --- official files ----------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """The official blocks by their names; what a style gives is `fc`'s."""
+
+    def __init__(self, ins: int, outs: int, *, norms: bool, side: float, style: int = 0) -> None:
+        super().__init__()
+        middle = outs if style else ins
+        self.conv1, self.conv2 = nn.Conv2d(ins, middle, 3, 1, 1), nn.Conv2d(middle, outs, 3, 1, 1)
+        if style:
+            self.norm1, self.norm2 = (nn.ModuleDict({"fc": nn.Linear(style, 2 * n)})
+                                      for n in (ins, outs))  # fmt: skip
+        elif norms:
+            self.norm1, self.norm2 = (nn.InstanceNorm2d(ins, affine=True) for _ in range(2))
+        if ins != outs:
+            self.conv1x1 = nn.Conv2d(ins, outs, 1, bias=False)
+        self.side = side
+
+    def normed(self, name: str, maps: torch.Tensor, style: torch.Tensor | None) -> torch.Tensor:
+        own = getattr(self, name, None)
+        if isinstance(own, nn.ModuleDict):
+            gamma, beta = own["fc"](style)[:, :, None, None].chunk(2, 1)
+            maps = (1 + gamma) * F.instance_norm(maps) + beta
+        elif own is not None:
+            maps = own(maps)
+        return F.leaky_relu(maps, 0.2)
+
+    def forward(self, maps: torch.Tensor, style: torch.Tensor | None = None) -> torch.Tensor:
+        def resized(x: torch.Tensor) -> torch.Tensor:
+            if self.side == 1:
+                return x
+            return F.avg_pool2d(x, 2) if self.side < 1 else F.interpolate(x, scale_factor=2)
+
+        beside = getattr(self, "conv1x1", nn.Identity())
+        made = self.normed("norm1", maps, style)
+        made = resized(self.conv1(made)) if self.side <= 1 else self.conv1(resized(made))
+        made = self.conv2(self.normed("norm2", made, style))
+        return (made + resized(beside(maps))) / 2**0.5
+
+
+class OfficialGenerator(nn.Module):
+    def __init__(self, width: int, style: int, downs: int) -> None:
+        super().__init__()
+        wide = [width << n for n in range(downs + 1)]
+        pairs = list(pairwise(wide))
+        self.from_rgb = nn.Conv2d(3, width, 3, 1, 1)
+        self.encode = nn.ModuleList(
+            [Residual(i, o, norms=True, side=0.5) for i, o in pairs]
+            + [Residual(wide[-1], wide[-1], norms=True, side=1) for _ in range(2)]
+        )
+        self.decode = nn.ModuleList(
+            [Residual(wide[-1], wide[-1], norms=True, side=1, style=style) for _ in range(2)]
+            + [Residual(o, i, norms=True, side=2, style=style) for i, o in reversed(pairs)]
+        )
+        self.to_rgb = nn.Sequential(
+            nn.InstanceNorm2d(width, affine=True), nn.LeakyReLU(0.2), nn.Conv2d(width, 3, 1)
+        )
+
+    def forward(self, maps: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+        maps = self.from_rgb(maps)
+        for block in self.encode:
+            maps = block(maps)
+        for block in self.decode:
+            maps = block(maps, style)
+        return self.to_rgb(maps)
+
+
+def official_trunk(width: int, most: int, downs: int) -> list[nn.Module]:
+    wide = [min(width << n, most) for n in range(downs + 1)]
+    blocks = [Residual(i, o, norms=False, side=0.5) for i, o in pairwise(wide)]
+    last = nn.Conv2d(wide[-1], wide[-1], 4)
+    return [nn.Conv2d(3, width, 3, 1, 1), *blocks, nn.LeakyReLU(0.2), last, nn.LeakyReLU(0.2)]
+
+
+def official(*, classes: int = 3, downs: int = 1, seed: int = 0) -> dict[str, nn.Module]:
+    """The official networks, for pictures of 32 pixels."""
+    torch.manual_seed(seed)
+
+    def layers(first: int, last: int) -> nn.Sequential:
+        sizes = [first, 8, 8, 8, last]
+        made = [own for i, o in pairwise(sizes)
+                for own in (nn.Linear(i, o), nn.ReLU())]  # fmt: skip
+        return nn.Sequential(*made)
+
+    mapping, encoder, judge = nn.Module(), nn.Module(), nn.Module()
+    mapping.shared = layers(5, 8)
+    mapping.unshared = nn.ModuleList([layers(8, 6)[:-1] for _ in range(classes)])
+    encoder.shared = nn.Sequential(*official_trunk(4, 16, 3))
+    encoder.unshared = nn.ModuleList([nn.Linear(16, 6) for _ in range(classes)])
+    judge.main = nn.Sequential(*official_trunk(4, 16, 3), nn.Conv2d(16, classes, 1))
+    return {"generator": OfficialGenerator(4, 6, downs), "mapping_network": mapping,
+            "style_encoder": encoder, "discriminator": judge}  # fmt: skip
+
+
+def saved(folder: Path, networks: dict[str, nn.Module], step: int = 100000, **more: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    states = {name: own.state_dict() for name, own in networks.items()} | more
+    ema = {name: own for name, own in states.items() if name != "discriminator"}
+    torch.save(ema, folder / f"{step:06d}_nets_ema.ckpt")
+    if "discriminator" in states:
+        torch.save(states, folder / f"{step:06d}_nets.ckpt")
+    return folder
+
+
+def test_an_official_folder_computes_what_the_official_networks_do(tmp_path: Path):
+    networks = official()
+    folder, output = saved(tmp_path / "afhq", networks), tmp_path / "out.safetensors"
+    done = CliRunner().invoke(i2i, ["import", "starganv2", str(folder), str(output)])
+    assert done.exit_code == 0, done.output
+    assert "CC BY-NC 4.0: not for commercial use" in done.output
+    assert [line.partition(":")[0] for line in done.output.splitlines()[-4:]] == list("GFED")
+    opened = modelsoup.open_checkpoint(output)
+    trainer = StarGANv2()
+    given = trainer.options_in({n: i.shape for n, i in opened.tensors.items()})
+    assert given == {"size": 32, "width": 4, "channels": 3, "style": 6, "most": 16, "hidden": 8,
+                     "noise": 5, "classes": 3}  # fmt: skip
+    made = {name: own.build() for name, own in trainer.networks(StarGANv2Options(**given)).items()}
+    for name, own in made.items():
+        own.load_state_dict({
+            n.partition(".")[2]: torch.from_numpy(np.array(opened[n]))
+            for n in opened.tensors if n.startswith(f"{name}.")
+        })  # fmt: skip
+    images, noise, style = torch.randn(3, 3, 32, 32), torch.randn(3, 5), torch.randn(3, 6)
+    classes = torch.tensor([2, 0, 1])
+    shared = networks["mapping_network"].shared(noise)
+    seen = networks["style_encoder"].shared(images).flatten(1)
+    verdicts = networks["discriminator"].main(images).flatten(1)
+    for n, label in enumerate(classes.tolist()):
+        mapped = networks["mapping_network"].unshared[label](shared[n])
+        encoded = networks["style_encoder"].unshared[label](seen[n])
+        torch.testing.assert_close(made["F"](noise, classes)[n], mapped, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(made["E"](images, classes)[n], encoded, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            made["D"](images, classes)[n], verdicts[n, label], atol=1e-5, rtol=1e-4
+        )
+    torch.testing.assert_close(
+        made["G"](images, style), networks["generator"](images, style), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_the_averages_are_read_and_a_missing_discriminator_is_told(tmp_path: Path):
+    early, late = official(), official(seed=1)
+    folder = saved(tmp_path / "afhq", early, 20000)
+    del late["discriminator"]
+    saved(folder, late, 100000)
+    output, said = tmp_path / "out.safetensors", []
+    assert list(import_starganv2(folder, output, say=said.append)) == ["G", "F", "E"]
+    assert "step 100000, the last of 2" in said[0]
+    assert any("has no 100000_nets.ckpt: a training that starts" in line for line in said)
+    taken = modelsoup.open_checkpoint(output)["G.first.weight"]
+    assert np.array_equal(taken, late["generator"].from_rgb.weight.detach().numpy())
+    assert list(import_starganv2(folder, output, step=20000, force=True, say=said.append)) == list(
+        "GFED"
+    )
+
+
+@pytest.mark.parametrize("kind", ["more halvings", "landmarks"])
+def test_the_variant_for_faces_is_refused_by_name(kind: str, tmp_path: Path):
+    more = {"fan": {"conv1.weight": torch.zeros(2, 2)}} if kind == "landmarks" else {}
+    folder = saved(tmp_path / "celeba", official(downs=1 if more else 2), **more)
+    with pytest.raises(MismatchError, match=r"100000_nets_ema\.ckpt: it is the variant for faces"):
+        import_starganv2(folder, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_what_are_no_networks_of_one_stargan_v2_is_told(tmp_path: Path):
+    output = tmp_path / "out.safetensors"
+    networks, other = official(), official(classes=2)
+    folder = saved(tmp_path / "one", {**networks, "style_encoder": other["style_encoder"]})
+    with pytest.raises(MismatchError, match=r"the style_encoder lacks unshared\.2\.weight"):
+        import_starganv2(folder, output)
+    folder = saved(tmp_path / "two", {**networks, "mapping_network": other["mapping_network"]})
+    with pytest.raises(MismatchError, match=r"style_encoder has unshared\.2\.bias, unshared"):
+        import_starganv2(folder, output)
+    folder = saved(tmp_path / "three", {**networks, "discriminator": other["discriminator"]})
+    with pytest.raises(
+        MismatchError, match=r"discriminator does not fit the others: main\.7\.weight"
+    ):
+        import_starganv2(folder, output)
+    del networks["mapping_network"]
+    with pytest.raises(modelsoup.CheckpointError, match="has no mapping_network, a network of"):
+        import_starganv2(saved(tmp_path / "four", networks), output)
+    assert not output.exists()

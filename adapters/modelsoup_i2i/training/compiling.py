@@ -188,25 +188,33 @@ def compiled(
     """
     import torch._dynamo as dynamo
 
-    limit = {"recompile_limit": _MOST}  # of what is compiled of a class, for all networks of it
     made = torch.compile(network, backend=partial(_backend, known=known), dynamic=False)
-    own = list(network.parameters())
-    trained = [parameter.requires_grad for parameter in own]
-    try:
-        with warnings.catch_warnings(), training.autocast(), dynamo.config.patch(limit):
-            warnings.simplefilter("ignore")  # torch's, of its own code
-            for call in calls:
-                for parameter, wants in zip(own, call.trained, strict=True):
-                    parameter.requires_grad_(wants)
-                inputs, named = (tree_map(partial(_made, training.device), values)
-                                 for values in (call.inputs, dict(call.named)))  # fmt: skip
-                with torch.set_grad_enabled(call.gradients):
-                    result = made(*inputs, **named)
-                _backward(result, [*own, *tree_leaves((inputs, named))])
-    finally:
-        for parameter, wants in zip(own, trained, strict=True):
-            parameter.requires_grad_(wants)
+    limit = {"recompile_limit": _MOST}  # of what is compiled of a class, for all networks of it
+    with warnings.catch_warnings(), dynamo.config.patch(limit):
+        warnings.simplefilter("ignore")  # torch's, of its own code
+        for call in calls:
+            made_as(call, made, network, training)
     return partial(_once, made, network)
+
+
+def made_as(call: Called, made: Callable[..., Any], network: nn.Module, training: Stepped) -> None:
+    """Call a network, or what was made of it, as it was called, on zeros, and go back through it.
+
+    No parameter gets a gradient.
+    """
+    own = list(network.parameters())
+    before = [parameter.requires_grad for parameter in own]
+    for parameter, wants in zip(own, call.trained, strict=True):
+        parameter.requires_grad_(wants)
+    try:
+        inputs, named = (tree_map(partial(_made, training.device), values)
+                         for values in (call.inputs, dict(call.named)))  # fmt: skip
+        with training.autocast(), torch.set_grad_enabled(call.gradients):
+            result = made(*inputs, **named)
+        _backward(result, [*own, *tree_leaves((inputs, named))])
+    finally:
+        for parameter, wants in zip(own, before, strict=True):
+            parameter.requires_grad_(wants)
 
 
 @contextmanager

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ParameterError
 from ..forms import Block, Merging, Rows, Tensor, WeightedSum, Whole
-from ..reductions import PART, Gathering, Largest, Ranked, Reduction, sampled
+from ..reductions import (
+    PART,
+    Gathering,
+    Largest,
+    Ranked,
+    Reduction,
+    Total,
+    sampled,
+    takes_whole,
+)
 from .registry import Method
 
 if TYPE_CHECKING:
@@ -40,20 +49,36 @@ class Outline:
 
     def passes(self, x: Tensor) -> int:
         """How often the inputs are read; for thresholds as a rule."""
-        return 1 + sum(max(r.passes(x) for r in asked) for asked in self.rounds if asked)
+        rounds = [(n, asked) for n, asked in enumerate(self.rounds) if asked]
+        return 1 + sum(max(r.passes(x) for r in a) * self._times(n) for n, a in rounds)
+
+    @property
+    def totals(self) -> int:
+        """How often it must know something of all tensors before it can go on with one."""
+        return sum(map(_is_of_model, self.rounds))
+
+    def _times(self, n: int) -> int:
+        """How often a round is gathered: again after each that all tensors were waited for."""
+        return 1 if _is_of_model(self.rounds[n]) else 1 + sum(map(_is_of_model, self.rounds[n:]))
 
     def sampled(self, x: Tensor) -> int:
         """How many elements of each input are read for samples."""
         if not x.is_sampled:
             return 0
         rounds = sum(
-            any(isinstance(r, Largest | Ranked) and not r.rows for r in a) for a in self.rounds
+            self._times(n)
+            for n, asked in enumerate(self.rounds)
+            if any(isinstance(r, Largest | Ranked) and not r.rows for r in asked)
         )
         return rounds * len(sampled(x)) * PART
 
     def state_bytes(self, x: Tensor) -> int:
         """How much memory what is gathered takes at most."""
         return sum(r.state_bytes(x) for asked in self.rounds for r in asked)
+
+
+def _is_of_model(asked: Sequence[Reduction]) -> bool:
+    return any(isinstance(reduction, Total) for reduction in asked)
 
 
 def outline(chosen: Method, x: Tensor, parameters: Mapping[str, Any]) -> Outline:
@@ -75,11 +100,27 @@ def _must_be_alike(chosen: Method, x: Tensor, asked: Sequence[Reduction]) -> Non
             f"the method {chosen.name!r} yields {type(asked).__name__} for {x.name}, and no list "
             f"of reductions"
         )
-    if len({reduction.rows for reduction in asked}) > 1:
-        raise ParameterError(
-            f"the method {chosen.name!r} asks for {x.name} by blocks and by rows at once: yield "
-            f"them one after the other"
-        )
+    for told, kinds in (
+        ("by blocks and by rows", {(r.rows, takes_whole(r)) for r in asked}),
+        ("and for the whole model", {isinstance(r, Total) for r in asked}),
+    ):
+        if len(kinds) > 1:
+            raise ParameterError(
+                f"the method {chosen.name!r} asks for {x.name} {told} at once: yield them one "
+                f"after the other"
+            )
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A reduction of which the value is known."""
+
+    value: Any
+    needs_pass = False
+
+    def add(self, b: Block) -> None: ...
+
+    def end_pass(self) -> None: ...
 
 
 class Asked:
@@ -91,11 +132,15 @@ class Asked:
         parameters: checked ones.
         planned: what it was found to ask for.
         stored: the dtypes in which the inputs are stored, where compiled loops are worth loading.
+        totals: what is known of the whole model, by name; where that is not enough, it ends with
+            what the tensor adds in `adds`. None takes the tensor for the model.
 
     Attributes:
         rows: whether the blocks that it takes are whole rows.
         wide: whether their values are in float64, whatever the arithmetic is in.
+        whole: whether its one block is the whole tensor.
         takes_stored: whether they are in the dtypes in which they are stored.
+        adds: what the tensor adds to sums over the model that are not known yet.
 
     Raises:
         ParameterError: later, where it asks for something else than was planned.
@@ -103,7 +148,7 @@ class Asked:
 
     def __init__(
         self, chosen: Method, x: Tensor, parameters: Mapping[str, Any], planned: Outline,
-        stored: tuple[str, ...] = (),
+        stored: tuple[str, ...] = (), *, totals: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self._method = chosen
         self._x = x
@@ -111,14 +156,18 @@ class Asked:
         self._asking = chosen.ask(x, parameters)
         self._gathering: list[Gathering] = []
         self._stored = stored
-        self.rows = self.wide = self.takes_stored = self._is_new = False
+        self._totals = totals
+        self._lacking: list[str] = []
+        self.adds: dict[str, Any] = {}
+        self.rows = self.whole = self.wide = self.takes_stored = self._is_new = False
         self.merging: Merging | None = None
         self._go_on(None)
+        self._settle()
 
     @property
     def needs_pass(self) -> bool:
         """Whether another pass over the inputs is needed."""
-        return self.merging is None
+        return self.merging is None and not self.adds
 
     @property
     def wants_sample(self) -> bool:
@@ -148,8 +197,16 @@ class Asked:
         for gathering in self._gathering:
             if gathering.needs_pass:
                 gathering.end_pass()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Go on as far as is known."""
         while self.merging is None and not any(g.needs_pass for g in self._gathering):
-            self._go_on([gathering.value for gathering in self._gathering])
+            values = [gathering.value for gathering in self._gathering]
+            if self._lacking:
+                self.adds = dict(zip(self._lacking, values, strict=True))
+                return
+            self._go_on(values)
 
     def _go_on(self, values: Sequence[Any] | None) -> None:
         try:
@@ -164,7 +221,13 @@ class Asked:
         if [(type(r), r.rows) for r in asked] != [(type(r), r.rows) for r in expected]:
             self._differs()
         self.rows = any(reduction.rows for reduction in asked)
+        self.whole = any(map(takes_whole, asked))
         self.wide = all(reduction.wide for reduction in asked)
+        totals, of_model = self._totals, [r.name for r in asked if isinstance(r, Total)]
+        if totals is not None and of_model and all(name in totals for name in of_model):
+            self._gathering, self.takes_stored = [_Known(totals[name]) for name in of_model], False
+            return
+        self._lacking = [] if totals is None else of_model
         self._gathering = [reduction.begin(self._x) for reduction in asked]
         self.takes_stored = bool(self._stored) and all(
             hasattr(gathering, "takes") and gathering.takes(self._stored)

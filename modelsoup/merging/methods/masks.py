@@ -6,11 +6,13 @@ Consensus and EMR also give a single expert back, out of what the merge of all o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from ...errors import ParameterError, counted
 from ..forms import Block, Of, PerModel, Tensor
-from ..reductions import Sum
+from ..reductions import Sum, Total
 from .parameters import parameter
 from .registry import Asking, method
 
@@ -80,9 +82,7 @@ def consensus(
 
     def merged(b: Block) -> np.ndarray:
         deltas = [b.delta(i) for i in x.models]
-        total = deltas[0].copy()
-        for delta in deltas[1:]:
-            total += delta
+        total = summed(deltas)
         if expert:
             kept = matters(total, deltas[expert - 1], threshold[expert - 1])
         else:
@@ -97,6 +97,15 @@ def consensus(
     return merged
 
 
+def summed(deltas: Iterable[np.ndarray]) -> np.ndarray:
+    """The sum of task vectors, a new array."""
+    each = iter(deltas)
+    total = next(each).copy()
+    for delta in each:
+        total += delta
+    return total
+
+
 def matters(total: np.ndarray, delta: np.ndarray, limit: float) -> np.ndarray:
     """Whether each element of a task vector is large beside what the others add to it."""
     mask: np.ndarray = np.abs(delta) > limit * np.abs(total - delta)
@@ -108,7 +117,7 @@ def matters(total: np.ndarray, delta: np.ndarray, limit: float) -> np.ndarray:
     base=True,
     models=(1, None),
     purpose="experts",
-    version="1",
+    version="2",
     summary="one vector of elected signs and largest magnitudes; or one expert of it",
     source="Huang et al., EMR-merging, NeurIPS 2024 (arXiv 2405.17461)",
 )
@@ -116,33 +125,38 @@ def emr(x: Tensor, lambda_: float = _LAMBDA, expert: int = _EXPERT) -> Asking:
     """Base + λ·u: the sign of Σ dᵢ (− for zero), and the largest |dᵢ| that has it.
 
     The expert n is base + λ·cₙ·u where dₙ has the elected sign, 0 elsewhere, with cₙ such that the
-    tensor's L1 norm is that of dₙ. (The paper's code has one cₙ for all tensors of a model, in two
-    ways that differ.)
+    whole model's L1 norm is that of dₙ. (The paper's code also has a mean over the tensors' own.)
     """
     _check_expert(x, expert)
 
-    def unified(b: Block) -> np.ndarray:
-        total = b.delta(0)
-        for k in x.models[1:]:
-            total += b.delta(k)
-        sign = np.where(total > 0, total.dtype.type(1), total.dtype.type(-1))
-        largest = np.zeros_like(total)
-        for k in x.models:
-            np.maximum(largest, sign * b.delta(k), out=largest)
-        largest *= sign
-        return largest
-
     if not expert:
-        return lambda b: b.base + lambda_ * unified(b)
+        return lambda b: b.base + lambda_ * unified(x, b)
 
     def own(b: Block) -> np.ndarray:
-        values = unified(b)
-        values *= (b.delta(expert - 1) * values) > 0
+        values = unified(x, b)
+        values *= agrees(b, expert - 1, values)
         return values
 
     def norms(b: Block) -> tuple[np.ndarray, np.ndarray]:
         return np.abs(b.delta(expert - 1)), np.abs(own(b))
 
-    ((wanted, there),) = yield [Sum(norms, 2)]
+    ((wanted, there),) = yield [Total("norms", Sum(norms, 2))]
     scale = lambda_ * (wanted / there if there else 1.0)
     return lambda b: b.base + scale * own(b)
+
+
+def unified(x: Tensor, b: Block) -> np.ndarray:
+    """The sign of the sum of task vectors, − for zero, and the largest magnitude that has it."""
+    total = summed(map(b.delta, x.models))
+    sign = np.where(total > 0, total.dtype.type(1), total.dtype.type(-1))
+    largest = np.zeros_like(total)
+    for k in x.models:
+        np.maximum(largest, sign * b.delta(k), out=largest)
+    largest *= sign
+    return largest
+
+
+def agrees(b: Block, k: int, elected: np.ndarray) -> np.ndarray:
+    """Where a model's task vector has the elected sign."""
+    mask: np.ndarray = (b.delta(k) * elected) > 0
+    return mask

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ...errors import ParameterError, counted, nearest
@@ -65,7 +66,8 @@ def parameter(
     """What a parameter of a method has as its default, in the method's signature.
 
     Its kind is the annotation's: `float`, `int`, `bool`, a `Literal` of words, or `PerModel`;
-    without one, the default's, or a number.
+    without one, the default's, or a number. With `| None` the method finds a value where none is
+    given, and the default is None.
 
     Args:
         default: its value where none is given; without one it is required.
@@ -91,6 +93,8 @@ def parameters_of(function: Callable[..., Any], method_name: str) -> dict[str, P
         if hint is None:  # not annotated: as its default is
             is_given = given.default is not inspect.Parameter.empty
             hint = type(given.default) if is_given else float
+        if get_origin(hint) is UnionType and len(own := set(get_args(hint)) - {NoneType}) == 1:
+            (hint,) = own
         words = tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()
         kind = "word" if words else _KINDS.get(hint)
         if kind is None:
@@ -104,6 +108,8 @@ def parameters_of(function: Callable[..., Any], method_name: str) -> dict[str, P
 
 
 def checked(method_name: str, own: Parameter, value: Any, models: int) -> Any:
+    if value is None and own.default is None:
+        return None
     where = f"parameter {own.name!r} of {method_name!r}"
     if own.kind == "truth":
         if not isinstance(value, str) and value in (0, 1):  # True and False among them

@@ -8,7 +8,19 @@ from typing import Literal
 import numpy as np
 
 from ...errors import ParameterError
-from ..forms import Block, Merging, PerModel, Rows, Tensor, WeightedSum, Whole, evaluated
+from ..forms import (
+    Block,
+    Merging,
+    PerModel,
+    Rows,
+    Tensor,
+    WeightedSum,
+    Whole,
+    evaluated,
+    of_block,
+)
+from ..reductions import Sum, Total
+from .masks import summed
 from .parameters import parameter
 from .registry import Asking, build_parameters, get_method, method
 from .spectral import EMBEDDINGS, difference, in_arrays, is_finite, matrix_shape, svd, svd_memory
@@ -16,7 +28,7 @@ from .spectral import EMBEDDINGS, difference, in_arrays, is_finite, matrix_shape
 Inner = Literal[
     "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties",
     "della", "della_linear", "sce", "ram", "ramplus_tl", "model_stock", "magmax", "consensus",
-    "emr", "tsv_m", "iso_c", "iso_cts",
+    "emr", "tsv_m", "iso_c", "iso_cts", "opcm",
 ]  # fmt: skip
 
 _WEIGHT = parameter(1.0, doc="of the method `of`, where it has weights")
@@ -110,8 +122,10 @@ def svc(
 )
 def lines(
     x: Tensor,
-    shallow: float = parameter(
-        doc="the scale of the first layer, and of what is in no layer: 1/T for a sum of T, as LiNeS"
+    shallow: float | None = parameter(
+        None,
+        doc="the scale of the first layer, and of what is in no layer; as LiNeS finds it for T "
+        "task vectors: 1/T, times how much of the length of their sum the merge has lost",
     ),
     deep: float = parameter(1.0, doc="the scale of the last layer"),
     of: Literal[Inner, "svc"] = parameter(
@@ -121,10 +135,24 @@ def lines(
     density: PerModel = _DENSITY,
     lambda_: float = _LAMBDA,
 ) -> Asking:
-    """Base + s·(merged − base), with s = shallow + (deep − shallow)·ℓ/(L − 1) in layer ℓ of L."""
+    """Base + s·(merged − base), with s = shallow + (deep − shallow)·ℓ/(L − 1) in layer ℓ of L.
+
+    Without `shallow` it is (‖Σ dᵢ‖₁ / ‖merged − base‖₁) / T, both of the whole model.
+    """
     form = yield from merged_by(x, of, weight, density, lambda_)
+    if shallow is None:
+        by_rows, whole = isinstance(form, Rows), isinstance(form, Whole)
+        sizes = Sum(lambda b: _sizes(x, form, b), 2, rows=by_rows, whole=whole)
+        ((of_sum, merged),) = yield [Total("sizes", sizes)]
+        shallow = (of_sum / merged if merged else 1.0) / x.count
     index, count = x.layer or (0, 1)
     return scaled(form, shallow + (deep - shallow) * (index / (count - 1) if count > 1 else 0))
+
+
+def _sizes(x: Tensor, form: Merging, b: Block) -> tuple[np.ndarray, np.ndarray]:
+    """Magnitudes of the sum of task vectors, and of what was merged."""
+    merged = of_block(form, x, b) - b.base  # first, as it may take much memory on the way
+    return np.abs(summed(map(b.task_vector, x.models))), np.abs(merged)
 
 
 def scaled(form: Merging, scale: float) -> Merging:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 import sys
@@ -228,6 +227,8 @@ def code_version(chosen: Method) -> str:
     """
     if chosen.version:
         return chosen.version
+    import hashlib  # loads OpenSSL, which a merge seldom needs
+
     digest = hashlib.sha256()
     parts = (chosen.function, chosen.from_beta)
     for name in sorted({str(part.__module__) for part in parts if part is not None}):

@@ -16,9 +16,10 @@ import numpy as np
 
 from ...errors import ParameterError, counted
 from ...files.names import is_embedding
-from ..forms import Merging, Tensor, WeightedSum, Whole
+from ..forms import Block, Merging, Tensor, WeightedSum, Whole
+from ..reductions import Sum, Total
 from .parameters import parameter
-from .registry import method
+from .registry import Asking, method
 
 Conv = Literal["mean", "flatten"]
 Delta = Callable[[int], np.ndarray]
@@ -390,3 +391,95 @@ def _flow(matrix: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray, np.ndar
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = np.where(values > 0, -np.expm1(-2 * t * values) / values, 2 * t)
     return q, np.exp(-2 * t * values), gain
+
+
+@method(
+    "opcm",
+    base=True,
+    models=(1, None),
+    matrices=True,
+    purpose="matrices",
+    version="1",
+    summary="task vectors one after the other, each without what touches the directions before it",
+    source="Tang et al., Merging models on the fly without retraining, 2025 (arXiv 2501.09522)",
+)
+def opcm(
+    x: Tensor,
+    alpha: float = parameter(
+        0.5, low=0, high=1, doc="the share of the singular values whose directions are closed"
+    ),
+    lambda_: float = LAMBDA,
+    conv: Conv = CONV,
+    embeddings: bool = EMBEDDINGS,
+) -> Asking:
+    """Base + λ·S·n/‖S‖ with S₁ = D₁ and Sₜ = Sₜ₋₁ + U·P·Vᵀ, the models in their order.
+
+    P is Uᵀ·Dₜ·V of Sₜ₋₁ = U·diag(σ)·Vᵀ, zero on its diagonal and in its first q rows of the first q
+    columns, of which the σ come to at most alpha of all. What is no matrix is summed up. n, the
+    mean norm of the task vectors, and ‖S‖ are the whole model's. (The paper rescales after each
+    model; as that changes no direction, once at the end is the same.)
+    """
+    shape = matrix_shape(x, conv, embeddings=embeddings)
+
+    def merged(delta: Delta, base: np.ndarray) -> np.ndarray:
+        # What a task vector lost when it was added to the base is noise in all directions.
+        noise = x.count * np.finfo(x.dtype).eps * float(np.linalg.norm(base))
+        total = delta(0)
+        for k in x.models[1:]:
+            total += _beside(delta, k, total, alpha, noise)
+        return total
+
+    def squares(b: Block) -> tuple[np.ndarray, ...]:
+        def delta(k: int) -> np.ndarray:
+            made = difference(b.model(k), b.base)
+            return made if shape is None else made.reshape(shape)
+
+        if shape is None:
+            made = _sum(delta, x)
+        elif all(is_finite(delta(k)) for k in x.models):
+            made = merged(delta, b.base)
+        else:
+            made = np.full(1, np.nan)
+        return (*(_square(delta(k)) for k in x.models), _square(made))
+
+    of_tensor = Sum(squares, x.count + 1, whole=shape is not None)
+    (sums,) = yield [Total("squares", of_tensor)]
+    *own, length = np.sqrt(sums).tolist()
+    lambda_ *= sum(own) / x.count / length if length else 1.0
+    if shape is None:
+        return WeightedSum((lambda_,) * x.count, of_deltas=True)
+    memory = svd_memory(shape) if x.count > 1 else 1
+
+    def whole(inputs: Sequence[np.ndarray]) -> np.ndarray:
+        own = of_matrices(x, shape, lambda_, lambda delta: merged(delta, inputs[0]), memory)
+        assert isinstance(own, Whole)
+        return own.function(inputs)
+
+    return Whole(whole, in_arrays(x, memory))
+
+
+def _square(values: np.ndarray) -> np.ndarray:
+    """The sum of squares."""
+    return np.add.reduce(np.square(values), axis=None, keepdims=True)
+
+
+def _beside(
+    delta: Delta, k: int, total: np.ndarray, alpha: float, noise: float
+    ) -> np.ndarray:  # fmt: skip
+    """What a task vector adds to a sum: not along a direction of it, nor from a strong to a strong.
+
+    Directions that the sum does not have, but for noise, are arbitrary, and close nothing.
+    """
+    u, s, vt = svd(total)
+    u *= s > max(noise, s.max(initial=0) * max(total.shape) * np.finfo(s.dtype).eps)
+    strong = int(np.count_nonzero(np.cumsum(s) <= alpha * s.sum()))
+    d = delta(k)
+    inner = u.T @ d
+    along = np.einsum("rn,rn->r", inner, vt)
+    closed = inner[:strong] @ vt[:strong].T
+    del inner
+    np.fill_diagonal(closed, 0)
+    d -= u[:, :strong] @ (closed @ vt[:strong])
+    u *= along
+    d -= u @ vt
+    return d
