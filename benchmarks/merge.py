@@ -48,6 +48,14 @@ for offset in range(0, os.fstat(sources[0]).st_size, len(buffer)):
 if fsync:
     os.fsync(target)
 """
+READING = """
+import os, sys
+sources = [os.open(path, os.O_RDONLY) for path in sys.argv[1:]]
+buffer = memoryview(bytearray(2 << 20))
+for offset in range(0, os.fstat(sources[0]).st_size, len(buffer)):
+    for source in sources:
+        os.preadv(source, [buffer], offset)
+"""
 # What most people write first.
 TORCH_PLAIN = """
 import sys
@@ -292,6 +300,7 @@ def measure(case: Case, rounds: int, work: Path) -> list[Result]:
 # Ends of the names of rows: what is written may be in the page cache only, or must be on disk.
 CACHED, SYNCED = "", ", fsync"
 LINEAR = ["--method", "linear", "--beta", "0.5"]
+SNAPSHOTS = 50
 SLERP = ["--method", "slerp", "--set", "t=0.4"]
 SLERP_CLAIMS = (Claim("x limit", high=3.5), Claim("x mergekit", low=8), Claim("RSS MB", high=200))
 TIES_CLAIMS = (Claim("x limit", high=16), Claim("x mergekit", low=8), Claim("RSS MB", high=120))
@@ -649,6 +658,57 @@ def single(setup: Setup) -> Case:
     return Case(f"Models that are one single tensor of {size / 1e9:.2f} GB", rows, inputs)
 
 
+def half(setup: Setup) -> Case:
+    """So little that the start of Python counts."""
+    inputs = setup.data("llama", 1, 2, scale=0.25)
+    size = inputs[0].stat().st_size
+    claims = (Claim("s over 1.3 x limit", high=0.15),)
+    return Case(
+        f"Half a gigabyte: the mean of two models of {size / 1e9:.2f} GB, bfloat16",
+        [
+            *limits(setup, inputs),
+            *soups(setup, inputs, LINEAR, claims=claims, fast_claims=claims),
+        ],
+        inputs,
+        repeat=3,
+    )
+
+
+def ema(setup: Setup) -> Case:
+    """Snapshots are links to two files, which are read as often as there are snapshots."""
+    members = setup.data("llama", 1, 2, scale=0.0625)
+    size = members[0].stat().st_size
+    folder = setup.directory / f"snapshots-{setup.scale:g}"
+    folder.mkdir(exist_ok=True)
+    inputs = [folder / f"step-{number}.safetensors" for number in range(SNAPSHOTS)]
+    for number, path in enumerate(inputs):
+        path.unlink(missing_ok=True)
+        path.hardlink_to(members[number % len(members)])
+    average = ("-m", "modelsoup", "average", *map(str, inputs), "--ema", "0.999")
+    claims = (Claim("x limit", high=1.2), Claim("RSS MB", high=2 * size / 1e6))
+    rows = [
+        Row(
+            name,
+            (str(python), *average, "-o", setup.output, "-q") if python else (),
+            environment,
+            warm_up=(str(python), "-m", "modelsoup", "--help") if python else (),
+            writes=size,
+            limit="reading",
+            claims=claims,
+        )
+        for name, python, environment in (
+            ("modelsoup, numpy", setup.python, {"MODELSOUP_FAST": "0"}),
+            ("modelsoup, numba", setup.fast, {}),
+        )
+    ]
+    reading = Row("reading", (setup.python, "-c", READING, *map(str, inputs)))
+    return Case(
+        f"EMA of {SNAPSHOTS} snapshots of {size / 1e9:.2f} GB, bfloat16",
+        [reading, *rows],
+        members,
+    )
+
+
 def many(setup: Setup) -> Case:
     inputs = setup.data("many", 0, 1)
     merge = ("-m", "modelsoup", "merge", *map(str, inputs), "-o", setup.output)
@@ -687,6 +747,8 @@ CASES: dict[str, Callable[[Setup], Case]] = {
     "ties": ties,
     "lora": lora,
     "gan": gan,
+    "half": half,
+    "ema": ema,
     "double": double,
     "single": single,
     "many": many,
@@ -707,6 +769,14 @@ def ratio(
         return None
     rounds = zip(result.samples, *(reference.samples for reference in complete), strict=True)
     return statistics.median(of(mine) / min(map(of, others)) for mine, *others in rounds)
+
+
+def over_limit(result: Result, limit: Sequence[Result]) -> float | None:
+    """Median over rounds of the seconds by which a row took longer than 1.3 times its limit."""
+    if result.error or not limit or limit[0].error:
+        return None
+    rounds = zip(result.samples, limit[0].samples, strict=True)
+    return statistics.median(mine.wall - 1.3 * bound.wall for mine, bound in rounds)
 
 
 def quantities(result: Result, results: Sequence[Result]) -> dict[str, float | None]:
@@ -730,6 +800,7 @@ def quantities(result: Result, results: Sequence[Result]) -> dict[str, float | N
         "wall s": statistics.median(map(wall, result.samples)),
         "RSS MB": peak / 1e6,
         "x limit": ratio(result, limit, wall),
+        "s over 1.3 x limit": over_limit(result, limit),
         "CPU x limit": ratio(result, limit, lambda sample: sample.cpu),
         "x mergekit": 1 / to_mergekit if to_mergekit else None,
         "wall x half": ratio(result, half, wall),

@@ -355,6 +355,19 @@ def test_a_second_process_takes_loops_from_the_cache_without_numba(
         assert second.outputs[job] == both.numpy.outputs[job], job
 
 
+def test_the_sum_of_so_many_models_that_a_loop_would_be_slower_is_numpys(
+    both: Both, tmp_path: Path
+) -> None:
+    models = both.jobs["linear of three"]["models"]
+    jobs: dict[str, Job] = {
+        f"of {count}": {"models": (models * 5)[:count], "weights": [1] * count}
+        for count in (12, 13)
+    }
+    done = run(tmp_path, jobs, fast="1", cache=both.cache)
+    assert {len(inputs) for _, inputs, _ in done.loops} == {12}
+    assert done.outputs == run(tmp_path, jobs, fast="0", cache=both.cache).outputs
+
+
 def test_a_small_merge_compiles_nothing_unless_it_is_told_to(both: Both, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     small = run(tmp_path, chosen(both, "linear of two"), fast=None, cache=cache)

@@ -653,6 +653,38 @@ def test_sums_over_the_model_are_of_the_tensors_of_one_rule(tmp_path: Path) -> N
             close(found[name], wanted[name], 1e-9)
 
 
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [("opcm", {}), ("svc", {"of": "ties", "density": 0.5}), ("lines", {"of": "tsv_m"})],
+)
+def test_a_head_of_a_matrix_s_shape_is_still_a_head(
+    method: str, own: dict[str, Any], tmp_path: Path
+) -> None:
+    """Methods that ask before they merge tell them apart by their names, in either order."""
+    paths = [tmp_path / f"{k}.safetensors" for k in range(3)]
+    arrays = [drawn(seed, 2, (300, 301)) for seed in (1, 2, 3)]
+    for k, path in enumerate(paths):
+        names = ("embed_tokens.weight", "layers.0.weight", "layers.1.weight")
+        save_file(dict(zip(names, (of[k] for of in arrays), strict=True)), path)
+    found = []
+    for prefix in ("", "x."):  # of the same tensors under names that are no head's
+        renames = {"embed_tokens.*": "tokens.*"} if prefix else {}
+        out = tmp_path / f"{prefix}out.safetensors"
+        report = modelsoup.merge(
+            paths[1:], out, base=paths[0], method=method, parameters=own, renames=renames,
+            fsync=False,
+        )  # fmt: skip
+        found.append(load_file(out))
+        # Whole tensors are merged at once where that is planned, and else slice by slice.
+        planned = [bool(step.whole_bytes) for step in report.plan.steps]
+        assert planned == [bool(prefix), True, True]
+    assert not np.allclose(found[0]["embed_tokens.weight"], found[1]["tokens.weight"])
+    base, *models = (of for of in arrays[0])
+    if method == "svc":
+        wanted = modelsoup.merge_arrays("ties", models, base=base, weight=1.0, density=0.5)
+        close(found[0]["embed_tokens.weight"], wanted)
+
+
 @pytest.mark.parametrize("method", ["opcm", "lines"])
 def test_sums_over_the_model_do_not_depend_on_workers_shards_or_slices(
     method: str, tmp_path: Path

@@ -18,7 +18,7 @@ from .forms import (
     Whole,
     added_up,
     weighted_deltas,
-    weighted_sum_into,
+    weighted_sum,
 )
 from .jobs import Job, Opened, Unit
 from .plan import Step
@@ -126,7 +126,9 @@ def merged(
     if isinstance(form, Whole):
         yield slice(0, unit.stop - unit.start), _whole(job, form, stored)
         return
-    own = [numpy_dtype(source.info.dtype) != dtype for source in step.sources]
+    if isinstance(form, WeightedSum) and not form.of_deltas and not job.deltas:
+        yield from _summed(unit, stored, buffers, target)
+        return
     for place, b in blocks(unit, stored, buffers, dtype):
         x = b.values
         if form is None:  # stored as another dtype
@@ -144,10 +146,44 @@ def merged(
         elif form.of_deltas:
             yield place, weighted_deltas(x, job.weights)
         else:
-            values = x[0] if own[0] else np.empty_like(x[0])
-            values = values if target is None else target[place]
-            weighted_sum_into(x, job.weights, values, own)
-            yield place, values
+            yield place, weighted_sum(x, job.weights)
+
+
+def _summed(
+    unit: Unit, stored: list[np.ndarray], buffers: Buffers, target: np.ndarray | None
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """As `merged`, for a weighted sum: one source after the other is widened, and added.
+
+    So a sum of fifty models needs no more of the cache than one of two.
+    """
+    job, arrays = unit.job, _typed(unit.job.step, stored)
+    dtype = job.step.compute_dtype
+    for start, place in _places(unit, job.block(in_a_pass=False)):
+        size = place.stop - place.start
+        total = buffers.take((job.place, "sum"), size, dtype) if target is None else target[place]
+        part = buffers.take((job.place, "part"), size, dtype)
+        for index, (weight, array) in enumerate(zip(job.weights.weight, arrays, strict=True)):
+            x = _wide(job, index, array[place], start, part)
+            np.multiply(weight, x, out=part if index else total)
+            if index:
+                np.add(total, part, out=total)
+        yield place, total
+
+
+def _places(unit: Unit, length: int) -> Iterator[tuple[int, slice]]:
+    """Where each block of a unit begins in its tensor, and its place in the unit."""
+    for start in range(unit.start, unit.stop, length):
+        yield start, slice(start - unit.start, min(start + length, unit.stop) - unit.start)
+
+
+def _wide(job: Job, index: int, array: np.ndarray, start: int, out: np.ndarray) -> np.ndarray:
+    """A source's elements from `start` on, in the dtype of `out`: themselves, or widened there."""
+    if array.dtype == out.dtype:
+        return array
+    widen(array, out)
+    if job.scales and (scales := job.scales[index]) is not None:
+        dequantize(out, start, *scales)
+    return out
 
 
 def whole_block(job: Job, stored: list[np.ndarray]) -> Block:
@@ -187,18 +223,14 @@ def blocks(
     has_base = job.step.tensor is not None and job.step.tensor.has_base
     form, are_deltas = job.form, job.deltas
     adds_up = isinstance(form, WeightedSum) and form.of_deltas  # and asks for no model
-    for start in range(unit.start, unit.stop, length):
-        place = slice(start - unit.start, min(start + length, unit.stop) - unit.start)
+    for start, place in _places(unit, length):
         x = []
         for index, array in enumerate(arrays):
             if dtype is None or array.dtype == dtype:
                 x.append(array[place])
-                continue
-            wide = buffers.take((job.place, index), place.stop - place.start, dtype)
-            widen(array[place], wide)
-            if job.scales and (scales := job.scales[index]) is not None:
-                dequantize(wide, start, *scales)
-            x.append(wide)
+            else:
+                wide = buffers.take((job.place, index), place.stop - place.start, dtype)
+                x.append(_wide(job, index, array[place], start, wide))
         deltas = {k: x[k] for k in are_deltas}
         if in_a_pass or not adds_up:
             for k, delta in deltas.items():

@@ -70,7 +70,8 @@ _STORES = {
 # The largest magnitude, as float32, that still rounds to a finite number.
 _LIMITS = {"F32": 0x7F7FFFFF, "BF16": 0x7F7F7FFF, "F16": 0x477FEFFF}
 _POINTERS = {"F32": "float32", "BF16": "uint16", "F16": "uint16", "F64": "float64"}
-_MOST_INPUTS = 4  # to compile the products of more takes long
+_MOST_SUMMED = 12  # of more LLVM makes no vectors, and takes minutes for fifty
+_MOST_MULTIPLIED = 4  # to compile the products of more takes long
 
 
 def available() -> bool:
@@ -97,6 +98,8 @@ def loop_for(
     """
     if not available() or not set(inputs) | {output} <= set(_SUPPORTED):
         return None
+    if len(inputs) > _MOST_SUMMED:
+        return None
     lengths = tuple(len(value) if isinstance(value, tuple) else 0 for value in example)
     key = (function, inputs, output, type(example), lengths)
     if key not in _loops:
@@ -115,7 +118,7 @@ def products_loop(inputs: tuple[str, ...], lanes: int, *, of_deltas: bool) -> Lo
         lanes: element i is added to lane i modulo this.
         of_deltas: the vectors are the others' differences from the first.
     """
-    if not available() or not set(inputs) <= set(_SUPPORTED) or len(inputs) > _MOST_INPUTS:
+    if not available() or not set(inputs) <= set(_SUPPORTED) or len(inputs) > _MOST_MULTIPLIED:
         return None
     key = (products_loop, inputs, "F64", lanes, of_deltas)
     if key not in _loops:

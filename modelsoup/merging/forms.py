@@ -256,14 +256,6 @@ def weighted_sum(x: Any, p: Any) -> Any:
     return total
 
 
-def weighted_sum_into(x: Any, p: Any, out: Any, own: Any) -> None:
-    """The same into an array, which may be `x[0]`; where `own[k]`, `x[k]` is overwritten."""
-    np.multiply(p.weight[0], x[0], out=out)
-    for k in range(1, len(x)):
-        part = np.multiply(p.weight[k], x[k], out=x[k] if own[k] else None)
-        np.add(out, part, out=out)
-
-
 def added_up(b: Block, weights: Sequence[Any]) -> np.ndarray:
     """x₀ + Σ cₖ·dₖ, of which task vectors may be known as such, the sum added up in order."""
     total: np.ndarray = weights[0] * b.task_vector(0)

@@ -372,7 +372,7 @@ def _execute(
         ) as writer:
             stream.run(writer, files)
             if refused := stream.refused_nonfinite():
-                names = list(dict.fromkeys(fault.name for fault in refused))
+                names = sorted({fault.name for fault in refused})  # workers find them in any order
                 every = [step.name for step in plan.steps]
                 patterns = covering(names, every)
                 hinted = patterns if len(patterns) <= 2 * LISTED else ["*"]
@@ -400,7 +400,7 @@ def _execute(
     finally:
         inputs.close()
     if stream.nonfinite:
-        found = tuple(dict.fromkeys(fault.name for fault in stream.nonfinite))
+        found = tuple(sorted({fault.name for fault in stream.nonfinite}))
         told.append(Notice("nonfinite", nonfinite_sentence(stream.nonfinite), found, "note"))
     final = with_lineage(digests, stream.nonfinite_results())
     return MergeReport(

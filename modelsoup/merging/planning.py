@@ -36,6 +36,7 @@ from .forms import Tensor, WeightedSum
 from .hints import done, in_place, in_rule, instead
 from .layout import Layout, laid_out
 from .methods import Method, Outline, build_parameters, get_method, outline
+from .methods.spectral import is_table
 from .plan import Level, Made, MergePlan, Notice, Step, Unmade, model_called
 from .proposals import proposal
 from .recipe import UNION, OnInteger, Recipe, check_beta
@@ -601,8 +602,8 @@ class _Planner:
     def _outline(self, method: Method, x: Tensor, parameters: Mapping[str, Any]) -> Outline:
         """What a method asks of a tensor; where it must know something of it, as of those like it.
 
-        What it yields may depend on parameters and shapes only. What it does without asking may
-        depend on the tensor's name.
+        What it yields may depend on parameters and shapes only, and on whether it is a table by its
+        name. What it does without asking may depend on the name in other ways.
         """
         depth = x.layer if method.layers else None
         key = (
@@ -614,6 +615,7 @@ class _Planner:
             x.can_be_sampled,
             x.aux,
             depth,
+            len(x.shape) > 1 and is_table(x.name),
         )
         if key not in self.outlines:
             asked = outline(method, x, parameters)

@@ -25,7 +25,7 @@ from modelsoup_i2i.training.losses import deceive, judge, slope_penalty
 from modelsoup_i2i.training.state import State
 from modelsoup_i2i.training.turns import Batch
 from modelsoup_i2i.training.watch import Losses
-from modelsoup_i2i.use.generators import load_network
+from modelsoup_i2i.use.generators import load_model, load_network
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
@@ -716,3 +716,7 @@ def test_spectral_norms_of_a_merge_are_those_of_its_weights(
             mean = by_vector(weight, averaged[f"{network}.{name}.u0"][0])
             off.append(abs(mean / largest(weight) - 1))
     assert max(off) > 0.3  # by the mean of the vectors
+    models = [load_model(file) for file in (halves, averages)]
+    given = models[0].given(["one"], 1)
+    first, second = (model.made(None, given)[0].astype(int) for model in models)
+    assert np.abs(first - second).max() <= 1

@@ -12,6 +12,8 @@ from .registry import Asking, method
 _LEAST_NORMS = 1e-6  # as in mergekit: the product of two norms that a cosine is divided by at least
 _CANCELLED = 1e-6  # a divisor below this is zero but for rounding
 
+WEIGHT = parameter(1.0, low=0, doc="each model's weight")
+
 
 def over_their_sum(weight: PerModel) -> PerModel:
     """Weights over their sum, in float64; infinite or NaN where they sum to zero."""

@@ -15,8 +15,8 @@ from ..forms import Block, Of, PerModel, Tensor
 from ..reductions import Sum, Total
 from .parameters import parameter
 from .registry import Asking, method
+from .spectral import LAMBDA
 
-_LAMBDA = parameter(1.0, doc="what the merged task vector is multiplied by")
 _EXPERT = parameter(0, low=0, doc="0 is the merge; n is the n-th model as the merge can rebuild it")
 
 
@@ -71,7 +71,7 @@ def consensus(
     threshold: PerModel = parameter(
         0.6, low=0, doc="how large an element must be, by all that the others add to it"
     ),
-    lambda_: float = _LAMBDA,
+    lambda_: float = LAMBDA,
     expert: int = _EXPERT,
 ) -> Of:
     """Base + λ·S·[Σ mᵢ ≥ k], with S = Σ dᵢ and the TALL masks mᵢ = |dᵢ| > thresholdᵢ·|S − dᵢ|.
@@ -121,7 +121,7 @@ def matters(total: np.ndarray, delta: np.ndarray, limit: float) -> np.ndarray:
     summary="one vector of elected signs and largest magnitudes; or one expert of it",
     source="Huang et al., EMR-merging, NeurIPS 2024 (arXiv 2405.17461)",
 )
-def emr(x: Tensor, lambda_: float = _LAMBDA, expert: int = _EXPERT) -> Asking:
+def emr(x: Tensor, lambda_: float = LAMBDA, expert: int = _EXPERT) -> Asking:
     """Base + λ·u: the sign of Σ dᵢ (− for zero), and the largest |dᵢ| that has it.
 
     The expert n is base + λ·cₙ·u where dₙ has the elected sign, 0 elsewhere, with cₙ such that the

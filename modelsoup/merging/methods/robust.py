@@ -8,8 +8,7 @@ import numpy as np
 
 from ..forms import PerModel, Tensor, WeightedSum
 from ..reductions import Gram
-from .averages import over_their_sum
-from .parameters import parameter
+from .averages import WEIGHT, over_their_sum
 from .registry import Asking, method
 
 _SAME = 1e-14  # squared distance over squared norms: as near as float32 can tell
@@ -25,9 +24,7 @@ _MOST_STEPS = 1000
     summary="the point with the smallest sum of distances to the models, tensor by tensor",
     source="Weiszfeld 1937; Vardi and Zhang, PNAS 2000; Pillutla et al., IEEE TSP 2022",
 )
-def geometric_median(
-    x: Tensor, weight: PerModel = parameter(1.0, low=0, doc="each model's weight")
-) -> Asking:
+def geometric_median(x: Tensor, weight: PerModel = WEIGHT) -> Asking:
     """The y with the smallest Σ wᵢ·‖xᵢ − y‖, by Weiszfeld's steps from the mean.
 
     Each tensor is taken as one long vector. A model that is the median itself is found first, by

@@ -41,9 +41,14 @@ def matrix_shape(
     axes = len(x.shape)
     if not x.elements or axes < 2 or (axes > 2 and conv == "mean"):
         return None
-    if not embeddings and (is_embedding(x.name) or _HEAD.fullmatch(x.name)):
+    if not embeddings and is_table(x.name):
         return None
     return x.shape[0], x.elements // x.shape[0]
+
+
+def is_table(name: str) -> bool:
+    """Whether a tensor's name is that of an embedding or a head."""
+    return is_embedding(name) or _HEAD.fullmatch(name) is not None
 
 
 def mean_of_deltas(x: Tensor, lambda_: float) -> WeightedSum:

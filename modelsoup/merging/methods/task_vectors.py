@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -203,22 +204,23 @@ def agreed(of: Sequence[Of], weight: PerModel, lambda_: float, *, normalize: boo
     """
 
     def merged(b: Block) -> np.ndarray:
-        weighted = [w * one(b) for w, one in zip(weight, of, strict=True)]
-        elected = weighted[0].copy()
-        for delta in weighted[1:]:
-            elected += delta
-        positive = elected >= 0
-        total, divisor = np.zeros_like(elected), np.zeros_like(elected)
+        weighted = [one(b) for one in of]
+        for w, delta in zip(weight, weighted, strict=True):
+            np.multiply(delta, w, out=delta)
+        positive = reduce(np.add, weighted) >= 0
+        total = np.zeros_like(b.base)
+        divisor = np.zeros_like(b.base) if normalize else None
         for w, delta in zip(weight, weighted, strict=True):
             agrees = (delta > 0) == positive
-            total += delta * agrees
-            if normalize:
-                agrees &= delta != 0
-                divisor += total.dtype.type(w) * agrees
-        if normalize:
+            if divisor is not None:
+                divisor += total.dtype.type(w) * (agrees & (delta != 0))
+            np.multiply(delta, agrees, out=delta)
+            total += delta
+        if divisor is not None:
             divisor += divisor == 0
             total /= divisor
-        made: np.ndarray = b.base + lambda_ * total
-        return made
+        total *= lambda_
+        total += b.base
+        return total
 
     return merged

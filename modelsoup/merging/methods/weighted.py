@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..forms import Block, Merging, Of, PerModel, Tensor, WeightedSum, Whole
-from .averages import over_their_sum
+from .averages import WEIGHT, over_their_sum
 from .parameters import parameter
 from .registry import Auxiliary, method
 from .spectral import EMBEDDINGS, LAMBDA, Delta, in_arrays, is_finite, matrix_shape, of_matrices
@@ -25,9 +25,7 @@ from .spectral import EMBEDDINGS, LAMBDA, Delta, in_arrays, is_finite, matrix_sh
     summary="each element weighted by how sure its model's data are of it",
     source="Matena and Raffel, Merging models with Fisher-weighted averaging, NeurIPS 2022",
 )
-def fisher(
-    x: Tensor, weight: PerModel = parameter(1.0, low=0, doc="each model's weight")
-) -> WeightedSum | Of:
+def fisher(x: Tensor, weight: PerModel = WEIGHT) -> WeightedSum | Of:
     """Σ wᵢ·Fᵢ·xᵢ / Σ wᵢ·Fᵢ; where that divisor is zero, the mean weighted by w."""
     shares = over_their_sum(weight)
     if not x.aux:
