@@ -217,6 +217,14 @@ def parameter_option(name: str, value: str) -> str:
     return f"parameters={{{name!r}: {word}}}"
 
 
+def auxiliary_option(name: str) -> str:
+    """An auxiliary input of two models, as `option` has it."""
+    dialect = _dialect.get()
+    if dialect == "command":
+        return f"--aux {name}=A,B"
+    return f"aux: {{{name}: [A, B]}}" if dialect == "plan" else f"aux={{{name!r}: […]}}"
+
+
 def layer_option(rules: Sequence[tuple[str, str]], rest: str | None = None) -> str:
     """Layer rules, as `option` has them, quoted so that they can be pasted.
 

@@ -759,6 +759,21 @@ def test_names_that_collide_without_their_prefixes_are_named(tmp_path):
     assert message == "without their prefixes, module.w, w would all be named 'w'"
 
 
+def test_a_prefix_without_its_dot_is_refused_and_the_one_that_is_named_takes_both_off(tmp_path):
+    """It once made `.w`, and exited with 0, where `soup merge` refused it."""
+    content = {"module.w": torch.ones(1), "module.module.v": torch.ones(1)}
+    message = refusal(tmp_path, content, ParameterError, strip_prefixes=["module"])
+    assert message == (
+        "without the prefix 'module', 'module.w' would be '.w', which is no name ('module.' takes "
+        "the dot off too)"
+    )
+    report = converted(tmp_path, content, strip_prefixes=["module."])
+    assert safetensors_torch.load_file(report.output).keys() == {"w", "v"}
+    content = {"module..w": torch.ones(1)}  # it was none before
+    report = converted(tmp_path, content, strip_prefixes=["module."], force=True)
+    assert safetensors_torch.load_file(report.output).keys() == {".w"}
+
+
 def test_a_prefix_that_no_name_has_is_refused_with_the_nearest(tmp_path):
     content = {"module.w": torch.ones(1), "module.v": torch.ones(1)}
     message = refusal(tmp_path, content, ParameterError, strip_prefixes=["module.", "modul."])

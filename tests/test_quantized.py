@@ -401,6 +401,7 @@ ADAPTERS = {
     "LyCORIS": ["lycoris_mid.hada_w1_a", "lycoris_mid.hada_w2_b", "lycoris_mid.alpha"],
     "LoKr": ["lycoris_mid.alpha", "lycoris_mid.lokr_w1", "lycoris_mid.lokr_w2"],
     "MLX": ["model.layers.0.q_proj.lora_a", "model.layers.0.q_proj.lora_b"],
+    "loralib": ["attn.q_proj.lora_A", "attn.q_proj.lora_B"],
     "XLabs": [f"double_blocks.0.processor.proj_lora1.{part}.weight" for part in ("down", "up")],
     "CP": [f"lora_unet_mid.lora_{part}.weight" for part in ("down", "mid", "up")],
 }

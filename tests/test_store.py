@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from trainers import Add, network
@@ -525,6 +526,8 @@ OTHERWISE: dict[tuple[type, str], Any] = {
     (Train, "start"): "b.safetensors",
     (Merge, "recipe"): Recipe(beta=0.5),
     (Merge, "base"): "b.safetensors",
+    (Merge, "lora"): [("adapter", 1.0)],
+    (Merge, "aux"): [("fisher", ["b.safetensors"])],
     (FineTune, "training"): Training("trainers:Add", {"add": 2}),
     (Training, "trainer"): "trainers:Plain",
     (Training, "options"): {"add": 2},
@@ -547,6 +550,7 @@ OTHERWISE: dict[tuple[type, str], Any] = {
     (Recipe, "slices"): "1[0:1]",
     (Recipe, "files_from"): "second",
     (Recipe, "tokenizer_from"): "second",
+    (Recipe, "estimates"): ["D.*"],
     (Recipe, "chat_template"): "{{ messages }}",
     (Rule, "pattern"): "G.*",
     (Rule, "action"): "drop",
@@ -581,6 +585,10 @@ def operation_of(kind: type, where: Path, **changed: Any) -> Any:
         return FineTune(Training("command", options, seed=5))
     for name in {"path", "base", "start", "folder"} & changed.keys():
         changed[name] = where / changed[name]
+    if "lora" in changed:
+        changed["lora"] = tuple((where / path, weight) for path, weight in changed["lora"])
+    if "aux" in changed:
+        changed["aux"] = tuple((n, tuple(where / p for p in of)) for n, of in changed["aux"])
     leaf = where / "a.safetensors"
     if kind in (Load, Train, Merge, FineTune):
         usual = {
@@ -613,6 +621,10 @@ def keyed(folder: Path) -> Path:
         (place / "train.py").write_text("import sys\n")
         (place / "data.csv").write_text("1,2\n")
     (folder / "other" / "copy.safetensors").rename(folder / "other" / "a.safetensors")
+    (folder / "adapter").mkdir()
+    factors = {f"base_model.model.D.lora_{side}.weight": np.ones((1, 1)) for side in "AB"}
+    save_file(factors, folder / "adapter" / "adapter_model.safetensors")
+    (folder / "adapter" / "adapter_config.json").write_text('{"r": 1, "lora_alpha": 1}')
     return folder
 
 

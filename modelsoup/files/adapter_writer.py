@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import NonfiniteError, OutputError
-from .adapters import CONFIG, PEFT_PREFIX, WEIGHTS, Naming
+from .adapters import CONFIG, WEIGHTS, Naming
 from .checkpoint import SUFFIX, StrPath
 from .dtypes import has_nonfinite, narrow, numpy_dtype
+from .low_rank import PEFT_PREFIX
 from .placing import check_apart, check_free, check_place
 from .writer import CheckpointWriter, OutputTensor, layout
 

@@ -19,46 +19,15 @@ import numpy as np
 from ..errors import CheckpointError, MismatchError, counted, listed, nearest, said
 from .checkpoint import SUFFIX, Checkpoint, StrPath, TensorInfo, open_checkpoint
 from .dtypes import DTYPES
+from .low_rank import KINDS, PEFT_PREFIX, Role, role_of
 from .reading import FileState, open_regular, read_small, state_of
 
 CONFIG = "adapter_config.json"
 WEIGHTS = f"adapter_model{SUFFIX}"
-PEFT_PREFIX = "base_model.model."
 _LARGEST_CONFIG = 10_000_000
 _OF_DIFFUSERS = "lora_adapter_metadata"  # the configs of its parts, in the file's metadata
 
 Naming = Literal["peft", "kohya", "diffusers"]
-Role = Literal["up", "mid", "down", "embedding up", "embedding down", "alpha", "magnitude",
-               "bias", "added", "added bias", "whole"]  # fmt: skip
-
-_NAMED = r"(\.\w+)?"  # PEFT may have the adapter's own name there
-_IN_DIFFUSERS = r"(\.lora|\.lora_linear_layer|_lora)"
-# What a tensor is, by how its name ends.
-_ENDINGS: tuple[tuple[Role, str], ...] = (
-    ("up", rf"(\.lora_B{_NAMED}|\.lora_up|{_IN_DIFFUSERS}\.up)\.weight"),
-    ("down", rf"(\.lora_A{_NAMED}|\.lora_down|{_IN_DIFFUSERS}\.down)\.weight"),
-    ("mid", r"\.lora_mid\.weight"),
-    ("embedding up", rf"\.lora_embedding_B{_NAMED}"),
-    ("embedding down", rf"\.lora_embedding_A{_NAMED}"),
-    ("alpha", r"\.alpha"),
-    ("magnitude", r"(\.lora_magnitude_vector(\.\w+)*|\.dora_scale)"),
-    ("bias", rf"\.lora_B{_NAMED}\.bias"),
-    ("added", r"\.diff"),
-    ("added bias", r"\.diff_b"),
-)
-_ROLES = [(role, re.compile(rf"(?P<module>.+?){ending}")) for role, ending in _ENDINGS]
-# Kinds of adapters that are not low-rank products, or not of a form that is known here.
-_KINDS = (
-    ("LoHa", re.compile(r".*\.hada_[tw]\d.*")),
-    ("LoKr", re.compile(r".*\.lokr_[tw]\d.*")),
-    ("OFT", re.compile(r".*\.(oft_|boft_).*")),
-    ("IA3", re.compile(r".*\.(ia3_l\b|on_input$).*")),
-    ("AdaLoRA", re.compile(r".*\.lora_E\b.*")),
-    ("VeRA", re.compile(r".*\.vera_.*")),
-    ("trainable tokens", re.compile(r".*\.(token_adapter|trainable_tokens_).*")),
-    ("MLX' LoRA", re.compile(r".*\.lora_[ab]")),
-    ("LoRA of several in one module", re.compile(r".*lora\d+\.(up|down).*")),
-)
 # Settings of PEFT by which the product of the factors is not what is added to the base's weights.
 _OTHERWISE = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication",
@@ -66,8 +35,6 @@ _OTHERWISE = (
     "use_qalora",
 )  # fmt: skip
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_PROCESSOR = re.compile(r"\.processor\.(?=[^.]+$)")
-_WRAPPED = re.compile(r"\.(base_layer|modules_to_save(\.default)?)(?=\.[^.]+$)")
 _PLAIN_PATTERN = re.compile(r"\^?(?:[\w-]|\\?\.)+\$?")
 # What kohya begins modules of a part with, and where that part is: a folder, or what a single file
 # begins its names with.
@@ -185,7 +152,7 @@ def open_adapter(path: StrPath) -> Adapter:
     _must_be_known(checkpoint, config)
     found: dict[Role, dict[str, TensorInfo]] = {}
     for name, info in checkpoint.tensors.items():
-        role, module = _role(name)
+        role, module = role_of(name)
         if ".original_module." in name:  # PEFT's copy of what it replaces
             continue
         known = found.setdefault(role, {})
@@ -239,7 +206,7 @@ def _config(folder: Path) -> tuple[dict[str, Any], dict[Path, FileState]]:
 
 def _must_be_known(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
     path = checkpoint.path
-    for kind, pattern in _KINDS:
+    for kind, pattern in KINDS:
         of_kind = [name for name in checkpoint if pattern.fullmatch(name)]
         if of_kind:
             raise CheckpointError(
@@ -252,18 +219,6 @@ def _must_be_known(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
             f"{path} has PEFT's names, but there is no {CONFIG} beside it, which says "
             f"how the products are scaled"
         )
-
-
-def _role(name: str) -> tuple[Role, str]:
-    """What a tensor of an adapter is, and of which module; or itself, if it is a whole tensor."""
-    for role, pattern in _ROLES:
-        match = pattern.fullmatch(name)
-        if match:
-            module = match["module"].removeprefix(PEFT_PREFIX)
-            moved = _PROCESSOR.sub(".", module)  # diffusers' attention, as it once was
-            is_out = moved != module and moved.endswith(".to_out")
-            return role, f"{moved}.0" if is_out else moved
-    return "whole", _WRAPPED.sub("", name.removeprefix(PEFT_PREFIX))
 
 
 def _adapter(

@@ -17,6 +17,7 @@ from ..errors import CheckpointError, ParameterError, are_counted, counted, list
 from .dtypes import DTYPES, numpy_dtype
 from .header import MAX_HEADER, DuplicateKeyError, read_header, read_into, without_duplicates
 from .reading import FileState, open_regular, read_small, state_of
+from .tokenizer import Vocabulary, vocabulary_of
 
 SUFFIX = ".safetensors"
 _PREFERRED = ("model", "diffusion_pytorch_model")
@@ -129,6 +130,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def companions(self) -> Path | None:
         """The folder whose config and other files go along with the weights, if there is one."""
         return self.path if self.path.is_dir() else None
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The tokens of its tokenizer, where there is one that tells them; it is read each time."""
+        return None if self.companions is None else vocabulary_of(self.companions)
 
     @property
     def nbytes(self) -> int:

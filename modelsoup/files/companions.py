@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from ..errors import CheckpointError, counted
+from ..errors import CheckpointError
 from .dtypes import DTYPES, numpy_dtype
 from .reading import open_regular, read_small
 
@@ -22,20 +22,14 @@ WEIGHTS = (
 
 _NAMES_WEIGHTS = re.compile(r".*\.index(\.[\w-]+)*\.json")
 _LARGEST_CONFIG = 10_000_000
-_LARGEST_TOKENIZER = 200_000_000
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-TOKENIZER = (
-    *_VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "merges.txt", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
-"""The files of a tokenizer, of which a model folder has some."""
-
 _DTYPE_KEYS = ("torch_dtype", "dtype")
 _LAYER_COUNTS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers",
     "num_encoder_layers", "num_decoder_layers", "depth",
 )  # fmt: skip
 _KINDS_OF_LAYERS = ("encoder", "decoder", "text", "language", "vision", "visual", "audio")
+_TOKEN_IDS = ("token_id", "token_ids")
+_VOCABULARY_SIZE = "vocab_size"
 _QUANTISATION_KEYS = ("quantization_config", "compression_config")
 _DTYPE_NAMES = {dtype.numpy for dtype in DTYPES.values() if dtype.kind == "float"}
 
@@ -126,57 +120,17 @@ def copy_companions(source: Path, target: Path, *, without: Path | None = None) 
     return copied
 
 
-def is_tokenizer(folder: Path) -> bool:
-    """Whether a model folder has a tokenizer."""
-    return any((folder / name).is_file() for name in _VOCABULARIES)
+class Renumbered(NamedTuple):
+    """Tokens that have other numbers than those which a config speaks of.
 
-
-def put_tokenizer(folder: Path, source: Path | None, template: str | None) -> None:
-    """Let a model folder have the tokenizer of another one, and a chat template.
-
-    Args:
-        folder: the model folder.
-        source: the other one; None leaves the tokenizer that there is.
-        template: the chat template; None leaves the tokenizer's own.
+    Attributes:
+        before, after: how many rows embeddings had, and have.
+        ids: number → what it is now; what is not among them is no token any more.
     """
-    if source is not None:
-        for name in TOKENIZER:
-            (folder / name).unlink(missing_ok=True)
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-    if template is None:
-        return
-    config = folder / "tokenizer_config.json"
-    content = json.loads(read_small(config, _LARGEST_CONFIG)) if config.is_file() else {}
-    if isinstance(content, dict):
-        content["chat_template"] = template
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        config.write_text(f"{text}\n", "utf-8")
-    (folder / "chat_template.json").unlink(missing_ok=True)
-    (folder / "chat_template.jinja").write_text(template, "utf-8")
 
-
-def unlike_vocabularies(first: Path, second: Path) -> str | None:
-    """In what the tokenizers of two model folders differ; None where they have the same tokens.
-
-    A folder without a tokenizer, or with one of another kind, is taken to have the same.
-    """
-    found = []
-    for folder in (first, second):
-        try:
-            content = json.loads(read_small(folder / "tokenizer.json", _LARGEST_TOKENIZER))
-            vocabulary = content["model"]["vocab"]
-            if isinstance(vocabulary, list):  # Unigram: pairs of a token and its score
-                vocabulary = {token: number for number, (token, *_) in enumerate(vocabulary)}
-            added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
-            found.append({**vocabulary, **added})
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            return None
-    ours, theirs = found
-    other = [token for token in {**ours, **theirs} if ours.get(token) != theirs.get(token)]
-    if not other:
-        return None
-    return f"{counted(len(other), 'token')} of {len(ours):,} and {len(theirs):,} differ"
+    before: int
+    after: int
+    ids: Mapping[int, int]
 
 
 class Stack(NamedTuple):
@@ -194,7 +148,7 @@ class Stack(NamedTuple):
 
 def adapt_configs(
     folder: Path, parts: Sequence[str], dtype: str | None, *, quantised: bool,
-    stacks: Mapping[str, Stack],
+    stacks: Mapping[str, Stack], tokens: Renumbered | None = None,
 ) -> None:  # fmt: skip
     """Let the configs of a model folder say what its weights now are.
 
@@ -204,14 +158,13 @@ def adapt_configs(
         dtype: the safetensors dtype of the weights; None if it is what it was.
         quantised: whether they still are codes that are told apart by a `quantization_config`.
         stacks: what numbered layers are called → which they are now, where these are others.
+        tokens: their numbers, where these are others.
     """
-    for prefix in dict.fromkeys(("", *parts)):
-        path = folder / prefix / "config.json"
-        if not path.is_file():
-            continue
+    for prefix, path in _configs(folder, parts):
         try:
             content = json.loads(read_small(path, _LARGEST_CONFIG))
-            adapted = with_layers(content, stacks, prefix)
+            adapted = content if tokens is None else _with_tokens(content, tokens)
+            adapted = with_layers(adapted, stacks, prefix)
             if dtype is not None:
                 adapted = _adapted(adapted, numpy_dtype(dtype).name, quantised=quantised)
             text = json.dumps(adapted, indent=2, ensure_ascii=False).encode()
@@ -219,6 +172,48 @@ def adapt_configs(
             continue  # not transformers' config; it was copied as it is
         if adapted != content:
             path.write_bytes(text + b"\n")
+
+
+def _configs(folder: Path, parts: Sequence[str] = ()) -> Iterator[tuple[str, Path]]:
+    """The configs that a model folder has, each with the prefix of the part that it is of."""
+    names = {f"{prefix}config.json": prefix for prefix in ("", *parts)}
+    for name, prefix in {**names, "generation_config.json": ""}.items():
+        if (folder / name).is_file():
+            yield prefix, folder / name
+
+
+def _with_tokens(content: Any, tokens: Renumbered) -> Any:
+    """A config that counts the tokens which there are now, and names them by their numbers."""
+    if not isinstance(content, dict):
+        return content
+    adapted = {}
+    for key, value in content.items():
+        if key.endswith(_TOKEN_IDS):
+            several = isinstance(value, list)
+            numbers = [tokens.ids.get(n, n) if type(n) is int else n for n in _listed(value)]
+            adapted[key] = numbers if several else numbers[0]
+        elif key == _VOCABULARY_SIZE and value == tokens.before:
+            adapted[key] = tokens.after
+        else:
+            adapted[key] = _with_tokens(value, tokens)
+    return adapted
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def lost_tokens(folder: Path, tokens: Renumbered) -> Iterator[str]:
+    """What configs say of tokens that are no more: `config.json says pad_token_id: 7`."""
+    for _, path in _configs(folder):
+        try:
+            content = json.loads(read_small(path, _LARGEST_CONFIG))
+        except (OSError, ValueError, RecursionError):
+            continue  # no config that says anything
+        for key, value in content.items() if isinstance(content, dict) else ():
+            gone = [n for n in _listed(value) if type(n) is int and n >= 0 and n not in tokens.ids]
+            if key.endswith(_TOKEN_IDS) and gone:
+                yield f"{path.name} says {key}: {value}"
 
 
 def with_layers(

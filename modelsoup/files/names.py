@@ -14,6 +14,12 @@ _LAYER = re.compile(
 _EMBEDDING = re.compile(
     r"emb(?!ed_out)|\b(?:wte|wpe|ln_pre|pre_norm|conv1|stem|cls_token|shared)\b", re.I
 )
+# As Llama, GPT-2, GPT-NeoX, BERT, BLOOM, T5, Falcon and Mistral's own files have them.
+_OF_TOKENS = re.compile(
+    r"(?:.*\.)?(?:embed_tokens|wte|embed_in|embed_out|lm_head|word_embeddings|tok_embeddings"
+    r"|tokens_embed|token_embedding|shared|cls\.predictions\.decoder|cls\.predictions(?=\.bias))"
+    r"(?:\.(?:weight|bias))?|output\.weight"
+)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -71,3 +77,8 @@ def layers_of(names: Iterable[str]) -> dict[str, tuple[int, int]]:
     for match in found.values():
         counts[match[1]] = max(counts.get(match[1], 0), int(match[2]) + 1)
     return {name: (int(match[2]), counts[match[1]]) for name, match in found.items()}
+
+
+def is_of_tokens(name: str) -> bool:
+    """Whether a tensor has a row for each token, as far as its name tells: embeddings, a head."""
+    return layer_of(name) is None and _OF_TOKENS.fullmatch(name) is not None

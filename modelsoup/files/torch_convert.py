@@ -567,7 +567,8 @@ def _strip(names: Iterable[str], prefixes: Sequence[str]) -> dict[str, str]:
     """Old name → new name.
 
     Raises:
-        ParameterError: a prefix is empty or at the start of no name, or two names become one.
+        ParameterError: a prefix is empty or at the start of no name, leaves something that is no
+            name, or makes two names one.
     """
     if "" in prefixes:
         raise ParameterError("the prefix to strip is empty")
@@ -576,11 +577,16 @@ def _strip(names: Iterable[str], prefixes: Sequence[str]) -> dict[str, str]:
     used: set[str] = set()
     stripped: dict[str, str] = {}
     for name in names:
-        rest = name
+        rest, last = name, ""
         # A name that is the prefix itself stays: nothing would be left of it.
         while matches := [p for p in ordered if rest.startswith(p) and rest != p]:
             used.update(matches)
-            rest = rest.removeprefix(matches[0])
+            last, rest = matches[0], rest.removeprefix(matches[0])
+        if rest[:1] == "." and "" not in name.split("."):
+            raise ParameterError(
+                f"without the prefix {last!r}, {name!r} would be {rest!r}, which is no name "
+                f"({f'{last}.'!r} takes the dot off too)"
+            )
         stripped[name] = rest
     unused = [prefix for prefix in prefixes if prefix not in used]
     if unused:

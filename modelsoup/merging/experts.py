@@ -467,6 +467,7 @@ class Masked:
     scale: float
     is_delta = True
     memory = 0
+    at_hand = 0
 
     @property
     def model(self) -> Checkpoint:
@@ -474,13 +475,8 @@ class Masked:
         return self.shared.model
 
     @property
-    def reads(self) -> tuple[Stored, ...]:
-        """What is shared, and the bits."""
-        return (self.shared, self.mask)
-
-    @property
     def on_demand(self) -> int:
-        """All of it."""
+        """What is shared, and the bits."""
         return self.shared.info.nbytes + self.mask.info.nbytes
 
     def opened(self, read: Read) -> Values:

@@ -7,18 +7,23 @@ computed with the slice that they are for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..errors import MismatchError
-from ..files.adapters import Adapter, Added, Base, Update
-from ..files.checkpoint import Checkpoint, TensorInfo
+from ..errors import MismatchError, ParameterError, must_be_several
+from ..files.adapters import Adapter, Added, Base, Update, open_adapter
+from ..files.checkpoint import Checkpoint, StrPath, TensorInfo
 from ..files.quantized import scaled_weights
 from .forms import BLOCK
+from .methods import get_method
+from .recipe import Recipe
 from .sources import Product, Read, Source, Stored, Values, computed_info
+
+Lora = Mapping[StrPath, float] | Sequence[StrPath]
+"""Adapters with weights or, of weight 1, without."""
 
 
 class Adapted(Checkpoint):
@@ -85,16 +90,12 @@ class Multiple:
     scale: float
     is_delta = True
     memory = 0
+    at_hand = 0
 
     @property
     def model(self) -> Checkpoint:
         """That of the task vector."""
         return self.of.model
-
-    @property
-    def reads(self) -> tuple[Stored, ...]:
-        """What is stored, read as it is needed."""
-        return (self.of,)
 
     @property
     def on_demand(self) -> int:
@@ -135,9 +136,9 @@ class Dora:
         return self.product.info
 
     @property
-    def reads(self) -> tuple[Stored, ...]:
-        """Factors, lengths, and the base's tensor twice: its rows are measured first."""
-        return (*self.product.reads, self.magnitude, self.of, self.of)
+    def at_hand(self) -> int:
+        """Factors, lengths, and the base's tensor, whose rows are measured first."""
+        return self.product.at_hand + self.magnitude.info.nbytes + self.of.info.nbytes
 
     @property
     def memory(self) -> int:
@@ -181,3 +182,31 @@ class Dora:
             return made
 
         return values
+
+
+def with_adapters(
+    opened: Sequence[Checkpoint], base: Checkpoint | None, recipe: Recipe, lora: Lora
+) -> tuple[list[Checkpoint], Checkpoint, Recipe]:
+    """A model with adapters as a merge: what they make of it, the model as the base, and how."""
+    if len(opened) != 1 or base is not None:
+        raise ParameterError(
+            f"adapters are applied to one model, but {len(opened)} and {'a' if base else 'no'} "
+            f"base model were given"
+        )
+    if recipe.renames or recipe.slices or recipe.files_from:
+        given = "renames" if recipe.renames else "slices" if recipe.slices else "files_from"
+        raise ParameterError(f"{given} and adapters do not go together: fold them first")
+    must_be_several("lora", lora)
+    if not lora:
+        raise ParameterError("lora names no adapter")
+    weights = list(lora.values()) if isinstance(lora, Mapping) else [1.0] * len(lora)
+    names = Base(opened[0].tensors)
+    models = [Adapted(opened[0], open_adapter(path), names) for path in lora]
+    method = get_method("task_arithmetic" if recipe.method is None else recipe.method)
+    if recipe.weights is not None or recipe.beta is not None:
+        given = "weights" if recipe.beta is None else "beta"
+        raise ParameterError(f"the adapters' weights are given twice: with them and by {given}")
+    recipe = replace(recipe, method=method.name)
+    if "weight" in method.parameters or any(weight != 1 for weight in weights):
+        recipe = replace(recipe, weights=weights)
+    return list(models), opened[0], recipe

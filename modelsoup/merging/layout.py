@@ -32,6 +32,7 @@ from ..files.names import Layer, is_embedding, layer_of
 from .proposals import proposal
 from .renames import Rename, Renaming, expression, model_index
 from .rules import BASE, source_name
+from .sources import RowsOf
 
 _SPAN = re.compile(r"(first|second|base|[1-9]\d{0,4})(?::([^\[\]]+))?\[(\d{1,5}):(\d{1,5})\]")
 
@@ -140,6 +141,7 @@ class Layout:
             without slices.
         depths: where slices are, model, `BASE` for the base → what its layers are called → how
             many it has.
+        gathered: place and output name → what gathers its rows, where these lie in another order.
     """
 
     models: tuple[Checkpoint, ...]
@@ -148,6 +150,12 @@ class Layout:
     slices: Mapping[str, set[str]] = field(default_factory=dict)
     layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     depths: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    gathered: Mapping[tuple[int, str], RowsOf] = field(default_factory=dict)
+
+    @property
+    def views(self) -> dict[int, Checkpoint]:
+        """The models by their places, the base under `BASE`."""
+        return dict(enumerate(self.models)) | ({} if self.base is None else {BASE: self.base})
 
     def origin(self, place: int, info: TensorInfo) -> Origin:
         """Where a tensor lies that a place of the merge has."""

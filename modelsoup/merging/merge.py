@@ -8,7 +8,7 @@ import re
 import resource
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -24,7 +24,6 @@ from ..errors import (
     nearest,
     option,
 )
-from ..files.adapters import Base, open_adapter
 from ..files.checkpoint import (
     KNOWN_STEMS,
     SUFFIX,
@@ -38,14 +37,13 @@ from ..files.companions import (
     Stack,
     adapt_configs,
     companions,
-    is_tokenizer,
+    lost_tokens,
     missing_layers,
-    put_tokenizer,
-    unlike_vocabularies,
 )
 from ..files.dtypes import DTYPES
 from ..files.names import layer_of
 from ..files.placing import LINEAGE_KEY, OccupiedError, check_apart, check_free, check_place
+from ..files.tokenizer import is_tokenizer, put_tokenizer
 from ..files.writer import (
     CheckpointWriter,
     OutputFile,
@@ -55,21 +53,19 @@ from ..files.writer import (
     parse_size,
 )
 from .engine import SLICE, Progress, Stream
-from .folding import Adapted
+from .folding import Lora, with_adapters
 from .inputs import Inputs
 from .lineage import Digests, record
-from .methods import get_method
 from .nonfinite import nonfinite_sentence
 from .plan import MergePlan, Notice, Unmade
 from .planning import plan_merge
-from .recipe import Recipe, RecipeFields
+from .recipe import UNION, Recipe, RecipeFields
 from .related import unrelated
 from .renames import parse_model
 from .rules import covering
 from .workers import check_workers
 
 DEFAULT_OUTPUT = "soup.safetensors"
-Lora = Mapping[StrPath, float] | Sequence[StrPath]
 
 # Metadata that holds a digest of the model: of the data section, with what stands before it.
 _DATA_DIGESTS = {"sshs_model_hash": "", "modelspec.hash_sha256": "0x"}
@@ -186,7 +182,7 @@ def merge(
     opened = [_open(model) for model in models]
     opened_base = None if base is None else _open(base)
     if lora is not None:
-        opened, opened_base, recipe = _with_adapters(opened, opened_base, recipe, lora)
+        opened, opened_base, recipe = with_adapters(opened, opened_base, recipe, lora)
     beside = {name: [_open(one) for one in given] for name, given in (aux or {}).items()}
     plan = plan_merge(opened, recipe, base=opened_base, aux=beside)
     check_place(output)
@@ -234,34 +230,6 @@ def _recipe_of(fields: RecipeFields) -> Recipe:
     return Recipe(**fields)
 
 
-def _with_adapters(
-    opened: Sequence[Checkpoint], base: Checkpoint | None, recipe: Recipe, lora: Lora
-) -> tuple[list[Checkpoint], Checkpoint, Recipe]:
-    """A model with adapters as a merge: what they make of it, the model as the base, and how."""
-    if len(opened) != 1 or base is not None:
-        raise ParameterError(
-            f"adapters are applied to one model, but {len(opened)} and {'a' if base else 'no'} "
-            f"base model were given"
-        )
-    if recipe.renames or recipe.slices or recipe.files_from:
-        given = "renames" if recipe.renames else "slices" if recipe.slices else "files_from"
-        raise ParameterError(f"{given} and adapters do not go together: fold them first")
-    must_be_several("lora", lora)
-    if not lora:
-        raise ParameterError("lora names no adapter")
-    weights = list(lora.values()) if isinstance(lora, Mapping) else [1.0] * len(lora)
-    names = Base(opened[0].tensors)
-    models = [Adapted(opened[0], open_adapter(path), names) for path in lora]
-    method = get_method("task_arithmetic" if recipe.method is None else recipe.method)
-    if recipe.weights is not None or recipe.beta is not None:
-        given = "weights" if recipe.beta is None else "beta"
-        raise ParameterError(f"the adapters' weights are given twice: with them and by {given}")
-    recipe = replace(recipe, method=method.name)
-    if "weight" in method.parameters or any(weight != 1 for weight in weights):
-        recipe = replace(recipe, weights=weights)
-    return list(models), opened[0], recipe
-
-
 def _open(model: StrPath | Checkpoint) -> Checkpoint:
     return model if isinstance(model, Checkpoint) else open_checkpoint(model)
 
@@ -292,7 +260,11 @@ def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -
             pass
     names = [step.name for step in plan.steps]
     before = () if plan.recipe.slices else list(plan.layout.models[0].tensors)
-    return [*_of_the_list_of_parts(plan, folder, files)] + [
+    tokens = () if plan.tokens is None else lost_tokens(folder, plan.tokens.numbers)
+    of_tokens = [
+        Notice("config", f"{said}, but the output has no such token", ()) for said in tokens
+    ]
+    return [*_of_the_list_of_parts(plan, folder, files), *of_tokens] + [
         Notice("config", f"{said}, but the output lacks {counted(len(gone), 'layer')} of them: "
                f"{listed(gone)}", tuple(gone))
         for said, gone in missing_layers(folder, before, names, _stacks(plan))
@@ -302,11 +274,11 @@ def _of_the_folder(plan: MergePlan, output: Path, files: Sequence[OutputFile]) -
 def _tokenizer(plan: MergePlan) -> Path | None:
     """The folder whose tokenizer goes along in place of what else would; None if none does."""
     wanted = plan.recipe.tokenizer_from
-    return None if wanted is None else plan.called(wanted).companions
+    return None if wanted in (None, UNION) else plan.called(wanted).companions
 
 
 def _check_tokenizer(plan: MergePlan) -> None:
-    """Whether the tokenizer that was asked for is there, and is of all the models.
+    """Whether the tokenizer that was asked for is there.
 
     Raises:
         MismatchError: it is not.
@@ -316,17 +288,10 @@ def _check_tokenizer(plan: MergePlan) -> None:
     if wanted is None and template is None:
         return
     if folder is None or not is_tokenizer(folder):
-        model = plan.files_from if wanted is None else plan.called(wanted)
+        model = plan.files_from if wanted in (None, UNION) else plan.called(wanted)
         raise MismatchError(
             f"{model.name} has no tokenizer: {option('tokenizer_from', 'MODEL')} takes another's"
         )
-    for model in plan.models if wanted else ():
-        difference = model.companions and unlike_vocabularies(folder, model.companions)
-        if difference:
-            raise MismatchError(
-                f"the tokenizers of {folder.name} and {model.name} are not one: {difference}; "
-                f"embeddings would have to be put in its order first"
-            )
 
 
 def _of_the_list_of_parts(
@@ -417,10 +382,14 @@ def _execute(
             writer.update_metadata(with_lineage(digests, stream.nonfinite_results()))
             if copy_from is not None:
                 if plan.recipe.tokenizer_from or plan.recipe.chat_template is not None:
-                    put_tokenizer(writer.path(""), _tokenizer(plan), plan.recipe.chat_template)
+                    added = () if plan.tokens is None else plan.tokens.added
+                    put_tokenizer(
+                        writer.path(""), _tokenizer(plan), plan.recipe.chat_template, added
+                    )
                 adapt_configs(
                     writer.path(""), [file.prefix for file in files], _changed_dtype(plan),
                     quantised=plan.has_codes, stacks=_stacks(plan),
+                    tokens=None if plan.tokens is None else plan.tokens.numbers,
                 )  # fmt: skip
             if card:
                 from .card import CARD, model_card  # with YAML, which a merge seldom needs

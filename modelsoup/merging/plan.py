@@ -36,6 +36,7 @@ from .rules import (
     source_name,
 )
 from .sources import Computed, Source, Stored
+from .vocabularies import Retokenized
 
 Kind = Literal["merge", "copy", "integer", "scales"]
 Level = Literal["warning", "note"]
@@ -146,8 +147,8 @@ class Notice:
 
     Attributes:
         kind: `taken`, `dropped`, `added`, `rest`, `carried`, `quantized`, `recalibrate`,
-            `estimates`, `empty`, `dtype`, `aux`, `matrices`, `unrelated`, `config`, `metadata`,
-            `nonfinite` or `output`.
+            `estimates`, `empty`, `dtype`, `aux`, `tokens`, `matrices`, `unrelated`, `config`,
+            `metadata`, `nonfinite` or `output`.
         message: one sentence.
         names: the tensors it is about.
         level: a `warning` is an error under `strict`; a `note` only says what was done.
@@ -186,6 +187,7 @@ class MergePlan:
         may_be_nonfinite: names of tensors that may hold NaN or infinity although they are merged.
         has_codes: whether tensors of the output are codes, of which a config tells.
         aux: auxiliary inputs of methods: for each name a checkpoint a model.
+        tokens: the vocabulary of the output, where models have several.
     """
 
     models: tuple[Checkpoint, ...]
@@ -201,6 +203,7 @@ class MergePlan:
     may_be_nonfinite: frozenset[str] = frozenset()
     has_codes: bool = False
     aux: Mapping[str, tuple[Checkpoint, ...]] = field(default_factory=dict)
+    tokens: Retokenized | None = None
 
     @property
     def files_from(self) -> Checkpoint:
@@ -223,10 +226,7 @@ class MergePlan:
 
     def bytes_at_hand(self, step: Step) -> int:
         """Bytes that are read beside the streaming: for sources that are computed, and samples."""
-        computed = 0
-        for source in step.computed:
-            computed += sum(info.nbytes for _, info in source.reads)
-            computed += (step.passes - 1) * source.on_demand
+        computed = sum(one.at_hand + step.passes * one.on_demand for one in step.computed)
         if step.outline is None or step.tensor is None:
             return computed
         bits = sum(DTYPES[source.info.dtype].bits for source in step.sources)
@@ -294,8 +294,8 @@ class MergePlan:
 
     @property
     def takes_unmade(self) -> bool:
-        """Whether it needs none of its inputs before it begins, to compare integers."""
-        return not any(step.is_undecided for step in self.steps)
+        """Whether it takes its inputs element by element, and none of them before it begins."""
+        return self.tokens is None and not any(step.is_undecided for step in self.steps)
 
     @property
     def bytes_streamed(self) -> int:

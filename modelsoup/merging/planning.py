@@ -12,6 +12,7 @@ from ..errors import (
     MismatchError,
     ParameterError,
     are_counted,
+    auxiliary_option,
     counted,
     layer_option,
     listed,
@@ -38,7 +39,7 @@ from .methods import Method, Outline, build_parameters, get_method, outline
 from .methods.spectral import is_table
 from .plan import Level, Made, MergePlan, Notice, Step, Unmade, model_called
 from .proposals import proposal
-from .recipe import OnInteger, Recipe, check_beta
+from .recipe import UNION, OnInteger, Recipe, check_beta
 from .renames import parse_model
 from .rules import (
     BASE,
@@ -51,6 +52,7 @@ from .rules import (
 )
 from .sources import Source, Stored
 from .values import has_gradient, patterns_in, value_at, varies
+from .vocabularies import Retokenized, in_one_order
 
 ZERO_SUM = 1e-8
 """Weights whose sum is smaller cannot be normalised."""
@@ -86,6 +88,9 @@ def plan_merge(
     """
     given = tuple(models)
     layout = laid_out(given, base, recipe.renames, recipe.slices)
+    tokens = None
+    if recipe.tokenizer_from is not None:
+        layout, tokens = in_one_order(layout, given, base, recipe.tokenizer_from, recipe.files_from)
     beside = {name: tuple(found) for name, found in (aux or {}).items()}
     for name, found in beside.items():
         if len(found) != len(given):
@@ -95,7 +100,11 @@ def plan_merge(
             )
     if beside and recipe.slices:
         raise ParameterError("slices stack layers anew, and auxiliary inputs go by the old ones")
-    return _Planner(given, base, layout, recipe, beside).plan()
+    if beside and tokens is not None:
+        raise ParameterError(
+            "rows of embeddings are put in another order, and auxiliary inputs go by the old one"
+        )
+    return _Planner(given, base, layout, recipe, beside, tokens).plan()
 
 
 class _Prepared:
@@ -124,13 +133,15 @@ class _Planner:
 
     def __init__(
         self, given: tuple[Checkpoint, ...], given_base: Checkpoint | None, layout: Layout,
-        recipe: Recipe, aux: Mapping[str, tuple[Checkpoint, ...]],
+        recipe: Recipe, aux: Mapping[str, tuple[Checkpoint, ...]], tokens: Retokenized | None,
     ) -> None:  # fmt: skip
         self.aux = aux
+        self.tokens = tokens
         self.used_aux: set[str] = set()  # of which a tensor is read
         self.given = given, given_base
         places = {**dict(enumerate(layout.models)), BASE: layout.base}
         self.origins = {id(places[k]): found for k, found in layout.origins.items()}
+        self.gathered = {(id(places[k]), name): of for (k, name), of in layout.gathered.items()}
         self.layout = layout
         self.models = models = layout.models
         self.recipe = recipe
@@ -230,13 +241,15 @@ class _Planner:
         return MergePlan(
             *self.given, recipe, assignment, tuple(steps), tuple(dropped), added, frozen,
             self._collected(), self.layout, frozenset(nonfinite), self.has_codes, self.aux,
+            self.tokens,
         )  # fmt: skip
 
     def _check_sources(self) -> None:
         models, base = self.given
         count = 1 if self.adapted else len(models)
         for name in ("files_from", "tokenizer_from"):
-            wanted = parse_model(name, getattr(self.recipe, name) or "first")
+            word = getattr(self.recipe, name) or "first"
+            wanted = 0 if word == UNION else parse_model(name, word)
             if wanted >= count or (wanted == BASE and base is None):
                 raise ParameterError(
                     f"{name} is {model_called(wanted)}, but there "
@@ -277,7 +290,7 @@ class _Planner:
             if name not in self.aux:
                 raise ParameterError(
                     f"{method.name!r} needs {name!r} for each model "
-                    f"({option('aux', f'{name}=A,B')}): {method.aux[name].doc}"
+                    f"({auxiliary_option(name)}): {method.aux[name].doc}"
                 )
 
     def _must_use_aux(self) -> None:
@@ -480,6 +493,8 @@ class _Planner:
 
     def _source(self, model: Checkpoint, info: TensorInfo) -> Source | Made:
         """Where the values of a tensor come from, of a model as rules see it."""
+        if rows := self.gathered.get((id(model), info.name)):
+            return rows
         if self.origins:
             index, info = self.origins[id(model)][info.name]
             models, base = self.given
@@ -800,8 +815,24 @@ class _Planner:
             for (kind, what, level), names in self.notices.items()
         ]  # fmt: skip
         unmatched = [Notice("parameters", said, ()) for said in self.unmatched]
+        unmatched += self._of_tokens()
         taken = [Notice("taken", note, (), "note") for m in self.every for note in m.notes]
         return (*taken, *unmatched, *notices, *self.matrices)
+
+    def _of_tokens(self) -> list[Notice]:
+        """What was gathered anew, and what models lacked of it."""
+        if self.tokens is None:
+            return []
+        names = list(dict.fromkeys(name for _, name in self.layout.gathered))
+        told = (
+            f"{are_counted(len(names), 'tensor')} put in the order of the output's "
+            f"{counted(self.tokens.numbers.after, 'token')}: {listed(names)}"
+        )
+        lacking = [
+            f"{model_called(k)} lacks {count:,}" for k, count in self.tokens.filled.items() if count
+        ]
+        more = f" ({' and '.join(lacking)})" if lacking else ""
+        return [Notice("tokens", told + more, tuple(names), "note")]
 
 
 def _sized_up(steps: Sequence[Step]) -> str:

@@ -33,6 +33,8 @@ from .rules import (
 from .values import ParameterValue, parse_value, scalars_in, value_as_json
 
 OnInteger = Literal["max", "first", "error"]
+UNION = "union"
+"""What `tokenizer_from` has in place of a model: the tokens of all of them."""
 ON_INTEGER: tuple[OnInteger, ...] = ("max", "first", "error")
 
 
@@ -79,7 +81,8 @@ class Recipe:
         slices: layers of the models that are stacked anew, see there; none takes them as they are.
         files_from: which model's config and other files go along into a folder: `first`, `second`,
             `3`, or `base`; None is the first.
-        tokenizer_from: which model's tokenizer does; None is that of `files_from`.
+        tokenizer_from: which model's tokenizer does, or `union`, that of `files_from` with the
+            tokens of all others; embeddings are put in its order. None is that of `files_from`.
         chat_template: the chat template that the tokenizer gets; None leaves it its own.
         dtype: the stored dtype of all float tensors, a name or a numpy or torch dtype; None keeps
             the first model's.
@@ -151,7 +154,8 @@ class Recipe:
         self._set("renames", parse_renames(self.renames))
         self._set("slices", parse_slices(self.slices))
         for name in ("files_from", "tokenizer_from"):
-            if (given := getattr(self, name)) is not None:
+            given = getattr(self, name)
+            if given is not None and (name, given) != ("tokenizer_from", UNION):
                 self._set(name, model_word(parse_model(name, given)))
         if self.chat_template is not None and not isinstance(self.chat_template, str):
             raise ParameterError(f"chat_template is {said(self.chat_template)}, not a text")

@@ -49,10 +49,10 @@ class Computed(Protocol):
     Attributes:
         model: the input that has it.
         info: name, dtype and shape of what is computed; it lies in no file.
-        reads: the stored tensors.
         is_delta: whether it is a task vector, to be added to the base.
         memory: bytes that it holds while its tensor is merged.
-        on_demand: bytes of `reads` that are read again in each pass.
+        at_hand: bytes that are read once, before its values are asked for.
+        on_demand: bytes that are read in each pass, with its values.
     """
 
     @property
@@ -62,13 +62,13 @@ class Computed(Protocol):
     def info(self) -> TensorInfo: ...
 
     @property
-    def reads(self) -> tuple[Stored, ...]: ...
-
-    @property
     def is_delta(self) -> bool: ...
 
     @property
     def memory(self) -> int: ...
+
+    @property
+    def at_hand(self) -> int: ...
 
     @property
     def on_demand(self) -> int: ...
@@ -117,9 +117,14 @@ class Product:
         return self.up.model
 
     @property
-    def reads(self) -> tuple[Stored, ...]:
-        """The factors."""
+    def factors(self) -> tuple[Stored, ...]:
+        """What it is the product of."""
         return (self.up, self.down, *(() if self.mid is None else (self.mid,)))
+
+    @property
+    def at_hand(self) -> int:
+        """The factors."""
+        return sum(factor.info.nbytes for factor in self.factors)
 
     @property
     def memory(self) -> int:
@@ -131,7 +136,7 @@ class Product:
         """Read the factors; rows are multiplied when they are asked for."""
         up, down, *mid = (
             read(one, 0, one.info.elements).astype(np.float32, copy=False).reshape(one.info.shape)
-            for one in self.reads
+            for one in self.factors
         )
         left, right = as_matrices(up, down, *mid)
         left = left * np.float32(self.scale)
@@ -165,3 +170,64 @@ def rows_of_product(left: np.ndarray, right: np.ndarray) -> Values:
         return flat
 
     return values
+
+
+@dataclass(frozen=True, eq=False)
+class RowsOf:
+    """Rows of stored tensors, gathered by an index.
+
+    A row is the mean of those that are named for it, as a rule of one; of none it is zeros.
+
+    Attributes:
+        model: the input that has it.
+        info: name, dtype and shape of what is gathered.
+        of: stored tensors, each with the row of it that each row is made of, -1 for none.
+    """
+
+    model: Checkpoint
+    info: TensorInfo
+    of: tuple[tuple[Stored, np.ndarray], ...]
+    is_delta = False
+    memory = 0
+    at_hand = 0
+
+    @property
+    def on_demand(self) -> int:
+        """The rows that are named, as often as they are."""
+        return sum(
+            int(np.count_nonzero(index >= 0)) * (stored.info.nbytes // stored.info.shape[0])
+            for stored, index in self.of
+        )
+
+    def opened(self, read: Read) -> Values:
+        """Nothing is read beforehand."""
+        counts = np.sum([index >= 0 for _, index in self.of], 0)
+        width = math.prod(self.info.shape[1:])
+        wide = np.dtype(np.float64 if self.info.dtype == "F64" else np.float32)
+
+        def values(start: int, stop: int) -> np.ndarray:
+            first, last = start // width, -(-stop // width)
+            made: np.ndarray = np.full(stop - start, -0.0, wide)  # -0 + x is x, whatever x is
+            for stored, index in self.of:
+                for row, after in _runs(index[first:last]):
+                    begin = max(start, (first + row) * width)
+                    end = min(stop, (first + after) * width)
+                    shift = (int(index[first + row]) - first - row) * width
+                    made[begin - start : end - start] += read(stored, begin + shift, end + shift)
+            if (counts[first:last] != 1).any():
+                of_each = counts[first:last].repeat(width)[start - first * width :][: len(made)]
+                made /= np.maximum(of_each, 1)
+                made[of_each == 0] = 0
+            return made
+
+        return values
+
+
+def _runs(index: np.ndarray) -> list[tuple[int, int]]:
+    """Where rows that lie side by side are gathered side by side: from, and up to."""
+    there = np.flatnonzero(index >= 0)
+    if not len(there):
+        return []
+    breaks = np.flatnonzero((np.diff(there) != 1) | (np.diff(index[there]) != 1)) + 1
+    parts = np.split(there, breaks)
+    return [(int(part[0]), int(part[-1]) + 1) for part in parts]

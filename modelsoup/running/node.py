@@ -161,6 +161,7 @@ class Task:
         capture: put what is printed into the node's log; for processes of their own.
         run: who asks, so that others who wait for the same node see that it is not they.
         shown: the folder for what a trainer shows; None for none.
+        beside: the adapters and auxiliary inputs of a merge.
     """
 
     store: Path
@@ -175,6 +176,7 @@ class Task:
     capture: bool = False
     run: str = ""
     shown: Path | None = None
+    beside: tuple[Source, ...] = ()
 
 
 def get_ready() -> None:
@@ -328,11 +330,13 @@ def _merge(task: Task, operation: Merge, output: Path, note: _Note) -> dict[str,
     report = merge(
         [_model(source) for source in task.sources], output, operation.recipe,
         base=None if task.base is None else _model(task.base), workers=task.workers, force=True,
-        progress=note.count,
+        progress=note.count, lora=dict(operation.lora) or None, aux=dict(operation.aux),
     )  # fmt: skip
     # The inputs' digests were computed while they were merged; what does not agree made nothing.
     plan = report.plan
-    _must_agree(report.digests, plan, task.sources, task.base)
+    adapters = task.beside[: len(operation.lora)]  # which are merged, with the one input as a base
+    every = [*adapters, *task.sources, *([] if task.base is None else [task.base])]
+    _must_agree(report.digests, plan, [*every, *task.beside[len(adapters) :]])
     there = {step.name for step in plan.steps}
     return {
         "frozen": [name for name in plan.frozen if name in there],
@@ -368,14 +372,14 @@ def _named(source: Source) -> Checkpoint:
 
 
 def _must_agree(
-    digests: Digests, plan: MergePlan, sources: Sequence[Source | OnTheWay], base: Source | None
+    digests: Digests, plan: MergePlan, sources: Sequence[Source | OnTheWay]
 ) -> None:  # fmt: skip
     """Whether everything that was read is what it was when it was made."""
-    every = [*sources, *([] if base is None else [base])]
-    for model, source in zip(plan.inputs, every, strict=True):
+    for model, source in zip(plan.inputs, sources, strict=True):
         if isinstance(source, OnTheWay):
             assert isinstance(model, Unmade)
-            _must_agree(digests, model.plan, source.sources, source.base)
+            below = [*source.sources, *([] if source.base is None else [source.base])]
+            _must_agree(digests, model.plan, below)
         elif digest_of(digests[model]) != source.digest:
             raise _damaged(source)
 

@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from ..errors import (
     nearest,
 )
 from ..files.checkpoint import SUFFIX, StrPath, open_checkpoint
+from ..files.digest import FileDigest
 from ..files.placing import LINEAGE_KEY, check_apart, check_output, remove_stale
 from ..files.writer import CheckpointWriter
 from ..merging.merge import DEFAULT_OUTPUT
@@ -43,6 +44,7 @@ from ..trees.plan import (
     Plan,
     check,
     checkpoints_read,
+    files_beside,
     files_read,
     lie_apart,
     node_seed,
@@ -57,6 +59,7 @@ from ..trees.store import (
     Store,
     companions_of,
     content_digest,
+    digest_of,
 )
 from ..trees.trainer import SECONDS_LEFT, build_options, named_files, options_as_json
 from .node import (
@@ -153,7 +156,7 @@ def run(
     tree: Tree, output: StrPath | None = DEFAULT_OUTPUT, *, store: StrPath = DEFAULT_STORE,
     executor: Executor | None = None, workers: int | None = None, keep: str = "all",
     fuse: bool = False, force: bool = False, planned: Callable[[Plan], None] | None = None,
-    watch: Watch | None = None, shown: StrPath | None = None,
+    watch: Watch | None = None, shown: StrPath | None = None, model_card: bool = False,
 ) -> RunReport:  # fmt: skip
     """Carry out a tree, and put the root's checkpoint in its place.
 
@@ -174,6 +177,7 @@ def run(
         watch: called, from this thread, when a node's state changes, and each minute while it runs.
         shown: a folder in which each trainer has one, of its node's name, for what a person looks
             at, such as pictures; made by the first trainer that leaves any. None has none kept.
+        model_card: write a model card, README.md, into the folder that the output is.
 
     Raises:
         PlanError: the tree has problems; nothing was started.
@@ -190,6 +194,12 @@ def run(
     own = Store(store)
     own.remove_strays()
     target = None if output is None else _target(plan, Path(output), own, force=force)
+    if model_card and not any(isinstance(made, Merge) for _, made in tree.operations()):
+        raise ParameterError("a model card tells of merges, and there is none in this tree")
+    if model_card and target is not None and target.suffix == SUFFIX:
+        raise OutputError(
+            f"the output {target} is one file, and a model card goes into a folder: name a folder"
+        )
     if target is not None and shown is not None and not lie_apart(target, Path(shown)):
         raise OutputError(
             f"the output {target} and the folder {shown}, for what trainers show, are in one place"
@@ -220,7 +230,7 @@ def run(
             if target is None or was_there:
                 break
             try:
-                _export(walk.root(), target, force=force)
+                _export(walk.root(), target, tree if model_card else None, force=force)
                 break
             except DamagedError as error:
                 walk.again(error.key)
@@ -239,7 +249,7 @@ class _Leaves:
 
     digests: Mapping[Path, str]
     companions: Mapping[Path, Companions]
-    contents: Mapping[tuple[Path, ...], Contents]  # of the files that trainers name
+    contents: Mapping[tuple[Path, ...], Contents]  # of what trainers and merges name beside
 
     def know(self, plan: Plan, store: Store, *, fuse: bool, wanted: Collection[str] = ()) -> Plan:
         """The plan with what is done, now that all keys can be told."""
@@ -257,6 +267,8 @@ def _read_leaves(tree: Tree, store: Store) -> _Leaves:
     folders = [path for path in paths if path.is_dir()]
     trainings = (training_of(operation) for _, operation in tree.operations())
     named = dict.fromkeys(tuple(named_files(*trainer_of(t))) for t in trainings if t is not None)
+    for _, operation in tree.operations():
+        named |= dict.fromkeys(files for _, files in files_beside(operation))
     with ThreadPoolExecutor(default_workers()) as pool:
         digests = pool.map(store.digest_now, paths)
         companions = pool.map(store.companions_now, folders)
@@ -576,6 +588,7 @@ class _Walk:
             self.store.folder.absolute(), self.key(node.node), node.node, operation,
             tuple(sources), self._base(operation), frozen, node_seed(self.tree, node.node),
             self.merge_workers, self.capture, self.id, self._shown_of(node.node),
+            tuple(self._beside(operation)),
         )  # fmt: skip
         more: dict[str, Any] = {}
         if isinstance(operation, Train | FineTune) and operation.training.resources:
@@ -612,6 +625,12 @@ class _Walk:
     def _base(self, operation: Operation) -> Source | None:
         merges = isinstance(operation, Merge) and operation.base is not None
         return self._file(operation.base) if merges else None  # type: ignore[union-attr, arg-type]
+
+    def _beside(self, operation: Operation) -> Iterator[Source]:
+        """Adapters and auxiliary inputs of a merge, as they were when keys were made of them."""
+        for path, files in files_beside(operation):
+            digests = [FileDigest(n, 0, digest) for n, digest in self.leaves.contents[files]]
+            yield Source(path.name, path.absolute(), digest_of(digests), None)
 
     def _source(self, node: str) -> Source:
         operation = self.tree.operation(node)
@@ -744,8 +763,14 @@ class _ElsewhereError(Exception):
     """A traceback of another process, as the cause of what was raised there."""
 
 
-def _export(source: Source, output: Path, *, force: bool) -> None:
+def _export(source: Source, output: Path, of: Tree | None, *, force: bool) -> None:
     """Copy the root's checkpoint to where it is wanted, whole or not at all.
+
+    Args:
+        source: the root's checkpoint.
+        output: where it is wanted.
+        of: the tree, if a model card is to tell of it; None writes none.
+        force: replace what is there.
 
     Raises:
         DamagedError: it is not what it was when it was made.
@@ -758,6 +783,11 @@ def _export(source: Source, output: Path, *, force: bool) -> None:
             else:
                 shutil.copyfile(source.path, copy)
             _verify(source, copy)
+            if of is not None:
+                from ..merging.card import CARD  # with YAML, which a run seldom needs
+                from ..trees.card import tree_card
+
+                (copy / CARD).write_text(tree_card(of, output.name, copy), "utf-8")
             writer.commit()
     except OSError as error:
         if error.filename is not None and Path(error.filename).is_relative_to(source.path):

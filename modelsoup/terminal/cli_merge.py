@@ -127,7 +127,10 @@ from .cli_shared import (
     "[default: first]",
 )
 @click.option(
-    "--tokenizer-from", metavar="MODEL", help="Whose tokenizer does.  [default: as --files-from]"
+    "--tokenizer-from",
+    metavar="MODEL|union",
+    help="Whose tokenizer does, or the tokens of all; embeddings are put in its order.  "
+    "[default: as --files-from]",
 )
 @click.option(
     "--dtype",
@@ -265,7 +268,7 @@ def _of_mergekit(options: Mapping[str, Any], models: tuple[str, ...]) -> dict[st
     from dataclasses import replace
 
     from ..files.yaml_text import read_documents
-    from ..trees.mergekit import merges_of
+    from ..trees.mergekit import Folded, merges_of
 
     path = Path(options["config"])
     source = click.get_current_context().get_parameter_source
@@ -275,11 +278,13 @@ def _of_mergekit(options: Mapping[str, Any], models: tuple[str, ...]) -> dict[st
         what = "models are" if models else f"--{others[0].replace('_', '-')} is"
         raise ParameterError(f"{what} given, but {path} is mergekit's and says all of the merge")
     merges, warnings = merges_of(read_documents(path), path.parent)
-    if len(merges) > 1:
+    folds = any(isinstance(model, Folded) for merge in merges.values() for model in merge.models)
+    if len(merges) > 1 or folds:
         output = options["output"] or "OUT"
+        what = f"has {len(merges)} merges" if len(merges) > 1 else "folds adapters into models"
         raise ParameterError(
-            f"{path} has {len(merges)} merges, which are a tree: soup run {shlex.quote(str(path))} "
-            f"-o {shlex.quote(output)}"
+            f"{path} {what}, which {'are' if len(merges) > 1 else 'is'} a tree: soup run "
+            f"{shlex.quote(str(path))} -o {shlex.quote(output)}"
         )
     for warning in warnings if not options["quiet"] else ():
         say("warning", warning)

@@ -213,18 +213,32 @@ def _metrics(checked: Any, known: Any) -> dict[str, str]:
     metavar="all|root",
     help="Which results stay in the store.",
 )
+@click.option(
+    "--model-card/--no-model-card",
+    default=None,
+    help="Write a README.md into a folder: parents, methods, the plan.  "
+    "[default: for configurations of mergekit]",
+)
 @_fuse_option
 @force_option
 @json_option
 @quiet_option
-def run(path: str, output: str, folder: str, executor: str, **options: Any) -> None:
+def run(
+    path: str, output: str, folder: str, executor: str, model_card: bool | None, **options: Any
+) -> None:  # fmt: skip
     """Carry out a tree; run it again after any interruption, and it goes on.
 
     \b
     soup run tree.yaml -o out.safetensors
     """  # noqa: D301
+    from ..files.checkpoint import SUFFIX
+    from ..trees.mergekit import speaks_mergekit
+
+    if model_card is None:
+        model_card = Path(output).suffix != SUFFIX and speaks_mergekit(Path(path))
     carry_out(
-        lambda: _read(path), output, folder, executor, shown=beside(output, path), **options
+        lambda: _read(path), output, folder, executor, shown=beside(output, path),
+        model_card=model_card, **options,
     )  # fmt: skip
 
 
@@ -236,7 +250,7 @@ def beside(output: str, name: str) -> Path:
 def carry_out(
     read: Callable[[], tuple[Any, list[str]]], output: str, folder: str, executor: str = "local", *,
     shown: Path, workers: int | None = None, keep: str = "all", fuse: bool = False,
-    force: bool = False, quiet: bool = False, as_json: bool = False,
+    force: bool = False, quiet: bool = False, as_json: bool = False, model_card: bool = False,
 ) -> None:  # fmt: skip
     """Carry out a tree, and tell how far it is.
 
@@ -252,6 +266,7 @@ def carry_out(
         force: see there.
         quiet: print errors only.
         as_json: print the report as JSON, and nothing else.
+        model_card: see `run`.
     """
     # Nearly all that is imported and read lives to the end: looking for garbage among it, now and
     # when the process ends, would take a quarter of the time until the first node begins.
@@ -283,6 +298,7 @@ def carry_out(
             report = runner.run(
                 tree, output, store=folder, executor=where, workers=workers, keep=keep, fuse=fuse,
                 force=force, planned=None if view is None else view.begin, watch=view, shown=shown,
+                model_card=model_card,
             )  # fmt: skip
     except KeyboardInterrupt as error:
         from ..trees.store import Store

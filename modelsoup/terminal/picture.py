@@ -83,7 +83,7 @@ def _told(operation: Operation) -> tuple[str, dict[str, str]]:
     else:
         settings = dict(sorted(content["options"].items(), key=lambda item: not _is_number(item)))
         begin = f"{'train' if isinstance(operation, Train) else 'tune'}: {content['trainer']}, "
-    more = ("base", "start", "seed", "resources")
+    more = ("base", "lora", "aux", "start", "seed", "resources")
     settings |= {name: content[name] for name in more if name in content}
     return begin, {_NAMES.get(name, name): _value(value) for name, value in settings.items()}
 

@@ -7,7 +7,6 @@ would pass over in silence, such as a key that it does not know, is an error her
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -20,7 +19,7 @@ from ..files.reading import read_small
 from ..files.yaml_text import MAX_BYTES, YamlText, read_documents
 from ..merging.layout import Span, slice_text
 from ..merging.methods import Parameter, check_value, get_method, registered_methods
-from ..merging.recipe import Recipe
+from ..merging.recipe import UNION, Recipe
 from ..merging.renames import model_word
 from ..merging.rules import BASE, Rule
 from ..merging.values import Gradient, ParameterValue, Scalar, Single, Varying, parse_value
@@ -56,16 +55,31 @@ def speaks_mergekit(path: Path) -> bool:
 
 
 @dataclass(frozen=True)
+class Folded:
+    """A model with an adapter: `MODEL+ADAPTER`."""
+
+    model: Path
+    adapter: Path
+
+    def __str__(self) -> str:
+        return f"{self.model}+{self.adapter}"
+
+
+Model = Path | str | Folded
+"""A path, the name of another merge of the configuration, or a model with an adapter."""
+
+
+@dataclass(frozen=True)
 class MergekitMerge:
     """One merge of a configuration.
 
     Attributes:
-        models: paths, or names of other merges of the configuration.
+        models: what is merged.
         recipe: what is done with them.
         base: the base model.
     """
 
-    models: tuple[Path | str, ...]
+    models: tuple[Model, ...]
     recipe: Recipe
     base: Path | None = None
 
@@ -138,6 +152,10 @@ def _tree(merges: Mapping[str, MergekitMerge], file: str) -> Tree:
         for model in merge.models:
             if isinstance(model, str):
                 inputs.append(add(model, builder.free_name(model)))
+            elif isinstance(model, Folded):
+                free = builder.free_name(f"{model.model.stem}+{model.adapter.stem}")
+                folded = [(model.adapter, 1.0)]
+                inputs.append(builder.folded(free, Load(model.model), folded))
             else:
                 inputs.append(builder.add(builder.free_name(model.stem or "model"), Load(model)))
         within.pop()
@@ -154,7 +172,7 @@ def _tree(merges: Mapping[str, MergekitMerge], file: str) -> Tree:
 class _Source:
     """A model as an input, or its layers as part of a slice."""
 
-    model: Path | str
+    model: Model
     settings: list[_Settings]
     way: _Way
     span: tuple[int, int] | None = None
@@ -208,10 +226,10 @@ class _Reader:
         if self.method.base is True and self.base is None:
             raise self._refuse(("merge_method",), f"{self.method.name!r} needs a base_model")
         if self.has_base and not isinstance(self.base, Path):
+            what = "another merge of this file" if isinstance(self.base, str) else "an adapter's"
             raise self._refuse(
-                ("base_model",), "the base of task vectors cannot be another merge of this file: "
-                "make that one first"
-            )  # fmt: skip
+                ("base_model",), f"the base of task vectors cannot be {what}: make that one first"
+            )
         fields = self._laid_out(groups)
         models = fields.pop("models")
         recipe = self._recipe(
@@ -328,18 +346,18 @@ class _Reader:
                 raise self._refuse((*way, number), f"{said(entry)} is not a mapping")
             yield (*way, number), entry
 
-    def _model(self, way: _Way, value: Any) -> Path | str:
+    def _model(self, way: _Way, value: Any) -> Model:
         if not isinstance(value, str) or not value:
             raise self._refuse(way, f"a model is {said(value)}, not a path or a name of the Hub")
         if value in self.stages:
             return value
-        if "+" in value:
-            model, _, adapter = value.partition("+")
-            raise self._refuse(
-                way, f"{value!r} is a model with an adapter, which is not supported: fold it in "
-                f"(soup merge {shlex.quote(model)} --lora {shlex.quote(adapter)} -o FOLDED), and "
-                f"name FOLDED here"
-            )  # fmt: skip
+        model, _, adapter = value.partition("+")
+        if model and adapter and not (self.folder / value).exists():
+            return Folded(self._place(way, model), self._place(way, adapter))
+        return self._place(way, value)
+
+    def _place(self, way: _Way, value: str) -> Path:
+        """Where a model or an adapter is."""
         for place in (self.folder / Path(value).expanduser(), Path(value).expanduser()):
             if place.exists():
                 return place
@@ -384,7 +402,7 @@ class _Reader:
         ]
         return {**fields, "layers": rules}
 
-    def _of_modules(self, groups: list[_Group], models: list[Path | str]) -> dict[str, Any]:
+    def _of_modules(self, groups: list[_Group], models: list[Model]) -> dict[str, Any]:
         for group in groups:
             own = [source.model for source in group.sources if not source.is_base]
             twice = [model for model in own if own.count(model) > 1]
@@ -420,7 +438,7 @@ class _Reader:
             return replace(group, sources=[*others, *of_base])
         return replace(group, sources=[*own, *others]) if self.method.models == (2, 2) else group
 
-    def _span(self, source: _Source, models: Sequence[Path | str], module: str) -> Span:
+    def _span(self, source: _Source, models: Sequence[Model], module: str) -> Span:
         assert source.span is not None
         index = BASE if source.is_base else models.index(source.model)
         return Span(index, *source.span, module)
@@ -574,7 +592,7 @@ class _Reader:
         wanted = self.content.get("out_dtype") or self.content.get("dtype")
         return {} if wanted is None else {"dtype": str(wanted).removeprefix("torch.")}
 
-    def _files(self, models: Sequence[Path | str]) -> dict[str, Any]:
+    def _files(self, models: Sequence[Model]) -> dict[str, Any]:
         """Which model's config, tokenizer and chat template go along."""
         fields: dict[str, Any] = {}
         if self.base is not None and (self.has_base or self.base in models):
@@ -592,9 +610,9 @@ class _Reader:
                 if key != "source":
                     raise self._refuse(("tokenizer", key), f"{key} of a tokenizer is not supported")
             source, way = tokenizer.get("source", "union"), ("tokenizer", "source")
-        if source == "union":
-            raise self._refuse(way, "the union of tokenizers is not supported (base, or a model)")
-        if source is not None:
+        if source == UNION:
+            fields["tokenizer_from"] = UNION
+        elif source is not None:
             model = (self.base or models[0]) if source == "base" else self._model(way, source)
             if model not in models and not (self.has_base and model == self.base):
                 raise self._refuse(way, f"{source!r} is none of the models that are merged")
@@ -610,6 +628,6 @@ class _Reader:
             fields["chat_template"] = template
         return fields
 
-    def _word(self, model: Path | str, models: Sequence[Path | str]) -> str:
+    def _word(self, model: Model, models: Sequence[Model]) -> str:
         is_base = model == self.base and self.has_base
         return model_word(BASE if is_base else models.index(model))

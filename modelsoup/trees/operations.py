@@ -86,10 +86,14 @@ class Merge:
     Attributes:
         recipe: how.
         base: the base model, for methods and rules that use one.
+        lora: low-rank adapters that are folded into the one input, with their weights.
+        aux: what some methods take beside the models: name → a checkpoint a model.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
     base: Path | None = None
+    lora: tuple[tuple[Path, float], ...] = ()
+    aux: tuple[tuple[str, tuple[Path, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,11 @@ class Builder:
                 return first + name[end:]
             end = name.rfind(".", 0, end)
         return name
+
+    def folded(self, name: str, model: Load, adapters: Sequence[tuple[Path, float]]) -> str:
+        """Add a model into which adapters are folded, and the model below it."""
+        below = self.add(self.free_name(f"{name}.1"), model)
+        return self.add(name, Merge(lora=tuple(adapters)), [below])
 
     def join(
         self, name: str, inputs: Sequence[str], merge: Merge, finetune: FineTune | None, *,

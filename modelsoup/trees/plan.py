@@ -27,18 +27,30 @@ from ..errors import (
     said,
     speaking,
 )
-from ..files.checkpoint import SUFFIX, Checkpoint, TensorInfo, must_be_whole, open_checkpoint
+from ..files.adapters import open_adapter
+from ..files.checkpoint import (
+    SUFFIX,
+    Checkpoint,
+    StrPath,
+    TensorInfo,
+    must_be_whole,
+    open_checkpoint,
+)
 from ..files.digest import content_of
 from ..files.dtypes import DTYPES
 from ..files.header import Row, read_header
 from ..files.placing import overlapped
+from ..files.tokenizer import Vocabulary, vocabulary_of
+from ..merging.folding import Adapted, with_adapters
 from ..merging.forms import Whole
 from ..merging.jobs import STATE
 from ..merging.methods import code_version, get_method
 from ..merging.plan import MergePlan, Unmade
 from ..merging.planning import plan_merge
-from ..merging.recipe import Recipe, methods_of, recipe_as_json
+from ..merging.recipe import UNION, methods_of, recipe_as_json
 from ..merging.related import unrelated
+from ..merging.renames import parse_model
+from ..merging.rules import BASE
 from ..merging.workers import default_workers
 from .operations import FineTune, Load, Merge, Operation, Train, Training, Tree
 from .store import Companions, Contents, companions_of
@@ -252,7 +264,13 @@ def described(operation: Operation) -> dict[str, Any]:
         return {"path": str(operation.path)}
     if isinstance(operation, Merge):
         content: dict[str, Any] = {"recipe": recipe_as_json(operation.recipe)}
-        return content if operation.base is None else {**content, "base": str(operation.base)}
+        if operation.base is not None:
+            content["base"] = str(operation.base)
+        if operation.lora:
+            content["lora"] = {str(path): weight for path, weight in operation.lora}
+        if operation.aux:
+            content["aux"] = {name: list(map(str, paths)) for name, paths in operation.aux}
+        return content
     training = operation.training
     content = {"trainer": training.trainer, "options": dict(training.options)}
     if training.seed is not None:
@@ -289,6 +307,19 @@ def checkpoints_read(tree: Tree) -> list[Path]:
     return list(dict.fromkeys(p for _, made in tree.operations() for p in checkpoints_of(made)))
 
 
+def files_beside(operation: Operation) -> list[tuple[Path, tuple[Path, ...]]]:
+    """The adapters and auxiliary inputs of a merge, in this order, each with its files.
+
+    Raises:
+        CheckpointError: one is missing or damaged.
+    """
+    if not isinstance(operation, Merge):
+        return []
+    adapters = [(path, open_adapter(path).checkpoint.files) for path, _ in operation.lora]
+    others = [(path, open_checkpoint(path).files) for _, of in operation.aux for path in of]
+    return [*adapters, *others]
+
+
 def files_read(tree: Tree) -> list[Path]:
     """The plan, all checkpoints, and the trainers' other files: what nothing may replace."""
     found = dict.fromkeys([*([] if tree.file is None else [tree.file]), *checkpoints_read(tree)])
@@ -296,6 +327,8 @@ def files_read(tree: Tree) -> list[Path]:
         training = training_of(operation)
         with contextlib.suppress(SoupError):  # `check` tells what is wrong with a training
             found |= dict.fromkeys(_files_of(training) if training else ())
+            for path, files in files_beside(operation):
+                found |= dict.fromkeys((path, *files))
     return list(found)
 
 
@@ -358,7 +391,13 @@ def node_key(
         content["methods"] = {name: code_version(get_method(name)) for name in methods_of(recipe)}
         if operation.base is not None:
             more.append(digest(operation.base))
-        if "base" in (recipe.files_from, recipe.tokenizer_from):
+        if beside := [(contents or content_of)(files) for _, files in files_beside(operation)]:
+            if None in beside:
+                return None
+            content["beside"] = beside
+            content["lora"] = [weight for _, weight in operation.lora]
+            content["aux"] = [[name, len(paths)] for name, paths in operation.aux]
+        if recipe.files_from == "base" or recipe.tokenizer_from is not None:
             first = operation.base
     else:
         trainer, options = trainer_of(operation.training)
@@ -473,6 +512,7 @@ class _Checker:
     headers: dict[int, tuple[list[Row], Signature]] = field(default_factory=dict)
     merges: dict[Any, _Merged | SoupError] = field(default_factory=dict)
     merge_plans: dict[str, MergePlan] = field(default_factory=dict)  # node → what it does
+    vocabularies: dict[Path, Vocabulary | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for node, operation in self.tree.operations():
@@ -670,19 +710,27 @@ class _Checker:
         known = [signature for signature in signatures if signature is not None]
         if len(known) < len(signatures):
             return made  # a trainer will tell
-        recipe = json.dumps(recipe_as_json(operation.recipe), sort_keys=True)
-        key = (recipe, str(operation.base), *map(id, known))
+        told = json.dumps(described(operation), sort_keys=True)
+        tokens: list[Vocabulary | None] = []
+        if operation.recipe.tokenizer_from is not None:
+            tokens = [self._vocabulary(node.node) for node in inputs]
+            tokens += [] if operation.base is None else [self._vocabulary_at(operation.base)]
+        key = (told, *map(id, known), *map(id, tokens))
         if key not in self.merges:
-            self.merges[key] = _merged(
-                operation.recipe, known, [node.node for node in inputs], base, operation.base
-            )
+            names = [node.node for node in inputs]
+            aux = {
+                name: [virtual(str(path), self._signature_of(path)) for path in paths]
+                for name, paths in operation.aux
+            }
+            self.merges[key] = _merged(operation, known, names, base, tokens, aux)
             if isinstance(made_once := self.merges[key], _Merged):
                 signature = self._intern(made_once.signature)
                 self.merges[key] = replace(made_once, signature=signature)
         found = self.merges[key]
         if isinstance(found, SoupError):
             raise found
-        self.merge_plans[made.node] = found.plan
+        if not (operation.lora or operation.aux):  # which are made from files alone
+            self.merge_plans[made.node] = found.plan
         return replace(
             made, signature=found.signature, merged=found.merged, kept=found.kept,
             dropped=found.dropped, frozen=found.frozen, estimates=found.estimates,
@@ -690,6 +738,29 @@ class _Checker:
             bytes_read=found.bytes_read, bytes_written=found.bytes_written, memory=found.memory,
             notices=found.notices,
         )  # fmt: skip
+
+    def _vocabulary(self, node: str) -> Vocabulary | None:
+        """The tokens of the tokenizer that lies beside a node's checkpoint, if one does."""
+        first = node
+        while inputs := self.tree.inputs(first):  # it is a folder where that is one
+            first = inputs[0]
+        if not any(path.is_dir() for path in checkpoints_of(self.tree.operation(first))):
+            return None
+        operation, inputs = self.tree.operation(node), self.tree.inputs(node)
+        index = 0
+        if isinstance(operation, Merge) and node in self.merge_plans:
+            if (made := self.merge_plans[node].tokens) is not None:
+                return made.vocabulary
+            words = [operation.recipe.tokenizer_from, operation.recipe.files_from, "first"]
+            index = parse_model("the model", next(w for w in words if w not in (None, UNION)))
+        if inputs and index != BASE:
+            return self._vocabulary(inputs[index])
+        return self._vocabulary_at(checkpoints_of(operation)[0])
+
+    def _vocabulary_at(self, path: Path) -> Vocabulary | None:
+        if path not in self.vocabularies:
+            self.vocabularies[path] = vocabulary_of(path)
+        return self.vocabularies[path]
 
     def _training(
         self, made: NodePlan, operation: Train | FineTune, inputs: Sequence[NodePlan]
@@ -778,15 +849,24 @@ def _compare(
 
 
 def _merged(
-    recipe: Recipe, signatures: Sequence[Signature], names: Sequence[str], base: Signature | None,
-    base_path: Path | None,
+    operation: Merge, signatures: Sequence[Signature], names: Sequence[str],
+    base: Signature | None, vocabularies: Sequence[Vocabulary | None],
+    aux: Mapping[str, Sequence[Checkpoint]],
 ) -> _Merged | SoupError:  # fmt: skip
     """What `plan_merge` says of models that need not exist yet."""
-    models = [virtual(name, signature) for name, signature in zip(names, signatures, strict=True)]
-    based = None if base is None else virtual(str(base_path), base)
+    found = [virtual(name, signature) for name, signature in zip(names, signatures, strict=True)]
+    found += [] if base is None else [virtual(str(operation.base), base)]
+    for model, own in zip(found, vocabularies, strict=False):
+        model.vocabulary = own
+    models: list[Checkpoint] = list(found[: len(names)])
+    based: Checkpoint | None = None if base is None else found[-1]
+    recipe = operation.recipe
     try:
         with speaking("plan"):
-            plan = plan_merge(models, recipe, base=based)
+            if operation.lora:
+                adapters: dict[StrPath, float] = dict(operation.lora)
+                models, based, recipe = with_adapters(models, based, recipe, adapters)
+            plan = plan_merge(models, recipe, base=based, aux=aux)
     except CheckpointError:
         raise
     except SoupError as error:
@@ -817,8 +897,9 @@ def bytes_read(plan: MergePlan) -> int:
     """Tensor bytes that a merge reads; see `NodePlan.bytes_read`."""
     used = {(id(stored.model), stored.info.name) for step in plan.steps for stored in step.streamed}
     for_digests = sum(
-        info.nbytes for model in plan.stored for name, info in model.tensors.items()
-        if (id(model), name) not in used
+        info.nbytes
+        for model in plan.stored if not isinstance(model, Adapted)  # whose factors are all used
+        for name, info in model.tensors.items() if (id(model), name) not in used
     )  # fmt: skip
     return plan.bytes_streamed - plan.bytes_written + for_digests
 
@@ -839,7 +920,13 @@ def _memory(plan: MergePlan) -> int:
     return _BUFFERS + _PER_TENSOR * tensors + gathered + sum(sorted(whole)[-default_workers() :])
 
 
-def virtual(name: str, signature: Signature) -> Checkpoint:
+class Virtual(Checkpoint):
+    """A checkpoint that need not exist yet; what its tokenizer will know is told."""
+
+    vocabulary: Vocabulary | None = None
+
+
+def virtual(name: str, signature: Signature) -> Virtual:
     """A checkpoint that need not exist yet: names, dtypes and shapes, and no bytes to read."""
     path, start = Path(name), 0
     tensors = {}
@@ -847,7 +934,7 @@ def virtual(name: str, signature: Signature) -> Checkpoint:
         nbytes = _nbytes(dtype, shape)
         tensors[tensor] = TensorInfo(tensor, dtype, shape, path, start, nbytes)
         start += nbytes
-    return Checkpoint(path, (path,), tensors, {}, is_folder=False)
+    return Virtual(path, (path,), tensors, {}, is_folder=False)
 
 
 def _elements(shape: Sequence[int]) -> int:

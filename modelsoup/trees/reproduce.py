@@ -8,7 +8,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..errors import PlanError, printable
+from ..errors import PlanError, counted, listed, printable
 from ..files.checkpoint import Checkpoint, StrPath, open_checkpoint
 from ..files.yaml_text import dump_yaml
 from ..merging.lineage import identity, is_merge, label, parents, read_lineage
@@ -62,9 +62,9 @@ def plan_text(checkpoint: Checkpoint | StrPath) -> str:
     """
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     made = read_lineage(opened) or {}
-    steps = (made, *made.get("ancestors", {}).values())
-    for key, what in (("lora", "low-rank adapters"), ("experts", "packed experts")):
-        if any(key in step for step in steps):
+    for step in (made, *made.get("ancestors", {}).values()):
+        if step.get("lora", "folded") != "folded" or "experts" in step:
+            what = "packed experts" if "experts" in step else f"adapters that were {step['lora']}"
             raise PlanError(f"{opened.path} was made with {what}, which no plan can say yet")
     return reproduction(opened).text
 
@@ -119,7 +119,7 @@ def tree_of(
         node, step, entry = pending.pop()
         inputs = []
         is_leaf = step is None or step.get("operation") == "train"
-        for below in () if step is None or is_leaf else step["inputs"]:
+        for below in () if step is None or is_leaf else _inputs_of(step):
             content = identity(below)
             name = free = names.get(content) or below.get("node") or label(below)
             while free in numbers:
@@ -142,9 +142,14 @@ def _operation(step: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> Oper
     if step is None:
         return Load(Path(label(entry)))
     if is_merge(step):
-        base = Path(label(step["base"])) if "base" in step else None
         _import_nothing(step)
-        return Merge(recipe_from_mapping(_merge_of(step), "merge"), base)
+        merge = _merge_of(step)
+        aux = tuple((n, tuple(Path(label(e)) for e in of)) for n, of in step.get("aux", {}).items())
+        if _is_folded(step):
+            lora = tuple((Path(label(e)), weight) for e, weight in _adapters_of(step, merge))
+            return Merge(recipe_from_mapping(merge, "merge"), None, lora, aux)
+        base = Path(label(step["base"])) if "base" in step else None
+        return Merge(recipe_from_mapping(merge, "merge"), base, (), aux)
     seed = step["seed"] if step["seed"] < _DERIVED else None
     training = Training(step["trainer"], step["options"], seed=seed)
     if step["operation"] == "finetune":
@@ -156,6 +161,29 @@ def _merge_of(made: Mapping[str, Any]) -> dict[str, Any]:
     """What a lineage says of a merge, as a plan says it; its base aside."""
     merge = {key: made[key] for key in WRITTEN if key in made}
     return {"layers" if key == "rules" else key: value for key, value in merge.items()}
+
+
+def _is_folded(made: Mapping[str, Any]) -> bool:
+    """Whether the inputs of a merge are adapters, which were folded into its base."""
+    return made.get("lora") == "folded" and "base" in made
+
+
+def _inputs_of(made: Mapping[str, Any]) -> list[Any]:
+    """What a plan's node reads: adapters are folded into the one, which is the base."""
+    return [made["base"]] if _is_folded(made) else list(made["inputs"])
+
+
+def _adapters_of(
+    made: Mapping[str, Any], merge: dict[str, Any]
+) -> list[tuple[Mapping[str, Any], float]]:  # fmt: skip
+    """The adapters that were folded, with their weights, which are taken out of the merge."""
+    weights = merge.pop("weights", None) or [1.0] * len(made["inputs"])
+    if len(weights) != len(made["inputs"]):
+        raise PlanError(
+            f"the lineage has {counted(len(weights), 'weight')} for "
+            f"{counted(len(made['inputs']), 'adapter')}"
+        )
+    return list(zip(made["inputs"], weights, strict=True))
 
 
 def _import_nothing(made: Mapping[str, Any]) -> None:
@@ -228,17 +256,22 @@ class _Writer:
         return {"of": self._models([entry]), "finetune": training}
 
     def _merged(self, made: Mapping[str, Any]) -> dict[str, Any]:
-        if "aux" in made:
-            raise PlanError(
-                f"a merge by {made['method']} took {', '.join(made['aux'])} beside the models, "
-                f"which a plan cannot say: merge with soup merge"
-            )
         merge = _merge_of(made)
         if self.trains:
             merge.setdefault("estimates", [])  # whatever a trainer would tell today
-        if "base" in made:
+        if _is_folded(made):
+            adapters = _adapters_of(made, merge)
+            merge["lora"] = {self._file(entry): weight for entry, weight in adapters}
+            if len(merge["lora"]) < len(adapters):
+                raise PlanError(
+                    f"of the adapters {listed(list(merge['lora']))} several are called the same, "
+                    f"and a plan could not tell them apart"
+                )
+        elif "base" in made:
             merge["base"] = self._file(made["base"])
-        return {"of": self._models(made["inputs"]), "merge": merge}
+        if "aux" in made:
+            merge["aux"] = {name: list(map(self._file, of)) for name, of in made["aux"].items()}
+        return {"of": self._models(_inputs_of(made)), "merge": merge}
 
     def _models(self, entries: Sequence[Mapping[str, Any]]) -> list[str]:
         """Names in the plan, the same for the same content."""

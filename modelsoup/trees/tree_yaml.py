@@ -64,7 +64,7 @@ from .trainer import (
 
 _SHARES = ("beta", "weights")  # of several models
 _OF_THE_METHOD = {"method", "parameters", *_SHARES}
-_ANY_METHOD = {f.name for f in fields(Recipe)} - _OF_THE_METHOD | {"subnetwork", "base"}
+_ANY_METHOD = {f.name for f in fields(Recipe)} - _OF_THE_METHOD | {"subnetwork", "base", "lora"}
 RESERVED = ("trainer", "resources", "seed")
 """What stands beside a trainer's own options."""
 
@@ -100,6 +100,9 @@ class _FileLeaf(_Strict):
     path: str = Field(description="A safetensors file or a model folder, relative to the plan.")
     xxh3_128: str | None = Field(
         None, pattern="^[0-9a-f]{32}$", description="The digest that its content must have."
+    )
+    lora: Any = Field(
+        None, description="Low-rank adapters that are folded in: paths, or path → weight."
     )
 
 
@@ -413,7 +416,11 @@ class _Expander:
             if not file:
                 raise PlanError(f"{self.builder.place}: the path of {name!r} is empty")
             digest = None if isinstance(model, str) else model.xxh3_128
-            return self.builder.add(free, Load(self.folder / file, digest))
+            leaf = Load(self.folder / file, digest)
+            if isinstance(model, str) or model.lora is None:
+                return self.builder.add(free, leaf)
+            adapters = self._adapters(model.lora, self.text.at(*at, "lora"))
+            return self.builder.folded(free, leaf, adapters)
         if isinstance(model, _TrainLeaf):
             given = _over(self.file.defaults.train, model.train)
             training = self._training(given, self._places("train", model.train, at))
@@ -445,6 +452,9 @@ class _Expander:
         base = given.pop("base", None)
         if base is not None and not (isinstance(base, str) and base):
             raise PlanError(f"{places('base')}: base is {said(base)}, not a path")
+        lora, aux = given.pop("lora", None), given.pop("aux", None)
+        adapters = () if lora is None else self._adapters(lora, places("lora"))
+        beside = () if aux is None else self._auxiliary(aux, places("aux"))
         own_groups = given.get("groups", {})
         if _names_groups(given.get("layers")) and isinstance(own_groups, dict):
             tuned = self._trainer(self._tuned(item))
@@ -458,7 +468,37 @@ class _Expander:
                 self._count(estimates)
                 given["estimates"] = estimates
         recipe = self._tried(_recipe, given, places)
-        return Merge(recipe, None if base is None else self.folder / base)
+        return Merge(recipe, None if base is None else self.folder / base, adapters, beside)
+
+    def _adapters(self, given: object, place: str) -> tuple[tuple[Path, float], ...]:
+        """Adapters, from a path, a list of paths, or a mapping from paths to weights."""
+        pairs: list[tuple[Any, Any]] = []
+        if isinstance(given, Mapping):
+            pairs = list(given.items())
+        elif isinstance(given, str | list):
+            pairs = [(path, 1.0) for path in ([given] if isinstance(given, str) else given)]
+        if not pairs or not all(_is_path(path) and _is_weight(weight) for path, weight in pairs):
+            raise PlanError(
+                f"{place}: lora is {said(given)}, not a path, a list of paths or a mapping from "
+                f"paths to weights"
+            )
+        twice = [path for k, (path, _) in enumerate(pairs) if (path, 1.0) in pairs[:k]]
+        if twice:
+            raise PlanError(f"{place}: the adapter {twice[0]!r} is there twice")
+        return tuple((self.folder / path, float(weight)) for path, weight in pairs)
+
+    def _auxiliary(self, given: object, place: str) -> tuple[tuple[str, tuple[Path, ...]], ...]:
+        """Auxiliary inputs: for each name a path a model."""
+        found = []
+        for name, paths in given.items() if isinstance(given, Mapping) else ((None, None),):
+            several = [paths] if isinstance(paths, str) else paths
+            if not isinstance(several, list) or not several or not all(map(_is_path, several)):
+                raise PlanError(
+                    f"{place}: aux is {said(given)}, not a mapping from names to a path for each "
+                    f"model"
+                )
+            found.append((str(name), tuple(self.folder / path for path in several)))
+        return tuple(found)
 
     def _count(self, given: object) -> None:
         """Refuse defaults that swell because every node has them."""
@@ -608,7 +648,7 @@ def _merge_keys(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _recipe(given: Mapping[str, Any]) -> Recipe:
     with speaking("plan"):
-        return recipe_from_mapping(given, "merge", ("base",))
+        return recipe_from_mapping(given, "merge", ("aux", "base", "lora"))
 
 
 def _would_change_one(merge: Merge) -> tuple[str, ...]:
@@ -617,12 +657,21 @@ def _would_change_one(merge: Merge) -> tuple[str, ...]:
     method = get_method(recipe.method_name)
     found = ["method"] if method.base and method.models[0] == 1 else []
     found += ["dtype"] if recipe.dtype is not None else []
+    found += ["lora"] if merge.lora else []
     found += [name for name in ("renames", "slices") if getattr(recipe, name)]
     if any(r.action == "drop" or r.frozen or r.source == BASE for r in recipe.layers):
         found.append("layers")
     if recipe.layers and recipe.rest in ("drop", "base"):
         found.append("rest")
     return tuple(found)
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_what_is_made(key: str) -> bool:
