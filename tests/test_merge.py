@@ -994,6 +994,22 @@ def test_an_estimate_that_a_model_lacks_need_not_be_in_the_others(
     assert load(out).keys() == {"w"}
 
 
+def test_a_part_kept_from_a_merge_has_its_estimates_found_anew(tmp_path: Path, out: Path) -> None:
+    names = ("D.u0", "D.w", "E.u0", "E.w")
+    a, b, c = (
+        save(tmp_path / f"{v}.safetensors", {n: np.full(2, v, F32) for n in names})
+        for v in (1, 3, 5)
+    )
+    merge([a, b], tmp_path / "ab.safetensors", estimates="*.u0")
+    given: dict[str, Any] = {"layers": ["E.*=first"], "rest": "second", "estimates": ["*.u0"]}
+    report = merge([tmp_path / "ab.safetensors", c], out, **given)
+    assert {n: v.tolist() for n, v in load(out).items()} == {
+        "D.u0": [5, 5], "D.w": [5, 5], "E.w": [2, 2],
+    }  # fmt: skip
+    left = [n for n in report.notices if n.kind == "estimates"]
+    assert [(n.names, n.level) for n in left] == [(("E.u0",), "note")]
+
+
 def test_one_models_estimates_are_its_own(tmp_path: Path, out: Path) -> None:
     model = save(tmp_path / "a.safetensors", {n: np.ones(2, F32) for n in ("w", "u0")})
     merge([model], out, estimates="u0", dtype="float16")

@@ -440,9 +440,7 @@ class _Planner:
         if rule.action == "keep":
             return self._keep(name, index, rule)
         if name in self.estimates and len(self.models) > 1:
-            what = "left out: estimates, which are found anew where the result is loaded"
-            self._notice("estimates", what, name, "note")
-            return []
+            return self._leave_estimates(name)
         if self.adapted and not any(name in model.changes for model in self.adapted):
             return self._copy(name, index, self.called[0], self.called[0].tensors[name])
         infos = [model.tensors.get(name) for model in self.models]
@@ -473,6 +471,8 @@ class _Planner:
         info = model.tensors.get(name)
         if info is not None:
             return self._copy(name, index, model, info)
+        if name in self.estimates:  # as of a model that is a merge itself
+            return self._leave_estimates(name)
         if not any(name in model.tensors for model in self.models):
             return self._leave_out("only in the base model", name)
         if index < len(self.rules) - 1:  # asked for by a rule, not by what is left
@@ -489,6 +489,11 @@ class _Planner:
 
     def _leave_out(self, why: str, name: str) -> list[Step]:
         self._notice("dropped", f"left out ({why})", name)
+        return []
+
+    def _leave_estimates(self, name: str) -> list[Step]:
+        what = "left out: estimates, which are found anew where the result is loaded"
+        self._notice("estimates", what, name, "note")
         return []
 
     def _source(self, model: Checkpoint, info: TensorInfo) -> Source | Made:
