@@ -149,20 +149,24 @@ def pictures(data: Path, folder: Path) -> None:
     from modelsoup_i2i.pictures.images import save_png
     from modelsoup_i2i.pictures.picture import read_picture
 
-    if (folder / "random.csv").exists():
-        return
     for row, of_a, of_b in (("", EACH, EACH), ("shoes-", 3 * EACH // len(RICH), EACH)):
         start, poor = domains(row)
         for domain, kinds, each in (("A", RICH, of_a), ("B", poor, of_b)):
             for part in ("train", "test"):
+                place = folder / f"{start}{part}{domain}"
+                if place.exists():
+                    continue
+                partial = folder / f".{place.name}.partial"
                 stored = find_classes(data / f"{part}.h5", only=kinds).of_each()
                 count = each if part == "train" else TESTED // len(kinds)
                 for name in kinds:
-                    place = folder / f"{start}{part}{domain}"
-                    place = place / name if len(kinds) > 1 else place
-                    place.mkdir(parents=True, exist_ok=True)
+                    own = partial / name if len(kinds) > 1 else partial
+                    own.mkdir(parents=True, exist_ok=True)
                     for n, picture in enumerate(stored[name][:count]):
-                        save_png(read_picture(picture, 3), place / f"{n}.png")
+                        save_png(read_picture(picture, 3), own / f"{n}.png")
+                partial.rename(place)
+    if (folder / "random.csv").exists():
+        return
     rng = np.random.default_rng(0)
     with (folder / "random.csv").open("w", newline="", encoding="utf-8") as table:
         writer = csv.writer(table)

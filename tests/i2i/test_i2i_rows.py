@@ -94,15 +94,20 @@ def test_a_table_has_means_and_spreads_of_what_was_measured(rows: ModuleType, tm
     assert row.endswith("| 2 |")
 
 
+def stored(folder: Path) -> None:
+    """Twenty pictures of each kind, for training and for tests."""
+    for part in ("train", "test"):
+        with h5py.File(folder / f"{part}.h5", "w") as file:
+            file["imgs"] = np.zeros((200, 8, 8, 1), np.uint8)
+            file["labels"] = np.arange(200) % 10
+            file.attrs["classes"] = list(CLASSES)
+
+
 def test_each_row_of_balagan_is_a_command_that_its_trainer_takes(
     balagan: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    with h5py.File(tmp_path / "train.h5", "w") as file:
-        file["imgs"] = np.zeros((200, 8, 8, 1), np.uint8)
-        file["labels"] = np.arange(200) % 10
-        file.attrs["classes"] = list(CLASSES)
-    (tmp_path / "test.h5").write_bytes((tmp_path / "train.h5").read_bytes())
+    stored(tmp_path)
     balagan.pictures(tmp_path, tmp_path)
     assert len(list((tmp_path / "trainA").rglob("*.png"))) == 80
     assert len(list((tmp_path / "testB").rglob("*.png"))) == 20
@@ -123,3 +128,17 @@ def test_each_row_of_balagan_is_a_command_that_its_trainer_takes(
         (tmp_path / f"k4-of-5-seed-{seed}.json").write_text(json.dumps(figures), "utf-8")
     (row,) = balagan.table(tmp_path).splitlines()[2:]
     assert row.startswith("| k4 | 4 modalities | 5 | 1.000 ± 0.000 |") and row.endswith("| 2 |")
+
+
+def test_a_folder_of_results_gets_the_pictures_that_it_lacks(balagan: ModuleType, tmp_path: Path):
+    stored(tmp_path)
+    results = tmp_path / "results"
+    balagan.pictures(tmp_path, results)
+    folders = {place.name for place in results.iterdir()}
+    kept = results / "trainB" / "0.png"
+    kept.write_bytes(b"as it was")
+    shutil.rmtree(results / "shoes-trainB")
+    balagan.pictures(tmp_path, results)
+    assert {place.name for place in results.iterdir()} == folders
+    assert len(list((results / "shoes-trainB").rglob("*.png"))) == 60
+    assert kept.read_bytes() == b"as it was"
