@@ -7,9 +7,9 @@
 
 A, the rich domain, are T-shirts, dresses, coats and shirts, 500 of each, which nobody is told; B,
 the poor one, are pullovers. A row's name says what it is, and after a colon how many pictures B
-has: `k4` is `k4:200`. Of rows called `shoes-` both domains are rich: 375 pictures of each of those
-kinds, and 500 of sandals, of sneakers and of boots. What a row begins with is made first. It is
-measured on test pictures.
+has: `k4` is `k4:200`. Of rows called `shoes-`, which take no count, both domains are rich: 375
+pictures of each of those kinds, and 500 of sandals, of sneakers and of boots. What a row begins
+with is made first. It is measured on test pictures.
 """
 
 from __future__ import annotations
@@ -294,6 +294,9 @@ def main() -> None:
     known = rows()
     if unknown := [name for name in given.rows if name.partition(":")[0] not in known]:
         parser.error(f"there is no row {unknown[0]!r} (there are {', '.join(known)})")
+    if counted := [name for name in given.rows if ":" in name and domains(name)[1] != POOR]:
+        name, _, count = counted[0].partition(":")
+        parser.error(f"{name} takes no count ({count}): its B has {of_b(name):,} pictures")
     if given.table:
         print(table(given.results))
         return

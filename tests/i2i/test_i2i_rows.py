@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -115,12 +116,18 @@ def test_each_row_of_balagan_is_a_command_that_its_trainer_takes(
         if row.exported is not None:  # what `soup i2i modalities` would leave there
             for kind in ("A_00", "B_00"):
                 shutil.copytree("trainB", f"{row.exported}-seed-3-classes/{kind}")
-        words = balagan.command(f"{name}:5", 3)
-        assert words[:5] == ["soup", "train", row.trainer, "-o", f"{name}-of-5-seed-3.safetensors"]
+        count, of = ("", "") if name.startswith("shoes-") else (":5", "-of-5")
+        *exporting, words = balagan.commands(name + count, 3)
+        result = f"{name}{of}-seed-3.safetensors"
+        assert words[:5] == ["soup", "train", row.trainer, "-o", result]
         taken(row.trainer, words, tmp_path)
-        start = [] if row.start is None else [f"{row.start}-of-5-seed-3.safetensors"]
+        start = [] if row.start is None else [f"{row.start}{of}-seed-3.safetensors"]
         assert [word for at, word in pairwise(words) if at == "--start"] == start
-        assert balagan.needed(f"{name}:5")[-1] == f"{name}:5"
+        *before, last = balagan.needed(name + count)
+        assert last == name + count
+        made = [balagan.file_name(own, 3) for own in before]
+        used = start + [own[own.index("modalities") + 1] for own in exporting]
+        assert bool(exporting) == (row.exported is not None) and made[-1:] == used
         translated = balagan.translation(name, None)
         assert ("--reference" in translated) == (row.trainer == "balagan")
     figures = dict.fromkeys(balagan.MEASURED, 1.0)
@@ -142,3 +149,12 @@ def test_a_folder_of_results_gets_the_pictures_that_it_lacks(balagan: ModuleType
     assert {place.name for place in results.iterdir()} == folders
     assert len(list((results / "shoes-trainB").rglob("*.png"))) == 60
     assert kept.read_bytes() == b"as it was"
+
+
+def test_a_row_whose_domains_are_both_rich_takes_no_count(tmp_path: Path):
+    words = ["--data", "fashion", "--print", "shoes-k1:100"]
+    command = [sys.executable, EXAMPLES / "balagan" / "rows.py", *words]
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: shoes-k1 takes no count (100): its B has 1,500 pictures" in done.stderr
+    assert not any(tmp_path.iterdir())
