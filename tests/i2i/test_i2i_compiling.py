@@ -3,6 +3,9 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -96,6 +99,45 @@ def test_calls_are_looked_at_without_moving_anything(data: Path):
     }  # fmt: skip
     assert all(call.gradients and all(call.trained) for each in calls.values() for call in each)
     assert moved(own, 3) == moved(untouched, 3)
+
+
+class Waiting(Toy):
+    """Is compiled for ever, by a process and one that it starts."""
+
+    def session(self, options, start=None, **how):
+        begun = subprocess.Popen(["sleep", "600"])
+        Path(options, "partial").write_text(f"{os.getpid()} {begun.pid}")
+        Path(options, "partial").rename(Path(options, "begun"))
+        begun.wait()
+
+
+def is_running(process: str) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_what_compiles_ends_with_a_training_that_is_killed(tmp_path: Path):
+    code = (
+        "import sys; from modelsoup_i2i.training.compiling import ahead; "
+        "from test_i2i_compiling import Waiting; "
+        "ahead((Waiting(), sys.argv[1], None, ()), {'G': []}, 600)"
+    )
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    parent, begun = subprocess.Popen([sys.executable, "-c", code, tmp_path], env=path), []
+    while parent.poll() is None:
+        if (tmp_path / "begun").exists():
+            begun = (tmp_path / "begun").read_text().split()
+            assert all(map(is_running, begun))
+            parent.kill()
+        time.sleep(0.01)
+    ends = time.monotonic() + 5
+    while any(map(is_running, begun)) and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert len(begun) == 2 and not any(map(is_running, begun))
 
 
 def test_a_compiled_network_has_gradients_of_gradients(data: Path):

@@ -29,10 +29,20 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .description import Description
 
-_COMPILE = (
-    "import pickle, sys; from modelsoup_i2i.training.compiling import compile_ahead; "
-    "compile_ahead(sys.argv[1], *pickle.loads(sys.stdin.buffer.read()))"
-)
+# Of a parent that was killed, Linux tells by a signal; elsewhere the alarm comes when it is time.
+_COMPILE = """
+import ctypes, os, pickle, signal, sys
+parent, seconds, told = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+signal.signal(signal.SIGALRM, lambda *_: os.killpg(0, signal.SIGKILL))
+signal.setitimer(signal.ITIMER_REAL, seconds)
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGALRM)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        sys.exit()
+from modelsoup_i2i.training.compiling import compile_ahead
+compile_ahead(told, *pickle.loads(sys.stdin.buffer.read()))
+"""
+_GRACE = 5  # seconds after which a process ends itself that should have been ended
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _MOST = 64
 _EXACT = {"fallback_random": True}  # dropout draws what it draws without compiling
@@ -122,7 +132,7 @@ def ahead(training: Training, calls: Calls, seconds: float) -> dict[str, str]:
     if not calls:
         return {}
     try:
-        own = pickle.dumps((*training, calls, torch.get_num_threads(), seconds))
+        own = pickle.dumps((*training, calls, torch.get_num_threads()))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         return dict.fromkeys(calls, f"no other process can have its trainer: {error}")
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as given:
@@ -132,7 +142,8 @@ def ahead(training: Training, calls: Calls, seconds: float) -> dict[str, str]:
         given.seek(0)
         with said.open("wb") as log:
             process = subprocess.Popen(  # noqa: S603  # this interpreter, and a text of ours
-                [sys.executable, "-c", _COMPILE, str(told)], stdin=given, stdout=log, stderr=log,
+                [sys.executable, "-c", _COMPILE, *map(str, (os.getpid(), seconds + _GRACE, told))],
+                stdin=given, stdout=log, stderr=log,
                 start_new_session=True,  # to be killed with the compilers that it starts
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             )  # fmt: skip
@@ -153,10 +164,9 @@ def ahead(training: Training, calls: Calls, seconds: float) -> dict[str, str]:
 
 def compile_ahead(
     told: str, trainer: Any, options: Any, start: Path | None, frozen: Sequence[str], calls: Calls,
-    threads: int, seconds: float,
+    threads: int,
 ) -> None:  # fmt: skip
     """What the other process does; it tells of each network when it is done, and why not if so."""
-    signal.setitimer(signal.ITIMER_REAL, seconds)  # if whoever started it was killed
     torch.set_num_threads(threads)
     session: Stepped = trainer.session(options, start, seed=0, frozen=frozen)
     session.begin()
