@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from itertools import islice
 from pathlib import Path
@@ -111,6 +113,14 @@ class Waiting(Toy):
         begun.wait()
 
 
+class Killed(Toy):
+    """Leaves something in the temporary folder."""
+
+    def session(self, options, start=None, **how):
+        Path(tempfile.mkdtemp(), "start").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def is_running(process: str) -> bool:
     try:
         status = Path(f"/proc/{process}/stat").read_text()
@@ -138,6 +148,16 @@ def test_what_compiles_ends_with_a_training_that_is_killed(tmp_path: Path):
     while any(map(is_running, begun)) and time.monotonic() < ends:
         time.sleep(0.01)
     assert len(begun) == 2 and not any(map(is_running, begun))
+
+
+def test_what_compiles_leaves_nothing_in_the_temporary_folder_when_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    refused = compiling.ahead((Killed(), None, None, ()), {"G": []}, 60)
+    assert refused == {"G": "the process that compiles them ended"}
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_compiled_network_has_gradients_of_gradients(data: Path):

@@ -135,7 +135,10 @@ def ahead(training: Training, calls: Calls, seconds: float) -> dict[str, str]:
         own = pickle.dumps((*training, calls, torch.get_num_threads()))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         return dict.fromkeys(calls, f"no other process can have its trainer: {error}")
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as given:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile() as given,
+    ):
         told, said = Path(folder, "told"), Path(folder, "said")
         told.touch()
         given.write(own)
@@ -145,7 +148,8 @@ def ahead(training: Training, calls: Calls, seconds: float) -> dict[str, str]:
                 [sys.executable, "-c", _COMPILE, *map(str, (os.getpid(), seconds + _GRACE, told))],
                 stdin=given, stdout=log, stderr=log,
                 start_new_session=True,  # to be killed with the compilers that it starts
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                # Killed, it removes nothing, such as a start whose rows were made anew.
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": folder},
             )  # fmt: skip
         try:
             process.wait(seconds)
