@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import shutil
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -116,8 +116,7 @@ class Cast(Stage):
                  if any(fnmatchcase(n, pattern) for pattern in trainer.fixed(options))]  # fmt: skip
         freeze(self._module, [*self.frozen, *fixed])
         kept = {n: own.clone() for n, own in self._module.named_buffers() if n in self.frozen}
-        for network in self._module.values():
-            prepare(network, **how_trained(options, self.device))
+        self.set_plain(())
         for name, values in kept.items():  # whatever the options say
             self._module.get_buffer(name).copy_(values)
         # Those of a start whose rows were re-made are not known any more.
@@ -185,6 +184,16 @@ class Cast(Stage):
             for name in own.keys() - found.keys():
                 own[name].zero_()  # which `estimated` sees
             estimated(self._module[network])
+
+    def set_plain(self, names: Collection[str]) -> None:
+        """Have networks, and what is in them, do without tricks that are the CPU's, and no others.
+
+        On a GPU all of them do.
+        """
+        plain = {id(own) for name in names for own in self.networks[name].modules()}
+        how, on_gpu = how_trained(self.options, self.device), self.device.type != "cpu"
+        for network in self._module.values():
+            prepare(network, **{**how, "plain": on_gpu or id(network) in plain})
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -60,6 +60,9 @@ class Stepped(Protocol):
     def begin(self) -> None:
         """Before the first step."""
 
+    def set_plain(self, names: Collection[str]) -> None:
+        """Have networks do without tricks that are the CPU's."""
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision."""
 
@@ -174,6 +177,7 @@ def compile_ahead(
     torch.set_num_threads(threads)
     session: Stepped = trainer.session(options, start, seed=0, frozen=frozen)
     session.begin()
+    session.set_plain(calls)
     for name, own in calls.items():
         reason = None
         try:

@@ -122,6 +122,7 @@ class Steps(Cast):
             said = f"not compiled: {', '.join(self._as_used)} has modules of others in it"
             self._news.append(said)
             return
+        self.set_plain(self.networks)
         calls, before = self._called(group[:1]), self.compiled
         if before is not None:
             calls = {name: own for name, own in calls.items() if name in before}
@@ -141,6 +142,7 @@ class Steps(Cast):
                     found.append(name)
                     self.put(name, network, made)
         _put_back(statistics)
+        self.set_plain(found)
         self.compiled = tuple(found)
         if found:
             took = time.monotonic() - begun
