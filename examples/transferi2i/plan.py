@@ -38,7 +38,8 @@ def plan(
         network: `stylegan` translates pictures of the first class into the second; `biggan` those
             of any class into any other.
         method: `transferi2i`; or `deepi2i`, which leaves out what adapts GANs and adaptor first.
-        data: a folder with `pretrain.h5` and `train.h5`.
+        data: a folder with `pretrain.h5` and `train.h5`; for BigGAN of ten classes, where none are
+            named.
         classes: of StyleGAN the source and the target; of BigGAN those that are used, all where
             none are named. None is as above.
         per_class: pictures a class that the translator and its GANs have; None is all.
@@ -103,7 +104,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--network", choices=sorted(SIZES), default="stylegan")
     parser.add_argument("--method", choices=("transferi2i", "deepi2i"), default="transferi2i")
-    parser.add_argument("--data", default="fashion", help="with pretrain.h5 and train.h5")
+    parser.add_argument(
+        "--data", default="fashion",
+        help="with pretrain.h5 and train.h5; for BigGAN of ten classes, where --classes names none",
+    )  # fmt: skip
     parser.add_argument(
         "--classes", nargs="*", metavar="NAME",
         help="of StyleGAN the source and the target  [default: T-shirt pullover; BigGAN: all]",
