@@ -1,4 +1,4 @@
-"""Networks through `torch.compile`, for which nobody waits without a bound.
+"""Networks through `torch.compile`, for whose compiler nobody waits without a bound.
 
 torch compiles in the process that calls a network, where nothing can end it. So another process
 compiles first: it calls each network as a step does, which fills inductor's cache on the disk, and

@@ -160,7 +160,7 @@ class Machine(Options):
         channels_last: the memory layout.
         compile: let `torch.compile` make networks, one by one, but for losses that take gradients
             of gradients; what it has compiled stays in the user's cache.
-        compile_seconds: how long that is waited for; what is not done then goes without.
+        compile_seconds: how long the compiler is waited for; what is not done then goes without.
         graphs: replay steps as CUDA graphs on a GPU, where they can be.
     """
 
