@@ -86,8 +86,22 @@ def test_a_training_that_goes_on_compiles_what_it_had_compiled_and_nothing_else(
     moved(own, 2)
     assert list(own.news()) == [
         LATE.replace("G, D", "D"),
-        "those were compiled before the interruption: the bits are others than without it",
+        "compiled before the interruption: D; the bits are others than without it",
     ]
+
+
+def test_a_training_that_goes_on_without_compiling_says_what_was_compiled(data: Path):
+    begun = training(data)
+    moved(begun, 2)
+    own = training(data)
+    own.load_state_dict(begun.state_dict() | {"compiled": ["G"]})
+    moved(own, 1)
+    said = "compiled before the interruption: G; the bits are others than without it"
+    assert list(own.news()) == [said]
+    again = training(data)
+    again.load_state_dict(own.state_dict())
+    moved(again, 1)
+    assert list(again.news()) == []
 
 
 def test_calls_are_looked_at_without_moving_anything(data: Path):

@@ -114,18 +114,29 @@ class Steps(Cast):
         Args:
             group: batches such as there will be.
         """
-        if self._looked or not self.options.compile:
+        if self._looked:
             return
         self._looked = True
+        before, self.compiled = self.compiled, self._compile(group)
+        if self._steps and {*(before or ())} != {*(self.compiled or ())}:
+            had = ", ".join(before or ()) or "nothing"
+            self._news.append(
+                f"compiled before the interruption: {had}; the bits are others than without it"
+            )
+
+    def _compile(self, group: Sequence[Mapping[str, torch.Tensor]]) -> tuple[str, ...] | None:
+        """Which networks now are; None where that was not wanted."""
+        if not self.options.compile:
+            return None
         self.begin()
         if self._as_used:
             said = f"not compiled: {', '.join(self._as_used)} has modules of others in it"
             self._news.append(said)
-            return
+            return ()
         self.set_plain(self.networks)
-        calls, before = self._called(group[:1]), self.compiled
-        if before is not None:
-            calls = {name: own for name, own in calls.items() if name in before}
+        calls = self._called(group[:1])
+        if self.compiled is not None:
+            calls = {name: own for name, own in calls.items() if name in self.compiled}
         statistics, begun = self._statistics(), time.monotonic()
         alone = replace(self.options, device=str(self.device), processes=1)
         own = (self.trainer, alone, self._given, self.frozen)
@@ -143,15 +154,11 @@ class Steps(Cast):
                     self.put(name, network, made)
         _put_back(statistics)
         self.set_plain(found)
-        self.compiled = tuple(found)
         if found:
             took = time.monotonic() - begun
-            self._news.append(f"compiled in {took:.0f} s: {', '.join(self.compiled)}")
+            self._news.append(f"compiled in {took:.0f} s: {', '.join(found)}")
         self._news += compiling.told(refused)
-        if before and refused:
-            self._news.append(
-                "those were compiled before the interruption: the bits are others than without it"
-            )
+        return tuple(found)
 
     def _called(self, group: Sequence[Mapping[str, torch.Tensor]]) -> compiling.Calls:
         """How the first step and the last one call each network; nothing of the training moves."""
