@@ -130,9 +130,10 @@ class Waiting(Toy):
 
 
 class Killed(Toy):
-    """Leaves something in the temporary folder."""
+    """Leaves something in the temporary folder, and half a line."""
 
     def session(self, options, start=None, **how):
+        Path(sys.argv[-1]).write_text('["G", null]\n["D", nu')
         Path(tempfile.mkdtemp(), "start").touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -171,8 +172,8 @@ def test_what_compiles_leaves_nothing_in_the_temporary_folder_when_it_is_killed(
 ):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    refused = compiling.ahead((Killed(), None, None, ()), {"G": []}, 60)
-    assert refused == {"G": "the process that compiles them ended"}
+    refused = compiling.ahead((Killed(), None, None, ()), {"G": [], "D": []}, 60)
+    assert refused == {"D": "the process that compiles them ended"}
     assert not any(tmp_path.iterdir())
 
 

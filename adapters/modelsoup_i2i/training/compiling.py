@@ -165,7 +165,8 @@ def ahead(training: Training, calls: Calls, seconds: float) -> dict[str, str]:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         reasons = dict.fromkeys(calls, rest)
-        reasons |= dict(map(json.loads, told.read_text("utf-8").splitlines()))
+        whole, _, _ = told.read_text("utf-8").rpartition("\n")  # it may have ended within a line
+        reasons |= dict(map(json.loads, whole.splitlines()))
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
