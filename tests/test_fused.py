@@ -285,6 +285,32 @@ def test_integers_that_must_be_compared_first_are_not_fused(tmp_path: Path):
     assert sum(node.fused for node in check(tree, fuse=True).nodes.values()) == 5
 
 
+@pytest.mark.parametrize("outer", ["beta: 0.3", "dtype: f32"])
+def test_codes_whose_scales_are_read_first_are_not_fused(outer: str, tmp_path: Path):
+    """They were, where the merge below only kept them, and no file had their scales."""
+    for seed, name in enumerate("abc"):
+        codes = np.arange(seed, seed + 12).reshape(3, 4).astype(ml_dtypes.float8_e4m3fn)
+        scales = np.float32([[0.5], [0.25], [seed + 1]])
+        tensors = {"w.weight": codes, "w.weight_scale": scales, "w.bias": scales.reshape(-1)}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    text = f"""
+soup: 1
+models: {{a: a.safetensors, b: b.safetensors, c: c.safetensors}}
+tree:
+  of: [{{of: [a, b], merge: {{layers: {{"*weight": first, rest: merge}}}}}}, c]
+  merge: {{{outer}}}
+"""
+    tree, _ = parse_tree(text, folder=tmp_path)
+    assert not any(node.fused for node in check(tree, fuse=True).nodes.values())
+    for fuse in (False, True):
+        run(tree, tmp_path / f"{fuse}.safetensors", store=tmp_path / f"{fuse}", fuse=fuse)
+    plain, fused = ((tmp_path / f"{fuse}.safetensors").read_bytes() for fuse in (False, True))
+    assert fused == plain
+    copied = text.replace(outer, "layers: {'*weight': first, rest: merge}")
+    plain, fused, _ = both(tmp_path, copied)  # codes that are copied need no scales
+    assert fused == plain
+
+
 def test_a_leaf_that_changed_meanwhile_is_an_error(tmp_path: Path):
     write(tmp_path)
     tree, _ = parse_tree(NESTED, folder=tmp_path)

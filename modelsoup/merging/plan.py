@@ -287,15 +287,19 @@ class MergePlan:
         if made - first:  # a part that the first model has not, which brings a folder along
             return False
         return recipe.chat_template is None and self.takes_unmade and all(
-            (step.outline is None or step.outline.is_elementwise)
-            and not any(step.scales) and step.quantized is None
+            (step.outline is None or step.outline.is_elementwise) and step.quantized is None
             for step in self.steps
         )  # fmt: skip
 
     @property
     def takes_unmade(self) -> bool:
-        """Whether it takes its inputs element by element, and none of them before it begins."""
-        return self.tokens is None and not any(step.is_undecided for step in self.steps)
+        """Whether it takes its inputs element by element, and none of them before it begins.
+
+        Scales are read before the codes that they are for, and so is what must be compared.
+        """
+        return self.tokens is None and not any(
+            step.is_undecided or any(step.scales) for step in self.steps
+        )
 
     @property
     def bytes_streamed(self) -> int:
