@@ -118,6 +118,24 @@ def test_the_plan_predicts_the_bytes_of_a_fused_run(folder: Path):
     assert plan.bytes_written < check(tree).bytes_written
 
 
+def test_the_plan_counts_what_equal_merges_leave_unread_once_for_each(tmp_path: Path):
+    """Leaves of equal headers are planned once, and all of their files are read."""
+    for seed, name in enumerate("abcd"):
+        tensors = {"head": np.full(1000, seed, np.float32), "w": np.full(50, seed, np.float32)}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    text = """
+soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors, d: d.safetensors}
+defaults: {merge: {layers: {head: first, rest: merge}}}
+tree: {of: [{of: [a, b]}, {of: [c, d]}]}
+"""
+    tree, _ = parse_tree(text, folder=tmp_path)
+    assert check(tree, fuse=True).bytes_read == 4 * 4 * (1000 + 50)
+    report = run(tree, None, store=tmp_path / "store", fuse=True)
+    assert report.computed == ("root",)
+    assert report.bytes_read == 4 * 4 * (1000 + 50)
+
+
 def test_what_is_in_the_store_is_read_and_not_made_again(tmp_path: Path):
     write(tmp_path)
     inner = NESTED.rpartition("tree:")[0] + "tree: {of: [c, d], merge: {beta: 0.9}}"
