@@ -290,6 +290,92 @@ def test_infinity_in_between_is_found_where_it_arises(tmp_path: Path):
         run(tree, None, store=tmp_path / "store", fuse=True)
 
 
+def test_infinity_in_between_is_counted_once_by_a_merge_of_several_passes(tmp_path: Path):
+    write(tmp_path, "float16")
+    large = {"w": np.full((3, 5), 60000, np.float16)}
+    for name in "abc":
+        save_file(large, tmp_path / f"{name}.safetensors")
+    text = """
+soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors}
+tree:
+  of: [{of: [a, b], merge: {weights: [1, 1], normalize: false}}, c]
+  merge: {method: slerp, t: 0.5}
+"""
+    tree, _ = parse_tree(text, folder=tmp_path)
+    with pytest.raises((NonfiniteError, RunError), match=r"\(15 in the result of root\.1\)"):
+        run(tree, None, store=tmp_path / "store", fuse=True)
+
+
+KEPT = "layers: {mask: first, rest: merge}"
+NESTED_MASKS = """
+soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors, d: d.safetensors}
+tree: {of: [{of: [{of: [a, b], merge: {INNER}}, c], merge: {MIDDLE}}, d], merge: {OUTER}}
+"""
+
+
+def masked(folder: Path, inner: str, middle: str, outer: str) -> str:
+    """Models with a mask of which six elements are −∞, and a tree of three merges over them."""
+    for seed, name in enumerate("abcd"):
+        mask = np.triu(np.full((4, 4), -np.inf, np.float32), 1)
+        weight = np.random.default_rng(seed).normal(size=(50, 7)).astype(np.float32)
+        save_file({"mask": mask, "w": weight}, folder / f"{name}.safetensors")
+    text = NESTED_MASKS.replace("INNER", inner).replace("MIDDLE", middle)
+    return text.replace("OUTER", outer)
+
+
+@pytest.mark.parametrize(
+    "merges",
+    [
+        (KEPT, KEPT, KEPT),
+        (KEPT, f"dtype: bf16, {KEPT}", KEPT),
+        (f"dtype: bf16, {KEPT}", KEPT, f"dtype: f32, {KEPT}"),
+        (KEPT, "allow_nonfinite: [mask]", KEPT),
+        ("allow_nonfinite: [mask]", KEPT, f"dtype: f16, {KEPT}"),
+        (KEPT, KEPT, "method: slerp, t: 0.4, allow_nonfinite: true"),
+    ],
+)
+def test_a_mask_of_infinity_passes_and_is_counted_in_every_merge_on_the_way(
+    merges: tuple[str, str, str], tmp_path: Path
+):
+    plain, fused, report = both(tmp_path, masked(tmp_path, *merges))
+    assert report.computed == ("root",)
+    assert fused == plain
+    made = modelsoup.read_lineage(tmp_path / "fused.safetensors")
+    steps = [made, *made["ancestors"].values()]
+    assert [step["nonfinite"] for step in steps] == [{"mask": 6}] * 3
+
+
+def test_the_infinity_of_a_layer_that_is_stacked_twice_is_counted_once_below(tmp_path: Path):
+    for name in "abc":
+        tensors = {"model.layers.0.mask": np.float32([[0, -np.inf]]), "w": np.ones(3, np.float32)}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    text = """
+soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors}
+defaults: {merge: {layers: {"*mask": first, rest: merge}}}
+tree: {of: [{of: [a, b]}, c], merge: {slices: ["1[0:1]", "1[0:1]", "2[0:1]"]}}
+"""
+    plain, fused, _ = both(tmp_path, text)
+    assert fused == plain
+    made = modelsoup.read_lineage(tmp_path / "fused.safetensors")
+    assert made["nonfinite"] == {f"model.layers.{n}.mask": 1 for n in (0, 1, 2)}
+    assert [below["nonfinite"] for below in made["ancestors"].values()] == [
+        {"model.layers.0.mask": 1}
+    ]
+
+
+def test_an_infinity_that_is_merged_is_refused_on_the_way_and_said_where(tmp_path: Path):
+    tree, _ = parse_tree(masked(tmp_path, KEPT, KEPT, "beta: 0.5"), folder=tmp_path)
+    said = (
+        r"mask \(6 in d.safetensors, the second model\), mask \(6 in the result\), "
+        r"mask \(6 in the result of root\.1, the first model\) "
+    )
+    with pytest.raises(RunError, match=said):
+        run(tree, None, store=tmp_path / "store", fuse=True)
+
+
 def test_integers_that_must_be_compared_first_are_not_fused(tmp_path: Path):
     write(tmp_path)
     for name in MODELS:

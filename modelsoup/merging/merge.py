@@ -7,7 +7,7 @@ import json
 import re
 import resource
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
@@ -351,7 +351,8 @@ def _execute(
         told.append(Notice("metadata", f"{what}: it is no digest of this model", (), "note"))
 
     def with_lineage(
-        digests: Digests | None, nonfinite: Mapping[str, int] | None = None
+        digests: Digests | None,
+        nonfinite: Callable[[MergePlan], Mapping[str, int]] | None = None,
     ) -> dict[str, str]:
         content = record(plan, digests, sha256=sha256, nonfinite=nonfinite)
         return {**metadata, LINEAGE_KEY: json.dumps(content, separators=(",", ":"))}
@@ -379,7 +380,7 @@ def _execute(
                 raise NonfiniteError(nonfinite_sentence(refused, hinted))
             digests = inputs.digests()
             metadata.update(_data_digests(writer, files, metadata))
-            writer.update_metadata(with_lineage(digests, stream.nonfinite_results()))
+            writer.update_metadata(with_lineage(digests, stream.nonfinite_results))
             if copy_from is not None:
                 if plan.recipe.tokenizer_from or plan.recipe.chat_template is not None:
                     added = () if plan.tokens is None else plan.tokens.added
@@ -402,7 +403,7 @@ def _execute(
     if stream.nonfinite:
         found = tuple(sorted({fault.name for fault in stream.nonfinite}))
         told.append(Notice("nonfinite", nonfinite_sentence(stream.nonfinite), found, "note"))
-    final = with_lineage(digests, stream.nonfinite_results())
+    final = with_lineage(digests, stream.nonfinite_results)
     return MergeReport(
         output, plan, tuple(told), stream.bytes_read + inputs.extra_bytes,
         sum(len(header_bytes(f, final)) for f in files) + plan.bytes_written,

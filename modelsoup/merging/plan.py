@@ -4,6 +4,7 @@ A merge of merges can be made in one pass: each slice of an inner result is comp
 stored dtype as if it had been written, and merged at once. The bytes are those of one merge after
 the other; what is saved is writing and reading everything in between. An inner merge is then
 `Unmade`, a checkpoint that is planned and never written, and its tensors are sources as any other.
+Those that nothing takes are never computed: the lineage lacks how many of them are not finite.
 """
 
 from __future__ import annotations
@@ -395,3 +396,8 @@ class Made(NamedTuple):
     model: Unmade
     info: TensorInfo
     step: Step
+
+    @property
+    def may_be_nonfinite(self) -> bool:
+        """Whether it is only copied there, or may hold NaN or infinity although it is merged."""
+        return self.step.kind == "copy" or self.step.name in self.model.plan.may_be_nonfinite
