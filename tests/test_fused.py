@@ -185,6 +185,36 @@ def test_a_folder_and_its_config_come_along(tmp_path: Path):
     )
 
 
+@pytest.mark.parametrize("outer", ["dtype: bf16", "files_from: second, dtype: bf16", "beta: 0.5"])
+def test_a_config_whose_dtype_was_another_on_the_way_is_the_same_bytes(outer: str, tmp_path: Path):
+    """It once stayed as it was laid out, where its dtype was changed and changed back."""
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        weights = {"w": np.ones((3, 2), ml_dtypes.bfloat16)}
+        save_file(weights, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(
+            json.dumps({"torch_dtype": "bfloat16", "of": name})
+        )
+    text = f"""
+soup: 1
+models: {{a: a, b: b, c: c, d: d}}
+tree: {{of: [{{of: [a, b], merge: {{dtype: f32}}}}, {{of: [c, d], merge: {{dtype: f16}}}}],
+  merge: {{{outer}}}}}
+"""
+    tree, _ = parse_tree(text, folder=tmp_path)
+    assert sum(node.fused for node in check(tree, fuse=True).nodes.values()) == 2
+    run(tree, tmp_path / "plain", store=tmp_path / "one")
+    run(tree, tmp_path / "fused", store=tmp_path / "two", fuse=True)
+    plain, fused = (
+        [(tmp_path / out / name).read_bytes() for name in ("config.json", "model.safetensors")]
+        for out in ("plain", "fused")
+    )
+    assert fused == plain
+    dtype = "bfloat16" if "bf16" in outer else "float32"
+    of = "c" if "second" in outer else "a"
+    assert json.loads(fused[0]) == {"torch_dtype": dtype, "of": of}
+
+
 @pytest.mark.parametrize(
     "inner",
     [

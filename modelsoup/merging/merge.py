@@ -388,7 +388,7 @@ def _execute(
                         writer.path(""), _tokenizer(plan), plan.recipe.chat_template, added
                     )
                 adapt_configs(
-                    writer.path(""), [file.prefix for file in files], _changed_dtype(plan),
+                    writer.path(""), [file.prefix for file in files], _changed_dtypes(plan),
                     quantised=plan.has_codes, stacks=_stacks(plan),
                     tokens=None if plan.tokens is None else plan.tokens.numbers,
                 )  # fmt: skip
@@ -444,15 +444,16 @@ def _data_digests(
     return {key: _DATA_DIGESTS[key] + digest.hexdigest() for key in wanted}
 
 
-def _changed_dtype(plan: MergePlan) -> str | None:
-    """The dtype that the config of the output must name, where it may be another."""
-    first = plan.given[0]
+def _changed_dtypes(plan: MergePlan) -> tuple[str, ...]:
+    """The dtypes that the config of the output was to name on the way, and must name at last."""
+    model = plan.files_from
+    before = model.dtypes if isinstance(model, Unmade) else ()
     if plan.recipe.dtype is not None:
-        return str(plan.recipe.dtype)
-    if plan.files_from is not first:
-        dtypes = Counter(step.dtype for step in plan.steps if DTYPES[step.dtype].kind == "float")
-        return max(dtypes, key=dtypes.__getitem__, default=None)
-    return first.dtype if isinstance(first, Unmade) else None
+        return (*before, str(plan.recipe.dtype))
+    if model is plan.given[0]:
+        return before
+    dtypes = Counter(step.dtype for step in plan.steps if DTYPES[step.dtype].kind == "float")
+    return (*before, *(name for name, _ in dtypes.most_common(1)))
 
 
 def _stacks(plan: MergePlan) -> dict[str, Stack]:

@@ -373,10 +373,11 @@ class Unmade(Checkpoint):
         return Made(self, info, self.steps[info.name])
 
     @property
-    def dtype(self) -> str | None:
-        """The dtype that its config would name, where a merge on the way changed it."""
-        first = self.plan.models[0]
-        return self.plan.recipe.dtype or (first.dtype if isinstance(first, Unmade) else None)
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes that its config would have named, one merge on the way after the other."""
+        first, own = self.plan.models[0], self.plan.recipe.dtype
+        before = first.dtypes if isinstance(first, Unmade) else ()
+        return before if own is None else (*before, own)
 
     @property
     def companions(self) -> Path | None:
