@@ -155,7 +155,8 @@ class Stream:
             self._all(pool, waiting, self._gather)
             for job in waiting:
                 assert job.asked is not None
-                job.asked.end_pass()
+                with np.errstate(all="ignore"):
+                    job.asked.end_pass()
                 self._sample(job)
 
     def _carry_out(self, group: list[Job], pool: ThreadPoolExecutor) -> None:
