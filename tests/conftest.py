@@ -16,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import modelsoup.trees.trainer
+from modelsoup.merging.methods import registry
 
 HERE = Path(__file__).parent
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
@@ -113,3 +114,12 @@ def trainers_of_a_test_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         modelsoup.trees.trainer, "_trainers", dict(modelsoup.trees.trainer._trainers)
     )
+
+
+@pytest.fixture
+def own_methods() -> Iterator[None]:
+    """Forget the methods that a test registers."""
+    before = dict(registry._methods)
+    yield
+    registry._methods.clear()
+    registry._methods.update(before)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import modelsoup
 from modelsoup.merging import reductions
 from modelsoup.merging.engine import SLICE
 from modelsoup.merging.forms import BLOCK, Tensor, blocks_of
@@ -322,14 +323,44 @@ def test_compiled_inner_products_are_numpys_to_the_last_bit(
     stored = [generator.normal(size=3 * BLOCK + 1027).astype(DTYPES[dtype]) for _ in range(count)]
     x = Tensor("x", stored[0].shape, 2, has_base=of == "deltas")
     compiled, numpys = Gram(of).begin(x), Gram(of).begin(x)
-    assert isinstance(compiled, reductions._Products)
-    assert compiled.takes((dtype,) * count)
+    assert isinstance(compiled, reductions.Products)
+    compiled.loop = compiled.loop_over((dtype,) * count)
+    assert compiled.loop is not None
     for gathering, values in (compiled, stored), (numpys, [v.astype(np.float64) for v in stored]):
         for block in blocks_of(x, values, rows=False):
             gathering.add(block)
         gathering.end_pass()
     assert numpys.value.shape == (2, 2)
     assert compiled.value.tobytes() == numpys.value.tobytes()
+
+
+def test_products_that_are_asked_for_beside_other_sums_are_of_values(
+    tmp_path: Path, both: Both, monkeypatch: pytest.MonkeyPatch, own_methods: None
+) -> None:
+    """What is stored goes into compiled loops only where all that is asked for takes it."""
+    found: list[np.ndarray] = []
+
+    @modelsoup.method("asks_for_both", models=(2, 2), version="1", summary="", source="here")
+    def asks_for_both(x: Tensor) -> Any:
+        """As it is asked for."""
+        gram, _ = yield [Gram(), modelsoup.Sum(lambda b: b.model(0))]
+        (alone,) = yield [Gram()]
+        found.extend((gram, alone))
+        return modelsoup.WeightedSum((0.5, 0.5))
+
+    monkeypatch.setenv("MODELSOUP_CACHE", str(both.cache))
+    generator = np.random.default_rng(5)
+    for name in ("a", "b"):
+        values = generator.normal(size=70_001).astype(DTYPES["BF16"])
+        save_file({"w": values}, tmp_path / f"{name}.safetensors")
+    models = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for fast in ("0", "1"):
+        monkeypatch.setenv("MODELSOUP_FAST", fast)
+        modelsoup.merge(models, tmp_path / f"{fast}.safetensors", method="asks_for_both")
+    known = [one for one in found if one[0, 0] != 1]  # a plan asks with guesses
+    assert len(known) == 4
+    assert {one.tobytes() for one in known} == {known[0].tobytes()}
+    assert known[0][0, 0] == pytest.approx(70_001, rel=0.02)
 
 
 # --- the cache ------------------------------------------------------------------------------------

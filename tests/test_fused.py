@@ -118,6 +118,24 @@ def test_the_plan_predicts_the_bytes_of_a_fused_run(folder: Path):
     assert plan.bytes_written < check(tree).bytes_written
 
 
+def test_the_plan_counts_what_equal_merges_leave_unread_once_for_each(tmp_path: Path):
+    """Leaves of equal headers are planned once, and all of their files are read."""
+    for seed, name in enumerate("abcd"):
+        tensors = {"head": np.full(1000, seed, np.float32), "w": np.full(50, seed, np.float32)}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    text = """
+soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors, d: d.safetensors}
+defaults: {merge: {layers: {head: first, rest: merge}}}
+tree: {of: [{of: [a, b]}, {of: [c, d]}]}
+"""
+    tree, _ = parse_tree(text, folder=tmp_path)
+    assert check(tree, fuse=True).bytes_read == 4 * 4 * (1000 + 50)
+    report = run(tree, None, store=tmp_path / "store", fuse=True)
+    assert report.computed == ("root",)
+    assert report.bytes_read == 4 * 4 * (1000 + 50)
+
+
 def test_what_is_in_the_store_is_read_and_not_made_again(tmp_path: Path):
     write(tmp_path)
     inner = NESTED.rpartition("tree:")[0] + "tree: {of: [c, d], merge: {beta: 0.9}}"
@@ -165,6 +183,36 @@ def test_a_folder_and_its_config_come_along(tmp_path: Path):
     assert (
         json.loads((tmp_path / "fused" / "config.json").read_bytes())["torch_dtype"] == "bfloat16"
     )
+
+
+@pytest.mark.parametrize("outer", ["dtype: bf16", "files_from: second, dtype: bf16", "beta: 0.5"])
+def test_a_config_whose_dtype_was_another_on_the_way_is_the_same_bytes(outer: str, tmp_path: Path):
+    """It once stayed as it was laid out, where its dtype was changed and changed back."""
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        weights = {"w": np.ones((3, 2), ml_dtypes.bfloat16)}
+        save_file(weights, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(
+            json.dumps({"torch_dtype": "bfloat16", "of": name})
+        )
+    text = f"""
+soup: 1
+models: {{a: a, b: b, c: c, d: d}}
+tree: {{of: [{{of: [a, b], merge: {{dtype: f32}}}}, {{of: [c, d], merge: {{dtype: f16}}}}],
+  merge: {{{outer}}}}}
+"""
+    tree, _ = parse_tree(text, folder=tmp_path)
+    assert sum(node.fused for node in check(tree, fuse=True).nodes.values()) == 2
+    run(tree, tmp_path / "plain", store=tmp_path / "one")
+    run(tree, tmp_path / "fused", store=tmp_path / "two", fuse=True)
+    plain, fused = (
+        [(tmp_path / out / name).read_bytes() for name in ("config.json", "model.safetensors")]
+        for out in ("plain", "fused")
+    )
+    assert fused == plain
+    dtype = "bfloat16" if "bf16" in outer else "float32"
+    of = "c" if "second" in outer else "a"
+    assert json.loads(fused[0]) == {"torch_dtype": dtype, "of": of}
 
 
 @pytest.mark.parametrize(
@@ -272,6 +320,92 @@ def test_infinity_in_between_is_found_where_it_arises(tmp_path: Path):
         run(tree, None, store=tmp_path / "store", fuse=True)
 
 
+def test_infinity_in_between_is_counted_once_by_a_merge_of_several_passes(tmp_path: Path):
+    write(tmp_path, "float16")
+    large = {"w": np.full((3, 5), 60000, np.float16)}
+    for name in "abc":
+        save_file(large, tmp_path / f"{name}.safetensors")
+    text = """
+soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors}
+tree:
+  of: [{of: [a, b], merge: {weights: [1, 1], normalize: false}}, c]
+  merge: {method: slerp, t: 0.5}
+"""
+    tree, _ = parse_tree(text, folder=tmp_path)
+    with pytest.raises((NonfiniteError, RunError), match=r"\(15 in the result of root\.1\)"):
+        run(tree, None, store=tmp_path / "store", fuse=True)
+
+
+KEPT = "layers: {mask: first, rest: merge}"
+NESTED_MASKS = """
+soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors, d: d.safetensors}
+tree: {of: [{of: [{of: [a, b], merge: {INNER}}, c], merge: {MIDDLE}}, d], merge: {OUTER}}
+"""
+
+
+def masked(folder: Path, inner: str, middle: str, outer: str) -> str:
+    """Models with a mask of which six elements are −∞, and a tree of three merges over them."""
+    for seed, name in enumerate("abcd"):
+        mask = np.triu(np.full((4, 4), -np.inf, np.float32), 1)
+        weight = np.random.default_rng(seed).normal(size=(50, 7)).astype(np.float32)
+        save_file({"mask": mask, "w": weight}, folder / f"{name}.safetensors")
+    text = NESTED_MASKS.replace("INNER", inner).replace("MIDDLE", middle)
+    return text.replace("OUTER", outer)
+
+
+@pytest.mark.parametrize(
+    "merges",
+    [
+        (KEPT, KEPT, KEPT),
+        (KEPT, f"dtype: bf16, {KEPT}", KEPT),
+        (f"dtype: bf16, {KEPT}", KEPT, f"dtype: f32, {KEPT}"),
+        (KEPT, "allow_nonfinite: [mask]", KEPT),
+        ("allow_nonfinite: [mask]", KEPT, f"dtype: f16, {KEPT}"),
+        (KEPT, KEPT, "method: slerp, t: 0.4, allow_nonfinite: true"),
+    ],
+)
+def test_a_mask_of_infinity_passes_and_is_counted_in_every_merge_on_the_way(
+    merges: tuple[str, str, str], tmp_path: Path
+):
+    plain, fused, report = both(tmp_path, masked(tmp_path, *merges))
+    assert report.computed == ("root",)
+    assert fused == plain
+    made = modelsoup.read_lineage(tmp_path / "fused.safetensors")
+    steps = [made, *made["ancestors"].values()]
+    assert [step["nonfinite"] for step in steps] == [{"mask": 6}] * 3
+
+
+def test_the_infinity_of_a_layer_that_is_stacked_twice_is_counted_once_below(tmp_path: Path):
+    for name in "abc":
+        tensors = {"model.layers.0.mask": np.float32([[0, -np.inf]]), "w": np.ones(3, np.float32)}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    text = """
+soup: 1
+models: {a: a.safetensors, b: b.safetensors, c: c.safetensors}
+defaults: {merge: {layers: {"*mask": first, rest: merge}}}
+tree: {of: [{of: [a, b]}, c], merge: {slices: ["1[0:1]", "1[0:1]", "2[0:1]"]}}
+"""
+    plain, fused, _ = both(tmp_path, text)
+    assert fused == plain
+    made = modelsoup.read_lineage(tmp_path / "fused.safetensors")
+    assert made["nonfinite"] == {f"model.layers.{n}.mask": 1 for n in (0, 1, 2)}
+    assert [below["nonfinite"] for below in made["ancestors"].values()] == [
+        {"model.layers.0.mask": 1}
+    ]
+
+
+def test_an_infinity_that_is_merged_is_refused_on_the_way_and_said_where(tmp_path: Path):
+    tree, _ = parse_tree(masked(tmp_path, KEPT, KEPT, "beta: 0.5"), folder=tmp_path)
+    said = (
+        r"mask \(6 in d.safetensors, the second model\), mask \(6 in the result\), "
+        r"mask \(6 in the result of root\.1, the first model\) "
+    )
+    with pytest.raises(RunError, match=said):
+        run(tree, None, store=tmp_path / "store", fuse=True)
+
+
 def test_integers_that_must_be_compared_first_are_not_fused(tmp_path: Path):
     write(tmp_path)
     for name in MODELS:
@@ -283,6 +417,32 @@ def test_integers_that_must_be_compared_first_are_not_fused(tmp_path: Path):
     said = NESTED.replace("{merge: {beta: 0.3}", "{merge: {beta: 0.3, on_integer: first}")
     tree, _ = parse_tree(said, folder=tmp_path)
     assert sum(node.fused for node in check(tree, fuse=True).nodes.values()) == 5
+
+
+@pytest.mark.parametrize("outer", ["beta: 0.3", "dtype: f32"])
+def test_codes_whose_scales_are_read_first_are_not_fused(outer: str, tmp_path: Path):
+    """They were, where the merge below only kept them, and no file had their scales."""
+    for seed, name in enumerate("abc"):
+        codes = np.arange(seed, seed + 12).reshape(3, 4).astype(ml_dtypes.float8_e4m3fn)
+        scales = np.float32([[0.5], [0.25], [seed + 1]])
+        tensors = {"w.weight": codes, "w.weight_scale": scales, "w.bias": scales.reshape(-1)}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    text = f"""
+soup: 1
+models: {{a: a.safetensors, b: b.safetensors, c: c.safetensors}}
+tree:
+  of: [{{of: [a, b], merge: {{layers: {{"*weight": first, rest: merge}}}}}}, c]
+  merge: {{{outer}}}
+"""
+    tree, _ = parse_tree(text, folder=tmp_path)
+    assert not any(node.fused for node in check(tree, fuse=True).nodes.values())
+    for fuse in (False, True):
+        run(tree, tmp_path / f"{fuse}.safetensors", store=tmp_path / f"{fuse}", fuse=fuse)
+    plain, fused = ((tmp_path / f"{fuse}.safetensors").read_bytes() for fuse in (False, True))
+    assert fused == plain
+    copied = text.replace(outer, "layers: {'*weight': first, rest: merge}")
+    plain, fused, _ = both(tmp_path, copied)  # codes that are copied need no scales
+    assert fused == plain
 
 
 def test_a_leaf_that_changed_meanwhile_is_an_error(tmp_path: Path):

@@ -1161,15 +1161,6 @@ def test_one_number_stands_for_all_models(tmp_path: Path) -> None:
 # --- methods from elsewhere -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def own_methods() -> Iterator[None]:
-    """Forget the methods that a test registers."""
-    before = dict(registry._methods)
-    yield
-    registry._methods.clear()
-    registry._methods.update(before)
-
-
 @pytest.mark.usefixtures("own_methods")
 def test_a_function_of_blocks_can_be_registered(tmp_path: Path) -> None:
     @modelsoup.method("swap_near", models=(2, 2))

@@ -147,7 +147,7 @@ class Stack(NamedTuple):
 
 
 def adapt_configs(
-    folder: Path, parts: Sequence[str], dtype: str | None, *, quantised: bool,
+    folder: Path, parts: Sequence[str], dtypes: Sequence[str], *, quantised: bool,
     stacks: Mapping[str, Stack], tokens: Renumbered | None = None,
 ) -> None:  # fmt: skip
     """Let the configs of a model folder say what its weights now are.
@@ -155,7 +155,8 @@ def adapt_configs(
     Args:
         folder: with the configs, which are changed.
         parts: prefixes of the parts, whose folders have configs of their own.
-        dtype: the safetensors dtype of the weights; None if it is what it was.
+        dtypes: the safetensors dtypes that the weights were given, one after the other: a config
+            that merges on the way changed is written anew though it ends as it began.
         quantised: whether they still are codes that are told apart by a `quantization_config`.
         stacks: what numbered layers are called → which they are now, where these are others.
         tokens: their numbers, where these are others.
@@ -165,12 +166,15 @@ def adapt_configs(
             content = json.loads(read_small(path, _LARGEST_CONFIG))
             adapted = content if tokens is None else _with_tokens(content, tokens)
             adapted = with_layers(adapted, stacks, prefix)
-            if dtype is not None:
-                adapted = _adapted(adapted, numpy_dtype(dtype).name, quantised=quantised)
+            is_changed = adapted != content
+            for dtype in dtypes:
+                before = adapted
+                adapted = _adapted(before, numpy_dtype(dtype).name, quantised=quantised)
+                is_changed |= adapted != before
             text = json.dumps(adapted, indent=2, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             continue  # not transformers' config; it was copied as it is
-        if adapted != content:
+        if is_changed:
             path.write_bytes(text + b"\n")
 
 

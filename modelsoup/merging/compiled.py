@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from ..files import dtypes
-from .forms import BLOCK, pairs
+from .forms import BLOCK, pairs, products_in_lanes
 
 _SYMBOL = "soup_loop"
 _SUPPORTED = ("F32", "BF16", "F16")
@@ -373,11 +373,7 @@ def _agrees_in_products(
     vectors = [array.astype(np.float64) for array in stored]
     if of_deltas:
         vectors = [one - vectors[0] for one in vectors[1:]]
-    expected = np.zeros((len(pairs(len(vectors))), lanes))
-    for start in range(0, stored[0].size, lanes):
-        parts = [one[start : start + lanes] for one in vectors]
-        for row, (i, j) in enumerate(pairs(len(vectors))):
-            expected[row, : len(parts[0])] += parts[i] * parts[j]
+    expected = np.stack(list(products_in_lanes(vectors, lanes)))
     found = np.zeros_like(expected)
     loop([a.ctypes.data for a in stored], found.ctypes.data, stored[0].size, np.zeros(1))
     return found.tobytes() == expected.tobytes()

@@ -88,6 +88,7 @@ class Stream:
         self.workers = workers
         self.progress = progress
         self.nonfinite: list[Nonfinite] = []
+        self._made_nonfinite: dict[int, dict[tuple[str, int], int]] = {}  # by plan, where it begins
         self.bytes_read = 0
         affordable = _BUFFERS // (workers * most_slices(plan) * 4) // BLOCK * BLOCK
         self.slice_elements = max(BLOCK, min(slice_elements, affordable))
@@ -117,12 +118,11 @@ class Stream:
         """What must not be there."""
         return [fault for fault in self.nonfinite if not fault.allowed]
 
-    def nonfinite_results(self) -> dict[str, int]:
-        """How many elements of the output's tensors are NaN or infinite, where any are."""
+    def nonfinite_results(self, plan: MergePlan) -> dict[str, int]:
+        """How many elements of what a merge makes are NaN or infinite, by tensor, where any are."""
         found: Counter[str] = Counter()
-        for fault in self.nonfinite:
-            if fault.written:
-                found[fault.name] += fault.count
+        for (name, _), count in self._made_nonfinite.get(id(plan), {}).items():
+            found[name] += count
         return dict(sorted(found.items()))
 
     def _find_totals(self, files: Sequence[OutputFile], pool: ThreadPoolExecutor) -> None:
@@ -155,7 +155,8 @@ class Stream:
             self._all(pool, waiting, self._gather)
             for job in waiting:
                 assert job.asked is not None
-                job.asked.end_pass()
+                with np.errstate(all="ignore"):
+                    job.asked.end_pass()
                 self._sample(job)
 
     def _carry_out(self, group: list[Job], pool: ThreadPoolExecutor) -> None:
@@ -274,10 +275,12 @@ class Stream:
             raise
 
     def _drain(self, units: Iterator[list[Unit]], work: Work, buffers: Buffers) -> None:
+        # What is merged on the way is made in every pass, and looked at in the last.
+        look = self._look if work == self._write else _unseen
         try:
             while (fetched := self._fetch(units, buffers)) is not None:
                 for unit, streamed in zip(*fetched, strict=True):
-                    work(unit, sources_of(unit, iter(streamed), buffers, self._look), buffers)
+                    work(unit, sources_of(unit, iter(streamed), buffers, look), buffers)
         except BaseException:
             self._stop.set()
             raise
@@ -360,10 +363,12 @@ class Stream:
 
     def _look(self, unit: Unit, inputs: Sequence[np.ndarray], result: np.ndarray | None) -> None:
         """Note where there is NaN or infinity."""
-        outermost = unit.job.plan is self.plan
-        if faults := found_in(unit, inputs, result, outermost=outermost):
+        if faults := found_in(unit, inputs, result):
+            # What is merged on the way may be made several times, for layers that are stacked.
+            found = {(fault.name, unit.start): fault.count for fault in faults if fault.written}
             with self._count:
                 self.nonfinite += faults
+                self._made_nonfinite.setdefault(id(unit.job.plan), {}).update(found)
 
     def compare_integers(self) -> None:
         """Read integer tensors first: where they differ, nothing must be written.
@@ -398,6 +403,10 @@ class Stream:
             if any(not np.array_equal(found[0], other) for other in found[1:]):
                 return True
         return False
+
+
+def _unseen(unit: Unit, inputs: Sequence[np.ndarray], result: np.ndarray | None) -> None:
+    """Note nothing."""
 
 
 def _divided(buffer: np.ndarray, index: int, batch: Sequence[Unit]) -> list[np.ndarray]:

@@ -66,6 +66,13 @@ class Block:
         given = self._deltas.get(self._own + k)
         return self.values[self._own + k] - self.values[0] if given is None else given
 
+    @property
+    def wide(self) -> Block:
+        """The same in float64, so that task vectors are differences in that."""
+        values = [one.astype(np.float64, copy=False) for one in self.values]
+        deltas = {k: one.astype(np.float64, copy=False) for k, one in self._deltas.items()}
+        return Block(self.number, self.start, values, self._own, deltas)
+
 
 Of = Callable[[Block], np.ndarray]
 """Values for the elements of a block: an array of its shape."""
@@ -246,6 +253,21 @@ def blocks_of(x: Tensor, inputs: Sequence[np.ndarray], *, rows: bool) -> Iterato
 def pairs(count: int) -> list[tuple[int, int]]:
     """The pairs of vectors of which there are inner products."""
     return [(i, j) for i in range(count) for j in range(i, count)]
+
+
+def products_in_lanes(vectors: Sequence[np.ndarray], lanes: int) -> Iterator[np.ndarray]:
+    """Of each of the `pairs` of float64 vectors the products, element i added to lane i mod lanes.
+
+    Not a BLAS dot product, whose order of additions depends on the machine: here each lane adds up
+    its column from above, however wide the machine's vectors are.
+    """
+    rest = vectors[0].size % lanes
+    whole = vectors[0].size - rest
+    lanes_of = [values[:whole].reshape(-1, lanes) for values in vectors]
+    for i, j in pairs(len(vectors)):
+        made: np.ndarray = np.einsum("rl,rl->l", lanes_of[i], lanes_of[j])
+        made[:rest] += vectors[i][whole:] * vectors[j][whole:]
+        yield made
 
 
 def weighted_sum(x: Any, p: Any) -> Any:

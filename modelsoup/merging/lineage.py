@@ -38,7 +38,7 @@ Digests = Mapping[Checkpoint, Sequence[FileDigest]]
 
 def record(
     plan: MergePlan, digests: Digests | None, *, sha256: bool,
-    nonfinite: Mapping[str, int] | None = None,
+    nonfinite: Callable[[MergePlan], Mapping[str, int]] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The lineage of a merge, as it is stored.
 
@@ -55,7 +55,8 @@ def record(
         digests: of the files of all checkpoints that were read; None puts something in their place
             that takes at least as much room, and as much if the models know their digests.
         sha256: whether SHA-256 digests are among them.
-        nonfinite: how many elements of a tensor are NaN or infinite, and may be.
+        nonfinite: how many elements of the tensors that a merge makes are NaN or infinite, and may
+            be; asked of this merge and of those that were made on the way.
 
     Raises:
         CheckpointError: an input's lineage is not readable, or two of them contradict each other.
@@ -84,7 +85,9 @@ def record(
     ancestors: dict[str, Any] = {}
     for model, entry in zip(plan.inputs, entries, strict=True):
         if isinstance(model, Unmade):
-            earlier: dict[str, Any] | None = record(model.plan, digests, sha256=sha256)
+            earlier: dict[str, Any] | None = record(
+                model.plan, digests, sha256=sha256, nonfinite=nonfinite
+            )
         else:
             earlier = read_lineage(model)
         if earlier is not None:
@@ -93,8 +96,8 @@ def record(
     if ancestors:
         content["ancestors"] = ancestors
         refuse_circles(content, [str(model.path) for model in plan.inputs])
-    if nonfinite:
-        content["nonfinite"] = dict(nonfinite)
+    if found := nonfinite and nonfinite(plan):
+        content["nonfinite"] = dict(found)
     return content
 
 

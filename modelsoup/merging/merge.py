@@ -7,7 +7,7 @@ import json
 import re
 import resource
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
@@ -351,7 +351,8 @@ def _execute(
         told.append(Notice("metadata", f"{what}: it is no digest of this model", (), "note"))
 
     def with_lineage(
-        digests: Digests | None, nonfinite: Mapping[str, int] | None = None
+        digests: Digests | None,
+        nonfinite: Callable[[MergePlan], Mapping[str, int]] | None = None,
     ) -> dict[str, str]:
         content = record(plan, digests, sha256=sha256, nonfinite=nonfinite)
         return {**metadata, LINEAGE_KEY: json.dumps(content, separators=(",", ":"))}
@@ -379,7 +380,7 @@ def _execute(
                 raise NonfiniteError(nonfinite_sentence(refused, hinted))
             digests = inputs.digests()
             metadata.update(_data_digests(writer, files, metadata))
-            writer.update_metadata(with_lineage(digests, stream.nonfinite_results()))
+            writer.update_metadata(with_lineage(digests, stream.nonfinite_results))
             if copy_from is not None:
                 if plan.recipe.tokenizer_from or plan.recipe.chat_template is not None:
                     added = () if plan.tokens is None else plan.tokens.added
@@ -387,7 +388,7 @@ def _execute(
                         writer.path(""), _tokenizer(plan), plan.recipe.chat_template, added
                     )
                 adapt_configs(
-                    writer.path(""), [file.prefix for file in files], _changed_dtype(plan),
+                    writer.path(""), [file.prefix for file in files], _changed_dtypes(plan),
                     quantised=plan.has_codes, stacks=_stacks(plan),
                     tokens=None if plan.tokens is None else plan.tokens.numbers,
                 )  # fmt: skip
@@ -402,7 +403,7 @@ def _execute(
     if stream.nonfinite:
         found = tuple(sorted({fault.name for fault in stream.nonfinite}))
         told.append(Notice("nonfinite", nonfinite_sentence(stream.nonfinite), found, "note"))
-    final = with_lineage(digests, stream.nonfinite_results())
+    final = with_lineage(digests, stream.nonfinite_results)
     return MergeReport(
         output, plan, tuple(told), stream.bytes_read + inputs.extra_bytes,
         sum(len(header_bytes(f, final)) for f in files) + plan.bytes_written,
@@ -443,15 +444,16 @@ def _data_digests(
     return {key: _DATA_DIGESTS[key] + digest.hexdigest() for key in wanted}
 
 
-def _changed_dtype(plan: MergePlan) -> str | None:
-    """The dtype that the config of the output must name, where it may be another."""
-    first = plan.given[0]
+def _changed_dtypes(plan: MergePlan) -> tuple[str, ...]:
+    """The dtypes that the config of the output was to name on the way, and must name at last."""
+    model = plan.files_from
+    before = model.dtypes if isinstance(model, Unmade) else ()
     if plan.recipe.dtype is not None:
-        return str(plan.recipe.dtype)
-    if plan.files_from is not first:
-        dtypes = Counter(step.dtype for step in plan.steps if DTYPES[step.dtype].kind == "float")
-        return max(dtypes, key=dtypes.__getitem__, default=None)
-    return first.dtype if isinstance(first, Unmade) else None
+        return (*before, str(plan.recipe.dtype))
+    if model is plan.given[0]:
+        return before
+    dtypes = Counter(step.dtype for step in plan.steps if DTYPES[step.dtype].kind == "float")
+    return (*before, *(name for name, _ in dtypes.most_common(1)))
 
 
 def _stacks(plan: MergePlan) -> dict[str, Stack]:

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import counted, listed, patterns_option
 from ..files.dtypes import count_nonfinite, has_nonfinite
 from .jobs import Unit
-from .plan import Made
+from .plan import Made, Unmade
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Nonfinite:
 
     Attributes:
         name: the tensor's name.
-        where: an input's file name, or `the result`.
+        where: an input, or `the result`.
         count: how many elements.
         allowed: whether it may be there: it was only copied, or the recipe says so.
-        written: whether it is in the output, and not just in what that was made of.
+        written: whether it is in what its merge makes, and not just in what that is made of.
     """
 
     name: str
@@ -33,8 +33,8 @@ class Nonfinite:
 
 
 def found_in(
-    unit: Unit, inputs: Sequence[np.ndarray], result: np.ndarray | None, *, outermost: bool
-) -> list[Nonfinite]:
+    unit: Unit, inputs: Sequence[np.ndarray], result: np.ndarray | None
+) -> list[Nonfinite]:  # fmt: skip
     """Where there is NaN or infinity in a unit.
 
     What is only copied may hold it, as a mask does, as long as the copy has no more of it.
@@ -43,27 +43,28 @@ def found_in(
         unit: the unit.
         inputs: its sources' elements.
         result: what was made of them; None where it is the one input.
-        outermost: whether the result is written.
     """
     job, step = unit.job, unit.job.step
     is_copy, may = step.kind == "copy", job.plan.may_be_nonfinite
     faults = []
     copied: dict[str, int] = {}
     for source, array in zip(step.sources, inputs, strict=True):
-        if isinstance(source, Made):  # looked at when it was made
-            continue
+        if isinstance(source, Made) and not is_copy and not source.may_be_nonfinite:
+            continue  # refused where it was made
         counts = _by_tensor(unit, array, source.info.dtype)
         if is_copy:
             copied = counts
         if counts and (not is_copy or result is None):
-            where = f"{source.model.name}, {job.plan.name_of(source.model)}"
+            model = source.model
+            given = f"the result of {model.node}" if isinstance(model, Unmade) else model.name
+            where = f"{given}, {job.plan.name_of(model)}"
             faults += [
-                Nonfinite(name, where, n, is_copy or name in may, is_copy and outermost)
+                Nonfinite(name, where, n, is_copy or name in may, is_copy)
                 for name, n in counts.items()
             ]
     if result is not None:
         faults += [
-            Nonfinite(name, job.result, n, n <= copied.get(name, 0) or name in may, outermost)
+            Nonfinite(name, job.result, n, n <= copied.get(name, 0) or name in may, True)
             for name, n in _by_tensor(unit, result, step.dtype).items()
         ]
     return list(dict.fromkeys(faults))  # a checkpoint may be given twice

@@ -4,6 +4,7 @@ A merge of merges can be made in one pass: each slice of an inner result is comp
 stored dtype as if it had been written, and merged at once. The bytes are those of one merge after
 the other; what is saved is writing and reading everything in between. An inner merge is then
 `Unmade`, a checkpoint that is planned and never written, and its tensors are sources as any other.
+Those that nothing takes are never computed: the lineage lacks how many of them are not finite.
 """
 
 from __future__ import annotations
@@ -287,15 +288,19 @@ class MergePlan:
         if made - first:  # a part that the first model has not, which brings a folder along
             return False
         return recipe.chat_template is None and self.takes_unmade and all(
-            (step.outline is None or step.outline.is_elementwise)
-            and not any(step.scales) and step.quantized is None
+            (step.outline is None or step.outline.is_elementwise) and step.quantized is None
             for step in self.steps
         )  # fmt: skip
 
     @property
     def takes_unmade(self) -> bool:
-        """Whether it takes its inputs element by element, and none of them before it begins."""
-        return self.tokens is None and not any(step.is_undecided for step in self.steps)
+        """Whether it takes its inputs element by element, and none of them before it begins.
+
+        Scales are read before the codes that they are for, and so is what must be compared.
+        """
+        return self.tokens is None and not any(
+            step.is_undecided or any(step.scales) for step in self.steps
+        )
 
     @property
     def bytes_streamed(self) -> int:
@@ -368,10 +373,11 @@ class Unmade(Checkpoint):
         return Made(self, info, self.steps[info.name])
 
     @property
-    def dtype(self) -> str | None:
-        """The dtype that its config would name, where a merge on the way changed it."""
-        first = self.plan.models[0]
-        return self.plan.recipe.dtype or (first.dtype if isinstance(first, Unmade) else None)
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes that its config would have named, one merge on the way after the other."""
+        first, own = self.plan.models[0], self.plan.recipe.dtype
+        before = first.dtypes if isinstance(first, Unmade) else ()
+        return before if own is None else (*before, own)
 
     @property
     def companions(self) -> Path | None:
@@ -391,3 +397,8 @@ class Made(NamedTuple):
     model: Unmade
     info: TensorInfo
     step: Step
+
+    @property
+    def may_be_nonfinite(self) -> bool:
+        """Whether it is only copied there, or may hold NaN or infinity although it is merged."""
+        return self.step.kind == "copy" or self.step.name in self.model.plan.may_be_nonfinite

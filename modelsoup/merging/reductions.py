@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import xxhash
 
-from .forms import Block, Of, Tensor, pairs
+from .forms import Block, Of, Tensor, pairs, products_in_lanes
 
 if TYPE_CHECKING:
     from .compiled import Loop
@@ -69,9 +69,7 @@ class Reduction(Protocol):
 class Gathering(Protocol):
     """A reduction under way.
 
-    One that has `sample(blocks)` is given some elements of all parts of a large tensor first. One
-    that has `takes(stored)` is told, in large merges, in which dtypes the inputs are stored; where
-    that is true, its blocks' values are in these.
+    One that has `sample(blocks)` is given some elements of all parts of a large tensor first.
     """
 
     needs_pass: bool
@@ -127,55 +125,52 @@ class Gram:
 
     def begin(self, x: Tensor) -> Gathering:
         """Begin to gather."""
-        return _Products(self._count(x), x.blocks, of_deltas=self.of == "deltas")
+        return Products(self._count(x), x.blocks, of_deltas=self.of == "deltas")
 
 
-class _Products:
+class Products:
+    """Inner products under way.
+
+    Attributes:
+        loop: takes blocks of what is stored, where it is there; else they are in floats.
+    """
+
     def __init__(self, count: int, blocks: int, *, of_deltas: bool) -> None:
         self._count = count
         self._of_deltas = of_deltas
         self._pairs = pairs(count)
-        self._loop: Loop | None = None
+        self.loop: Loop | None = None
         self._partial = np.zeros((blocks, count, count))
         self.needs_pass = True
         self.value: np.ndarray | None = None
 
-    def takes(self, stored: tuple[str, ...]) -> bool:
+    def loop_over(self, stored: tuple[str, ...]) -> Loop | None:
+        """What computes them of inputs that are stored in these dtypes, where that is compiled."""
         from .compiled import products_loop  # not for small merges
 
         used = stored[: self._count + self._of_deltas]
-        self._loop = products_loop(used, _LANES, of_deltas=self._of_deltas)
-        return self._loop is not None
+        return products_loop(used, _LANES, of_deltas=self._of_deltas)
 
     def add(self, b: Block) -> None:
+        """Take in a block."""
         for (i, j), lanes in zip(self._pairs, self._lanes(b), strict=True):
             self._partial[b.number, i, j] = np.add.reduce(lanes)
 
     def _lanes(self, b: Block) -> Iterable[np.ndarray]:
-        """Of each pair of vectors the products, added up in lanes.
-
-        Not a BLAS dot product, whose order of additions depends on the machine. Here each lane adds
-        up its column from above, however wide the machine's vectors are; and whether it fuses or
-        not, as the products of what was float32 are exact.
-        """
-        vectors = b.values
-        if self._loop is not None:
-            made = np.zeros((len(self._pairs), _LANES))
-            used = [one.ctypes.data for one in vectors[: self._count + self._of_deltas]]
-            self._loop(used, made.ctypes.data, vectors[0].size, made)
-            yield from made
-            return
-        if self._of_deltas:
-            vectors = [b.delta(k) for k in range(self._count)]
-        rest = vectors[0].size % _LANES
-        whole = vectors[0].size - rest
-        lanes_of = [values[:whole].reshape(-1, _LANES) for values in vectors]
-        for i, j in self._pairs:
-            lanes = np.einsum("rl,rl->l", lanes_of[i], lanes_of[j])
-            lanes[:rest] += vectors[i][whole:] * vectors[j][whole:]
-            yield lanes
+        """Of each pair of vectors the products, added up in lanes."""
+        if self.loop is None:
+            wide = b.wide
+            vectors = wide.values[: self._count]
+            if self._of_deltas:
+                vectors = [wide.task_vector(k) for k in range(self._count)]
+            return products_in_lanes(vectors, _LANES)
+        made = np.zeros((len(self._pairs), _LANES))
+        used = [one.ctypes.data for one in b.values[: self._count + self._of_deltas]]
+        self.loop(used, made.ctypes.data, b.values[0].size, made)
+        return made
 
     def end_pass(self) -> None:
+        """All blocks were added."""
         upper = self._partial.sum(axis=0)
         self.value = upper + np.triu(upper, 1).T
         self.needs_pass = False

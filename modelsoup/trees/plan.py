@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,12 +46,13 @@ from ..merging.folding import Adapted, with_adapters
 from ..merging.forms import Whole
 from ..merging.jobs import STATE
 from ..merging.methods import code_version, get_method
-from ..merging.plan import MergePlan, Unmade
+from ..merging.plan import Made, MergePlan, Unmade
 from ..merging.planning import plan_merge
 from ..merging.recipe import UNION, methods_of, recipe_as_json
 from ..merging.related import unrelated
 from ..merging.renames import parse_model
 from ..merging.rules import BASE
+from ..merging.sources import Stored
 from ..merging.workers import default_workers
 from .operations import FineTune, Load, Merge, Operation, Train, Training, Tree
 from .store import Companions, Contents, companions_of
@@ -895,13 +897,27 @@ def _merged(
 
 def bytes_read(plan: MergePlan) -> int:
     """Tensor bytes that a merge reads; see `NodePlan.bytes_read`."""
-    used = {(id(stored.model), stored.info.name) for step in plan.steps for stored in step.streamed}
-    for_digests = sum(
-        info.nbytes
-        for model in plan.stored if not isinstance(model, Adapted)  # whose factors are all used
-        for name, info in model.tensors.items() if (id(model), name) not in used
-    )  # fmt: skip
-    return plan.bytes_streamed - plan.bytes_written + for_digests
+    taken = {step.name for step in plan.steps}
+    return plan.bytes_streamed - plan.bytes_written + _read_for_digests(plan, taken)
+
+
+def _read_for_digests(plan: MergePlan, taken: Collection[str]) -> int:
+    """Bytes of what no step needs, if only some tensors of the result are taken.
+
+    They are counted place by place: equal merges on the way may be one plan, of other files each.
+    """
+    used: dict[int, set[str]] = defaultdict(set)
+    for step in plan.steps:
+        for source in step.sources if step.name in taken else ():
+            if isinstance(source, Stored | Made):
+                used[id(source.model)].add(source.info.name)
+    found = 0
+    for model in plan.inputs:
+        if isinstance(model, Unmade):
+            found += _read_for_digests(model.plan, used[id(model)])
+        elif not isinstance(model, Adapted):  # whose factors are all used
+            found += sum(i.nbytes for n, i in model.tensors.items() if n not in used[id(model)])
+    return found
 
 
 def _memory(plan: MergePlan) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import ParameterError
 from ..forms import Block, Merging, Rows, Tensor, WeightedSum, Whole
@@ -12,6 +12,7 @@ from ..reductions import (
     PART,
     Gathering,
     Largest,
+    Products,
     Ranked,
     Reduction,
     Total,
@@ -19,9 +20,6 @@ from ..reductions import (
     takes_whole,
 )
 from .registry import Method
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -229,11 +227,18 @@ class Asked:
             return
         self._lacking = [] if totals is None else of_model
         self._gathering = [reduction.begin(self._x) for reduction in asked]
-        self.takes_stored = bool(self._stored) and all(
-            hasattr(gathering, "takes") and gathering.takes(self._stored)
-            for gathering in self._gathering
-        )
+        self._find_loops()
         self._is_new = True
+
+    def _find_loops(self) -> None:
+        """Have what is stored summed up by compiled loops: all that is asked for, or nothing."""
+        products = [one for one in self._gathering if isinstance(one, Products)]
+        self.takes_stored = False
+        if self._stored and len(products) == len(self._gathering):
+            loops = [one.loop_over(self._stored) for one in products]
+            self.takes_stored = None not in loops
+            for one, loop in zip(products, loops, strict=True):
+                one.loop = loop if self.takes_stored else None
 
     def _differs(self) -> None:
         raise ParameterError(
