@@ -43,6 +43,7 @@ TESTS = {
         "version": "cli merge",
         "files/adapter_writer": "lora lora_peft",
         "files/adapters": "lora lora_peft",
+        "files/cache": "cache compiled_loops",
         "files/checkpoint": "model_folders header_fuzz",
         "files/companions": "model_folders checkpoint writer layout tokenizers",
         "files/dtypes": "checkpoint",

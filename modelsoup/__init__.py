@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         nearest,
         printable,
     )
+    from .files.cache import cache_folder
     from .files.checkpoint import Checkpoint, TensorInfo, open_checkpoint
     from .files.digest import FileDigest, digest_file, digest_files
     from .files.inspection import Node, summarize
@@ -79,6 +80,7 @@ _HOMES = {
     "terminal.cli_shared": ("GivenPath", "print_json"),
     "terminal.cli_train": ("training_command",),
     "merging.compare": ("DiffReport", "diff"),
+    "files.cache": ("cache_folder",),
     "files.digest": ("FileDigest", "digest_file", "digest_files"),
     "merging.experts": ("PackReport", "get_expert", "pack_experts"),
     "merging.extraction": ("extract_adapter",),
@@ -181,6 +183,7 @@ __all__ = [
     "beside",
     "binary_tree",
     "build_options",
+    "cache_folder",
     "check",
     "check_apart",
     "check_output",

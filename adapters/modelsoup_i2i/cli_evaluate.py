@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from modelsoup import (
     ParameterError,
+    cache_folder,
     counted,
     print_json,
     printable,
@@ -94,7 +95,7 @@ def evaluate(
     with needed("i2i"):
         from .measuring.class_evaluation import evaluate_class_model
         from .measuring.evaluation import evaluate_folders, evaluate_model, find_sets, sets_in
-        from .measuring.kept import Kept, features_folder
+        from .measuring.kept import Kept
         from .pictures.images import left_out
         from .pictures.transforms import Transform
         from .use.generators import find, load_model
@@ -114,7 +115,7 @@ def evaluate(
     }
     given: dict[str, Any] = {
         "metrics": names, "device": device, "extractor": extractor,
-        "kept": Kept(features_folder(), say),
+        "kept": Kept(cache_folder("features"), say),
     }  # fmt: skip
     if of_classes is not None:
         if root is None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from modelsoup import SoupError, how_to_install
+from modelsoup import SoupError, cache_folder, how_to_install
 
 Say = Callable[[str], None]
 
@@ -185,7 +185,7 @@ def extension(say: Say) -> Iterator[None]:
             "operations, which is slower and gives the same results"
         )
     else:
-        shared = _cache() / "nncf-extension" / _build_name()
+        shared = cache_folder("nncf-extension") / _build_name()
         if shared.is_dir():
             # Times are kept: ninja compiles again what is newer than its result.
             shutil.copytree(shared, own, dirs_exist_ok=True)
@@ -211,17 +211,6 @@ def _publish(built: Path, shared: Path) -> None:
         partial.rename(shared)
     except OSError:  # another process was first, or the cache is not ours to write: not needed
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _cache() -> Path:
-    named = os.environ.get("MODELSOUP_CACHE")
-    if named:
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(base) if base else Path.home() / ".cache") / "modelsoup"
-    except RuntimeError:  # no HOME, and no name for the user: a place where nothing is, or can be
-        return Path(os.devnull, "modelsoup")
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from ..files import dtypes
+from ..files.cache import cache_folder
 from .forms import BLOCK, pairs, products_in_lanes
 
 _SYMBOL = "soup_loop"
@@ -232,23 +233,12 @@ def _cache_file(name: str, source: str, text: str) -> Path:
     import llvmlite
     import llvmlite.binding as llvm
 
-    root = os.environ.get("MODELSOUP_CACHE") or Path(
-        os.environ.get("XDG_CACHE_HOME") or _home() / ".cache", "modelsoup"
-    )
     parts = (
         source, text, llvmlite.__version__, llvm.get_host_cpu_name(),
         llvm.get_host_cpu_features().flatten(),
     )  # fmt: skip
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    return Path(root, "loops", f"{name}-{digest[:32]}.o")
-
-
-def _home() -> Path:
-    """The user's home; without one, a folder that can neither be read nor made."""
-    try:
-        return Path.home()
-    except RuntimeError:  # there is no HOME, and the system does not know the user
-        return Path(os.devnull)
+    return cache_folder("loops") / f"{name}-{digest[:32]}.o"
 
 
 def _read(file: Path) -> bytes | None:

@@ -21,6 +21,8 @@ from modelsoup_i2i.training.stage import Stage
 from own_trainer import Toy, ToyOptions
 from torch import nn
 
+from modelsoup import cache_folder
+
 SIZES = {"load_size": 18, "crop_size": 16, "device": "cpu", "sheet_every": 0, "threads": 0}
 LATE = "not compiled: G, D: that was not done after 1 s (compile_seconds)"
 
@@ -35,7 +37,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of what is compiled."""
     monkeypatch.setenv("MODELSOUP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch"))
-    return compiling.cache_folder()
+    return cache_folder("inductor")
 
 
 def training(data: Path, **options: object) -> Session:
@@ -195,14 +197,6 @@ def test_networks_with_modules_of_others_are_not_compiled(data: Path):
     own.as_used("G")
     moved(own, 1)
     assert list(own.news()) == ["not compiled: G has modules of others in it"]
-
-
-def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MODELSOUP_CACHE", "/somewhere")
-    assert compiling.cache_folder() == Path("/somewhere/inductor")
-    monkeypatch.delenv("MODELSOUP_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert compiling.cache_folder() == Path("/caches/modelsoup/inductor")
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from modelsoup_i2i.measuring.extractors import Extractor
-from modelsoup_i2i.measuring.kept import Kept, features_folder
+from modelsoup_i2i.measuring.kept import Kept
 from modelsoup_i2i.measuring.metrics import features
 from torch import nn
 
@@ -99,14 +99,3 @@ def test_those_that_were_not_used_for_longest_make_room(tmp_path: Path):
     features(sets[3], through.extractor, kept=Kept(tmp_path, pytest.fail, most=2 * size))
     left = {*tmp_path.iterdir()}
     assert len(left) == 2 and files[0] in left and not {*files[1:]} & left
-
-
-def test_the_folder_is_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MODELSOUP_CACHE", str(tmp_path / "own"))
-    assert features_folder() == tmp_path / "own" / "features"
-    monkeypatch.delenv("MODELSOUP_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert features_folder() == tmp_path / "xdg" / "modelsoup" / "features"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert features_folder() == tmp_path / ".cache" / "modelsoup" / "features"

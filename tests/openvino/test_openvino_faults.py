@@ -138,7 +138,7 @@ def test_a_user_without_a_home_has_no_cache_and_no_error(monkeypatch, tmp_path) 
     for name in ("MODELSOUP_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
-    shared = versions._cache() / "nncf-extension" / "build"
+    shared = modelsoup.cache_folder("nncf-extension") / "build"
     assert not shared.is_dir()
     versions._publish(tmp_path, shared)  # leaves it at that
     assert not shared.is_dir()

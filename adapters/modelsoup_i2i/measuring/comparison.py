@@ -19,6 +19,7 @@ from modelsoup import (
     OutputError,
     ParameterError,
     build_options,
+    cache_folder,
     check_apart,
     check_output,
     counted,
@@ -38,7 +39,7 @@ from ..use.translate import translate
 from .comparison_page import Row, page
 from .comparison_plan import Asked, described, planned, save_text
 from .evaluation import Sets, find_sets, paired
-from .kept import Kept, features_folder
+from .kept import Kept
 from .metric_names import OFFLINE, must_be_known, must_be_many, own_names
 from .metrics import Result, evaluate
 
@@ -121,7 +122,7 @@ def compare(
             results = evaluate(
                 made, real, inputs=inputs, metrics=names, extractor=extractor,
                 truth=None if truth is None else [read_image(file) for file in truth],
-                device=asked.device, kept=Kept(features_folder(), say),
+                device=asked.device, kept=Kept(cache_folder("features"), say),
             )  # fmt: skip
             row.add(results)
             row = dataclasses.replace(row, pictures=row.pictures or made)

@@ -23,15 +23,6 @@ MOST = 1 << 30
 _DIGEST = 32  # bytes of the SHA-256 before the array
 
 
-def features_folder() -> Path:
-    """`features` in `MODELSOUP_CACHE`, else in `modelsoup` of the user's cache folder."""
-    given = os.environ.get("MODELSOUP_CACHE")
-    if given:
-        return Path(given, "features")
-    root = os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~"), ".cache")
-    return Path(root, "modelsoup", "features")
-
-
 @dataclass(frozen=True)
 class Kept:
     """A folder of features.

@@ -27,6 +27,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from modelsoup import cache_folder
+
 from .description import Description
 
 # Of a parent that was killed, Linux tells by a signal; elsewhere the alarm comes when it is time.
@@ -238,9 +240,9 @@ def made_as(call: Called, made: Callable[..., Any], network: nn.Module, training
 
 @contextmanager
 def in_cache() -> Iterator[None]:
-    """While inductor's cache is `cache_folder`; torch names one as soon as it is looked for."""
+    """While inductor's cache is modelsoup's; torch names one as soon as it is looked for."""
     before = os.environ.get(_CACHE)
-    os.environ[_CACHE] = str(cache_folder())
+    os.environ[_CACHE] = str(cache_folder("inductor"))
     try:
         yield
     finally:
@@ -248,15 +250,6 @@ def in_cache() -> Iterator[None]:
             del os.environ[_CACHE]
         else:
             os.environ[_CACHE] = before
-
-
-def cache_folder() -> Path:
-    """Inductor's, in `MODELSOUP_CACHE`, else in `modelsoup` of the user's cache folder."""
-    given = os.environ.get("MODELSOUP_CACHE")
-    if given:
-        return Path(given, "inductor")
-    root = os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~"), ".cache")
-    return Path(root, "modelsoup", "inductor")
 
 
 def told(refused: Mapping[str, str]) -> Iterator[str]:
