@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..errors import ParameterError, counted, sized
+from ..errors import counted, sized
 from .cli_shared import (
     GivenPath,
     echo,
@@ -16,6 +16,7 @@ from .cli_shared import (
     progress_shown,
     quiet_option,
     say,
+    settings_given,
     tell_merge,
     workers_option,
 )
@@ -58,12 +59,7 @@ def pack(
     from ..merging.experts import pack_experts
     from ..merging.values import parse_value
 
-    parameters = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or not name:
-            raise ParameterError(f"--set has {setting!r}, but must be NAME=VALUE")
-        parameters[name] = parse_value(name, value)
+    parameters = {n: parse_value(n, value) for n, value in settings_given(settings).items()}
     report = pack_experts(
         models, output, base=base, method=method, parameters=parameters, dtype=dtype, force=force,
         fsync=not no_fsync,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ParameterError, counted, sized
-from .cli_shared import GivenPath, echo, json_option, print_json, say
+from ..errors import counted, sized
+from .cli_shared import GivenPath, echo, json_option, print_json, say, settings_given
 
 if TYPE_CHECKING:
     from ..merging.lora import AdapterReport
@@ -67,12 +67,7 @@ def merge(
     from ..merging.values import parse_value
 
     given = [parse_weighted(text) for text in adapters]
-    parameters = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or not name:
-            raise ParameterError(f"--set has {setting!r}, but must be NAME=VALUE")
-        parameters[name] = parse_value(name, value)
+    parameters = {n: parse_value(n, value) for n, value in settings_given(settings).items()}
     report = merge_adapters(
         [path for path, _ in given], output, weights=[weight for _, weight in given],
         method=method, parameters=parameters, base=base, rank=rank, dtype=dtype, seed=seed,

@@ -22,6 +22,7 @@ from .cli_shared import (
     progress_shown,
     quiet_option,
     say,
+    settings_given,
     tell_merge,
     workers_option,
 )
@@ -363,10 +364,7 @@ def _recipe(options: Mapping[str, Any], in_file: dict[str, Any]) -> Any:
     content["renames"] = [*renames, *parse_renames(content.get("renames", ()))]
     if options["slices"]:
         content["slices"] = list(options["slices"])
-    for setting in options["settings"]:
-        name, equals, value = setting.partition("=")
-        if not equals or not name:
-            raise ParameterError(f"--set has {setting!r}, but must be NAME=VALUE")
+    for name, value in settings_given(options["settings"]).items():
         parameters = {"parameters": {name.strip(): value}}
         given = recipe_fields({"method": content.get("method"), **parameters}, "the command line")
         content["parameters"] = {**content["parameters"], **given["parameters"]}

@@ -39,6 +39,21 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors on
 _MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
 
 
+def settings_given(settings: Sequence[str]) -> dict[str, str]:
+    """What each `--set NAME=VALUE` says.
+
+    Raises:
+        ParameterError: one is not of that form.
+    """
+    found = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise ParameterError(f"--set has {setting!r}, but must be NAME=VALUE")
+        found[name] = value
+    return found
+
+
 class GivenPath(click.Path):
     """The type of a command's path.
 
