@@ -297,6 +297,10 @@ def main() -> None:
     if counted := [name for name in given.rows if ":" in name and domains(name)[1] != POOR]:
         name, _, count = counted[0].partition(":")
         parser.error(f"{name} takes no count ({count}): its B has {of_b(name):,} pictures")
+    for name in given.rows:
+        own, colon, count = name.partition(":")
+        if colon and not (count.isdecimal() and 0 < int(count) <= EACH):
+            parser.error(f"{own} has {count!r} pictures of B, where 1 to {EACH} are expected")
     if given.table:
         print(table(given.results))
         return

@@ -151,10 +151,18 @@ def test_a_folder_of_results_gets_the_pictures_that_it_lacks(balagan: ModuleType
     assert kept.read_bytes() == b"as it was"
 
 
-def test_a_row_whose_domains_are_both_rich_takes_no_count(tmp_path: Path):
-    words = ["--data", "fashion", "--print", "shoes-k1:100"]
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        ("shoes-k1:100", "shoes-k1 takes no count (100): its B has 1,500 pictures"),
+        ("k4:few", "k4 has 'few' pictures of B, where 1 to 500 are expected"),
+        ("k4:501", "k4 has '501' pictures of B, where 1 to 500 are expected"),
+    ],
+)
+def test_a_count_that_a_row_cannot_have_is_told(row: str, said: str, tmp_path: Path):
+    words = ["--data", "fashion", "--print", row]
     command = [sys.executable, EXAMPLES / "balagan" / "rows.py", *words]
     done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "error: shoes-k1 takes no count (100): its B has 1,500 pictures" in done.stderr
+    assert f"error: {said}" in done.stderr
     assert not any(tmp_path.iterdir())
