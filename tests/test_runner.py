@@ -18,7 +18,6 @@ import termios
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,7 +40,6 @@ from modelsoup import (
     parse_tree,
 )
 from modelsoup.files.placing import remove_stale
-from modelsoup.merging.methods import registry
 from modelsoup.merging.workers import default_workers
 from modelsoup.running.processes import ProcessExecutor
 from modelsoup.terminal import show_tree
@@ -62,15 +60,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number, name in enumerate("abcd"):
         save_file(network(number), tmp_path / f"{name}.safetensors")
     return tmp_path
-
-
-@pytest.fixture
-def own_methods() -> Iterator[None]:
-    """Methods that a test registers are forgotten after it."""
-    before = dict(registry._methods)
-    yield
-    registry._methods.clear()
-    registry._methods.update(before)
 
 
 def run(
