@@ -710,14 +710,32 @@ def ema(setup: Setup) -> Case:
 
 
 def many(setup: Setup) -> Case:
-    inputs = setup.data("many", 0, 1)
-    merge = ("-m", "modelsoup", "merge", *map(str, inputs), "-o", setup.output)
-    command = (setup.python, *merge, "--dry-run", "-q")
-    claims = (Claim("wall s", high=3),)
+    """So many tensors that what is done for each counts, and not what is in them."""
+    base, *models = setup.data("many", 0, 1, 2)
+    size = base.stat().st_size
+    merge = ("-m", "modelsoup", "merge", *map(str, models), "-o", setup.output, "-q", "--no-fsync")
+    asked: dict[str, tuple[list[str], float, int]] = {"--dry-run": (["--dry-run"], 3, 0)}
+    for name, options in (
+        ("linear", []),
+        ("slerp", SLERP),
+        ("nearswap", ["--method", "nearswap", "--set", "t=0.001"]),
+        ("ties", ties_options(base)),
+    ):
+        asked[name] = (options, 10, size)
     return Case(
-        f"The plan for two models of {round(100_000 * setup.scale):,} small tensors (--dry-run)",
-        [Row("modelsoup", command, warm_up=command, claims=claims)],
-        inputs,
+        f"Two models of {round(100_000 * setup.scale):,} small tensors",
+        [
+            Row(
+                name,
+                (setup.python, *merge, *options),
+                {"MODELSOUP_FAST": "0"},
+                warm_up=(setup.python, "-m", "modelsoup", "--help"),
+                writes=writes,
+                claims=(Claim("wall s", high=most),),
+            )
+            for name, (options, most, writes) in asked.items()
+        ],
+        [base, *models],
     )
 
 
