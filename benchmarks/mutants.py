@@ -98,6 +98,8 @@ TESTS = {
         "merging/proposals": "layout",
         "merging/recipe": "merge rules hints cli",
         "merging/reductions": "methods method_laws merge",
+        "merging/thresholds": "methods method_laws merge",
+        "merging/kept": "methods method_laws merge",
         "merging/related": "",
         "merging/renames": "layout hints",
         "merging/rules": "merge hints",

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .merging.extraction import extract_adapter
     from .merging.forms import Block, PerModel, Rows, Tensor, WeightedSum, Whole
     from .merging.in_memory import merge_arrays
+    from .merging.kept import Kept, drawn
     from .merging.lineage import lineage_graph, read_lineage
     from .merging.lora import AdapterReport, merge_adapters
     from .merging.merge import MergeReport, merge
@@ -51,8 +52,9 @@ if TYPE_CHECKING:
     from .merging.plan import MergePlan, Notice, Step
     from .merging.planning import plan_merge
     from .merging.recipe import Recipe
-    from .merging.reductions import Gram, Kept, Largest, Sum, Total, drawn
+    from .merging.reductions import Gram, Sum, Total
     from .merging.rules import Rule, parse_rule
+    from .merging.thresholds import Largest
     from .merging.verification import VerifyReport, verify
     from .running.executors import RayExecutor
     from .running.processes import ProcessExecutor
@@ -95,7 +97,9 @@ _HOMES = {
     "files.inspection": ("Node", "summarize"),
     "merging.forms": ("Block", "PerModel", "Rows", "Tensor", "WeightedSum", "Whole"),
     "merging.in_memory": ("merge_arrays",),
-    "merging.reductions": ("Gram", "Kept", "Largest", "Sum", "Total", "drawn"),
+    "merging.kept": ("Kept", "drawn"),
+    "merging.reductions": ("Gram", "Sum", "Total"),
+    "merging.thresholds": ("Largest",),
     "merging.lineage": ("lineage_graph", "read_lineage"),
     "trees.lineage": ("record_training",),
     "merging.methods": ("Method", "get_method", "method", "method_names", "parameter"),

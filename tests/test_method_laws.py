@@ -21,13 +21,15 @@ from safetensors.numpy import load_file, save_file
 import modelsoup
 from modelsoup.errors import ParameterError
 from modelsoup.files.writer import layout
+from modelsoup.merging import kept as kept_values
 from modelsoup.merging import merge as merging
-from modelsoup.merging import reductions
 from modelsoup.merging.forms import BLOCK, Rows, Tensor, blocks_of
 from modelsoup.merging.in_memory import carried_out, merge_arrays
+from modelsoup.merging.kept import Norms
 from modelsoup.merging.methods import get_method, registry
 from modelsoup.merging.methods.listing import cost
-from modelsoup.merging.reductions import FEW, PART, EachRow, Largest, Norms, Ranked, sampled
+from modelsoup.merging.reductions import EachRow
+from modelsoup.merging.thresholds import FEW, PART, Largest, Ranked, sampled
 
 Formula = Callable[[np.ndarray, list[np.ndarray], dict[str, Any]], np.ndarray]
 WEIGHT = (0.5317, 0.2939, 0.4523)
@@ -713,7 +715,7 @@ def test_what_was_drawn_is_the_same_where_it_is_remembered_and_where_it_is_drawn
 ) -> None:
     model = np.random.default_rng(13).normal(size=2 * BLOCK + 5).astype(np.float32)
     x = Tensor("w", model.shape, count)
-    kept = reductions.drawn(x, 0, x.model(0), 0.3)
+    kept = kept_values.drawn(x, 0, x.model(0), 0.3)
     norms = Norms(kept)
     gathering = norms.begin(x)
     blocks = list(blocks_of(x, [model], rows=False))

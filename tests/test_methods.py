@@ -33,7 +33,8 @@ from modelsoup.merging import merge as engine
 from modelsoup.merging.forms import BLOCK, Block, PerModel, Tensor
 from modelsoup.merging.jobs import GROUP, MOST, groups
 from modelsoup.merging.methods import registry
-from modelsoup.merging.reductions import Gram, Largest
+from modelsoup.merging.reductions import Gram
+from modelsoup.merging.thresholds import Largest
 
 Tensors = Mapping[str, np.ndarray]
 

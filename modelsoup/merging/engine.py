@@ -41,8 +41,9 @@ from .jobs import (
 from .methods.asking import Asked
 from .nonfinite import Nonfinite, found_in
 from .plan import MergePlan, Step
-from .reductions import PART, sampled, total_of
+from .reductions import total_of
 from .sources import Stored
+from .thresholds import PART, sampled
 
 SLICE = 16 * BLOCK
 """Elements of the output that a worker takes at a time."""

@@ -1,38 +1,25 @@
 """What a method may know of a whole tensor before it merges it: reductions.
 
 Everything here is counted per block and put together in the order of the blocks, so that a result
-does not depend on how a tensor was sliced or who worked on which slice.
+does not depend on how a tensor was sliced or who worked on which slice. Those that tell which
+elements are kept are in `thresholds` and in `kept`.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-import xxhash
 
 from .forms import Block, Of, Tensor, pairs, products_in_lanes
 
 if TYPE_CHECKING:
     from .compiled import Loop
 
-FEW = 1 << 13
-"""Elements: among so few a threshold is found in one pass."""
-
 _LANES = 1 << 10  # sums side by side, which the first-level cache holds
-# How many bits of a magnitude each pass counts, from the top. The first pass sorts every element
-# into a table, which must stay in the first-level cache; the others few.
-_DIGITS = {4: (12, 10, 9), 8: (12, 13, 13, 13, 12)}
-_MOST = 4 << 20  # elements: so many that may hold the threshold are collected, not counted on
-PART = 1 << 11
-"""Elements: neighbours that are in a sample together."""
-_SAMPLED = 1 << 16  # elements at least, and one in 512
-_DEVIATIONS = 8  # on each side of where the sample has the threshold; its parts are neighbours
-_REMEMBERED = 1 << 27  # elements of all models: of larger tensors masks are drawn once more
 
 
 class Reduction(Protocol):
@@ -88,7 +75,8 @@ class Gathering(Protocol):
         ...
 
 
-def _blocks(x: Tensor, *, rows: bool, whole: bool = False) -> int:
+def block_count(x: Tensor, *, rows: bool, whole: bool = False) -> int:
+    """How many blocks a tensor has: of whole rows, or a single one, where it is so asked for."""
     if whole:
         return 1
     if not rows:
@@ -211,7 +199,7 @@ class Sum:
 
     def state_bytes(self, x: Tensor) -> int:
         """A number for each block."""
-        return 8 * self.count * _blocks(x, rows=self.rows, whole=self.whole)
+        return 8 * self.count * block_count(x, rows=self.rows, whole=self.whole)
 
     def guess(self, x: Tensor) -> Any:
         """Ones."""
@@ -219,7 +207,7 @@ class Sum:
 
     def begin(self, x: Tensor) -> Gathering:
         """Begin to gather."""
-        return _Sums(self, _blocks(x, rows=self.rows, whole=self.whole))
+        return _Sums(self, block_count(x, rows=self.rows, whole=self.whole))
 
 
 class _Sums:
@@ -335,420 +323,3 @@ class _Numbers:
 
     def end_pass(self) -> None:
         self.needs_pass = False
-
-
-@dataclass(frozen=True)
-class Largest:
-    """The largest magnitudes of a tensor; of those equal at the threshold, the first ones.
-
-    The value is a `Kept`.
-
-    Attributes:
-        of: a function of a block to an array of its shape.
-        count: how many are kept, from 1 to all.
-        rows: whether its blocks are whole rows.
-    """
-
-    of: Of
-    count: int
-    rows: bool = False
-    wide = False
-
-    def passes(self, x: Tensor) -> int:
-        """One over a small tensor, or one of which a sample can be taken; else two.
-
-        More where magnitudes are nearly equal, or a sample told wrongly.
-        """
-        return 1 if x.elements <= FEW or (x.is_sampled and not self.rows) else 2
-
-    def state_bytes(self, x: Tensor) -> int:
-        """Candidates for the threshold, at most: as many as there are nearly equal magnitudes."""
-        collected = min(x.elements, _MOST) * x.dtype.itemsize
-        counts = 0 if x.elements <= FEW else 8 << _DIGITS[x.dtype.itemsize][0]
-        return int(counts + collected + 16 * _blocks(x, rows=self.rows))
-
-    def guess(self, x: Tensor) -> Kept:
-        """One that keeps everything."""
-        return Kept(self.of, lambda _, values: np.ones(values.shape, bool), 0.0)
-
-    def begin(self, x: Tensor) -> Gathering:
-        """Begin to gather."""
-        return _Threshold(self, x)
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """Several of `Largest` of the same values, which are looked at once; the value is their tuple.
-
-    Attributes:
-        of: a function of a block to an array of its shape.
-        counts: how many are kept by each, from 1 to all.
-        rows: whether its blocks are whole rows.
-    """
-
-    of: Of
-    counts: tuple[int, ...]
-    rows: bool = False
-    wide = False
-
-    @property
-    def each(self) -> list[Largest]:
-        """One for each count."""
-        return [Largest(self.of, count, self.rows) for count in self.counts]
-
-    def passes(self, x: Tensor) -> int:
-        """As of the largest."""
-        return max(one.passes(x) for one in self.each)
-
-    def state_bytes(self, x: Tensor) -> int:
-        """Of all."""
-        return sum(one.state_bytes(x) for one in self.each)
-
-    def guess(self, x: Tensor) -> tuple[Kept, ...]:
-        """Those that keep everything."""
-        return tuple(one.guess(x) for one in self.each)
-
-    def begin(self, x: Tensor) -> Gathering:
-        """Begin to gather."""
-        return _Thresholds(self, x)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Values of which some are kept, and the others zero: a function of a block, as `of` is.
-
-    Attributes:
-        of: all the values.
-        keeps: of a block's number and values, which of them are kept.
-        threshold: the smallest magnitude that is kept, where that decides.
-        is_drawn: whether chance decides, which takes long to ask.
-    """
-
-    of: Of
-    keeps: Callable[[Block, np.ndarray], np.ndarray]
-    threshold: float = math.nan
-    is_drawn: bool = False
-
-    def __call__(self, b: Block) -> np.ndarray:
-        """The values, zero where they are not kept."""
-        values = self.of(b)
-        kept: np.ndarray = values * self.keeps(b, values)
-        return kept
-
-    def mask(self, b: Block) -> np.ndarray:
-        """Whether each element is kept."""
-        return self.keeps(b, self.of(b))
-
-
-class _Threshold:
-    """The exact threshold.
-
-    Of a large tensor a sample tells between which magnitudes it surely is; one pass counts those
-    above and collects those between. Where there is no sample, or it was wrong, bits are counted,
-    which order as magnitudes do: one pass counts the upper dozen, which leaves few elements that
-    may hold the threshold, and a second collects those. Where too many are
-    left (a tensor of nearly equal magnitudes) more passes count on, a dozen bits each, so that
-    memory stays bounded. Of a small tensor all are collected at once.
-    """
-
-    def __init__(self, asked: Largest, x: Tensor) -> None:
-        blocks = _blocks(x, rows=asked.rows)
-        self._of = asked.of
-        self._key = np.dtype(f"u{x.dtype.itemsize}")
-        self._number = x.dtype
-        self._mask = self._key.type(2 ** (8 * x.dtype.itemsize - 1) - 1)
-        self._elements = x.elements
-        self._asked = asked.count
-        self._lock = threading.Lock()
-        self._between: tuple[int, int] | None = None  # the threshold, by a sample
-        self._above = np.zeros(blocks, np.int64)  # how many are larger than these
-        self._held = 0  # how many are collected between them
-        self._begin_to_count("collect" if x.elements <= FEW else "count")
-        self._whole = False  # whether all of them are kept
-        self._equal = np.zeros(blocks, np.int64)  # elements at the threshold, then those before
-        self._collected: list[np.ndarray] = [np.empty(0, self._key)] * blocks
-        self.needs_pass = True
-
-    def _begin_to_count(self, stage: str) -> None:
-        self._stage = stage  # or between, or equal
-        self._digits = list(_DIGITS[self._key.itemsize])  # those still to be counted
-        self._counts = np.zeros(2 ** self._digits[0] if stage == "count" else 0, np.int64)
-        self._prefix = 0  # the threshold's bits, as far as they are known
-        self._wanted = self._asked  # how many to take among those with that prefix
-
-    def sample(self, blocks: Sequence[Block]) -> None:
-        """Learn about where the threshold is, from some elements of all parts of the tensor."""
-        keys = np.sort(np.concatenate([self._keys(self._of(b)).reshape(-1) for b in blocks]))
-        share = self._asked / self._elements
-        place = keys.size * (1 - share)
-        width = 1 + _DEVIATIONS * math.sqrt(keys.size * share * (1 - share))
-        low, high = int(place - width), int(place + width)
-        self._between = (
-            int(keys[low]) if low >= 0 else 0,
-            int(keys[high]) if high < keys.size else int(self._mask),
-        )
-        self._stage = "between"
-
-    def _keys(self, delta: np.ndarray) -> np.ndarray:
-        keys: np.ndarray = delta.view(self._key) & self._mask
-        return keys
-
-    def counts_with(self, other: _Threshold) -> None:
-        """Take over what another counts of the same values in the first pass."""
-        self._counts = other._counts
-
-    @property
-    def counts(self) -> np.ndarray | None:
-        """Where this pass counts magnitudes, if it does."""
-        return self._counts if self._stage == "count" else None
-
-    def keys_of(self, b: Block) -> np.ndarray:
-        """The magnitudes of a block, as integers that order as they do."""
-        return self._keys(np.ascontiguousarray(self._of(b))).reshape(-1)
-
-    def add(self, b: Block) -> None:
-        self.take(b, self.keys_of(b))
-
-    def take(self, b: Block, keys: np.ndarray) -> None:
-        """Take in a block's magnitudes."""
-        if self._stage == "between":
-            self._add_between(b, keys)
-            return
-        if self._stage == "equal":
-            self._equal[b.number] = np.count_nonzero(keys == self._prefix)
-            return
-        if len(self._digits) < len(_DIGITS[self._key.itemsize]):  # it is known how they begin
-            keys = keys[(keys >> self._key.type(sum(self._digits))) == self._prefix]
-        if self._stage == "collect":
-            self._collected[b.number] = keys
-            return
-        digits = keys >> self._key.type(sum(self._digits[1:]))
-        digits &= self._key.type(2 ** self._digits[0] - 1)
-        counted = np.bincount(digits.astype(np.intp), minlength=self._counts.size)
-        with self._lock:  # other workers count other blocks of this tensor
-            self._counts += counted
-
-    def _add_between(self, b: Block, keys: np.ndarray) -> None:
-        assert self._between is not None
-        low, high = map(self._key.type, self._between)
-        larger = keys > high
-        self._above[b.number] = np.count_nonzero(larger)
-        if self._held > _MOST:  # more than memory is for: the bits will be counted
-            return
-        found = keys[np.flatnonzero((keys >= low) ^ larger)]  # few: sooner by their places
-        self._collected[b.number] = found
-        with self._lock:
-            self._held += found.size
-
-    def end_pass(self) -> None:
-        if self._stage == "between":
-            self._wanted = self._asked - int(self._above.sum())
-            if self._held <= _MOST and 0 < self._wanted <= self._held:
-                self._stage = "collect"
-                self.end_pass()
-            else:
-                self._collected = [np.empty(0, self._key)] * len(self._collected)
-                self._begin_to_count("count")
-        elif self._stage == "count":
-            self._narrow_down()
-        elif self._stage == "collect":
-            candidates = np.concatenate(self._collected)
-            place = candidates.size - self._wanted
-            candidates.partition(place)
-            self._prefix = int(candidates[place])
-            above = int(np.count_nonzero(candidates > self._prefix))
-            self._wanted -= above
-            self._equal[:] = [np.count_nonzero(keys == self._prefix) for keys in self._collected]
-            self._collected.clear()
-            self._found()
-        else:
-            self._found()
-
-    def _narrow_down(self) -> None:
-        from_top = np.cumsum(self._counts[::-1])
-        position = int(np.searchsorted(from_top, self._wanted))
-        digit = self._counts.size - 1 - position
-        left = int(self._counts[digit])
-        self._wanted -= int(from_top[position]) - left
-        self._prefix = (self._prefix << self._digits.pop(0)) | digit
-        if not self._digits:
-            self._stage = "equal"
-        elif left <= _MOST:
-            self._stage = "collect"
-        else:
-            self._counts = np.zeros(2 ** self._digits[0], np.int64)
-
-    def _found(self) -> None:
-        self._whole = int(self._equal.sum()) == self._wanted
-        self._equal = np.concatenate([[0], np.cumsum(self._equal)[:-1]])
-        self.needs_pass = False
-
-    @property
-    def value(self) -> Kept:
-        threshold = np.array([self._prefix], self._key).view(self._number)
-        return Kept(self._of, self._keep, float(threshold[0]))
-
-    def _keep(self, b: Block, values: np.ndarray) -> np.ndarray:
-        keys = self._keys(values)
-        if self._whole:
-            reached: np.ndarray = keys >= self._key.type(self._prefix)
-            return reached
-        keep: np.ndarray = keys > self._key.type(self._prefix)
-        room = self._wanted - int(self._equal[b.number])
-        if room > 0:
-            flat = keep.reshape(-1)
-            flat[np.flatnonzero(keys == self._key.type(self._prefix))[:room]] = True
-        return keep
-
-
-class _Thresholds:
-    """Several exact thresholds of the same values; a pass that counts all counts for all."""
-
-    def __init__(self, asked: Ranked, x: Tensor) -> None:
-        self._each = [_Threshold(one, x) for one in asked.each]
-        for other in self._each[1:]:
-            other.counts_with(self._each[0])
-        self.needs_pass = True
-
-    def sample(self, blocks: Sequence[Block]) -> None:
-        for one in self._each:
-            one.sample(blocks)
-
-    def add(self, b: Block) -> None:
-        keys = self._each[0].keys_of(b)
-        counted: set[int] = set()  # tables that two of them share
-        for one in self._each:
-            if one.needs_pass and id(one.counts) not in counted:
-                one.take(b, keys)
-                counted |= set() if one.counts is None else {id(one.counts)}
-
-    def end_pass(self) -> None:
-        for one in self._each:
-            if one.needs_pass:
-                one.end_pass()
-        self.needs_pass = any(one.needs_pass for one in self._each)
-
-    @property
-    def value(self) -> tuple[Kept, ...]:
-        return tuple(one.value for one in self._each)
-
-
-@dataclass(frozen=True)
-class Norms:
-    """L1 norms in float64, of values before and after some were dropped.
-
-    The value is both, and the `Kept`: what was drawn for it is remembered, a bit an element, where
-    that is not too much.
-
-    Attributes:
-        kept: values, and which of them are kept.
-        rows: whether its blocks are whole rows.
-    """
-
-    kept: Kept
-    rows: bool = False
-    wide = False
-
-    def passes(self, x: Tensor) -> int:
-        """One."""
-        return 1
-
-    def remembers(self, x: Tensor) -> bool:
-        """Whether what is kept is remembered."""
-        return self.kept.is_drawn and x.elements * x.count <= _REMEMBERED
-
-    def state_bytes(self, x: Tensor) -> int:
-        """Two numbers for each block, and a bit for each element that is remembered."""
-        return 16 * _blocks(x, rows=self.rows) + self.remembers(x) * (x.elements // 8)
-
-    def guess(self, x: Tensor) -> tuple[float, float, Kept]:
-        """Nothing was dropped."""
-        return 1.0, 1.0, self.kept
-
-    def begin(self, x: Tensor) -> Gathering:
-        """Begin to gather."""
-        return _Norms(self, x)
-
-
-class _Norms:
-    def __init__(self, asked: Norms, x: Tensor) -> None:
-        self._kept = asked.kept
-        blocks = _blocks(x, rows=asked.rows)
-        self._partial = np.zeros((blocks, 2))
-        self._masks = [np.empty(0, np.uint8)] * blocks if asked.remembers(x) else None
-        self.needs_pass = True
-
-    def add(self, b: Block) -> None:
-        values = self._kept.of(b)
-        keep = self._kept.keeps(b, values)
-        if self._masks is not None:
-            self._masks[b.number] = np.packbits(keep)
-        magnitudes = np.abs(values)
-        for k, of in enumerate((magnitudes, magnitudes * keep)):
-            self._partial[b.number, k] = np.add.reduce(of, axis=None, dtype=np.float64)
-
-    def end_pass(self) -> None:
-        self.needs_pass = False
-
-    @property
-    def value(self) -> tuple[float, float, Kept]:
-        before, after = self._partial.sum(axis=0).tolist()
-        if self._masks is None:
-            return before, after, self._kept
-        return before, after, Kept(self._kept.of, _Remembered(self._masks))
-
-
-@dataclass(frozen=True)
-class _Remembered:
-    """What was kept of each block; a `keeps` of `Kept`."""
-
-    masks: Sequence[np.ndarray]
-
-    def __call__(self, b: Block, values: np.ndarray) -> np.ndarray:
-        bits = np.unpackbits(self.masks[b.number], count=values.size)
-        return bits.view(bool).reshape(values.shape)
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Each element with the probability `density`; a `keeps` of `Kept`."""
-
-    key: int
-    limit: np.uint32
-
-    def __call__(self, b: Block, values: np.ndarray) -> np.ndarray:
-        keep: np.ndarray = uniform(self.key, b.start, values.size) < self.limit
-        return keep.reshape(values.shape)
-
-
-def sampled(x: Tensor) -> list[int]:
-    """Where the parts of a sample begin, each of which is as long as `PART`."""
-    parts = max(_SAMPLED, x.elements // 512) // PART
-    return [(x.elements - PART) * n // (parts - 1) for n in range(parts)]
-
-
-def uniform(key: int, start: int, size: int) -> np.ndarray:
-    """Random 32-bit numbers for the elements from `start` on, whichever block they are in."""
-    # Philox gives four 64-bit numbers a count, so eight 32-bit ones.
-    generator = np.random.Philox(key=key, counter=start // 8)
-    before = start % 8
-    raw = generator.random_raw(-(-(before + size) // 2))
-    numbers: np.ndarray = raw.view(np.uint32)[before : before + size]
-    return numbers
-
-
-def random_key(x: Tensor, k: int) -> int:
-    """What a model's random numbers are keyed by: the seed, the model, the tensor's name."""
-    digest = xxhash.xxh3_128_digest(f"{x.seed}\0{k}\0{x.name}".encode())
-    return int.from_bytes(digest, "little")
-
-
-def drawn(x: Tensor, k: int, of: Of, density: float) -> Kept:
-    """Values of which each is kept with the probability `density`.
-
-    The random numbers come from the counter-based generator Philox, keyed by the seed, the
-    tensor's name and the model's number, with the element's index as the counter: so a mask does
-    not depend on slices, workers or the order of tensors.
-    """
-    limit = np.uint32(min(round(density * 2**32), 2**32 - 1))
-    return Kept(of, _Drawn(random_key(x, k), limit), is_drawn=True)

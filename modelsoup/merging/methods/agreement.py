@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from ..forms import Block, Of, Tensor
-from ..reductions import Largest, Sum
+from ..reductions import Sum
+from ..thresholds import Largest
 from .parameters import parameter
 from .registry import Asking, method
 from .task_vectors import zero

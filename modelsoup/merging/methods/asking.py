@@ -8,17 +8,8 @@ from typing import Any
 
 from ...errors import ParameterError
 from ..forms import Block, Merging, Rows, Tensor, WeightedSum, Whole
-from ..reductions import (
-    PART,
-    Gathering,
-    Largest,
-    Products,
-    Ranked,
-    Reduction,
-    Total,
-    sampled,
-    takes_whole,
-)
+from ..reductions import Gathering, Products, Reduction, Total, takes_whole
+from ..thresholds import PART, Largest, Ranked, sampled
 from .registry import Method
 
 

@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from ..forms import Block, Of, Tensor
-from ..reductions import EachRow, Ranked
+from ..reductions import EachRow
+from ..thresholds import Ranked
 from .parameters import parameter
 from .registry import Asking, method
 

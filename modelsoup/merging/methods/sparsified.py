@@ -14,7 +14,8 @@ import numpy as np
 
 from ...errors import ParameterError
 from ..forms import Block, Of, PerModel, Rows, Tensor
-from ..reductions import Kept, Ranked, drawn, random_key, uniform
+from ..kept import Kept, drawn, random_key, uniform
+from ..thresholds import Ranked
 from .parameters import parameter
 from .registry import Asking, method
 from .task_vectors import (

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from ..forms import Block, Of, PerModel, Tensor, WeightedSum
-from ..reductions import Kept, Largest, Norms, Reduction, drawn
+from ..kept import Kept, Norms, drawn
+from ..reductions import Reduction
+from ..thresholds import Largest
 from .parameters import parameter
 from .registry import Asking, method
 
