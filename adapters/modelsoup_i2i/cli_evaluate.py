@@ -58,6 +58,10 @@ from .measuring.metric_names import COLLAPSE, extractor_of, must_be_known, own_n
     help="Of a translator to classes: outputs and real pictures of each, at most.",
 )  # fmt: skip
 @click.option(
+    "--sources", metavar="NAME,NAME,…",
+    help="Of a translator to classes: translate pictures of these alone.  [default: all]",
+)  # fmt: skip
+@click.option(
     "--control", is_flag=True, help="Measure its generator alone, which sees no picture, instead."
 )
 @click.option(
@@ -83,6 +87,7 @@ def evaluate(
     classifier: Path | None,
     train: Path | None,
     count: int,
+    sources: str | None,
     control: bool,
     by_reference: bool,
     device: str,
@@ -91,7 +96,7 @@ def evaluate(
     """Measure a model on a set's test images, or one folder of images against another."""
     if (model is None) == (images is None):
         raise ParameterError("give either a model with --data, or --images with --against")
-    names = None if metrics is None else [n for name in metrics.split(",") if (n := name.strip())]
+    names = None if metrics is None else _named(metrics)
     with needed("i2i"):
         from .measuring.class_evaluation import evaluate_class_model
         from .measuring.evaluation import evaluate_folders, evaluate_model, find_sets, sets_in
@@ -124,8 +129,8 @@ def evaluate(
                 "in which each folder is a class, with --data"
             )
         results = evaluate_class_model(
-            of_classes, root, train=train, classifier=classifier, count=count, given=weights,
-            **given,
+            of_classes, root, train=train, classifier=classifier, count=count,
+            sources=_named(sources or ""), given=weights, **given,
         )  # fmt: skip
         folders = [root] if root.is_dir() else []
     elif model is not None:
@@ -190,6 +195,10 @@ def fluctuation(
         click.echo(f"{printable(name):<{wide}} {own.sum:>12.4g}   {own.mean:.4g} a weight")
 
 
+def _named(listed: str) -> list[str]:
+    return [own for name in listed.split(",") if (own := name.strip())]
+
+
 def _must_apply(
     what: Literal["images", "model", "classes"], metrics: Sequence[str] | None,
     extractor: Path | None,
@@ -223,7 +232,10 @@ def _must_apply(
             ["test_a", "test_b", "size", "direction", "real", "by_reference"], not by_class,
             "is for models of two domains, and this one translates to classes",
         ),
-        (["classifier", "train", "count"], by_class, "is for translators to classes; this is none"),
+        (
+            ["classifier", "train", "count", "sources"], by_class,
+            "is for translators to classes; this is none",
+        ),
         (["control"], by_class, "is for models whose generator makes pictures of noise"),
         (
             ["classifier"], metrics is None or "rc" in metrics,

@@ -13,11 +13,12 @@ a table.
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -33,9 +34,25 @@ TRAINING = {
 }  # fmt: skip
 METRICS = ("mfd-fmnist-cnn64", "mkd-fmnist-cnn64", "rc", "fc", "st-lpips_over_noise", "collapse",
            "diversity", "source_use", "source_rank")  # fmt: skip
+WATCHED = {
+    "evaluate_every": 250, "evaluate_n": 100, "evaluate": [METRICS[0], "rc", "source_use"],
+    "extractor": f"{EXTRACTOR}.safetensors", "classifier": f"{JUDGE}.safetensors",
+}  # fmt: skip
+CLASSES = (
+    "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+    "ankle-boot",
+)  # fmt: skip
+# Of a row, whether anything is translated, and what.
+VIEWS = {
+    "control": ("--control",),
+    "boots": ("--sources", CLASSES[-1]),
+    "others": ("--sources", ",".join(CLASSES[:-1])),
+}
+TOLD = {"": "", "control": ", G alone", "boots": ", of boots", "others": ", of the others"}
 # TransferI2I is tried across a gap: pretrained on some classes, a translator between the others.
 BEFORE = ("T-shirt", "trouser", "dress", "sandal", "sneaker", "bag")
 AFTER = ("pullover", "coat", "shirt", "ankle-boot")
+UNSEEN = ("boots", "others")  # D9 never saw the first; D1 saw all
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,8 @@ class Row:
         starts: networks that begin with those of another row: `init_from`.
         told: what it shows.
         measured: whether it makes pictures of classes.
+        watched: whether some of it is measured while it trains, for curves.
+        also: of `VIEWS`, how it is measured beside its control.
     """
 
     trainer: str
@@ -57,6 +76,8 @@ class Row:
     starts: dict[str, str] = field(default_factory=dict)
     told: str = ""
     measured: bool = True
+    watched: bool = False
+    also: tuple[str, ...] = ()
 
 
 def rows() -> dict[str, Row]:
@@ -65,9 +86,16 @@ def rows() -> dict[str, Row]:
     scratch = {"per_class": 50, "steps": 2000, "scratch": True}
     found = {
         "P": Row("gan", {"part": "pretrain", "steps": 1500}, told="the GAN that others begin with"),
-        "D1": Row("deepi2i", transfer, "P", told="transfer"),
-        "D2": Row("deepi2i", scratch, told="from scratch"),
-        "D2+": Row("deepi2i", scratch | {"steps": 3500}, told="from scratch, with P's steps too"),
+        "D1": Row("deepi2i", transfer, "P", told="transfer", watched=True, also=UNSEEN),
+        "D2": Row("deepi2i", scratch, told="from scratch", watched=True),
+        "D2+": Row(
+            "deepi2i", scratch | {"steps": 3500}, told="from scratch, with P's steps too",
+            watched=True,
+        ),
+        "D2d": Row(
+            "deepi2i", scratch | {"d_data": "pretrain"}, told="from scratch, P's pictures for D",
+            watched=True,
+        ),
         "D6": Row("deepi2i", transfer | {"train_encoder": True}, "P", told="E trained too"),
         "D7-no-rec": Row("deepi2i", transfer | {"lambda_rec": 0}, "P", told="no reconstruction"),
         "D7-official": Row(
@@ -76,7 +104,7 @@ def rows() -> dict[str, Row]:
         ),
         "D9": Row(
             "deepi2i", transfer | {"exclude": ["ankle-boot"], "rows": 10}, "P",
-            told="a class left out",
+            told="ankle-boots left out", also=UNSEEN,
         ),
     }  # fmt: skip
     for each in (10, 500, 3000):
@@ -143,7 +171,12 @@ def command(name: str, data: Path, seed: int | None) -> list[str]:
         options = {n: v for n, v in options.items() if n not in ("sheet_every", "threads")}
         options |= {"d_lr": 1e-4, "ema": None, "average": "beside"}
     else:
-        options["data"] = str((data / f"{options.pop('part', 'train')}.h5").resolve())
+        options["data"] = options.pop("part", "train")
+        if row.watched:
+            options |= {"test": "test"} | WATCHED
+        for option in ("data", "d_data", "test"):
+            if option in options:
+                options[option] = str((data / f"{options[option]}.h5").resolve())
     words = ["soup", "train", row.trainer, "-o", file_of(name, seed)]
     words += [] if seed is None else ["--seed", str(seed)]
     if row.start is not None:
@@ -158,12 +191,27 @@ def command(name: str, data: Path, seed: int | None) -> list[str]:
 
 
 def evaluation(name: str, data: Path, seed: int | None) -> list[str]:
-    """The `soup i2i evaluate` command of a row; of a control its name ends in `-control`."""
-    row, control = name.removesuffix("-control"), name.endswith("-control")
+    """The `soup i2i evaluate` command of a row, or of a view of it, such as `D1-control`."""
+    row, view = viewed(name)
     words = ["soup", "i2i", "evaluate", file_of(row, seed), "--data", str(data / "test.h5")]
     words += ["--train", str(data / "train.h5"), "--extractor", f"{EXTRACTOR}.safetensors"]
     words += ["--classifier", f"{JUDGE}.safetensors", "--count", "200", "--json"]
-    return [*words, "--metrics", ",".join(METRICS), *(["--control"] if control else [])]
+    return [*words, "--metrics", ",".join(METRICS), *VIEWS.get(view, ())]
+
+
+def viewed(name: str) -> tuple[str, str]:
+    """The row, and how it is looked at, or nothing."""
+    row, _, view = name.rpartition("-")
+    return (row, view) if view in VIEWS else (name, "")
+
+
+def views(name: str) -> list[str]:
+    """All that is measured of a row, itself first."""
+    row = rows()[name]
+    if not row.measured:
+        return []
+    every = () if row.trainer == "gan" else ("control", *row.also)
+    return [name, *(f"{name}-{view}" for view in every)]
 
 
 def needed(name: str) -> Iterator[str]:
@@ -173,6 +221,15 @@ def needed(name: str) -> Iterator[str]:
         if before is not None:
             yield from needed(before)
     yield name
+
+
+def fluctuation(name: str, seed: int | None) -> list[str]:
+    """The command that says how far the G of TransferI2I moved from where it began, if it did."""
+    row = rows()[name]
+    if row.trainer != "transferi2i" or row.start is None or "class_rows" in row.options:
+        return []
+    start = row.start
+    return ["soup", "i2i", "fluctuation", file_of(start, seed), file_of(name, seed), "--json"]
 
 
 def measure(name: str, data: Path, folder: Path, seed: int | None) -> None:
@@ -187,22 +244,70 @@ def measure(name: str, data: Path, folder: Path, seed: int | None) -> None:
 def table(folder: Path) -> str:
     """What was measured: mean and standard deviation over the seeds of a row."""
     every = rows()
-    names = [own for name in every for own in (name, f"{name}-control")]
-    titles = [*METRICS, "seeds"]
-    lines = ["| row | | " + " | ".join(titles) + " |", "|---|---|" + "--:|" * len(titles)]
-    for name in names:
-        files = [*folder.glob(f"{name}.json"), *sorted(folder.glob(f"{name}-seed-*.json"))]
+    lines = headed(["row", ""], [*METRICS, "seeds"])
+    for name in (own for row in every for own in views(row)):
+        files = of_seeds(folder, name, ".json")
         if not files:
             continue
         found = [
             {one["name"]: float(one["value"]) for one in json.loads(file.read_text("utf-8"))}
             for file in files
         ]
-        told = every[name.removesuffix("-control")].told
-        told += ", G alone" if name.endswith("-control") else ""
+        row, view = viewed(name)
         cells = [spread([own[metric] for own in found if metric in own]) for metric in METRICS]
-        lines.append(f"| {name} | {told} | " + " | ".join([*cells, str(len(found))]) + " |")
+        lines.append(cells_of(name, f"{every[row].told}{TOLD[view]}", *cells, str(len(found))))
     return "\n".join(lines)
+
+
+def tables(folder: Path) -> str:
+    """All three, those that are not empty."""
+    return "\n\n".join(filter(None, (table(folder), curves(folder), moves(folder))))
+
+
+def moves(folder: Path) -> str:
+    """Weight fluctuation of the blocks of TransferI2I's generators, sums, by row."""
+    lines: list[str] = []
+    for name in rows():
+        found = [
+            json.loads(file.read_text("utf-8")) for file in of_seeds(folder, name, "-moved.json")
+        ]
+        if not found:
+            continue
+        blocks = [block for block in found[0] if block.startswith("blocks.")]
+        lines = lines or headed(["row", ""], blocks)
+        cells = [spread([own[block]["sum"] for own in found]) for block in blocks]
+        lines.append(cells_of(name, rows()[name].told, *cells))
+    return "\n".join(lines)
+
+
+def curves(folder: Path) -> str:
+    """What was measured of watched rows while they trained, by step."""
+    lines: list[str] = []
+    for name, row in rows().items():
+        files = of_seeds(folder, name, "-shown/metrics.csv") if row.watched else []
+        found = [list(csv.DictReader(file.read_text("utf-8").splitlines())) for file in files]
+        for metric in WATCHED["evaluate"] if found else ():
+            steps = list(range(250, row.options["steps"] + 1, 250))
+            lines = lines or headed(["row", ""], map(str, range(250, 3501, 250)))
+            of_step = [{int(own["step"]): float(own[metric]) for own in one} for one in found]
+            cells = [spread([own[step] for own in of_step if step in own]) for step in steps]
+            lines.append(cells_of(name, metric, *cells, *[""] * (14 - len(steps))))
+    return "\n".join(lines)
+
+
+def of_seeds(folder: Path, name: str, suffix: str) -> list[Path]:
+    """What there is of a row, a file a seed."""
+    return [*folder.glob(f"{name}{suffix}"), *sorted(folder.glob(f"{name}-seed-*[0-9]{suffix}"))]
+
+
+def headed(words: Sequence[str], figures: Iterable[str]) -> list[str]:
+    """The first two lines of a table."""
+    figures = list(figures)
+    return [cells_of(*words, *figures), "|" + "---|" * len(words) + "--:|" * len(figures)]
+
+
+def cells_of(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -211,7 +316,7 @@ def main() -> None:
     if unknown := [name for name in given.rows if name not in rows()]:
         parser.error(f"there is no row {unknown[0]!r} (there are {', '.join(rows())})")
     if given.table:
-        print(table(given.results))
+        print(tables(given.results))
         return
     if not given.print and not (given.data / "pretrain.h5").exists():
         parser.error(
@@ -224,16 +329,19 @@ def main() -> None:
         trainings += [command(name, given.data, seed) for name in of_seed]
     make(trainings, given.results, printed=given.print)
     for seed, name in product(given.seeds, given.rows):
-        if not rows()[name].measured:
-            continue
-        of_row = (name,) if rows()[name].trainer == "gan" else (name, f"{name}-control")
-        for own in of_row:
+        for own in views(name):
             if given.print:
                 print(shlex.join(evaluation(own, given.data, seed)))
             else:
                 measure(own, given.data, given.results, seed)
+        moved = fluctuation(name, seed)
+        if moved and given.print:
+            print(shlex.join(moved))
+        elif moved:
+            kept = given.results / file_of(name, seed, "-moved.json")
+            kept.write_text(carry_out(moved, given.results, stdout=subprocess.PIPE).stdout, "utf-8")
     if not given.print:
-        print(table(given.results))
+        print(tables(given.results))
 
 
 if __name__ == "__main__":

@@ -183,6 +183,25 @@ def test_inputs_of_a_class_that_the_model_does_not_know_are_translated_too(
     }  # fmt: skip
 
 
+def test_those_of_some_classes_can_be_measured_alone(data: Path, model: Path, tmp_path: Path):
+    asked = [model, "--data", data / "test", "--extractor", data / "shades.safetensors"]
+    asked += ["--metrics", "mkd-shades", "--count", 4]
+    every = {one["name"]: one for one in told(*asked)}["mkd-shades"]["classes"]
+    assert every.keys() == {*NAMES}
+    some = {one["name"]: one for one in told(*asked, "--sources", "dark, middle")}["mkd-shades"]
+    # Of two classes each becomes the other, and all become the third.
+    assert {n: own["n_fake"] for n, own in some["classes"].items()} == dict.fromkeys(NAMES, 4)
+    alone = {one["name"]: one for one in told(*asked, "--sources", "dark")}["mkd-shades"]
+    assert alone["classes"].keys() == {"light", "middle"}
+    assert alone["classes"]["light"]["value"] != every["light"]["value"]
+    done = CliRunner().invoke(i2i, ["evaluate", *map(str, asked), "--sources", "midle"])
+    assert isinstance(done.exception, modelsoup.ParameterError)
+    assert str(done.exception) == (
+        "the test pictures have no class 'midle' to translate; did you mean 'middle'? (there are "
+        "dark, light, middle)"
+    )
+
+
 def test_options_of_another_kind_of_model_are_told(data: Path, model: Path, tmp_path: Path):
     def refused(said: str, *asked: object) -> None:
         done = CliRunner().invoke(i2i, ["evaluate", *map(str, asked)])

@@ -432,6 +432,35 @@ def test_a_class_can_be_left_out_of_those_that_a_start_knows(data: Path, gan: Pa
     assert {int(c) for (batch,) in own.batches() for c in batch["c_g"]} <= {0, 1}
 
 
+def test_the_discriminator_learns_from_more_pictures_which_are_not_translated(
+    data: Path, tmp_path: Path
+):
+    # Their classes stand in another order, one is none of the data's, and squares of c are green.
+    more = make_classes(tmp_path / "more", {"0": 2, "c": 5, "b": 3, "a": 3})
+    own = session("deepi2i", data, classes=["c", "a"], scratch=True, d_data=more, steps=16)
+    assert {name: len(pictures) for name, pictures in own.images.items()} == {
+        "data": 8, "d_data": 8,
+    }  # fmt: skip
+    c, green, blue = own.classes.index("c"), 1, 2
+    drawn = [batch for (batch,) in own.batches()]
+    shown = {
+        name: {
+            int(picture.mean((1, 2)).argmax())
+            for batch in drawn
+            for picture, label in zip(batch[name], batch[f"c_{name}"], strict=True)
+            if label == c
+        }
+        for name in "xy"
+    }
+    assert shown == {"x": {blue}, "y": {green, blue}}
+
+
+def test_the_discriminators_own_pictures_lack_no_class(data: Path, tmp_path: Path):
+    more = make_classes(tmp_path / "more", {"a": 2, "b": 3})
+    with pytest.raises(ParameterError, match=f"'c'.*{more}|{more}.*'c'"):
+        session("deepi2i", data, scratch=True, d_data=more)
+
+
 def test_statistics_of_a_merge_are_found_anew_and_nothing_else_moves(
     data: Path, gan: Path, tmp_path: Path
 ):

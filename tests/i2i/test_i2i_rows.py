@@ -82,7 +82,7 @@ def test_each_row_is_a_command_that_its_trainer_takes(rows: ModuleType, data: Pa
 def test_what_is_pretrained_on_is_no_other_rows_data(rows: ModuleType, data: Path):
     for name, row in rows.rows().items():
         words = " ".join(rows.command(name, data, None))
-        assert ("pretrain.h5" in words) == (name in ("P", "P2"))
+        assert ("data=" + str(data / "pretrain.h5") in words.split()) == (name in ("P", "P2"))
         assert ("train.h5" in words) == (row.trainer != "self-init")
 
 
@@ -93,6 +93,34 @@ def test_a_table_has_means_and_spreads_of_what_was_measured(rows: ModuleType, tm
     (row,) = rows.table(tmp_path).splitlines()[2:]
     assert row.startswith("| D1 | transfer | 2.000 ± 1.414 |")
     assert row.endswith("| 2 |")
+
+
+def test_curves_and_movements_are_tables_of_what_trainings_left(rows: ModuleType, tmp_path: Path):
+    for seed, last in ((0, 4), (12, 6)):
+        (tmp_path / f"D1-seed-{seed}-shown").mkdir()
+        (tmp_path / f"D1-seed-{seed}-shown" / "metrics.csv").write_text(
+            f"epoch,step,mfd-fmnist-cnn64,rc,source_use\n1,250,8,10,0\n2,500,{last},20,0.5\n",
+            "utf-8",
+        )
+    title, _, first, *others = rows.curves(tmp_path).splitlines()
+    assert title.startswith("| row |  | 250 | 500 | 750 |") and len(others) == 2
+    assert first.startswith("| D1 | mfd-fmnist-cnn64 | 8.000 ± 0.000 | 5.000 ± 1.414 |  |")
+    moved = {"linear": {"sum": 7.0}, "blocks.0": {"sum": 2.0}, "blocks.1": {"sum": 1.0}}
+    (tmp_path / "T3-seed-0-moved.json").write_text(json.dumps(moved), "utf-8")
+    assert rows.moves(tmp_path).splitlines()[2:] == ["| T3 | 1a and 1b | 2.000 | 1.000 |"]
+
+
+def test_what_is_measured_of_a_row_is_its_control_and_of_some_what_was_never_seen(rows: ModuleType):
+    assert rows.views("P") == ["P"] and rows.views("P2") == []
+    assert rows.views("D2") == ["D2", "D2-control"]
+    assert rows.views("D9") == ["D9", "D9-control", "D9-boots", "D9-others"]
+    asked = {name: rows.evaluation(name, Path("x"), 1) for name in rows.views("D9")}
+    assert {words[3] for words in asked.values()} == {"D9-seed-1.safetensors"}
+    assert asked["D9"] == [word for word in asked["D9-control"] if word != "--control"]
+    assert asked["D9-boots"][-2:] == ["--sources", "ankle-boot"]
+    assert set(asked["D9-others"][-1].split(",")) == {*CLASSES} - {"ankle-boot"}
+    assert rows.fluctuation("T3", 1)[3:5] == ["1b-seed-1.safetensors", "T3-seed-1.safetensors"]
+    assert not rows.fluctuation("T0", 1) and not rows.fluctuation("D1", 1)
 
 
 def stored(folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from modelsoup import ParameterError, listed
+from modelsoup import ParameterError, listed, nearest
 
 from ..networks.devices import chosen_device
 from ..pictures.folders import find_classes
@@ -85,6 +85,7 @@ class ClassFiles:
         channels: of them.
         extractor: see `evaluate_classes`.
         classifier: likewise.
+        sources: the classes of the test pictures that are translated; all where none are named.
     """
 
     test: Mapping[str, Sequence[Picture]]
@@ -94,6 +95,7 @@ class ClassFiles:
     channels: int = 3
     extractor: Path | None = None
     classifier: Path | None = None
+    sources: Sequence[str] = ()
 
     def must_allow(
         self, metrics: Sequence[str], *, skip: bool = False
@@ -170,14 +172,23 @@ class ClassFiles:
             train = {n: [self._read(one) for one in own[:count]] for n, own in self.train.items()}
         if not classes:
             raise ParameterError("the model does not say which class has which index")
+        for name in self.sources:
+            if name not in test:
+                raise ParameterError(
+                    f"the test pictures have no class {name!r} to translate"
+                    f"{nearest(name, test)} (there are {listed(list(test))})"
+                )
+        inputs = {name: test[name] for name in self.sources or test}
         real = {name: own for name, own in test.items() if name in classes}
+        if len(self.sources) == 1:  # and these become none of their own class
+            real.pop(self.sources[0], None)
         if not real:
             raise ParameterError(
                 f"none of the classes of the test pictures ({listed(list(test))}) is one of the "
                 f"translator ({listed(list(classes))})"
             )
         return evaluate_classes(
-            make, classes, ClassSets(test, real, train), metrics, count=count, seed=seed,
+            make, classes, ClassSets(inputs, real, train), metrics, count=count, seed=seed,
             device=device, extractor=self.extractor, classifier=self.classifier, given=given,
             kept=kept,
         )  # fmt: skip
@@ -465,8 +476,8 @@ class _Measure:
 def evaluate_class_model(
     model: Model, test: Path, metrics: Sequence[str] | None, *, train: Path | None = None,
     extractor: Path | None = None, classifier: Path | None = None, count: int = 100,
-    seed: int = 0, device: str = "cpu", given: Mapping[str, Any] | None = None,
-    kept: Kept | None = None,
+    sources: Sequence[str] = (), seed: int = 0, device: str = "cpu",
+    given: Mapping[str, Any] | None = None, kept: Kept | None = None,
 ) -> list[Result]:  # fmt: skip
     """Measure a model of classes on a folder of folders, or an HDF5 file, of test pictures.
 
@@ -479,6 +490,7 @@ def evaluate_class_model(
         extractor: see `evaluate_classes`, as what follows.
         classifier: likewise.
         count: likewise.
+        sources: see `ClassFiles`.
         seed: likewise.
         device: where the model and extractors compute.
         given: likewise.
@@ -493,7 +505,7 @@ def evaluate_class_model(
     transform = Transform("none") if side is None else Transform("centre_crop", side, side)
     files = ClassFiles(
         find_classes(test).of_each(), {} if train is None else find_classes(train).of_each(),
-        (test,), transform, model.channels, extractor, classifier,
+        (test,), transform, model.channels, extractor, classifier, sources,
     )  # fmt: skip
     if metrics is None:
         own = own_names(extractor, by_class=True) or ("mfd-st-alex", "mkd-st-alex")

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from modelsoup import ParameterError
 
 from ..networks.described import Joined, Network
 from ..pictures.draws import Draw, Labelled
-from ..pictures.picture import Images
+from ..pictures.folders import find_classes
+from ..pictures.picture import Images, Picture
 from ..training.players import Player
-from ..training.ranges import Number, Weight
+from ..training.ranges import FREE, Number, Weight
 from ..training.turns import Batch, Turn
 from ..use.translator import Translator
 from .on_gan import (
@@ -43,6 +45,8 @@ class DeepI2IOptions(NetworkOptions):
     Attributes:
         source: on StyleGAN, the class of the pictures that are translated …
         target: … and that of those which they become.
+        d_data: on BigGAN, like data, of more pictures of the same classes, which D learns from
+            beside data's; they are not translated.
         lambda_gan: the GAN loss's weight in the objective of what translates.
         lambda_rec: that of the reconstruction: how far D's maps of a picture are from its
             translation's.
@@ -69,6 +73,7 @@ class DeepI2IOptions(NetworkOptions):
 
     source: Annotated[str | None, STYLEGAN] = None
     target: Annotated[str | None, STYLEGAN] = None
+    d_data: Annotated[Path | None, FREE, BIGGAN] = None
     lambda_gan: Weight = 1.0
     lambda_rec: Weight = 1.0
     lambda_ssim: Weight = 0.0
@@ -109,7 +114,8 @@ class DeepI2IOptions(NetworkOptions):
     def images(self, part: str = "train") -> Images:
         """Of networks that are told no class, those of the source and those of the target."""
         if self.family.conditional:
-            return super().images(part)
+            there = dict(super().images(part))
+            return there | self._more() if part == "train" else there
         found = {}
         for role, name in (("source", self.source), ("target", self.target)):
             if name is None:
@@ -117,6 +123,19 @@ class DeepI2IOptions(NetworkOptions):
             own = self.class_set(part, (name,))
             found[name] = () if own is None else own.pictures
         return found
+
+    def _more(self) -> dict[str, Sequence[Picture]]:
+        """The discriminator's own pictures, whose classes have the indices of the data's."""
+        if self.d_data is None:
+            return {}
+        names = self.class_names()
+        found = find_classes(self.d_data, only=names, channels=self.channels)
+        return {"d_data": found.in_order(names).pictures}
+
+    def read(self) -> list[Path]:
+        """See `Data`."""
+        more = self.d_data
+        return [*super().read(), *([more] if more is not None and more.is_dir() else [])]
 
     @property
     def domains(self) -> tuple[str, str]:
@@ -210,9 +229,10 @@ class DeepI2I(OnGan):
         return own | ({"E": o.player("E")} if o.trains_encoder else {})
 
     def draws(self, o: DeepI2IOptions) -> Sequence[Draw]:
-        """A picture `x` to translate, another one `y`; noise and a class for each turn."""
+        """A picture `x` to translate, a real one `y`; noise and a class for each turn."""
         (x, y), given = o.domains, (*o.given("d"), *o.given("g"))
-        return (Labelled(("x", "c_x"), (x,)), Labelled(("y", "c_y"), (y,)), *given)
+        real = (y,) if o.d_data is None else (y, "d_data")
+        return (Labelled(("x", "c_x"), (x,)), Labelled(("y", "c_y"), real), *given)
 
     def weights(self, o: DeepI2IOptions, images: Images) -> dict[str, float]:
         """Of each term."""
