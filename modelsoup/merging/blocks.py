@@ -163,8 +163,8 @@ def _summed(
         total = buffers.take((job.place, "sum"), size, dtype) if target is None else target[place]
         part = buffers.take((job.place, "part"), size, dtype)
         for index, (weight, array) in enumerate(zip(job.weights.weight, arrays, strict=True)):
-            x = _wide(job, index, array[place], start, part)
-            np.multiply(weight, x, out=part if index else total)
+            own = part if index else total
+            np.multiply(weight, _wide(job, index, array[place], start, own), out=own)
             if index:
                 np.add(total, part, out=total)
         yield place, total
