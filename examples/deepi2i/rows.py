@@ -275,7 +275,7 @@ def moves(folder: Path) -> str:
             continue
         blocks = [block for block in found[0] if block.startswith("blocks.")]
         lines = lines or headed(["row", ""], blocks)
-        cells = [spread([own[block]["sum"] for own in found]) for block in blocks]
+        cells = [spread([own[block]["sum"] for own in found], ".3g") for block in blocks]
         lines.append(cells_of(name, rows()[name].told, *cells))
     return "\n".join(lines)
 
