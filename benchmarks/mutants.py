@@ -95,6 +95,7 @@ TESTS = {
         "merging/nonfinite": "merge fused",
         "merging/plan": "merge rules hints quantized cli fused",
         "merging/planning": "merge rules hints quantized cli",
+        "merging/preparation": "rules methods hints merge",
         "merging/proposals": "layout",
         "merging/recipe": "merge rules hints cli",
         "merging/reductions": "methods method_laws merge",

@@ -42,6 +42,7 @@ CLASSES = (
     "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
     "ankle-boot",
 )  # fmt: skip
+OF_VIEWS = (METRICS[0], "rc", "collapse", "diversity", "source_use", "source_rank")
 # Of a row, whether anything is translated, and what.
 VIEWS = {
     "control": ("--control",),
@@ -194,9 +195,11 @@ def evaluation(name: str, data: Path, seed: int | None) -> list[str]:
     """The `soup i2i evaluate` command of a row, or of a view of it, such as `D1-control`."""
     row, view = viewed(name)
     words = ["soup", "i2i", "evaluate", file_of(row, seed), "--data", str(data / "test.h5")]
-    words += ["--train", str(data / "train.h5"), "--extractor", f"{EXTRACTOR}.safetensors"]
+    words += ["--extractor", f"{EXTRACTOR}.safetensors"]
+    words += ["--train", str(data / "train.h5")] if view in ("", "control") else []
     words += ["--classifier", f"{JUDGE}.safetensors", "--count", "200", "--json"]
-    return [*words, "--metrics", ",".join(METRICS), *VIEWS.get(view, ())]
+    metrics = METRICS if view in ("", "control") else OF_VIEWS
+    return [*words, "--metrics", ",".join(metrics), *VIEWS.get(view, ())]
 
 
 def viewed(name: str) -> tuple[str, str]:
