@@ -287,7 +287,7 @@ def curves(folder: Path) -> str:
     """What was measured of watched rows while they trained, by step."""
     lines: list[str] = []
     for name, row in rows().items():
-        files = of_seeds(folder, name, "-shown/metrics.csv") if row.watched else []
+        files = of_seeds(folder, name, f"-shown/{row.trainer}/metrics.csv") if row.watched else []
         found = [list(csv.DictReader(file.read_text("utf-8").splitlines())) for file in files]
         for metric in WATCHED["evaluate"] if found else ():
             steps = list(range(250, row.options["steps"] + 1, 250))

@@ -97,8 +97,9 @@ def test_a_table_has_means_and_spreads_of_what_was_measured(rows: ModuleType, tm
 
 def test_curves_and_movements_are_tables_of_what_trainings_left(rows: ModuleType, tmp_path: Path):
     for seed, last in ((0, 4), (12, 6)):
-        (tmp_path / f"D1-seed-{seed}-shown").mkdir()
-        (tmp_path / f"D1-seed-{seed}-shown" / "metrics.csv").write_text(
+        shown = tmp_path / f"D1-seed-{seed}-shown" / "deepi2i"
+        shown.mkdir(parents=True)
+        (shown / "metrics.csv").write_text(
             f"epoch,step,mfd-fmnist-cnn64,rc,source_use\n1,250,8,10,0\n2,500,{last},20,0.5\n",
             "utf-8",
         )
