@@ -56,7 +56,8 @@ def export_onnx(
     `z`, N × so many numbers, and `class`, the N indices of classes, int64; or `attributes`, N × 0
     or 1 for each, float32; or `style`, N × so many numbers. Those the parts `style` make of
     `image`, and `style-of-noise` of `z`, both with `class` where there are some. Its output, of the
-    same kind as `image`, is `translation`, or `picture` where it sees none. C is the model's, usually 3.
+    same kind as `image`, is `translation`, or `picture` where it sees none. C is the model's,
+    usually 3.
     N is free unless `batch` is given, H and W unless `size` is or the model has one; they must be
     multiples of what the generator wants, such as four. The file's metadata name the checkpoint,
     its XXH3-128, and the direction or the classes.
