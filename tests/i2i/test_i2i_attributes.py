@@ -673,5 +673,5 @@ def test_half_a_minute_is_enough_to_turn_one_attribute_and_leave_the_others(tmp_
         for group in own.batches():
             own.optimise(group)
         found[name] = [*switches(own, unseen)]
-    assert min(found["right"]) >= 0.9
+    assert min(found["right"]) >= 0.8
     assert max(found["control"]) <= 0.5
