@@ -8,7 +8,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,62 @@ def make(trainings: Iterable[list[str]], folder: Path, *, printed: bool) -> None
             carry_out(words, folder)
 
 
-def spread(values: list[float]) -> str:
+def save_pictures(stored: Path, kinds: Sequence[str], count: int, place: Path) -> None:
+    """The first pictures of some kinds as files, of several kinds each in a folder; once."""
+    from modelsoup_i2i.pictures.folders import find_classes
+    from modelsoup_i2i.pictures.images import save_png
+    from modelsoup_i2i.pictures.picture import read_picture
+
+    if place.exists():
+        return
+    partial = place.with_name(f".{place.name}.partial")
+    found = find_classes(stored, only=kinds).of_each()
+    for name in kinds:
+        own = partial / name if len(kinds) > 1 else partial
+        own.mkdir(parents=True, exist_ok=True)
+        for n, picture in enumerate(found[name][:count]):
+            save_png(read_picture(picture, 3), own / f"{n}.png")
+    partial.rename(place)
+
+
+def figures(
+    made: Path, real: Path, seen: Path, kinds: Sequence[str], folder: Path
+) -> dict[str, float]:
+    """What translations in a folder are worth: distances, share seen as real, collapse, rank.
+
+    Args:
+        made: the translations.
+        real: pictures that they should look like.
+        seen: what they are made of; where there are several of each, of all, set after set.
+        kinds: of the real pictures.
+        folder: with the classifiers.
+    """
+    from modelsoup_i2i.measuring import extractors
+    from modelsoup_i2i.measuring.by_class import accuracy, indices_in
+    from modelsoup_i2i.measuring.collapse import collapse, source_rank
+    from modelsoup_i2i.measuring.metrics import evaluate, features
+    from modelsoup_i2i.pictures.images import list_images, read_image, resized
+
+    fake, there, sources = (
+        [read_image(file) for file in list_images(place)] for place in (made, real, seen)
+    )
+    fake = [resized(one, there[0].shape[:2]) for one in fake]
+    own = folder / f"{EXTRACTOR}.safetensors"
+    names = [f"fd-{EXTRACTOR}", f"kd-{EXTRACTOR}"]
+    found = evaluate(fake, there, metrics=names, extractor=own)
+    told = dict(zip(("fd", "kd"), (one.value for one in found), strict=True))
+    judge = extractors.classifier(folder / f"{JUDGE}.safetensors")
+    places = indices_in(judge, kinds)
+    told["rc"] = sum(accuracy(judge, {kind: fake}, places).value for kind in kinds)
+    looks = extractors.classifier(own)
+    of_fake, of_real = (features(some, looks) for some in (fake, there))
+    rank = source_rank(sources * (len(fake) // len(sources)), fake)
+    return told | collapse({"": of_fake}, {"": of_real}, rank=rank).figures()
+
+
+def spread(values: list[float], form: str = ".3f") -> str:
     """The mean, and the standard deviation of several; nothing of none."""
     if not values:
         return ""
-    mean = f"{statistics.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
+    mean = f"{statistics.mean(values):{form}}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):{form}}"

@@ -43,7 +43,8 @@ from modelsoup.files.placing import remove_stale
 from modelsoup.merging.workers import default_workers
 from modelsoup.running.processes import ProcessExecutor
 from modelsoup.terminal import show_tree
-from modelsoup.trees.plan import check, node_seed
+from modelsoup.trees.keys import node_seed
+from modelsoup.trees.plan import check
 
 SOUP = [sys.executable, "-m", "modelsoup"]
 TESTS = str(Path(__file__).parent)

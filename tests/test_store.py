@@ -34,8 +34,8 @@ from modelsoup import (
     parse_tree,
 )
 from modelsoup.merging.rules import Rule
+from modelsoup.trees.keys import node_key
 from modelsoup.trees.operations import Builder, Tree
-from modelsoup.trees.plan import node_key
 
 SOUP = [sys.executable, "-m", "modelsoup"]
 TESTS = str(Path(__file__).parent)

@@ -20,7 +20,7 @@ from trainers import Add, Plain, network
 
 import modelsoup
 from modelsoup import TrainerError, check, parse_tree, register_trainer
-from modelsoup.trees.plan import trainer_of
+from modelsoup.trees.keys import trainer_of
 from modelsoup.trees.trainer import (
     CommandTrainer,
     build_options,

@@ -27,8 +27,9 @@ from .cli_shared import DEVICE, DIRECTION, FORCE, PATH, needed, say
 
 _MINUTE = 60.0  # seconds after which progress is told again, where there is no terminal
 _ONE_CLASS = click.option(
-    "--class", "one", metavar="NAME", help="Of a model of classes, which one."
-)
+    "--class", "one", metavar="NAME|NAME+NAME",
+    help="Of a model of classes, which one; or which attributes.",
+)  # fmt: skip
 _CLASS_NAMES = click.option(
     "--classes", "several", metavar="NAME,NAME,…|all",
     help="In place of --class: several, each in a folder of its own.",
@@ -144,6 +145,10 @@ def train(
     "--k-shot", default=1, show_default=True, metavar="K",
     help="Have each look like the mean of K references.",
 )  # fmt: skip
+@click.option(
+    "--attributes", type=PATH, metavar="FILE",
+    help="Which attributes IN's pictures have: what --class does not name stays.",
+)  # fmt: skip
 @click.option("--batch", default=8, show_default=True, help="Pictures of one size at a time.")
 @DEVICE
 @FORCE
@@ -159,6 +164,7 @@ def translate(
     reference: Path | None,
     references: int,
     k_shot: int,
+    attributes: Path | None,
     batch: int,
     device: str,
     force: bool,
@@ -169,7 +175,8 @@ def translate(
     written = run(
         model, source, output, direction=direction, classes=_classes(one, several),
         samples=samples, seed=seed, reference=reference, references=references, k_shot=k_shot,
-        batch=batch, device=device, force=force, progress=_progress(), say=say,
+        attributes=attributes, batch=batch, device=device, force=force, progress=_progress(),
+        say=say,
     )  # fmt: skip
     click.echo(printable(f"{len(written)} written to {output}"))
 

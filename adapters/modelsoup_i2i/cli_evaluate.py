@@ -98,7 +98,7 @@ def evaluate(
         raise ParameterError("give either a model with --data, or --images with --against")
     names = None if metrics is None else _named(metrics)
     with needed("i2i"):
-        from .measuring.class_evaluation import evaluate_class_model
+        from .measuring.class_evaluation import evaluate_class_model, must_be_of_classes
         from .measuring.evaluation import evaluate_folders, evaluate_model, find_sets, sets_in
         from .measuring.kept import Kept
         from .pictures.images import left_out
@@ -108,6 +108,7 @@ def evaluate(
     asked = model is not None and (model.exists() or classifier or train or control)
     if model is not None and asked and find(model, direction).how.classes:  # by its header
         found = load_model(model, direction)
+        must_be_of_classes(found)
         of_classes = found.without_source() if control else found
     _must_apply(
         "images" if model is None else "model" if of_classes is None else "classes", names,

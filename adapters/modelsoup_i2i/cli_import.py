@@ -161,12 +161,19 @@ def deepi2i(
 @click.argument("folder", metavar="DIR", type=PATH)
 @_IMPORTED
 @_STEP
+@click.option(
+    "--attributes", metavar="NAME,NAME,…",
+    help="What it was trained on, in its order, where a picture may have several.",
+)  # fmt: skip
 @FORCE
-def stargan(folder: Path, output: Path, step: int | None, force: bool) -> None:
+def stargan(
+    folder: Path, output: Path, step: int | None, attributes: str | None, force: bool
+) -> None:
     """StarGAN's folder: 200000-G.ckpt and 200000-D.ckpt."""
     with needed("i2i"):
         from .use.official_stargan import import_stargan
-    _tell(import_stargan(folder, output, force=force, step=step, say=say))
+    names = [] if attributes is None else [name.strip() for name in attributes.split(",")]
+    _tell(import_stargan(folder, output, force=force, step=step, attributes=names, say=say))
 
 
 @import_.command(no_args_is_help=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -12,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelsoup import GivenPath, ParameterError, SoupError, print_json, printable
+from modelsoup import (
+    GivenPath,
+    ParameterError,
+    SoupError,
+    parse_yaml,
+    print_json,
+    printable,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -182,16 +188,13 @@ def _options(given: Mapping[str, Any]) -> OpenVinoOptions:
 
 
 def _training(data: str | None, pairs: tuple[str, ...]) -> dict[str, Any]:
-    """`--set`: JSON where the value is JSON (numbers, true, null, lists), else a text."""
+    """`--set`, read as a plan's values are."""
     found: dict[str, Any] = {} if data is None else {"data": data}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name:
             raise ParameterError(f"--set {pair} must be NAME=VALUE")
-        try:
-            found[name] = json.loads(text)
-        except ValueError:
-            found[name] = text
+        found[name] = parse_yaml(text, f"--set {name}").content
     return found
 
 

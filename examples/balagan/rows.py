@@ -25,7 +25,18 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fashion import EXTRACTOR, JUDGE, arguments, carry_out, classifier, file_of, make, spread
+from fashion import (
+    EXTRACTOR,
+    JUDGE,
+    arguments,
+    carry_out,
+    classifier,
+    figures,
+    file_of,
+    make,
+    save_pictures,
+    spread,
+)
 
 RICH, POOR = ("T-shirt", "dress", "coat", "shirt"), ("pullover",)
 SHOES = ("sandal", "sneaker", "ankle-boot")
@@ -145,26 +156,13 @@ def file_name(name: str, seed: int | None, suffix: str = ".safetensors") -> str:
 def pictures(data: Path, folder: Path) -> None:
     """Folders of A, by kinds, and of B, for training and tests; and kinds dealt out at random."""
     import numpy as np
-    from modelsoup_i2i.pictures.folders import find_classes
-    from modelsoup_i2i.pictures.images import save_png
-    from modelsoup_i2i.pictures.picture import read_picture
 
     for row, of_a, of_b in (("", EACH, EACH), ("shoes-", 3 * EACH // len(RICH), EACH)):
         start, poor = domains(row)
         for domain, kinds, each in (("A", RICH, of_a), ("B", poor, of_b)):
             for part in ("train", "test"):
-                place = folder / f"{start}{part}{domain}"
-                if place.exists():
-                    continue
-                partial = folder / f".{place.name}.partial"
-                stored = find_classes(data / f"{part}.h5", only=kinds).of_each()
                 count = each if part == "train" else TESTED // len(kinds)
-                for name in kinds:
-                    own = partial / name if len(kinds) > 1 else partial
-                    own.mkdir(parents=True, exist_ok=True)
-                    for n, picture in enumerate(stored[name][:count]):
-                        save_png(read_picture(picture, 3), own / f"{n}.png")
-                partial.rename(place)
+                save_pictures(data / f"{part}.h5", kinds, count, folder / f"{start}{part}{domain}")
     if (folder / "random.csv").exists():
         return
     rng = np.random.default_rng(0)
@@ -237,35 +235,14 @@ def _with(start: str, name: str) -> str:
 
 def measure(name: str, folder: Path, seed: int | None) -> None:
     """Keep what is measured of a row, once: distances, share seen as B, collapse, rank."""
-    from modelsoup_i2i.measuring import extractors
-    from modelsoup_i2i.measuring.by_class import accuracy, indices_in
-    from modelsoup_i2i.measuring.collapse import collapse, source_rank
-    from modelsoup_i2i.measuring.metrics import evaluate, features
-    from modelsoup_i2i.pictures.images import list_images, read_image
-
     kept, made = folder / file_name(name, seed, ".json"), folder / file_name(name, seed, "-made")
     if kept.exists():
         return
     if not made.exists():
         carry_out(translation(name, seed), folder)
     start, poor = domains(name)
-    fake, real, seen = (
-        [read_image(file) for file in list_images(place)]
-        for place in (made, folder / f"{start}testB", folder / f"{start}testA")
-    )
-    own = folder / f"{EXTRACTOR}.safetensors"
-    names = [f"fd-{EXTRACTOR}", f"kd-{EXTRACTOR}"]
-    found = evaluate(fake, real, metrics=names, extractor=own)
-    told = dict(zip(("fd", "kd"), (one.value for one in found), strict=True))
-    judge = extractors.classifier(folder / f"{JUDGE}.safetensors")
-    kinds = indices_in(judge, poor)
-    told["rc"] = sum(accuracy(judge, {kind: fake}, kinds).value for kind in poor)
-    looks = extractors.classifier(own)
-    of_fake, of_real = (features(some, looks) for some in (fake, real))
-    rank = source_rank(seen * (len(fake) // len(seen)), fake)  # of each class, all pictures
-    figures = collapse({"": of_fake}, {"": of_real}, rank=rank).figures()
-    told |= {metric: figures[metric] for metric in MEASURED if metric in figures}
-    kept.write_text(json.dumps(told), "utf-8")
+    told = figures(made, folder / f"{start}testB", folder / f"{start}testA", poor, folder)
+    kept.write_text(json.dumps({n: told[n] for n in MEASURED if n in told}), "utf-8")
 
 
 def table(folder: Path) -> str:

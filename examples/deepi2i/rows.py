@@ -42,6 +42,7 @@ CLASSES = (
     "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
     "ankle-boot",
 )  # fmt: skip
+OF_VIEWS = (METRICS[0], "rc", "collapse", "diversity", "source_use", "source_rank")
 # Of a row, whether anything is translated, and what.
 VIEWS = {
     "control": ("--control",),
@@ -194,9 +195,11 @@ def evaluation(name: str, data: Path, seed: int | None) -> list[str]:
     """The `soup i2i evaluate` command of a row, or of a view of it, such as `D1-control`."""
     row, view = viewed(name)
     words = ["soup", "i2i", "evaluate", file_of(row, seed), "--data", str(data / "test.h5")]
-    words += ["--train", str(data / "train.h5"), "--extractor", f"{EXTRACTOR}.safetensors"]
+    words += ["--extractor", f"{EXTRACTOR}.safetensors"]
+    words += ["--train", str(data / "train.h5")] if view in ("", "control") else []
     words += ["--classifier", f"{JUDGE}.safetensors", "--count", "200", "--json"]
-    return [*words, "--metrics", ",".join(METRICS), *VIEWS.get(view, ())]
+    metrics = METRICS if view in ("", "control") else OF_VIEWS
+    return [*words, "--metrics", ",".join(metrics), *VIEWS.get(view, ())]
 
 
 def viewed(name: str) -> tuple[str, str]:
@@ -275,7 +278,7 @@ def moves(folder: Path) -> str:
             continue
         blocks = [block for block in found[0] if block.startswith("blocks.")]
         lines = lines or headed(["row", ""], blocks)
-        cells = [spread([own[block]["sum"] for own in found]) for block in blocks]
+        cells = [spread([own[block]["sum"] for own in found], ".3g") for block in blocks]
         lines.append(cells_of(name, rows()[name].told, *cells))
     return "\n".join(lines)
 
@@ -284,7 +287,7 @@ def curves(folder: Path) -> str:
     """What was measured of watched rows while they trained, by step."""
     lines: list[str] = []
     for name, row in rows().items():
-        files = of_seeds(folder, name, "-shown/metrics.csv") if row.watched else []
+        files = of_seeds(folder, name, f"-shown/{row.trainer}/metrics.csv") if row.watched else []
         found = [list(csv.DictReader(file.read_text("utf-8").splitlines())) for file in files]
         for metric in WATCHED["evaluate"] if found else ():
             steps = list(range(250, row.options["steps"] + 1, 250))

@@ -17,7 +17,6 @@ from ..errors import (
     layer_option,
     listed,
     option,
-    parameter_option,
     sized,
 )
 from ..files import low_rank, quantized
@@ -33,13 +32,14 @@ from ..files.quantized import (
 )
 from .folding import Adapted
 from .forms import Tensor, WeightedSum
-from .hints import done, in_place, in_rule, instead
+from .hints import done, in_place, instead
 from .layout import Layout, laid_out
-from .methods import Method, Outline, build_parameters, get_method, outline
+from .methods import Method, Outline, outline
 from .methods.spectral import is_table
 from .plan import Level, Made, MergePlan, Notice, Step, Unmade, model_called
+from .preparation import Preparation, Prepared
 from .proposals import proposal
-from .recipe import UNION, OnInteger, Recipe, check_beta
+from .recipe import UNION, OnInteger, Recipe
 from .renames import parse_model
 from .rules import (
     BASE,
@@ -51,11 +51,7 @@ from .rules import (
     plainly,
 )
 from .sources import Source, Stored
-from .values import has_gradient, patterns_in, value_at, varies
 from .vocabularies import Retokenized, in_one_order
-
-ZERO_SUM = 1e-8
-"""Weights whose sum is smaller cannot be normalised."""
 
 _COUNTER = "num_batches_tracked"
 _RUNNING = ("running_mean", "running_var")
@@ -107,27 +103,6 @@ def plan_merge(
     return _Planner(given, base, layout, recipe, beside, tokens).plan()
 
 
-class _Prepared:
-    """What a rule merges with.
-
-    Attributes:
-        rule: the rule.
-        method: its method.
-        given: parameters, as they were given.
-        is_own: whether the method is the rule's, and not the recipe's.
-        varies: whether a parameter is not the same for all tensors.
-        checked: parameters as given → as the method takes them.
-    """
-
-    def __init__(self, rule: Rule, method: Method, given: Mapping[str, Any], is_own: bool) -> None:
-        self.rule = rule
-        self.method = method
-        self.given = given
-        self.is_own = is_own
-        self.varies = any(varies(value) for value in given.values())
-        self.checked: dict[Any, dict[str, Any]] = {}
-
-
 class _Planner:
     """Plans a merge of models as a layout has them; `given` are those that are read."""
 
@@ -150,9 +125,7 @@ class _Planner:
         self.names: list[str] = []
         self.layers: Mapping[str, tuple[int, int]] = {}
         self.estimates: set[str] = set()
-        self.prepared: dict[int, _Prepared] = {}
-        self.by_pattern: dict[str, set[str]] = {}
-        self.unmatched: dict[str, None] = {}  # what patterns of parameters match no name
+        self.prepared: dict[int, Prepared] = {}
         self.is_merged = False  # whether any tensor is, and is not the copy of one
         # What is wrong, and what can be done about it → with which tensors.
         self.faults: dict[tuple[str, Remedy], list[str]] = {}
@@ -202,9 +175,13 @@ class _Planner:
                 f"{option('layers', 'low-level')})"
             )
         self._check_sources()
+        self.preparation = Preparation(
+            recipe, self.names, self.layers, count=len(self.models),
+            has_base=self.base is not None, are_adapters=bool(self.adapted),
+        )  # fmt: skip
         for index, rule in enumerate(self.rules):
             if rule.action == "merge":
-                self.prepared[index] = self._prepare(rule)
+                self.prepared[index] = self.preparation.prepare(rule)
         if recipe.parameters and self.prepared and all(p.is_own for p in self.prepared.values()):
             raise ParameterError(
                 f"{', '.join(recipe.parameters)} has no use: every rule that merges has a method "
@@ -318,112 +295,6 @@ class _Planner:
             raise ParameterError(
                 "one model alone is not merged: give more, or say what else is to be done with it"
             )
-
-    def _prepare(self, rule: Rule) -> _Prepared:
-        """A rule's method and its parameters."""
-        recipe, count = self.recipe, len(self.models)
-        method = get_method(rule.method or recipe.method_name)
-        if self.adapted and method.base is False:
-            raise ParameterError(
-                f"{method.name!r} merges no task vectors, which adapters are: give a method that "
-                f"does ({option('method', 'task_arithmetic')})"
-            )
-        own_method = rule.method is not None and rule.method != recipe.method_name
-        given: dict[str, Any] = {} if own_method else dict(recipe.parameters)
-        changed = dict(rule.parameters)
-        beta = changed.pop("beta", None)
-        # The rule's own β or weights stand in for the recipe's.
-        if beta is None and "weight" not in changed and not (own_method and recipe.beta is None):
-            beta = recipe.beta
-        if recipe.weights is not None and beta is None and not own_method:
-            if "weight" in given:
-                raise ParameterError("the weights are given twice: as 'weights' and as 'weight'")
-            given["weight"] = tuple(recipe.weights)
-        if beta is not None:
-            asked_by = rule if own_method or "beta" in rule.parameters else None
-            meant = self._from_beta(method, check_beta(beta), asked_by)
-            twice = sorted(meant.keys() & (changed.keys() if "beta" in rule.parameters else given))
-            if twice:
-                raise ParameterError(f"the same is given twice: by beta and as {twice[0]!r}")
-            given.update(meant)
-        given.update(changed)
-        low, high = method.models
-        if count < low or (high is not None and count > high):
-            wanted = f"exactly {low}" if low == high else f"at least {low}"
-            raise ParameterError(f"{method.name!r} merges {wanted} models, but {count} were given")
-        if method.base is True and self.base is None:
-            raise ParameterError(f"{method.name!r} needs a base model ({option('base', 'BASE')})")
-        if method.layers and not self.layers:
-            raise ParameterError(
-                f"{method.name!r} goes by the depth of layers, but no tensor is in one: none has a "
-                f"name like 'layers.0.weight' or 'blocks.0.weight'"
-            )
-        for parameter, value in given.items():
-            if has_gradient(value) and not self.layers:
-                raise ParameterError(
-                    f"parameter {parameter!r} goes along the depth, but no tensor is in a layer: "
-                    f"none has a name like 'layers.0.weight' or 'blocks.0.weight'"
-                )
-            for pattern in patterns_in(value):
-                if not self._matched(pattern):
-                    self.unmatched[
-                        f"the pattern {pattern!r} of parameter {parameter!r} matches no tensor"
-                    ] = None
-        prepared = _Prepared(rule, method, given, own_method)
-        if not prepared.varies:
-            self._checked(prepared, given)
-        return prepared
-
-    def _matched(self, pattern: str) -> set[str]:
-        """The names that a pattern of a parameter matches."""
-        if pattern not in self.by_pattern:
-            self.by_pattern[pattern] = names_of(pattern, self.names, self.recipe.groups)
-        return self.by_pattern[pattern]
-
-    def _matches(self, pattern: str, name: str) -> bool:
-        return name in self._matched(pattern)
-
-    def _checked(self, prepared: _Prepared, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Parameters that are the same for all tensors, or those of one, checked."""
-        rule, method, own = prepared.rule, prepared.method, prepared.is_own
-        asked = (lambda name: in_rule(rule, name, "…")) if own else None
-        checked = build_parameters(method, given, len(self.models), asked=asked)
-        anything = "*" in self.recipe.allow_nonfinite
-        if method.normalizes and checked[method.normalizes] and not anything:
-            total = sum(checked["weight"])
-            if abs(total) < ZERO_SUM:
-                how = parameter_option(method.normalizes, "false")
-                if own or "weight" in rule.parameters:
-                    how = in_rule(rule, method.normalizes, "false")
-                raise ParameterError(
-                    f"the weights of {method.name!r} sum to {total:g} and cannot be normalised "
-                    f"({how}, or other weights)"
-                )
-        return checked
-
-    def _parameters(self, prepared: _Prepared, name: str) -> dict[str, Any]:
-        """A method's parameters for a tensor; the very same object where they are the same."""
-        given = prepared.given
-        if prepared.varies:
-            layer = self.layers.get(name)
-            at = {k: value_at(v, name, layer, self._matches) for k, v in given.items()}
-            given = {k: value for k, value in at.items() if value is not None}
-        key = tuple(given.items())
-        if key not in prepared.checked:
-            prepared.checked[key] = self._checked(prepared, given)
-        return prepared.checked[key]
-
-    def _from_beta(self, method: Method, beta: float, asked_by: Rule | None) -> dict[str, Any]:
-        """The parameters that β stands for, of the recipe, or of the rule that asks for it."""
-        use = option("weights", "W") if asked_by is None else in_rule(asked_by, "weight", "…")
-        if method.from_beta is None:
-            raise ParameterError(f"beta means nothing to {method.name!r}: use {use}")
-        if len(self.models) != 2:
-            raise ParameterError(
-                f"beta is the share of the first of two models, but {len(self.models)} were given: "
-                f"use {use}"
-            )
-        return method.from_beta(beta)
 
     def _notice(self, kind: str, what: str, name: str, level: Level = "warning") -> None:
         self.notices.setdefault((kind, what, level), []).append(name)
@@ -581,7 +452,7 @@ class _Planner:
         dtype = self._output_dtype(infos[0].dtype)
         if len(dtypes) > 1 and not any(scales):
             self._notice("dtype", f"stored in different dtypes; the output has {dtype}", name)
-        parameters = self._parameters(prepared, name)
+        parameters = self.preparation.parameters(prepared, name)
         tensor = Tensor(
             name, infos[0].shape, len(infos), based is not None,
             compute_dtype(tuple(s.info.dtype for s in sources)), self.recipe.seed,
@@ -819,7 +690,7 @@ class _Planner:
             )
             for (kind, what, level), names in self.notices.items()
         ]  # fmt: skip
-        unmatched = [Notice("parameters", said, ()) for said in self.unmatched]
+        unmatched = [Notice("parameters", said, ()) for said in self.preparation.unmatched]
         unmatched += self._of_tokens()
         taken = [Notice("taken", note, (), "note") for m in self.every for note in m.notes]
         return (*taken, *unmatched, *notices, *self.matrices)

@@ -42,9 +42,10 @@ from ..merging.lineage import Digests
 from ..merging.merge import merge
 from ..merging.plan import MergePlan, Unmade
 from ..merging.planning import plan_merge
+from ..trees.keys import described, trainer_of, training_of
 from ..trees.lineage import record_training
 from ..trees.operations import FineTune, Merge, Operation, Train
-from ..trees.plan import bytes_read, described, trainer_of, training_of
+from ..trees.price import bytes_read_by
 from ..trees.store import (
     Store,
     content_digest,
@@ -345,7 +346,7 @@ def _merge(task: Task, operation: Merge, output: Path, note: _Note) -> dict[str,
             *(notice.message for notice in report.notices if notice.level == "warning"),
         ],
         "digest": content_digest(output),
-        "bytes_read": bytes_read(plan),
+        "bytes_read": bytes_read_by(plan),
         "bytes_written": plan.bytes_written,
     }
 

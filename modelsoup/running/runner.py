@@ -38,19 +38,16 @@ from ..files.placing import LINEAGE_KEY, check_apart, check_output, remove_stale
 from ..files.writer import CheckpointWriter
 from ..merging.merge import DEFAULT_OUTPUT
 from ..merging.workers import check_workers, default_workers
-from ..trees.operations import FineTune, Load, Merge, Operation, Train, Tree
-from ..trees.plan import (
-    NodePlan,
-    Plan,
-    check,
+from ..trees.keys import (
     checkpoints_read,
     files_beside,
     files_read,
-    lie_apart,
     node_seed,
     trainer_of,
     training_of,
 )
+from ..trees.operations import FineTune, Load, Merge, Operation, Train, Tree
+from ..trees.plan import NodePlan, Plan, check, lie_apart
 from ..trees.store import (
     DEFAULT_STORE,
     Companions,

@@ -79,7 +79,7 @@ def trainers(name: str | None, settings: Sequence[str], tensors: bool, as_json: 
         show_trainer(told)
         return
     from ..files.inspection import summarize
-    from ..trees.plan import trainer_of
+    from ..trees.keys import trainer_of
     from ..trees.trainer import trainer_buffers
 
     _, options = trainer_of(_training(name, settings, ({}, {}), None))

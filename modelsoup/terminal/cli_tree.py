@@ -146,7 +146,7 @@ def plan(path: str | None, folder: str, as_json: bool, svg: str | None, **flags:
         raise click.UsageError("TREE.yaml is missing")
     tree, warnings = _read(path)
     if svg:
-        from ..trees.plan import files_read
+        from ..trees.keys import files_read
         from .picture import check_picture
 
         check_picture(Path(svg), force=flags["force"], reads=files_read(tree))

@@ -13,8 +13,9 @@ from typing import Any
 from ..errors import OutputError, counted, exact, printable
 from ..files.placing import check_apart, check_free
 from ..merging.rules import rule_from_json
+from ..trees.keys import described
 from ..trees.operations import Load, Merge, Operation, Train, Tree
-from ..trees.plan import NodePlan, Plan, described
+from ..trees.plan import NodePlan, Plan
 
 _WIDTH, _HEIGHT = 196, 64  # of a box, in pixels; the height is the least
 _GAP, _RISE = 24, 64  # between neighbours; between levels

@@ -17,7 +17,8 @@ from rich.tree import Tree as RichTree
 
 from ..errors import count, counted, printable, sized
 from ..running.runner import HEARTBEAT, Event
-from ..trees.plan import NodePlan, Plan, training_of
+from ..trees.keys import training_of
+from ..trees.plan import NodePlan, Plan
 from ..trees.store import Entry, Pin
 from .cli_shared import say
 from .picture import made_by, what

@@ -12,8 +12,8 @@ from ..merging.methods import get_method
 from ..merging.recipe import methods_of
 from ..merging.renames import parse_model
 from ..merging.rules import BASE
+from .keys import checkpoints_of, files_beside
 from .operations import FineTune, Merge, Train, Tree
-from .plan import checkpoints_of, files_beside
 from .reproduce import plan_text
 
 

@@ -7,12 +7,8 @@ it was in the first model that has it.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
-import sys
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,59 +24,46 @@ from ..errors import (
     said,
     speaking,
 )
-from ..files.adapters import open_adapter
 from ..files.checkpoint import (
     SUFFIX,
     Checkpoint,
     StrPath,
-    TensorInfo,
     must_be_whole,
     open_checkpoint,
 )
-from ..files.digest import content_of
-from ..files.dtypes import DTYPES
 from ..files.header import Row, read_header
 from ..files.placing import overlapped
 from ..files.tokenizer import Vocabulary, vocabulary_of
-from ..merging.folding import Adapted, with_adapters
-from ..merging.forms import Whole
-from ..merging.jobs import STATE
-from ..merging.methods import code_version, get_method
-from ..merging.plan import Made, MergePlan, Unmade
+from ..merging.folding import with_adapters
+from ..merging.plan import MergePlan, Unmade
 from ..merging.planning import plan_merge
-from ..merging.recipe import UNION, methods_of, recipe_as_json
+from ..merging.recipe import UNION
 from ..merging.related import unrelated
 from ..merging.renames import parse_model
 from ..merging.rules import BASE
-from ..merging.sources import Stored
-from ..merging.workers import default_workers
-from .operations import FineTune, Load, Merge, Operation, Train, Training, Tree
-from .store import Companions, Contents, companions_of
+from .keys import (
+    Digest,
+    checkpoints_of,
+    described,
+    files_read,
+    node_key,
+    node_seed,
+    trainer_of,
+)
+from .operations import FineTune, Load, Merge, Operation, Train, Tree
+from .price import bytes_read_by, memory_of
+from .store import Companions, Contents
 from .trainer import (
-    Trainer,
-    build_options,
-    get_trainer,
     named_files,
     trainer_fitting,
-    trainer_identity,
     trainer_notices,
     trainer_outputs,
     trainer_reshapes,
     trainer_tensors,
 )
-
-KEY_FORMAT = 2
-"""Changes when the same operation on the same inputs would give other bytes."""
+from .virtual import Signature, elements_of, nbytes_of, virtual
 
 _FUSED = 32  # merges on the way, one in the other: each has a buffer, and calls the next
-_BUFFERS = 110 << 20  # what a merge takes, however large the models are
-_PER_TENSOR = 600  # for each tensor that is read or written
-
-Signature = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Tensor name → (safetensors dtype, shape)."""
-
-Digest = Callable[[Path], str | None]
-"""The digest of a checkpoint's weights, or None where it is not known yet."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +113,7 @@ class NodePlan:
         """How many elements the result has."""
         if self.signature is None:
             return None
-        return sum(_elements(shape) for _, shape in self.signature.values())
+        return sum(elements_of(shape) for _, shape in self.signature.values())
 
     @property
     def kind(self) -> str:
@@ -258,172 +241,6 @@ class Plan:
                 for node in self.nodes.values()
             ],
         }  # fmt: skip
-
-
-def described(operation: Operation) -> dict[str, Any]:
-    """An operation's parameters as plain data."""
-    if isinstance(operation, Load):
-        return {"path": str(operation.path)}
-    if isinstance(operation, Merge):
-        content: dict[str, Any] = {"recipe": recipe_as_json(operation.recipe)}
-        if operation.base is not None:
-            content["base"] = str(operation.base)
-        if operation.lora:
-            content["lora"] = {str(path): weight for path, weight in operation.lora}
-        if operation.aux:
-            content["aux"] = {name: list(map(str, paths)) for name, paths in operation.aux}
-        return content
-    training = operation.training
-    content = {"trainer": training.trainer, "options": dict(training.options)}
-    if training.seed is not None:
-        content["seed"] = training.seed
-    if training.resources:
-        content["resources"] = dict(training.resources)
-    if isinstance(operation, Train) and operation.start is not None:
-        content["start"] = str(operation.start)
-    return content
-
-
-def node_seed(tree: Tree, node: str) -> int:
-    """The seed of a node's trainer, in [0, 2⁶³)."""
-    training = training_of(tree.operation(node))
-    if training is not None and training.seed is not None:
-        return training.seed
-    # A model that is used twice is one model, and so is all that it is made of.
-    digest = hashlib.sha256(f"{tree.seed}\0{tree.model(node)}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def checkpoints_of(operation: Operation) -> list[Path]:
-    """The checkpoints that an operation reads from outside of the tree."""
-    if isinstance(operation, Load):
-        return [operation.path]
-    given = operation.base if isinstance(operation, Merge) else None
-    if isinstance(operation, Train):
-        given = operation.start
-    return [] if given is None else [given]
-
-
-def checkpoints_read(tree: Tree) -> list[Path]:
-    """All checkpoints that a tree reads from outside, each once."""
-    return list(dict.fromkeys(p for _, made in tree.operations() for p in checkpoints_of(made)))
-
-
-def files_beside(operation: Operation) -> list[tuple[Path, tuple[Path, ...]]]:
-    """The adapters and auxiliary inputs of a merge, in this order, each with its files.
-
-    Raises:
-        CheckpointError: one is missing or damaged.
-    """
-    if not isinstance(operation, Merge):
-        return []
-    adapters = [(path, open_adapter(path).checkpoint.files) for path, _ in operation.lora]
-    others = [(path, open_checkpoint(path).files) for _, of in operation.aux for path in of]
-    return [*adapters, *others]
-
-
-def files_read(tree: Tree) -> list[Path]:
-    """The plan, all checkpoints, and the trainers' other files: what nothing may replace."""
-    found = dict.fromkeys([*([] if tree.file is None else [tree.file]), *checkpoints_read(tree)])
-    for _, operation in tree.operations():
-        training = training_of(operation)
-        with contextlib.suppress(SoupError):  # `check` tells what is wrong with a training
-            found |= dict.fromkeys(_files_of(training) if training else ())
-            for path, files in files_beside(operation):
-                found |= dict.fromkeys((path, *files))
-    return list(found)
-
-
-def _files_of(training: Training) -> list[Path]:
-    """The module that holds a trainer's code, and the files that its options name."""
-    trainer, options = trainer_of(training)
-    code = getattr(sys.modules.get(type(trainer).__module__), "__file__", None)
-    return [*([] if code is None else [Path(code)]), *named_files(trainer, options)]
-
-
-def training_of(operation: Operation) -> Training | None:
-    """What a trainer is told, for the operations that have one."""
-    return operation.training if isinstance(operation, Train | FineTune) else None
-
-
-def trainer_of(training: Training) -> tuple[Trainer, Any]:
-    """The trainer and its checked options, with paths that lead somewhere.
-
-    Raises:
-        TrainerError: it is not there, or the options do not fit.
-    """
-    trainer = get_trainer(training.trainer)
-    return trainer, build_options(trainer, training.options, training.folder)
-
-
-def node_key(
-    tree: Tree, node: str, inputs: Sequence[str | None], digest: Digest,
-    companions: Callable[[Path], Companions | None] | None = None,
-    contents: Callable[[Sequence[Path]], Contents | None] | None = None,
-) -> str | None:  # fmt: skip
-    """What a node's result is named by: a hash of its operation and of its inputs' keys.
-
-    Args:
-        tree: the tree.
-        node: the node.
-        inputs: its inputs' keys.
-        digest: the digest of a checkpoint's weights, or None where it is not known yet.
-        companions: name and digest of the files that a model folder's results take over besides
-            its weights, where they are known without reading them all; None reads them.
-        contents: name and digest of the files that a trainer names, the same way.
-
-    Returns:
-        32 hexadecimal digits, or None where something is not known yet.
-
-    Raises:
-        TrainerError: the trainer is not there, or its options do not fit.
-    """
-    operation = tree.operation(node)
-    content: dict[str, Any] = {"format": KEY_FORMAT, "operation": type(operation).__name__}
-    if None in inputs:
-        return None
-    more: list[str | None] = []
-    first: Path | None = None  # whose companions go along
-    if isinstance(operation, Load):
-        more.append(digest(operation.path))
-        first = operation.path
-    elif isinstance(operation, Merge):
-        recipe = operation.recipe
-        content["recipe"] = recipe_as_json(recipe)
-        content["methods"] = {name: code_version(get_method(name)) for name in methods_of(recipe)}
-        if operation.base is not None:
-            more.append(digest(operation.base))
-        if beside := [(contents or content_of)(files) for _, files in files_beside(operation)]:
-            if None in beside:
-                return None
-            content["beside"] = beside
-            content["lora"] = [weight for _, weight in operation.lora]
-            content["aux"] = [[name, len(paths)] for name, paths in operation.aux]
-        if recipe.files_from == "base" or recipe.tokenizer_from is not None:
-            first = operation.base
-    else:
-        trainer, options = trainer_of(operation.training)
-        content["trainer"] = operation.training.trainer
-        content["version"] = str(getattr(trainer, "version", ""))
-        content["options"] = trainer_identity(trainer, options, operation.training.options)
-        files = named_files(trainer, options)
-        content["files"] = (contents or content_of)(files) if files else []
-        if content["files"] is None:
-            return None
-        content["seed"] = node_seed(tree, node)
-        if isinstance(operation, Train) and operation.start is not None:
-            more.append(digest(operation.start))
-            first = operation.start
-    if None in more:
-        return None
-    if first is not None:
-        along = (companions or companions_of)(first) if first.is_dir() else ()
-        if along is None:
-            return None
-        content["folder"] = [list(entry) for entry in along] if first.is_dir() else None
-    content["inputs"] = [*inputs, *more]
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def check(
@@ -606,7 +423,7 @@ class _Checker:
                 ]
                 plan = plan_merge(models, plans[name].recipe, base=plans[name].base)
                 plans[name] = plan
-                node = replace(node, bytes_read=bytes_read(plan))  # noqa: PLW2901
+                node = replace(node, bytes_read=bytes_read_by(plan))  # noqa: PLW2901
             above = list(self.tree.graph.successors(name))
             wanted = [n for n in (name, *above) if not (nodes[n].done or nodes[n].skipped)]
             fused = (
@@ -801,7 +618,7 @@ class _Checker:
         return replace(
             made, signature=signature, frozen=merge.frozen if merge else (),
             elements={"frozen": merge.elements["frozen"]} if merge and merge.frozen else {},
-            bytes_written=sum(_nbytes(*entry) for entry in signature.values()),
+            bytes_written=sum(nbytes_of(*entry) for entry in signature.values()),
         )  # fmt: skip
 
     def _as_they_were(self, below: NodePlan) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -884,81 +701,12 @@ def _merged(
         "estimates": estimates,
     }  # fmt: skip
     elements = {
-        group: sum(_elements(shapes[name]) for name in names if name in shapes)
+        group: sum(elements_of(shapes[name]) for name in names if name in shapes)
         for group, names in groups.items()
     }
     return _Merged(
         plan, {step.name: (step.dtype, step.shape) for step in plan.steps}, merged, kept,
-        plan.dropped, plan.frozen, estimates, elements, bytes_read(plan), plan.bytes_written,
-        _memory(plan),
+        plan.dropped, plan.frozen, estimates, elements, bytes_read_by(plan), plan.bytes_written,
+        memory_of(plan),
         tuple(notice.message for notice in plan.notices if notice.level == "warning"),
     )  # fmt: skip
-
-
-def bytes_read(plan: MergePlan) -> int:
-    """Tensor bytes that a merge reads; see `NodePlan.bytes_read`."""
-    taken = {step.name for step in plan.steps}
-    return plan.bytes_streamed - plan.bytes_written + _read_for_digests(plan, taken)
-
-
-def _read_for_digests(plan: MergePlan, taken: Collection[str]) -> int:
-    """Bytes of what no step needs, if only some tensors of the result are taken.
-
-    They are counted place by place: equal merges on the way may be one plan, of other files each.
-    """
-    used: dict[int, set[str]] = defaultdict(set)
-    for step in plan.steps:
-        for source in step.sources if step.name in taken else ():
-            if isinstance(source, Stored | Made):
-                used[id(source.model)].add(source.info.name)
-    found = 0
-    for model in plan.inputs:
-        if isinstance(model, Unmade):
-            found += _read_for_digests(model.plan, used[id(model)])
-        elif not isinstance(model, Adapted):  # whose factors are all used
-            found += sum(i.nbytes for n, i in model.tensors.items() if n not in used[id(model)])
-    return found
-
-
-def _memory(plan: MergePlan) -> int:
-    """Buffers, what is known of each tensor, and what methods hold of the largest ones.
-
-    Those that see whole tensors hold one for each thread.
-    """
-    whole = [
-        int((len(step.sources) + 1 + step.outline.form.memory) * step.elements)
-        * step.compute_dtype.itemsize
-        for step in plan.steps
-        if step.outline is not None and isinstance(step.outline.form, Whole)
-    ]
-    tensors = sum(1 + len(step.sources) for step in plan.steps)
-    gathered = max([STATE, *(step.state_bytes for step in plan.steps)]) - STATE
-    return _BUFFERS + _PER_TENSOR * tensors + gathered + sum(sorted(whole)[-default_workers() :])
-
-
-class Virtual(Checkpoint):
-    """A checkpoint that need not exist yet; what its tokenizer will know is told."""
-
-    vocabulary: Vocabulary | None = None
-
-
-def virtual(name: str, signature: Signature) -> Virtual:
-    """A checkpoint that need not exist yet: names, dtypes and shapes, and no bytes to read."""
-    path, start = Path(name), 0
-    tensors = {}
-    for tensor, (dtype, shape) in signature.items():
-        nbytes = _nbytes(dtype, shape)
-        tensors[tensor] = TensorInfo(tensor, dtype, shape, path, start, nbytes)
-        start += nbytes
-    return Virtual(path, (path,), tensors, {}, is_folder=False)
-
-
-def _elements(shape: Sequence[int]) -> int:
-    elements = 1
-    for length in shape:
-        elements *= length
-    return elements
-
-
-def _nbytes(dtype: str, shape: Sequence[int]) -> int:
-    return _elements(shape) * DTYPES[dtype].bits // 8

@@ -15,8 +15,8 @@ from annotated_types import GroupedMetadata
 
 from ..errors import SoupError, TrainerError, how_to_install, worded
 from ..files.checkpoint import Checkpoint
-from .plan import virtual
 from .trainer import EXTRAS, Trainer, get_trainer, telling, trainer_names, trainer_tensors
+from .virtual import virtual
 
 _LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 _KINDS: Mapping[Any, str] = {

@@ -97,8 +97,9 @@ def test_a_table_has_means_and_spreads_of_what_was_measured(rows: ModuleType, tm
 
 def test_curves_and_movements_are_tables_of_what_trainings_left(rows: ModuleType, tmp_path: Path):
     for seed, last in ((0, 4), (12, 6)):
-        (tmp_path / f"D1-seed-{seed}-shown").mkdir()
-        (tmp_path / f"D1-seed-{seed}-shown" / "metrics.csv").write_text(
+        shown = tmp_path / f"D1-seed-{seed}-shown" / "deepi2i"
+        shown.mkdir(parents=True)
+        (shown / "metrics.csv").write_text(
             f"epoch,step,mfd-fmnist-cnn64,rc,source_use\n1,250,8,10,0\n2,500,{last},20,0.5\n",
             "utf-8",
         )
@@ -107,7 +108,7 @@ def test_curves_and_movements_are_tables_of_what_trainings_left(rows: ModuleType
     assert first.startswith("| D1 | mfd-fmnist-cnn64 | 8.000 ± 0.000 | 5.000 ± 1.414 |  |")
     moved = {"linear": {"sum": 7.0}, "blocks.0": {"sum": 2.0}, "blocks.1": {"sum": 1.0}}
     (tmp_path / "T3-seed-0-moved.json").write_text(json.dumps(moved), "utf-8")
-    assert rows.moves(tmp_path).splitlines()[2:] == ["| T3 | 1a and 1b | 2.000 | 1.000 |"]
+    assert rows.moves(tmp_path).splitlines()[2:] == ["| T3 | 1a and 1b | 2 | 1 |"]
 
 
 def test_what_is_measured_of_a_row_is_its_control_and_of_some_what_was_never_seen(rows: ModuleType):
@@ -194,3 +195,28 @@ def test_a_count_that_a_row_cannot_have_is_told(row: str, said: str, tmp_path: P
     assert (done.returncode, done.stdout) == (2, "")
     assert f"error: {said}" in done.stderr
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_starts_of_a_translation_are_trained_and_measured(tmp_path: Path):
+    for part in ("pretrain", "train", "test"):
+        rng = np.random.default_rng(0)
+        with h5py.File(tmp_path / f"{part}.h5", "w") as file:
+            file["imgs"] = rng.integers(0, 256, (1000, 28, 28, 1)).astype(np.uint8)
+            file["labels"] = np.arange(1000) % 10
+            file.attrs["classes"] = list(CLASSES)
+    words = ["--data", tmp_path, "--results", tmp_path / "made", "--steps", *"1111"]
+    command = [sys.executable, EXAMPLES / "transferi2i" / "starts.py", *words]
+    done = subprocess.run(
+        [*map(str, command), "--shares", "target", "0.5"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    first, second = done.stdout.splitlines()[-2:]
+    assert first.startswith("| the target's GAN | ") and second.startswith(
+        "| 0.5 of the source's |"
+    )
+    assert first.count("|") == 9 and first.rstrip(" |").endswith("1")
+    told = [line.split() for line in done.stderr.splitlines() if " done " in line]
+    made = [words[3].partition("#")[0] for words in told]
+    for gan in ("pretrained", "source", "target"):
+        assert made.count(gan) == 1

@@ -322,13 +322,14 @@ def test_metrics_are_told_of_float_calibrated_and_kept_networks(start, data, tmp
     assert "| st-lpips_to_input |" in (tmp_path / "out/report.md").read_text()
 
 
-def test_a_set_option_is_json_or_a_text():
+def test_a_set_option_is_read_as_a_plans_value():
     from modelsoup_openvino.cli import _training
 
     given = ("width=8", "flip=false", "load_size=[18, 20]", "mode=none", "loss=tree-paper", "x=")
+    given += ("attributes=[Bald, Young]", "lr=1e-3")
     assert _training("pictures", given) == {
         "data": "pictures", "width": 8, "flip": False, "load_size": [18, 20], "mode": "none",
-        "loss": "tree-paper", "x": "",
+        "loss": "tree-paper", "x": None, "attributes": ["Bald", "Young"], "lr": 1e-3,
     }  # fmt: skip
     for pair in ("width", "=8"):
         with pytest.raises(modelsoup.ParameterError, match=f"--set {pair} must be NAME=VALUE"):

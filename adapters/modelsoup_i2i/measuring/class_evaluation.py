@@ -473,6 +473,16 @@ class _Measure:
         )  # fmt: skip
 
 
+def must_be_of_classes(model: Model) -> None:
+    """Raise a ParameterError for a model of attributes."""
+    if model.how.has_attributes:
+        raise ParameterError(
+            f"{model.called} is of attributes, of which a picture may have several, and is not "
+            f"measured by class: translate pictures, and measure those (--images OUT --against "
+            f"PICTURES)"
+        )
+
+
 def evaluate_class_model(
     model: Model, test: Path, metrics: Sequence[str] | None, *, train: Path | None = None,
     extractor: Path | None = None, classifier: Path | None = None, count: int = 100,
@@ -497,8 +507,10 @@ def evaluate_class_model(
         kept: likewise.
 
     Raises:
-        as `evaluate_classes`.
+        ParameterError: the model is of attributes.
+        and as `evaluate_classes`.
     """
+    must_be_of_classes(model)
     place = chosen_device(device)
     model.module.to(place)
     side = None if model.size is None else (model.size, model.size)

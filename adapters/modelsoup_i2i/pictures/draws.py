@@ -19,6 +19,7 @@ import numpy as np
 from .augmentation import NUMBERS
 from .cache import Pictures
 from .images import half, to_tensor
+from .picture import Attributed
 from .views import NUMBERS as OF_VIEWS
 
 if TYPE_CHECKING:
@@ -173,6 +174,36 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class WithAttributes:
+    """A picture and its attributes.
+
+    All pictures come in a random order, as `Labelled` has them: by the same names the same ones.
+
+    Attributes:
+        names: in a batch, of the picture and of its attributes.
+        set: of which set of pictures it is.
+    """
+
+    names: tuple[str, str] = ("x", "c")
+    set: str = "data"
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Of which it is."""
+        return (self.set,)
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """A picture, and float32, 0 or 1 for each attribute."""
+        own = " ".join(self.names)
+        _, place = _turn_of_all(own, self.sets, pictures, spot)
+        taken, (picture,) = pictures.take(self.sets, place, spot.instead(own))
+        of = pictures.sets[self.set][taken]
+        assert isinstance(of, Attributed)
+        drawn = pictures.transform.draw(picture, spot.rng(f"of {own}"))
+        return drawn, np.frombuffer(of.attributes, np.uint8).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class Noise:
     """Independent numbers, each from N(0, 1).
 
@@ -265,7 +296,7 @@ def _turn_of_all(what: str, sets: Sequence[str], pictures: Pictures, spot: Spot)
 
 def epoch(draws: Sequence[Draw], pictures: Pictures) -> int:
     """How many pictures are drawn in an epoch: the largest set, or sets that count as one, once."""
-    unions = (own.sets for own in draws if isinstance(own, Labelled | Single))
+    unions = (own.sets for own in draws if isinstance(own, Labelled | WithAttributes | Single))
     return max(pictures.length, *(sum(len(pictures.sets[n]) for n in own) for own in unions), 0)
 
 
@@ -304,6 +335,22 @@ class Classes:
     def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
         """An integer in [0, count)."""
         return (np.asarray(spot.rng(self.name).integers(self.count)),)
+
+
+@dataclass(frozen=True)
+class Attributes(Classes):
+    """Attributes, of which a picture may have several; drawn, each alone as likely as the others.
+
+    Attributes:
+        name: in a batch.
+        count: how many there are.
+    """
+
+    def at(self, pictures: Pictures, spot: Spot) -> tuple[np.ndarray, ...]:
+        """float32: a one among `count` numbers."""
+        made = np.zeros(self.count, np.float32)
+        made[super().at(pictures, spot)[0]] = 1
+        return (made,)
 
 
 @dataclass(frozen=True)

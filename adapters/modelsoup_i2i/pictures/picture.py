@@ -55,7 +55,27 @@ class Member:
         return read_image(self.file, channels, deep=deep)
 
 
-Picture: TypeAlias = Path | Half | Member | Row
+@dataclass(frozen=True, slots=True)
+class Attributed:
+    """A file with its attributes, of which it may have several.
+
+    Attributes:
+        file: which.
+        attributes: a byte for each, by its index: 1 where the picture has it, or else 0.
+    """
+
+    file: Path
+    attributes: bytes
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+    def read(self, channels: int, *, deep: bool = False) -> np.ndarray:
+        """The picture, as `read_image` gives one."""
+        return read_image(self.file, channels, deep=deep)
+
+
+Picture: TypeAlias = Path | Half | Member | Row | Attributed
 Images = Mapping[str, Sequence[Picture]]
 """Sets of pictures, by what errors call them."""
 
@@ -92,11 +112,11 @@ def labelled(pictures: Sequence[Picture], labels: Sequence[int]) -> list[Member 
     """Pictures with the indices of their classes, in their order.
 
     Raises:
-        TypeError: one is half of a file, which has none.
+        TypeError: one is half of a file, or has attributes, and so no class.
     """
     found: list[Member | Row] = []
     for picture, label in zip(pictures, labels, strict=True):
-        if isinstance(picture, Half):
+        if isinstance(picture, Half | Attributed):
             raise TypeError(f"{picture} can have no class")
         if isinstance(picture, Path):
             found.append(Member(picture, label))

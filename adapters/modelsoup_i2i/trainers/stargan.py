@@ -1,7 +1,8 @@
 """StarGAN: Choi, Choi, Kim, Ha, Kim and Choo, CVPR 2018. Importable without torch.
 
 `G` makes of a picture one of any class that it is told; `D` judges, and tells the class of what it
-sees. Names are the official ones.
+sees. In place of a class there may be attributes, of which a picture has several, as CelebA's do in
+the paper. Names are the official ones.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..networks import stargans
 from ..networks.described import Network
-from ..pictures.draws import Classes, Draw, Labelled, Uniform
+from ..pictures.draws import Attributes, Classes, Draw, Labelled, Uniform, WithAttributes
 from ..pictures.picture import Images
+from ..training.data import AttributedImages
 from ..training.options import SquareOptions
 from ..training.players import Player
 from ..training.ranges import Count, Rate, Weight
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class StarGANOptions(SquareOptions):
+class StarGANOptions(SquareOptions, AttributedImages):
     """What a plan may say to the trainer, beside what all trainers of classes share.
 
     Attributes:
@@ -36,9 +38,10 @@ class StarGANOptions(SquareOptions):
         rate: `linear`: in the second half of all steps, or epochs, it falls to nearly 0; `constant`
             leaves it to the other options.
         n_critic: the discriminator's steps for each of the generator's.
-        lambda_class: the weight of the classes' cross-entropy, in both objectives.
+        lambda_class: the weight of the classes' cross-entropy, in both objectives; of attributes,
+            of the binary one, which is summed over them.
         lambda_rec: that of the L1 distance of a picture and what is made of its translation, in its
-            own class.
+            own class, or with its own attributes.
         lambda_penalty: that of the gradient penalty.
         width: channels after the generator's first layer.
         blocks: its residual blocks.
@@ -62,6 +65,11 @@ class StarGANOptions(SquareOptions):
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
+        if self.has_attributes and self.evaluate:
+            raise ValueError(
+                "evaluate measures by class, and these pictures have attributes, of which each may "
+                "have several: translate pictures of a result, and measure those"
+            )
         if self.size >> self.judging < 1:
             raise ValueError(f"d_layers is {self.judging}, but {self.size} pixels are halved to "
                              f"one in {self.size.bit_length() - 1}")  # fmt: skip
@@ -115,7 +123,12 @@ class StarGAN(ImageTrainer):
 
     def translators(self, o: StarGANOptions) -> dict[str, Translator]:
         """The generator."""
-        return {"G": Translator("data", "data", "translated", takes=(Classes("c", o.class_count),))}
+        told = (Attributes if o.has_attributes else Classes)("c", o.class_count)
+        return {"G": Translator("data", "data", "translated", takes=(told,))}
+
+    def has_attributes(self, o: StarGANOptions) -> bool:
+        """Where a file tells them."""
+        return o.has_attributes
 
     def players(self, o: StarGANOptions) -> dict[str, Player]:
         """Each network by itself."""
@@ -123,7 +136,8 @@ class StarGAN(ImageTrainer):
 
     def draws(self, o: StarGANOptions) -> Sequence[Draw]:
         """A picture; by `order` its batch's classes are exchanged, `share` is the penalty's."""
-        return Labelled(("x", "c")), Uniform(("order", "share"))
+        pictures = WithAttributes if o.has_attributes else Labelled
+        return pictures(("x", "c")), Uniform(("order", "share"))
 
     def weights(self, o: StarGANOptions, images: Images) -> dict[str, float]:
         """Of each term."""
@@ -142,9 +156,8 @@ class StarGAN(ImageTrainer):
     def judge(self, s: Session, b: Batch) -> dict[str, torch.Tensor]:
         """What the discriminator tells of pictures, and of what they become in another's class."""
         import torch
-        from torch.nn.functional import cross_entropy
 
-        from ..training.losses import judge, wide
+        from ..training.losses import judge
 
         b.target = b.c[b.order.argsort()]
         with torch.no_grad():
@@ -153,7 +166,7 @@ class StarGAN(ImageTrainer):
         real, fake = verdicts.chunk(2)
         return {
             "judge": judge(real, fake, "wgan-gp"),
-            "class_real": cross_entropy(wide(logits[: len(b.x)]), b.c),
+            "class_real": _told_apart(logits[: len(b.x)], b.c),
         }
 
     def penalty(self, s: Session, b: Batch) -> dict[str, torch.Tensor]:
@@ -164,16 +177,14 @@ class StarGAN(ImageTrainer):
 
     def translate(self, s: Session, b: Batch) -> dict[str, torch.Tensor]:
         """The generator's loss: deceive, be of the class, and lead back."""
-        from torch.nn.functional import cross_entropy
-
-        from ..training.losses import deceive, distance, wide
+        from ..training.losses import deceive, distance
 
         with s.fixed("D"):
             made = s["G"](b.x, b.target)
             verdicts, logits = s["D"](made)
         return {
             "gan": deceive(verdicts, "wgan-gp"),
-            "class": cross_entropy(wide(logits), b.target),
+            "class": _told_apart(logits, b.target),
             "rec": distance(s["G"](made, b.c), b.x),
         }
 
@@ -185,3 +196,21 @@ class StarGAN(ImageTrainer):
             found |= {"size": judge["size"], "d_width": judge["width"],
                       "d_layers": judge["layers"]}  # fmt: skip
         return found
+
+
+def _told_apart(logits: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """How badly logits tell classes, the mean over a batch.
+
+    Of attributes, of which each is there or not by itself, it is the sum over them.
+
+    Args:
+        logits: N × classes.
+        c: int64 N, or float32 N × attributes, 0 or 1.
+    """
+    from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+    from ..training.losses import wide
+
+    if c.is_floating_point():
+        return binary_cross_entropy_with_logits(wide(logits), c, reduction="sum") / len(c)
+    return cross_entropy(wide(logits), c)

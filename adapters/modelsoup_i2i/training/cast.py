@@ -122,6 +122,7 @@ class Cast(Stage):
         # Those of a start whose rows were re-made are not known any more.
         known = None if start is None or self.start != start else classes_in(start)
         self.classes = tuple(trainer.classes(options)) or known or ()
+        self.attributes = trainer.has_attributes(options)
         self.deployed = tuple(trainer.translators(options))
         self._as_used: dict[str, tuple[str, ...]] = {}
         self._pictures: Pictures | None = None

@@ -122,6 +122,10 @@ class Description:
         names: Sequence[str] = o.class_names()
         return names
 
+    def has_attributes(self, o: Any) -> bool:
+        """Whether these are attributes, of which a picture may have several."""
+        return False
+
     def pools(self, o: Any) -> dict[str, int]:
         """Names and sizes of pools of images that were made before."""
         return {}

@@ -355,7 +355,7 @@ class SquareOptions(ClassOptions):
     def must_fit(self) -> None:
         """See `Options`."""
         super().must_fit()
-        if self.class_count == 1:
+        if self.class_count == 1 and not self.has_attributes:
             raise ValueError("one class: there is none to translate into from another one")
 
     def transform(self) -> Transform:

@@ -22,7 +22,7 @@ from ..pictures.images import (
     NonfiniteImageError,
     resized,
 )
-from ..pictures.picture import Picture, read_picture
+from ..pictures.picture import Attributed, Picture, read_picture
 from ..pictures.sheets import grid, save
 from ..use.models import Model
 from ..use.pages import by_class as page_by_class
@@ -290,7 +290,8 @@ class Session(State):
             elif how.classes:
                 sources = [(str(n), self._picture(f)) for n, f in enumerate(files)]
                 shown = spread(how.classes, _SHOWN_CLASSES)
-                page = page_by_class(self.in_use(name), sources or None, shown)
+                has = [f.attributes for f in files if isinstance(f, Attributed)]
+                page = page_by_class(self.in_use(name), sources or None, shown, own=has)
                 own, titles = page.rows, page.titles
             elif how.source is None:
                 model = self.in_use(name)
@@ -437,10 +438,12 @@ class Session(State):
         )
         tests = options.images("test") if self.classes and options.has_tests() else {}
         for part, sets in (("images", self.pictures.sets), ("test images", tests)):
-            for counts in by_class(self.classes, sets).get("classes", {}).values():
+            found = by_class(self.classes, sets)
+            what = "attribute" if "attributes" in found else "class"
+            for counts in (found.get("attributes") or found.get("classes", {})).values():
                 of_each = [f"{name} {count}" for name, count in counts.items() if count]
                 if of_each:  # others are another set's
-                    yield f"{part} by class, {len(of_each)}: {listed(of_each)}"
+                    yield f"{part} by {what}, {len(of_each)}: {listed(of_each)}"
         yield from self.trainer.remarks(options)
         yield from self.trainer.opening(options, self.pictures.sets)
 

@@ -22,8 +22,9 @@ from modelsoup.running.torch_bridge import save_from
 
 from ..networks.described import AVERAGED
 from ..pictures.picture import files_of
+from ..use.classes import classes_told
 from .begun import files_begun_with
-from .classes import by_class, classes_told
+from .classes import by_class
 from .step import Steps
 from .watch import Losses
 
@@ -179,7 +180,7 @@ class State(Steps):
             like=self.start,
             frozen=self.frozen,
             lineage=lineage,
-            metadata=classes_told(self.classes),
+            metadata=classes_told(self.classes, attributes=self.attributes),
         )
 
     def _training(self) -> dict[str, Any]:

@@ -28,10 +28,10 @@ from modelsoup import (
 from ..measuring.metric_names import METRICS
 from ..networks.described import AVERAGED, Network
 from ..networks.shapes import Shape
-from ..pictures.draws import Classes
 from ..pictures.images import ImageError, NonfiniteImageError, left_out
-from ..pictures.picture import Picture, files_of, in_turn, labels_of, read_picture
+from ..pictures.picture import Attributed, Picture, files_of, in_turn, labels_of, read_picture
 from ..use.classes import classes_in
+from ..use.translator import turned
 from .begun import files_begun_with, source_of, vector_of
 from .classes import by_class, must_have_classes
 from .description import Description
@@ -177,7 +177,8 @@ class ImageTrainer(Description):
 
         Yields:
             by the names that an exported model has for them: `image`, float32, 1 × channels ×
-            height × width in [−1, 1]; `class`, the index; and others, each 1 × ….
+            height × width in [−1, 1]; `class`, the index, or `attributes`, those of the picture
+            with one turned into the opposite; and others, each 1 × ….
 
         Raises:
             ParameterError: the training folders are missing or do not fit; or the network sees no
@@ -190,8 +191,8 @@ class ImageTrainer(Description):
 
         options, model = session.options, session.in_use(network)
         how, source = model.how, self._source(options, network)
-        names = ["class" if isinstance(own, Classes) else own.names[0] for own in how.takes]
-        for place, (_, picture) in self._pictures(options, source, part):
+        names = [how.input_called(own) for own in how.takes]
+        for place, (picture_of, picture) in self._pictures(options, source, part):
             label = (place + place // how.classes + 1) % how.classes if how.classes else 0
             of_pictures = how.style is not None and how.style.of_pictures is not None
             like = None
@@ -199,7 +200,9 @@ class ImageTrainer(Description):
             if of_pictures and (how.wants_reference or place % 2):
                 reference = self._reference(options, how, part, place, label)
                 like = model.style_of([reference], label)
-            given = model.given([f"{part} {place}"], label, style=like)
+            own = picture_of.attributes if isinstance(picture_of, Attributed) else None
+            told = label if own is None else turned(own, label)
+            given = model.given([f"{part} {place}"], told, style=like)
             taken = zip(names, map(torch.from_numpy, given), strict=True)
             # Some networks compute otherwise on images in another order in memory.
             image = to_tensor(picture)[None].contiguous()
@@ -294,7 +297,9 @@ class ImageTrainer(Description):
         """
         remade = self.rows(o)
         if not remade:
-            must_have_classes(start, self.classes(o), more=self.knows_more(o))
+            must_have_classes(
+                start, self.classes(o), more=self.knows_more(o), attributes=self.has_attributes(o)
+            )
         shapes = {name: info.shape for name, info in open_checkpoint(start).tensors.items()}
         networks = self.networks(o)
         expected = {name: shape for name, (_, shape) in self.tensors(o).items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -26,8 +25,7 @@ from modelsoup import (
     placed,
 )
 
-from ..pictures.draws import Classes
-from .classes import CLASSES
+from .classes import classes_told
 from .generators import load_model
 from .models import Model
 from .translator import Style
@@ -55,10 +53,11 @@ def export_onnx(
     """Write a generator or a translator as ONNX; or what makes its styles.
 
     Its inputs are `image`, N × C × H × W in [−1, 1], where it sees one; then what it takes: noise
-    `z`, N × so many numbers, and `class`, the N indices of classes, int64; or `style`, N × so many
-    numbers. Those the parts `style` make of `image`, and `style-of-noise` of `z`, both with `class`
-    where there are some. Its output, of the same
-    kind as `image`, is `translation`, or `picture` where it sees none. C is the model's, usually 3.
+    `z`, N × so many numbers, and `class`, the N indices of classes, int64; or `attributes`, N × 0
+    or 1 for each, float32; or `style`, N × so many numbers. Those the parts `style` make of
+    `image`, and `style-of-noise` of `z`, both with `class` where there are some. Its output, of the
+    same kind as `image`, is `translation`, or `picture` where it sees none. C is the model's,
+    usually 3.
     N is free unless `batch` is given, H and W unless `size` is or the model has one; they must be
     multiples of what the generator wants, such as four. The file's metadata name the checkpoint,
     its XXH3-128, and the direction or the classes.
@@ -95,7 +94,7 @@ def export_onnx(
         inputs[name] = torch.from_numpy(values), of_batch
     told = {} if own.how.takes else {"modelsoup.direction": direction}
     if own.how.classes:
-        told = {CLASSES: json.dumps({name: n for n, name in enumerate(own.class_names)})}
+        told = classes_told(own.class_names, attributes=own.how.has_attributes)
     with placed(output, force=force) as partial:
         with warnings.catch_warnings(), _without(_TORCHVISION_ASIDE):
             # torch 2.13's exporter uses a name that its own pytree module calls old.
@@ -144,7 +143,7 @@ def _beside(model: Model, part: Part, count: int) -> dict[str, np.ndarray]:
             if isinstance(draw, Style):
                 found[draw.name] = np.zeros((count, draw.size), np.float32)
             else:
-                found["class" if isinstance(draw, Classes) else draw.names[0]] = values
+                found[model.how.input_called(draw)] = values
         return found
     assert style is not None
     if part == "style-of-noise":

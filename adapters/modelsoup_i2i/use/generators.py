@@ -7,7 +7,7 @@ package's, whose networks are there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,7 +29,7 @@ from modelsoup import (
 from ..networks.described import AVERAGED, Joined, Network
 from ..networks.shapes import is_estimate, must_match, part_of
 from ..networks.spectral import estimated, folded
-from .classes import classes_in
+from .classes import classes_in, has_attributes
 from .models import Model, model_of
 from .translator import Translator, parts_of
 
@@ -144,7 +144,10 @@ def find(checkpoint: str | Path, direction: str = "x2y") -> Found:
         if faults and not whole:
             break
         try:
-            return _told(fits, name, shapes, present)
+            told = _told(fits, name, shapes, present)
+            # Names and shapes are the same; only the metadata tell.
+            several = has_attributes(Path(checkpoint))
+            return replace(told, how=told.how.of_attributes()) if several else told
         except MismatchError as error:
             faults[called] = error
     if len(faults) == 1:
@@ -177,7 +180,8 @@ def load_model(checkpoint: str | Path, direction: str = "x2y") -> Model:
     names = () if not found.how.classes else classes_in(Path(checkpoint)) or ()
     if len(names) > found.how.classes:
         raise MismatchError(
-            f"{checkpoint} names {len(names)} classes, but {found.name} knows {found.how.classes}"
+            f"{checkpoint} names {len(names)} {found.how.called}, but {found.name} knows "
+            f"{found.how.classes}"
         )
     networks = {
         name: _loaded(opened, found.stored[name], told) for name, told in found.parts.items()

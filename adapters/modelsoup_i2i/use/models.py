@@ -19,7 +19,8 @@ from ..networks.layers import at_any_size, padded
 from ..pictures.draws import Classes, Noise
 from ..pictures.images import to_image, to_tensor
 from ..pictures.transforms import Transform
-from .translator import Style, Translator
+from .classes import switched
+from .translator import Label, Style, Switched, Translator
 
 ALL = "all"  # in place of names: every class
 AT_ONCE = 16  # pictures that are made in one pass
@@ -86,11 +87,19 @@ class Model:
                  or (isinstance(own, Style) and own.noise and own.of_noise is None)]  # fmt: skip
         return tuple(own.name for own in plain)
 
-    def labels(self, classes: str | Sequence[str] | None) -> list[int]:
-        """The indices of classes.
+    def called_so(self, label: Label) -> str:
+        """The name of a class; or of attributes, as `labels` takes it."""
+        if isinstance(label, int):
+            return self.class_names[label]
+        on, off = ([self.class_names[place] for place in own] for own in (label.on, label.off))
+        return "+".join([*on, *(f"{name}=0" for name in off)])
+
+    def labels(self, classes: str | Sequence[str] | None) -> list[Label]:
+        """The indices of classes; or, of a model of attributes, which are to be there.
 
         Args:
-            classes: a name, or several; `all` for every one; None where it has none.
+            classes: a name, or several; `all` for every one; None where it has none. In the place
+                of a name attributes, `Blond_Hair+Male`; `Male=0` is to be gone: see `Switched`.
 
         Raises:
             ParameterError: none is given though it has classes, or the other way round; or one
@@ -103,13 +112,20 @@ class Model:
             return []
         if classes is None or not classes:
             raise ParameterError(
-                f"{self.called} makes pictures of classes: name one of them, or several, or all "
-                f"(it has {listed(known)})"
+                f"{self.called} makes pictures of {self.how.called}: name one of them, or several, "
+                f"or all (it has {listed(known)})"
             )
         if classes == ALL:
-            return list(range(len(known)))
-        found = []
+            every = range(len(known))
+            return [Switched((n,)) for n in every] if self.how.has_attributes else [*every]
+        found: list[Label] = []
         for name in [classes] if isinstance(classes, str) else classes:
+            if self.how.has_attributes:
+                label = switched(name, known, self.called)
+                if label in found:
+                    raise ParameterError(f"{name!r} is asked for twice")
+                found.append(label)
+                continue
             if name not in known:
                 raise ParameterError(
                     f"{self.called} has no class {name!r}{nearest(name, known)} (it has "
@@ -132,14 +148,14 @@ class Model:
         return self
 
     def given(
-        self, names: Sequence[str], label: int = 0, *, seed: int = 0, sample: int = 0,
+        self, names: Sequence[str], label: Label = 0, *, seed: int = 0, sample: int = 0,
         style: np.ndarray | None = None,
     ) -> list[np.ndarray]:  # fmt: skip
         """What it is called with beside pictures: see `Translator.given`; a style is made here.
 
         Args:
             names: of the pictures, one for each.
-            label: the class's index.
+            label: the class's index, or attributes.
             seed: of noise.
             sample: which of several for one picture.
             style: what `style_of` made, float32, 1 or as many × size; None is one of noise for
@@ -164,7 +180,7 @@ class Model:
             given[place] = self._made_by(own.of_noise, torch.from_numpy(given[place]), label)
         return given
 
-    def style_of(self, pictures: Sequence[np.ndarray], label: int = 0) -> np.ndarray:
+    def style_of(self, pictures: Sequence[np.ndarray], label: Label = 0) -> np.ndarray:
         """The style of reference pictures: the mean of each one's, float32, 1 × size.
 
         Args:
@@ -184,10 +200,11 @@ class Model:
             made.append(self._made_by(own.of_pictures, image, label))
         return mean_of(made)
 
-    def _made_by(self, maker: str, values: torch.Tensor, label: int) -> np.ndarray:
+    def _made_by(self, maker: str, values: torch.Tensor, label: Label) -> np.ndarray:
         module = self.makers[maker]
         inputs = [values.to(self.device)]
         if self.how.style is not None and self.how.style.classes:
+            assert isinstance(label, int)  # styles are of no attributes
             inputs.append(torch.full((len(values),), label, device=self.device))
         with torch.no_grad(), in_use(module):
             made: np.ndarray = module(*inputs).float().cpu().numpy()
@@ -207,25 +224,27 @@ class Model:
         how = dataclasses.replace(self.how, source=None, alone=None)
         return dataclasses.replace(self, name=self.how.alone, how=how, module=alone)
 
-    def mixed(self, given: Sequence[np.ndarray], first: int, second: int, share: float) -> Any:
+    def mixed(self, given: Sequence[np.ndarray], first: Label, second: Label, share: float) -> Any:
         """What is given, with a mixture of two classes' rows of the embedding in the class's place.
 
         Args:
             given: see `Translator.given`.
-            first: the index of a class …
-            second: … and of another one.
+            first: the index of a class, or attributes …
+            second: … and another one, or others.
             share: of the second, from 0 to 1.
 
         Raises:
             ParameterError: it embeds no classes.
         """
-        if not self.how.classes or not hasattr(self.module, "embedded"):
-            raise ParameterError(f"{self.called} embeds no classes that could be mixed")
-        with torch.no_grad():
-            both = torch.tensor([first, second], device=self.device)
-            one, other = self.module.embedded(both).float().cpu().numpy()
-        mixture = (np.float32(1 - share) * one + np.float32(share) * other)[None]
         of_class = [isinstance(draw, Classes) for draw in self.how.takes]
+        if not any(of_class) or not hasattr(self.module, "embedded"):
+            raise ParameterError(f"{self.called} embeds no classes that could be mixed")
+        place = of_class.index(True)
+        with torch.no_grad():
+            both = [self.how.given([""], label)[place] for label in (first, second)]
+            rows = self.module.embedded(torch.from_numpy(np.concatenate(both)).to(self.device))
+            one, other = rows.float().cpu().numpy()
+        mixture = (np.float32(1 - share) * one + np.float32(share) * other)[None]
         return [mixture if is_class else own
                 for is_class, own in zip(of_class, given, strict=True)]  # fmt: skip
 

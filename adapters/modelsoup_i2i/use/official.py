@@ -35,8 +35,11 @@ def must_be_free(output: Path, *, force: bool) -> None:
     check_output(output, force=force)
 
 
-def write(networks: Mapping[str, Tensors], output: Path, *, force: bool) -> None:
-    """Write networks to one safetensors file, all or nothing.
+def write(
+    networks: Mapping[str, Tensors], output: Path, *, force: bool,
+    metadata: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Write networks to one safetensors file, all or nothing, with what else it is to say.
 
     Raises:
         OutputError: it cannot be written, or something is there and `force` is not given.
@@ -44,7 +47,7 @@ def write(networks: Mapping[str, Tensors], output: Path, *, force: bool) -> None
     tensors = {f"{network}.{name}": values for network, own in networks.items()
                for name, values in own.items()}  # fmt: skip
     with placed(output, force=force) as partial:
-        partial.write_bytes(save(tensors, {"format": "pt"}))
+        partial.write_bytes(save(tensors, {"format": "pt", **(metadata or {})}))
 
 
 def of_step(

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from modelsoup import MismatchError
+from modelsoup import MismatchError, ParameterError, counted
 
 from ..networks import stargans
+from ..pictures.attributes import must_be_names
+from .classes import classes_told
 from .official import Say, Tensors, must_be_free, of_step, tensors_of, write
 
 _FILE = re.compile(r"(?P<step>\d+)-(?P<network>[GD])\.ckpt")
@@ -26,7 +29,7 @@ LICENCE = (
 
 def import_stargan(
     source: str | Path, output: str | Path, *, force: bool = False, step: int | None = None,
-    say: Say = print,
+    attributes: Sequence[str] = (), say: Say = print,
 ) -> dict[str, int]:  # fmt: skip
     """Write the networks of an official folder to one safetensors file: G, and D where it is.
 
@@ -35,6 +38,8 @@ def import_stargan(
         output: a path that ends in `.safetensors`.
         force: replace an existing output.
         step: whose files; None is the last one that has a generator.
+        attributes: the names, in their order, of those that the networks were trained on, such as
+            CelebA's: the files do not tell. Without, each is a class without a name.
         say: is told which step it is, what is lacking, and what the licence is.
 
     Returns:
@@ -43,10 +48,13 @@ def import_stargan(
     Raises:
         CheckpointError: the folder or a file is missing or damaged, or asks for code to be run.
         MismatchError: a network is of another kind, or they do not belong together.
+        ParameterError: there are more attributes, or fewer, or two of a name.
         OutputError: the output is no `.safetensors` file, exists, or cannot be written.
     """
     source, output = Path(source), Path(output)
     must_be_free(output, force=force)
+    if attributes:
+        must_be_names(attributes, "attributes")
     found, steps = of_step(source, _FILE, step, "G", "200000-G.ckpt")
     if len(steps) > 1 and step is None:
         say(f"the networks are those of step {steps[-1]}, the last of {len(steps)}")
@@ -70,7 +78,12 @@ def import_stargan(
                 f"the networks do not belong to one model: {name} {told['G'][name]} of G, "
                 f"{told['D'][name]} of D"
             )
-    write(read, output, force=force)
+    if attributes and told["G"]["classes"] != len(attributes):
+        raise ParameterError(
+            f"{counted(len(attributes), 'attribute')} are named, but {files['G']} knows "
+            f"{told['G']['classes']}"
+        )
+    write(read, output, force=force, metadata=classes_told(attributes, attributes=True))
     say(LICENCE)
     return {network: sum(v.size for v in own.values()) for network, own in read.items()}
 

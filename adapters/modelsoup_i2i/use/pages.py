@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..pictures.sheets import grid, save
 from .generators import load_model
 from .models import Model, Wanted
 from .translate import device_called
+from .translator import Label, turned
 
 MOST_CLASSES = 10  # of a page for which none are named
 STEPS = 7  # of an interpolation
@@ -167,8 +169,8 @@ def write_page(
 
 
 def by_class(
-    model: Model, sources: Sequence[Source] | None, labels: Sequence[int], *,
-    samples: int = 1, seed: int = 0,
+    model: Model, sources: Sequence[Source] | None, labels: Sequence[Label], *,
+    samples: int = 1, seed: int = 0, own: Sequence[bytes] = (),
 ) -> Page:  # fmt: skip
     """A column for each class; a row for each source and sample, or for each sample alone.
 
@@ -177,22 +179,26 @@ def by_class(
     Args:
         model: which takes a class.
         sources: names and pictures; None for a model that sees none.
-        labels: indices of classes.
+        labels: indices of classes; or which attributes there are to be.
         samples: for each source.
         seed: of the noise.
+        own: the attributes that each source has, where they are known, a byte for each: a column
+            has them, with the one of its index turned into the opposite.
 
     Raises:
         ParameterError: the model takes no class, or the sources are what it does not see.
     """
     if not model.how.classes:
         raise ParameterError(f"{model.called} makes pictures of no classes")
-    names = [model.class_names[label] for label in labels]
+    names = [model.called_so(label) for label in labels]
     page = Page([*([] if sources is None else ["image"]), *names])
-    for name, picture in _seen(model, sources):
+    for (name, picture), has in zip(_seen(model, sources), own or repeat(None), strict=False):
+        told_to = [turned(has, label) if has is not None and isinstance(label, int) else label
+                   for label in labels]  # fmt: skip
         for sample in range(samples):
             wanted = [
                 Wanted(picture, model.given([""], label, seed=seed, sample=sample))
-                for label in labels
+                for label in told_to
             ]
             told = [{"source": name, "class": called, "z": sample} for called in names]
             _add(page, model, (name, picture), wanted, told)
@@ -200,7 +206,7 @@ def by_class(
 
 
 def by_reference(
-    model: Model, sources: Sequence[Source] | None, labels: Sequence[int],
+    model: Model, sources: Sequence[Source] | None, labels: Sequence[Label],
     like: Sequence[Source] | None = None, *, count: int = 5, seed: int = 0,
 ) -> Page:  # fmt: skip
     """A row for each source, a column for each reference picture, below which it is.
@@ -223,7 +229,7 @@ def by_reference(
     if len(labels) > 1:
         raise ParameterError(f"the kind references is of one class, not of {len(labels)}")
     seen, label = _seen(model, sources), labels[0] if labels else 0
-    names = [model.class_names[label] for label in labels]
+    names = [model.called_so(label) for label in labels]
     if like is None:
         columns: list[tuple[dict[str, Any], np.ndarray | None]] = [
             ({"z": n}, None) for n in range(count)
@@ -245,7 +251,7 @@ def by_reference(
 
 
 def interpolated(
-    model: Model, sources: Sequence[Source] | None, labels: Sequence[int],
+    model: Model, sources: Sequence[Source] | None, labels: Sequence[Label],
     like: Sequence[Source] | None = None, *, samples: int = 1, seed: int = 0,
 ) -> Page:  # fmt: skip
     """A row for each source and sample, from one class to another by mixtures of their embeddings.
@@ -279,7 +285,7 @@ def interpolated(
     elif len(labels) < 2 and not model.how.has_noise:
         raise ParameterError(f"{model.called} takes no noise, between two of which it could go")
     shares = [float(share) for share in np.linspace(0, 1, STEPS)]
-    names = [model.class_names[label] for label in labels]
+    names = [model.called_so(label) for label in labels]
     page = Page([*([] if sources is None else ["image"]), *(f"{share:.2f}" for share in shares)])
     label = labels[0] if labels else 0
     mixes = len(labels) == 2 and model.how.style is not None  # of two classes' styles
@@ -309,7 +315,7 @@ def interpolated(
     return page
 
 
-def sampled(model: Model, labels: Sequence[int], count: int, *, seed: int = 0) -> Page:
+def sampled(model: Model, labels: Sequence[Label], count: int, *, seed: int = 0) -> Page:
     """So many pictures of noise: a row for each class, or a square of one.
 
     Args:
@@ -321,7 +327,7 @@ def sampled(model: Model, labels: Sequence[int], count: int, *, seed: int = 0) -
     width = count if len(labels) > 1 else ceil(sqrt(count))
     page = Page([])
     for label in labels or [0]:
-        name = model.class_names[label] if labels else ""
+        name = model.called_so(label) if labels else ""
         wanted = [Wanted(None, model.given([""], label, seed=seed, sample=n))
                   for n in range(count)]  # fmt: skip
         tiles = [{"class": name, "z": n} for n in range(count)]

@@ -13,6 +13,7 @@ from modelsoup import ParameterError
 
 from ..pictures.images import list_images, read_image
 from .models import Model, mean_of
+from .translator import Label
 
 Reference = Path | np.ndarray
 
@@ -32,11 +33,11 @@ class References:
 
     model: Model
     pictures: Sequence[Reference]
-    of_class: Mapping[int, Sequence[Reference]] = field(default_factory=dict)
+    of_class: Mapping[Label, Sequence[Reference]] = field(default_factory=dict)
     k_shot: int = 1
     samples: int = 1
     seed: int = 0
-    _made: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    _made: dict[tuple[int, Label], np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         least = min(map(len, (self.pictures, *self.of_class.values())))
@@ -51,18 +52,18 @@ class References:
                 f"pictures that there are: at most {least // self.k_shot} can differ"
             )
 
-    def chosen(self, name: str, sample: int = 0, label: int = 0) -> list[Reference]:
+    def chosen(self, name: str, sample: int = 0, label: Label = 0) -> list[Reference]:
         """Those of a picture's n-th sample, which no other of its samples has."""
         own = self.of_class.get(label, self.pictures)
         order = np.random.default_rng((self.seed, crc32(name.encode()))).permutation(len(own))
         return [own[n] for n in order[sample * self.k_shot : (sample + 1) * self.k_shot]]
 
-    def style(self, name: str, sample: int = 0, label: int = 0) -> np.ndarray:
+    def style(self, name: str, sample: int = 0, label: Label = 0) -> np.ndarray:
         """The mean of their styles, float32, 1 × size."""
         made = [self._style(one, label) for one in self.chosen(name, sample, label)]
         return mean_of(made)
 
-    def _style(self, one: Reference, label: int) -> np.ndarray:
+    def _style(self, one: Reference, label: Label) -> np.ndarray:
         key = (id(one), label)  # they stay as long as this does
         if key not in self._made:
             self._made[key] = self.model.style_of([read(self.model, one)], label)
@@ -75,7 +76,7 @@ def read(model: Model, one: Reference) -> np.ndarray:
 
 
 def references_in(
-    model: Model, place: Path, *, labels: Sequence[int] = (), k_shot: int = 1, samples: int = 1,
+    model: Model, place: Path, *, labels: Sequence[Label] = (), k_shot: int = 1, samples: int = 1,
     seed: int = 0,
 ) -> References:  # fmt: skip
     """A picture, or a folder of them; where that has folders called like classes, theirs.
@@ -88,7 +89,7 @@ def references_in(
     files = [place] if place.is_file() else list_images(place)
     if not files:
         raise ParameterError(f"the folder {place}, of references, holds no images")
-    names = {label: model.class_names[label] for label in labels}
+    names = {label: model.called_so(label) for label in labels}
     own = {label: list_images(place / name) for label, name in names.items()
            if (place / name).is_dir()}  # fmt: skip
     for label, found in own.items():

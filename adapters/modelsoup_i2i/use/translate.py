@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,17 @@ from modelsoup import (
     MismatchError,
     ParameterError,
     TrainerError,
+    nearest,
 )
 
 from ..networks.devices import chosen_device
+from ..pictures.attributes import read_attributes
 from ..pictures.images import left_out, read_image, save_picture
 from .generators import find, load_model
 from .models import ALL, Model, Wanted
 from .places import Way, translations
 from .references import References, references_in
+from .translator import Label, Switched
 
 Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
@@ -40,6 +43,7 @@ def translate(
     reference: str | os.PathLike[str] | None = None,
     references: int = 1,
     k_shot: int = 1,
+    attributes: str | os.PathLike[str] | None = None,
     batch: int = 8,
     device: str = "auto",
     force: bool = False,
@@ -62,7 +66,8 @@ def translate(
         output: for a picture a `.png` file, or a folder that exists; for a folder a folder.
         direction: `x2y` or `y2x`; a model of one generator has one way, whichever is named.
         classes: of a model of classes, which one; or a list, or `all`, each of which becomes a
-            folder in the output. A class that is itself called `all` is named in a list.
+            folder in the output. A class that is itself called `all` is named in a list. Of a model
+            of attributes those that there are to be, `Blond_Hair+Male`; `Male=0` is to be gone.
         samples: of a model that takes noise, so many of each picture; of several, `-1` and so on
             follow the names.
         seed: of the noise, which else depends on a picture's name below the source; likewise of
@@ -71,6 +76,9 @@ def translate(
             them; where that has folders called like the classes, those.
         references: so many of each picture, each like another one of these.
         k_shot: the mean of so many of these in the place of one.
+        attributes: of a model of attributes, a file that says which the pictures have: see
+            `pictures.attributes`. What `classes` do not name stays so; without it, that is not
+            there.
         batch: how many neighbours of one size are translated at a time.
         device: where, as torch names it; `auto` is a GPU where there is one.
         force: replace pictures that exist.
@@ -82,7 +90,8 @@ def translate(
 
     Raises:
         ParameterError: a batch below 1, a device that is not there, a folder without images, or a
-            class that is lacking, unknown, or named though there are none.
+            class that is lacking, unknown, or named though there are none; or attributes of a model
+            without, or a file of them that lacks some, or a picture.
         OutputError: an output exists, or two pictures would have one name.
         ImageError: a picture cannot be read.
         MismatchError: the model has no such generator, or none of pictures.
@@ -91,6 +100,7 @@ def translate(
     own = _loaded(model, direction, batch, device)
     like, samples = _like(own, reference, classes, samples, references, k_shot, seed)
     outcomes = _outcomes(own, classes, samples, seed, like)
+    has = None if attributes is None else _attributes_in(own, Path(attributes))
     flat = classes is None or (isinstance(classes, str) and classes != ALL)
     ways = [
         Way("" if flat else folder_of(own, label), f"-{sample + 1}" if samples > 1 else "")
@@ -102,11 +112,15 @@ def translate(
             say(f"left out: {rest}")
         files = [one.source for one in wanted[:: len(ways)]]
         root = source if source.is_dir() else source.parent
+        names = [file.relative_to(root).as_posix() for file in files]
+        for name in names:
+            if has is not None and name not in has:
+                raise ParameterError(f"{attributes} says nothing of {name}{nearest(name, has)}")
         named = (
-            (file.relative_to(root).as_posix(), read_image(file, own.channels, deep=True))
-            for file in files
+            (name, read_image(file, own.channels, deep=True))
+            for name, file in zip(names, files, strict=True)
         )
-        results = own.each(_wanted(own, named, outcomes, seed, like), batch)
+        results = own.each(_wanted(own, named, outcomes, seed, like, has), batch)
         for done, (one, result) in enumerate(zip(wanted, results, strict=True), 1):
             save_picture(result, one.partial)
             if progress is not None:
@@ -184,8 +198,8 @@ def channels_of(model: str | os.PathLike[str], direction: str = "x2y") -> int:
 Looks = str | os.PathLike[str] | np.ndarray | Sequence[np.ndarray]
 """A picture whose look is wanted, a folder of such, or some as arrays."""
 
-Outcome = tuple[int, int]
-"""A class by its index, and which sample: what is made of a picture."""
+Outcome = tuple[Label, int]
+"""A class by its index, or attributes, and which sample: what is made of a picture."""
 
 
 def _loaded(model: str | os.PathLike[str], direction: str, batch: int, device: str) -> Model:
@@ -245,29 +259,46 @@ def _outcomes(
         raise ParameterError(f"samples is {samples}, where at least 1 is expected")
     if like is None and not model.how.has_noise and (samples > 1 or seed):
         raise ParameterError(f"{model.called} takes no noise: it makes one picture of each")
-    labels = model.labels(classes) or [0]
+    labels: list[Label] = model.labels(classes) or [0]
     return [(label, sample) for label in labels for sample in range(samples)]
 
 
 def _wanted(
     model: Model, named: Iterable[tuple[str, np.ndarray]], outcomes: Sequence[Outcome], seed: int,
-    like: References | None,
+    like: References | None, has: Mapping[str, bytes] | None = None,
 ) -> Iterator[Wanted]:  # fmt: skip
     for name, picture in named:
         seen = model.seen(picture)
         for label, sample in outcomes:
             style = None if like is None else like.style(name, sample, label)
-            given = model.given([name], label, seed=seed, sample=sample, style=style)
+            told = label
+            if has is not None and isinstance(label, Switched):
+                told = label.of(has[name])
+            given = model.given([name], told, seed=seed, sample=sample, style=style)
             yield Wanted(seen, given)
 
 
-def folder_of(model: Model, label: int) -> str:
+def _attributes_in(model: Model, file: Path) -> Mapping[str, bytes]:
+    """The attributes of pictures, by the model's indices.
+
+    Raises:
+        ParameterError: it knows none, or the file does not tell of all that it knows.
+    """
+    if not model.how.has_attributes:
+        raise ParameterError(
+            f"{model.called} is told a class, and no attributes that pictures could have: leave "
+            f"out --attributes"
+        )
+    return read_attributes(file, model.class_names).of_picture
+
+
+def folder_of(model: Model, label: Label) -> str:
     """The folder of a class, whose name comes from a file.
 
     Raises:
         MismatchError: it is none that a folder can have.
     """
-    name = model.class_names[label]
+    name = model.called_so(label)
     plain = name.isprintable() and "/" not in name and name not in ("", ".", "..")
     if not plain or len(name.encode()) > _LONGEST:
         raise MismatchError(

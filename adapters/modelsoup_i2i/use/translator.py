@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zlib import crc32
 
 import numpy as np
 
 from ..networks.described import Joined
-from ..pictures.draws import Classes, Draw, Noise
+from ..pictures.draws import Attributes, Classes, Draw, Noise
+
+
+@dataclass(frozen=True)
+class Switched:
+    """Attributes that a picture is to have, and such that it is not to have, by their indices.
+
+    Attributes:
+        on: those that it is to have.
+        off: those that it is not. What is in neither it has as before where that is known, or else
+            not.
+    """
+
+    on: tuple[int, ...] = ()
+    off: tuple[int, ...] = ()
+
+    def of(self, own: bytes) -> Switched:
+        """The same with all that a picture has: a byte for each attribute, 0 or 1."""
+        kept = {place for place, has in enumerate(own) if has}
+        on = (kept | set(self.on)) - set(self.off)
+        return Switched(tuple(sorted(on)), tuple(n for n in range(len(own)) if n not in on))
+
+
+Label = int | Switched
+"""The index of a class, or of an attribute that is had alone; or attributes."""
+
+
+def turned(own: bytes, index: int) -> Switched:
+    """A picture's attributes, a byte for each, of which one is turned into the opposite."""
+    return Switched(off=(index,)).of(own) if own[index] else Switched(on=(index,)).of(own)
 
 
 @dataclass(frozen=True)
@@ -73,6 +102,28 @@ class Translator:
         return own + (self.style.classes if self.style is not None else 0)
 
     @property
+    def has_attributes(self) -> bool:
+        """Whether what it is told are attributes, of which a picture may have several."""
+        return any(isinstance(draw, Attributes) for draw in self.takes)
+
+    @property
+    def called(self) -> str:
+        """What errors call what it is told: `classes` or `attributes`."""
+        return "attributes" if self.has_attributes else "classes"
+
+    def input_called(self, taken: Taken) -> str:
+        """What an exported model calls one of what it takes."""
+        if isinstance(taken, Classes):
+            return "attributes" if isinstance(taken, Attributes) else "class"
+        return taken.names[0]
+
+    def of_attributes(self) -> Translator:
+        """The same, told attributes in the place of classes."""
+        takes = [Attributes(one.name, one.count) if isinstance(one, Classes) else one
+                 for one in self.takes]  # fmt: skip
+        return replace(self, takes=tuple(takes))
+
+    @property
     def has_noise(self) -> bool:
         """Whether it makes several pictures of one."""
         of_style = self.style is not None and self.style.noise > 0
@@ -95,13 +146,13 @@ class Translator:
         return tuple(name for name in own if name is not None)
 
     def given(
-        self, names: Sequence[str], label: int = 0, *, seed: int = 0, sample: int = 0
+        self, names: Sequence[str], label: Label = 0, *, seed: int = 0, sample: int = 0
     ) -> list[np.ndarray]:
         """What it is called with beside pictures: the noise of each one's name, and a class.
 
         Args:
             names: of the pictures, one for each.
-            label: the class's index.
+            label: the class's index; or attributes, which become float32, 0 or 1 for each.
             seed: of the noise, which depends on this, the name and the sample alone.
             sample: which of several for one picture.
 
@@ -120,6 +171,10 @@ class Translator:
                     for name in names
                 ]
                 found.append(np.stack(items))
+            elif isinstance(draw, Attributes):
+                vectors = np.zeros((len(names), draw.count), np.float32)
+                vectors[:, list(label.on) if isinstance(label, Switched) else label] = 1
+                found.append(vectors)
             else:
                 found.append(np.full(len(names), label, np.int64))
         return found
