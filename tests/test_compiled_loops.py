@@ -223,6 +223,13 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
         "linear of three, sum": {
             "models": [a, b, c], "weights": [1, -1, 1], "parameters": {"normalize": False},
         },
+        "linear of fifteen": {
+            "models": [a, b, c] * 5, "weights": [0.1 * k - 0.6 for k in range(15)],
+        },
+        "linear of sixteen": {
+            "models": [c, a] * 8, "weights": [1, *[-0.07] * 15], "parameters": {"normalize": False},
+        },
+        "linear of fifteen, all numbers": {"models": [*wide, wide[0]] * 5},
         "slerp": {"models": [a, b], "method": "slerp", "parameters": {"t": 0.3}},
         "model_stock": {"models": [b, c], "base": a, "method": "model_stock"},
         "task_arithmetic of one": {
@@ -250,6 +257,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
             "models": [nonfinite], "base": normal, "method": "task_arithmetic", "weights": [0.5],
             "allow_nonfinite": True,
         },
+        "NaN and infinity among thirteen": {
+            "models": [*[normal] * 10, nonfinite, normal, normal], "allow_nonfinite": True,
+        },
         "NaN refused": {"models": [nonfinite, normal], "beta": 0.3},
     }  # fmt: skip
     cache = folder / "cache"
@@ -267,6 +277,9 @@ MERGED = (
     "linear of two, all numbers",
     "linear of three",
     "linear of three, sum",
+    "linear of fifteen",
+    "linear of sixteen",
+    "linear of fifteen, all numbers",
     "slerp",
     "model_stock",
     "task_arithmetic of one",
@@ -278,6 +291,7 @@ MERGED = (
     "NaN and infinity",
     "NaN and infinity second",
     "NaN and infinity, task_arithmetic",
+    "NaN and infinity among thirteen",
 )
 
 
@@ -304,6 +318,7 @@ def test_every_job_was_in_one_list_and_every_method_and_dtype_had_a_loop(both: B
         ("weighted_deltas", ("BF16", "F16", "F32"), "F16"),
         *(("weighted_sum", (d,) * k, d) for d in DTYPES for k in (2, 3)),
         *(("weighted_deltas", (d,) * k, d) for d in DTYPES for k in (2, 3)),
+        *(("added_to", ("F32", *(d,) * 8), out) for d in DTYPES for out in ("F32", d)),
         ("products_loop", ("BF16", "F16"), "F64"), ("products_loop", ("BF16", "F16", "F32"), "F64"),
         *(("products_loop", (d,) * k, "F64") for d in DTYPES for k in (2, 3)),
     }  # fmt: skip
@@ -386,16 +401,16 @@ def test_a_second_process_takes_loops_from_the_cache_without_numba(
         assert second.outputs[job] == both.numpy.outputs[job], job
 
 
-def test_the_sum_of_so_many_models_that_a_loop_would_be_slower_is_numpys(
-    both: Both, tmp_path: Path
-) -> None:
+def test_of_more_than_a_dozen_models_loops_add_a_few_at_a_time(both: Both, tmp_path: Path) -> None:
     models = both.jobs["linear of three"]["models"]
     jobs: dict[str, Job] = {
         f"of {count}": {"models": (models * 5)[:count], "weights": [1] * count}
-        for count in (12, 13)
+        for count in (12, 13, 15)
     }
     done = run(tmp_path, jobs, fast="1", cache=both.cache)
-    assert {len(inputs) for _, inputs, _ in done.loops} == {12}
+    assert {(name, len(inputs)) for name, inputs, _ in done.loops} == {
+        ("weighted_sum", 12), ("added_to", 9),
+    }  # fmt: skip
     assert done.outputs == run(tmp_path, jobs, fast="0", cache=both.cache).outputs
 
 

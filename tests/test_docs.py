@@ -279,6 +279,6 @@ def test_the_sizes_that_the_docs_tell_are_those_of_the_code():
         ("at most 2048 tensors", jobs.MOST == 2048),
         ("with 256 MB of input", jobs.GROUP == 256 << 20),
         ("32 MB of what is gathered", jobs.STATE == 32 << 20),
-        ("merges under 128 Mi", stream._WORTH_LOOPS == 128 << 20),
+        ("less\nthan 256 Mi elements use numpy", stream._WORTH_LOOPS == 256 << 20),
     ):
         assert said in page and own, said

@@ -144,10 +144,15 @@ def narrow(values: np.ndarray, out: np.ndarray) -> None:
     with `has_nonfinite`.
     """
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        if values.dtype == np.float64 and out.dtype.name not in ("float64", "float32", "float16"):
-            # ml_dtypes goes by way of float32, which would round twice.
-            values = _round_to_odd(values)
-        np.copyto(out, values, casting="unsafe")
+        round_into(values, out)
+
+
+def round_into(values: np.ndarray, out: np.ndarray) -> None:
+    """As `narrow`, where numpy is told already to ignore what happens: that takes several calls."""
+    if values.dtype == np.float64 and out.dtype.name not in ("float64", "float32", "float16"):
+        # ml_dtypes goes by way of float32, which would round twice.
+        values = _round_to_odd(values)
+    np.copyto(out, values, casting="unsafe")
 
 
 def _round_to_odd(values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ParameterError
-from ..files.dtypes import DTYPES, has_nonfinite, narrow, numpy_dtype, widen
+from ..files.dtypes import DTYPES, has_nonfinite, numpy_dtype, round_into, widen
 from ..files.quantized import dequantize
 from .forms import (
     Block,
@@ -104,9 +104,9 @@ def _computed(unit: Unit, stored: list[np.ndarray], buffers: Buffers, look: Look
     with np.errstate(all="ignore"):
         for place, values in merged(unit, stored, buffers, target):
             if job.quantizer is not None:
-                narrow(job.quantizer.quantize(values, unit.start + place.start), out[place])
+                round_into(job.quantizer.quantize(values, unit.start + place.start), out[place])
             elif target is None:
-                narrow(values, out[place])
+                round_into(values, out[place])
     # In a weighted sum NaN and infinity in any input show in the result.
     shows = job.form is None or isinstance(job.form, WeightedSum)
     if not shows or has_nonfinite(out, job.step.dtype):
@@ -163,8 +163,8 @@ def _summed(
         total = buffers.take((job.place, "sum"), size, dtype) if target is None else target[place]
         part = buffers.take((job.place, "part"), size, dtype)
         for index, (weight, array) in enumerate(zip(job.weights.weight, arrays, strict=True)):
-            x = _wide(job, index, array[place], start, part)
-            np.multiply(weight, x, out=part if index else total)
+            own = part if index else total
+            np.multiply(weight, _wide(job, index, array[place], start, own), out=own)
             if index:
                 np.add(total, part, out=total)
         yield place, total
@@ -177,10 +177,13 @@ def _places(unit: Unit, length: int) -> Iterator[tuple[int, slice]]:
 
 
 def _wide(job: Job, index: int, array: np.ndarray, start: int, out: np.ndarray) -> np.ndarray:
-    """A source's elements from `start` on, in the dtype of `out`: themselves, or widened there."""
+    """A source's elements from `start` on, in the dtype of `out`: themselves, or widened there.
+
+    As `widen`, where numpy is told already to ignore signalling NaN.
+    """
     if array.dtype == out.dtype:
         return array
-    widen(array, out)
+    np.copyto(out, array)
     if job.scales and (scales := job.scales[index]) is not None:
         dequantize(out, start, *scales)
     return out

@@ -2,9 +2,10 @@
 
 Where numba is installed (extra `modelsoup[fast]`), the same function that numpy runs on arrays is
 compiled for scalars, once per number of models and dtypes; and inner products, which are added up
-in numpy's order. The machine code is kept in the user's cache folder, and llvmlite, which comes
-with numba, loads it from there: importing numba would take a second of every run. A loop gives the
-same bytes as numpy or is not used:
+in numpy's order. Sums of more than a dozen models go through loops that add a few at a time. The
+machine code is kept in the user's cache folder, and llvmlite, which comes with numba, loads it from
+there: importing numba would take a second of every run. A loop gives the same bytes as numpy or is
+not used:
 
 - a loaded loop is compared with numpy on a sample first;
 - a slice in which a loop met NaN or infinity is done again by numpy.
@@ -15,7 +16,6 @@ same bytes as numpy or is not used:
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.util
 import inspect
 import logging
@@ -29,7 +29,7 @@ import numpy as np
 
 from ..files import dtypes
 from ..files.cache import cache_folder
-from .forms import BLOCK, pairs, products_in_lanes
+from .forms import BLOCK, added_to, pairs, products_in_lanes, weighted_sum
 
 _SYMBOL = "soup_loop"
 _SUPPORTED = ("F32", "BF16", "F16")
@@ -72,6 +72,8 @@ _STORES = {
 _LIMITS = {"F32": 0x7F7FFFFF, "BF16": 0x7F7F7FFF, "F16": 0x477FEFFF}
 _POINTERS = {"F32": "float32", "BF16": "uint16", "F16": "uint16", "F64": "float64"}
 _MOST_SUMMED = 12  # of more LLVM makes no vectors, and takes minutes for fifty
+_ADDED_AT_ONCE = 8  # of more than that
+_ADDED_LENGTH = BLOCK // 2  # elements: two sums of float32 stay in the second-level cache
 _MOST_MULTIPLIED = 4  # to compile the products of more takes long
 
 
@@ -100,12 +102,50 @@ def loop_for(
     if not available() or not set(inputs) | {output} <= set(_SUPPORTED):
         return None
     if len(inputs) > _MOST_SUMMED:
-        return None
+        is_plain = function is weighted_sum and len(set(inputs)) == 1
+        return _long_sum(inputs[0], output, type(example)) if is_plain else None
     lengths = tuple(len(value) if isinstance(value, tuple) else 0 for value in example)
     key = (function, inputs, output, type(example), lengths)
     if key not in _loops:
         _loops[key] = _make(function, inputs, output, example)
     return _loops[key]
+
+
+def _long_sum(dtype: str, output: str, weights: Callable[..., Any]) -> Loop | None:
+    """The loop of a weighted sum of any number of models that are stored in the same dtype.
+
+    One loop adds the next few to a float32 sum, and another the last few and rounds. A sum begins
+    with −0, and what is missing to a few are zeros times −0: to add −0 changes nothing, not even
+    the sign of a zero.
+    """
+    several = weights(tuple(np.float32(0.1 * k - 0.3) for k in range(_ADDED_AT_ONCE)))
+    inputs = ("F32", *[dtype] * _ADDED_AT_ONCE)
+    more, last = (loop_for(added_to, inputs, kind, several) for kind in ("F32", output))
+    if more is None or last is None:
+        return None
+    size, result_size = (dtypes.DTYPES[kind].bits // 8 for kind in (dtype, output))
+
+    def loop(sources: Sequence[int], result: int, elements: int, parameters: np.ndarray) -> bool:
+        rounds = -(-len(sources) // _ADDED_AT_ONCE)
+        lacking = rounds * _ADDED_AT_ONCE - len(sources)
+        factors = np.append(parameters, np.full(lacking, -0.0, np.float32))
+        of_each = factors.reshape(rounds, _ADDED_AT_ONCE)
+        zeros = np.zeros(_ADDED_LENGTH * size, np.uint8)
+        totals = np.empty((2, _ADDED_LENGTH), np.float32)
+        for start in range(0, elements, _ADDED_LENGTH):
+            length = min(_ADDED_LENGTH, elements - start)
+            places = [source + start * size for source in sources] + [zeros.ctypes.data] * lacking
+            totals[0] = -0.0
+            for n, weight in enumerate(of_each):
+                total, other = (totals[k % 2].ctypes.data for k in (n, n + 1))
+                few = [total, *places[n * _ADDED_AT_ONCE : (n + 1) * _ADDED_AT_ONCE]]
+                is_last = n == rounds - 1
+                add, into = (last, result + start * result_size) if is_last else (more, other)
+                if not add(few, into, length, weight):
+                    return False
+        return True
+
+    return loop
 
 
 def products_loop(inputs: tuple[str, ...], lanes: int, *, of_deltas: bool) -> Loop | None:
@@ -237,8 +277,14 @@ def _cache_file(name: str, source: str, text: str) -> Path:
         source, text, llvmlite.__version__, llvm.get_host_cpu_name(),
         llvm.get_host_cpu_features().flatten(),
     )  # fmt: skip
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    digest = _sha256("\0".join(parts).encode()).hex()
     return cache_folder("loops") / f"{name}-{digest[:32]}.o"
+
+
+def _sha256(content: bytes) -> bytes:
+    import hashlib  # not where there are no loops: it loads OpenSSL
+
+    return hashlib.sha256(content).digest()
 
 
 def _read(file: Path) -> bytes | None:
@@ -248,7 +294,7 @@ def _read(file: Path) -> bytes | None:
     except OSError:
         return None
     digest, code = content[:32], content[32:]
-    return code if hashlib.sha256(code).digest() == digest else None
+    return code if _sha256(code) == digest else None
 
 
 def _store(file: Path, code: bytes) -> None:
@@ -257,7 +303,7 @@ def _store(file: Path, code: bytes) -> None:
         import tempfile
 
         with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
-            temporary.write(hashlib.sha256(code).digest() + code)
+            temporary.write(_sha256(code) + code)
         os.replace(temporary.name, file)
     except OSError as error:
         _log.info("the compiled loop could not be kept for the next run: %s", error)

@@ -51,7 +51,7 @@ SLICE = 16 * BLOCK
 _BUFFERS = 48 << 20  # bytes, all workers together
 _LARGEST_TEMPORARY = 8 << 20  # bytes, above that of any block
 _SMALL = BLOCK // 4  # elements
-_WORTH_LOOPS = 128 << 20  # elements in a merge; for fewer, numpy is done before a loop is loaded
+_WORTH_LOOPS = 256 << 20  # elements of all inputs; for fewer, numpy is done before a loop is loaded
 
 Progress = Callable[[int, int], None]
 """`progress(bytes, total)`: bytes read or written since the last call; all that are expected."""
@@ -94,7 +94,7 @@ class Stream:
         affordable = _BUFFERS // (workers * most_slices(plan) * 4) // BLOCK * BLOCK
         self.slice_elements = max(BLOCK, min(slice_elements, affordable))
         self._total = plan.bytes_streamed
-        elements = sum(step.elements for step in plan.steps)
+        elements = sum(step.elements * len(step.sources) for step in plan.steps)
         self._wants_loops = elements >= _WORTH_LOOPS or os.environ.get("MODELSOUP_FAST") == "1"
         self._places: dict[str, tuple[str, int]] = {}  # of tensors of scales
         self._totals: dict[int, dict[str, Any]] = {}  # of each rule's tensors, by their names

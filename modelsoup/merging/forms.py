@@ -278,6 +278,14 @@ def weighted_sum(x: Any, p: Any) -> Any:
     return total
 
 
+def added_to(x: Any, p: Any) -> Any:
+    """x₀ + Σ cₖ·xₖ₊₁, added up in order: a weighted sum that is gone on with."""
+    total = x[0]
+    for k in range(1, len(x)):
+        total += p.weight[k - 1] * x[k]
+    return total
+
+
 def added_up(b: Block, weights: Sequence[Any]) -> np.ndarray:
     """x₀ + Σ cₖ·dₖ, of which task vectors may be known as such, the sum added up in order."""
     total: np.ndarray = weights[0] * b.task_vector(0)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,8 @@ _MOST = 4 << 20  # elements: so many that may hold the threshold are collected, 
 PART = 1 << 11
 """Elements: neighbours that are in a sample together."""
 _SAMPLED = 1 << 16  # elements at least, and one in 512
+_FEW_PLACES = 0.03  # of a mask's elements
+_PADDED = 8  # one in so many are added, so that more than a tenth are true
 _DEVIATIONS = 8  # on each side of where the sample has the threshold; its parts are neighbours
 
 
@@ -62,7 +66,7 @@ class Largest:
 
     def begin(self, x: Tensor) -> Gathering:
         """Begin to gather."""
-        return _Threshold(self, x)
+        return _Thresholds([self], x, itemgetter(0))
 
 
 @dataclass(frozen=True)
@@ -99,18 +103,17 @@ class Ranked:
 
     def begin(self, x: Tensor) -> Gathering:
         """Begin to gather."""
-        return _Thresholds(self, x)
+        return _Thresholds(self.each, x, tuple)
 
 
 class _Threshold:
-    """The exact threshold.
+    """One exact threshold.
 
-    Of a large tensor a sample tells between which magnitudes it surely is; one pass counts those
-    above and collects those between. Where there is no sample, or it was wrong, bits are counted,
-    which order as magnitudes do: one pass counts the upper dozen, which leaves few elements that
-    may hold the threshold, and a second collects those. Where too many are
-    left (a tensor of nearly equal magnitudes) more passes count on, a dozen bits each, so that
-    memory stays bounded. Of a small tensor all are collected at once.
+    Of a large tensor a sample tells between which magnitudes it surely is (`_Between`). Where there
+    is no sample, or it was wrong, bits are counted, which order as magnitudes do: one pass counts
+    the upper dozen, which leaves few elements that may hold the threshold, and a second collects
+    those. Where too many are left (a tensor of nearly equal magnitudes) more passes count on, a
+    dozen bits each, so that memory stays bounded. Of a small tensor all are collected at once.
     """
 
     def __init__(self, asked: Largest, x: Tensor) -> None:
@@ -118,42 +121,39 @@ class _Threshold:
         self._of = asked.of
         self._key = np.dtype(f"u{x.dtype.itemsize}")
         self._number = x.dtype
-        self._mask = self._key.type(2 ** (8 * x.dtype.itemsize - 1) - 1)
         self._elements = x.elements
         self._asked = asked.count
         self._lock = threading.Lock()
-        self._between: tuple[int, int] | None = None  # the threshold, by a sample
-        self._above = np.zeros(blocks, np.int64)  # how many are larger than these
-        self._held = 0  # how many are collected between them
-        self._begin_to_count("collect" if x.elements <= FEW else "count")
         self._whole = False  # whether all of them are kept
         self._equal = np.zeros(blocks, np.int64)  # elements at the threshold, then those before
         self._collected: list[np.ndarray] = [np.empty(0, self._key)] * blocks
+        self._begin_to_count("collect" if x.elements <= FEW else "count")
         self.needs_pass = True
 
     def _begin_to_count(self, stage: str) -> None:
-        self._stage = stage  # or between, or equal
+        self._stage = stage  # or equal
         self._digits = list(_DIGITS[self._key.itemsize])  # those still to be counted
         self._counts = np.zeros(2 ** self._digits[0] if stage == "count" else 0, np.int64)
         self._prefix = 0  # the threshold's bits, as far as they are known
         self._wanted = self._asked  # how many to take among those with that prefix
 
-    def sample(self, blocks: Sequence[Block]) -> None:
-        """Learn about where the threshold is, from some elements of all parts of the tensor."""
-        keys = np.sort(np.concatenate([self._keys(self._of(b)).reshape(-1) for b in blocks]))
+    def between(self, ordered: np.ndarray) -> tuple[int, int]:
+        """The magnitudes that it surely lies between, by a sample of them in order."""
         share = self._asked / self._elements
-        place = keys.size * (1 - share)
-        width = 1 + _DEVIATIONS * math.sqrt(keys.size * share * (1 - share))
+        place = ordered.size * (1 - share)
+        width = 1 + _DEVIATIONS * math.sqrt(ordered.size * share * (1 - share))
         low, high = int(place - width), int(place + width)
-        self._between = (
-            int(keys[low]) if low >= 0 else 0,
-            int(keys[high]) if high < keys.size else int(self._mask),
+        return (
+            int(ordered[low]) if low >= 0 else 0,
+            int(ordered[high]) if high < ordered.size else int(_mask(self._key)),
         )
-        self._stage = "between"
 
-    def _keys(self, delta: np.ndarray) -> np.ndarray:
-        keys: np.ndarray = delta.view(self._key) & self._mask
-        return keys
+    def found_between(self, above: int, collected: list[np.ndarray]) -> None:
+        """Of each block those between the magnitudes that were told; `above` are larger."""
+        wanted = self._asked - above
+        if 0 < wanted <= sum(keys.size for keys in collected) <= _MOST:
+            self._stage, self._wanted, self._collected = "collect", wanted, collected
+            self.end_pass()
 
     def counts_with(self, other: _Threshold) -> None:
         """Take over what another counts of the same values in the first pass."""
@@ -164,18 +164,8 @@ class _Threshold:
         """Where this pass counts magnitudes, if it does."""
         return self._counts if self._stage == "count" else None
 
-    def keys_of(self, b: Block) -> np.ndarray:
-        """The magnitudes of a block, as integers that order as they do."""
-        return self._keys(np.ascontiguousarray(self._of(b))).reshape(-1)
-
-    def add(self, b: Block) -> None:
-        self.take(b, self.keys_of(b))
-
     def take(self, b: Block, keys: np.ndarray) -> None:
         """Take in a block's magnitudes."""
-        if self._stage == "between":
-            self._add_between(b, keys)
-            return
         if self._stage == "equal":
             self._equal[b.number] = np.count_nonzero(keys == self._prefix)
             return
@@ -190,28 +180,8 @@ class _Threshold:
         with self._lock:  # other workers count other blocks of this tensor
             self._counts += counted
 
-    def _add_between(self, b: Block, keys: np.ndarray) -> None:
-        assert self._between is not None
-        low, high = map(self._key.type, self._between)
-        larger = keys > high
-        self._above[b.number] = np.count_nonzero(larger)
-        if self._held > _MOST:  # more than memory is for: the bits will be counted
-            return
-        found = keys[np.flatnonzero((keys >= low) ^ larger)]  # few: sooner by their places
-        self._collected[b.number] = found
-        with self._lock:
-            self._held += found.size
-
     def end_pass(self) -> None:
-        if self._stage == "between":
-            self._wanted = self._asked - int(self._above.sum())
-            if self._held <= _MOST and 0 < self._wanted <= self._held:
-                self._stage = "collect"
-                self.end_pass()
-            else:
-                self._collected = [np.empty(0, self._key)] * len(self._collected)
-                self._begin_to_count("count")
-        elif self._stage == "count":
+        if self._stage == "count":
             self._narrow_down()
         elif self._stage == "collect":
             candidates = np.concatenate(self._collected)
@@ -251,7 +221,7 @@ class _Threshold:
         return Kept(self._of, self._keep, float(threshold[0]))
 
     def _keep(self, b: Block, values: np.ndarray) -> np.ndarray:
-        keys = self._keys(values)
+        keys = _keys(values)
         if self._whole:
             reached: np.ndarray = keys >= self._key.type(self._prefix)
             return reached
@@ -263,21 +233,85 @@ class _Threshold:
         return keep
 
 
-class _Thresholds:
-    """Several exact thresholds of the same values; a pass that counts all counts for all."""
+class _Between:
+    """A pass that looks for thresholds of the same values where a sample told that they are.
 
-    def __init__(self, asked: Ranked, x: Tensor) -> None:
-        self._each = [_Threshold(one, x) for one in asked.each]
+    Of each it counts those above, and those between are collected, for all thresholds together.
+
+    Args:
+        bounds: of each threshold, the least and the largest magnitude that it may be.
+        blocks: how many there are.
+        key: the dtype of magnitudes as integers.
+    """
+
+    def __init__(
+        self, bounds: Sequence[tuple[int, int]], blocks: int, key: np.dtype[Any]
+    ) -> None:  # fmt: skip
+        # Arrays: numpy is slower with its numbers.
+        self._bounds = [(np.array(low, key), np.array(high, key)) for low, high in bounds]
+        self._above = np.zeros((len(bounds), blocks), np.int64)
+        self._collected: list[np.ndarray] = [np.empty(0, key)] * blocks
+        self._held = 0  # how many are collected
+        self._lock = threading.Lock()
+
+    def take(self, b: Block, keys: np.ndarray) -> None:
+        """Take in a block's magnitudes."""
+        is_between = np.zeros(keys.size + keys.size // _PADDED, bool)
+        for n, (low, high) in enumerate(self._bounds):
+            larger = keys > high
+            self._above[n, b.number] = np.count_nonzero(larger)
+            larger ^= keys >= low
+            is_between[: keys.size] |= larger
+        if self._held > _MOST * len(self._bounds):  # more than memory is for: bits will be counted
+            return
+        found = keys[_places(is_between, keys.size)]
+        self._collected[b.number] = found
+        with self._lock:
+            self._held += found.size
+
+    def tell(self, thresholds: Sequence[_Threshold]) -> None:
+        """Tell each threshold what was found."""
+        if self._held > _MOST * len(thresholds):
+            return
+        for one, above, (low, high) in zip(thresholds, self._above, self._bounds, strict=True):
+            own = self._collected
+            if len(thresholds) > 1:
+                own = [keys[((keys >= low) & (keys <= high)).nonzero()] for keys in own]
+            one.found_between(int(above.sum()), own)
+
+
+class _Thresholds:
+    """Exact thresholds of the same values: what a pass does for one, it does for all.
+
+    Args:
+        asked: one or several.
+        x: the tensor.
+        of: of what is known of each the value that was asked for.
+    """
+
+    def __init__(
+        self, asked: Sequence[Largest], x: Tensor, of: Callable[[tuple[Kept, ...]], Any]
+    ) -> None:  # fmt: skip
+        self._values = asked[0].of
+        self._blocks = block_count(x, rows=asked[0].rows)
+        self._each = [_Threshold(one, x) for one in asked]
         for other in self._each[1:]:
             other.counts_with(self._each[0])
+        self._between: _Between | None = None
+        self._of = of
         self.needs_pass = True
 
     def sample(self, blocks: Sequence[Block]) -> None:
-        for one in self._each:
-            one.sample(blocks)
+        """Learn about where thresholds are, from some elements of all parts of the tensor."""
+        keys = np.sort(np.concatenate([_keys(self._values(b)).reshape(-1) for b in blocks]))
+        bounds = [one.between(keys) for one in self._each]
+        self._between = _Between(bounds, self._blocks, keys.dtype)
 
     def add(self, b: Block) -> None:
-        keys = self._each[0].keys_of(b)
+        keys = _keys(np.ascontiguousarray(self._values(b))).reshape(-1)
+        if self._between is not None:
+            self._between.take(b, keys)
+            return
         counted: set[int] = set()  # tables that two of them share
         for one in self._each:
             if one.needs_pass and id(one.counts) not in counted:
@@ -285,14 +319,43 @@ class _Thresholds:
                 counted |= set() if one.counts is None else {id(one.counts)}
 
     def end_pass(self) -> None:
-        for one in self._each:
-            if one.needs_pass:
-                one.end_pass()
+        if self._between is not None:
+            self._between.tell(self._each)
+            self._between = None
+        else:
+            for one in self._each:
+                if one.needs_pass:
+                    one.end_pass()
         self.needs_pass = any(one.needs_pass for one in self._each)
 
     @property
-    def value(self) -> tuple[Kept, ...]:
-        return tuple(one.value for one in self._each)
+    def value(self) -> Any:
+        return self._of(tuple(one.value for one in self._each))
+
+
+def _keys(values: np.ndarray) -> np.ndarray:
+    """Magnitudes, as integers that order as they do."""
+    key = np.dtype(f"u{values.itemsize}")
+    keys: np.ndarray = values.view(key) & _mask(key)
+    return keys
+
+
+def _mask(key: np.dtype[Any]) -> Any:
+    """All bits but the sign."""
+    return key.type(2 ** (8 * key.itemsize - 1) - 1)
+
+
+def _places(mask: np.ndarray, size: int) -> np.ndarray:
+    """Where the first `size` elements of a mask are true; what is behind them is written to.
+
+    Where fewer than a tenth are, numpy takes a branch for each, which costs more than to look at
+    all as soon as one in thirty is: then those behind make it a tenth.
+    """
+    if np.count_nonzero(mask) < _FEW_PLACES * size:
+        return mask[:size].nonzero()[0]
+    mask[size:] = True
+    found: np.ndarray = mask.nonzero()[0]
+    return found[: found.size - (mask.size - size)]
 
 
 def sampled(x: Tensor) -> list[int]:

@@ -181,7 +181,6 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
     """  # noqa: D301
     from ..files.checkpoint import SUFFIX
     from ..merging import merge as engine
-    from ..merging.lora import parse_weighted
 
     # The objects of a merge live until it ends: looking for cycles among those of 100,000 tensors
     # would take as long as planning them.
@@ -201,6 +200,8 @@ def merge(models: tuple[str, ...], **options: Any) -> None:
     if options["aux"]:
         told["aux"] = _auxiliary(options["aux"])
     if options["lora"]:
+        from ..merging.lora import parse_weighted  # not for merges without one
+
         told["lora"] = _adapters(map(parse_weighted, options["lora"]))
     if not paths:
         raise click.UsageError("Missing argument 'A B [C …]': the models")

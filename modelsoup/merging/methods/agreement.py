@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from ..forms import Block, Of, Tensor
+from ..kept import either
 from ..reductions import Sum
 from ..thresholds import Largest
 from .parameters import parameter
@@ -48,10 +49,10 @@ def sce(
 
     def merged(b: Block) -> np.ndarray:
         deltas = _selected(x, b, selected)
-        positive = sum(deltas) >= 0
+        positive = np.asarray(sum(deltas) >= 0)
         total, divisor = np.zeros_like(b.base), np.zeros_like(b.base)
         for share, delta in zip(shares, deltas, strict=True):
-            agrees = share * np.where(positive, delta > 0, delta < 0).astype(x.dtype)
+            agrees = share * either(positive, delta > 0, delta < 0).astype(x.dtype)
             total += agrees * delta
             divisor += agrees
         made: np.ndarray = b.base + total / np.maximum(divisor, _SMALL)
@@ -138,9 +139,8 @@ def ramplus_tl(
     def merged(b: Block) -> np.ndarray:
         deltas, count = _changes(x, b, epsilon)
         alone = sum(factor * d for factor, d in zip(factors, deltas, strict=True))
-        made: np.ndarray = b.base + np.where(
-            count > 1, sum(deltas) / np.maximum(count, 1), alone
-        )  # fmt: skip
+        mean: np.ndarray = sum(deltas) / np.maximum(count, 1)
+        made: np.ndarray = b.base + either(count > 1, mean, np.asarray(alone))
         return made
 
     return merged

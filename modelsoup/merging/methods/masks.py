@@ -12,6 +12,7 @@ import numpy as np
 
 from ...errors import ParameterError, counted
 from ..forms import Block, Of, PerModel, Tensor
+from ..kept import either
 from ..reductions import Sum, Total
 from .parameters import parameter
 from .registry import Asking, method
@@ -49,7 +50,7 @@ def magmax(
         largest = b.delta(0)
         for k in x.models[1:]:
             delta = b.delta(k)
-            np.copyto(largest, delta, where=np.abs(delta) >= np.abs(largest))
+            largest = either(np.abs(delta) >= np.abs(largest), delta, largest)
         made: np.ndarray = b.base + lambda_ * largest
         return made
 
@@ -148,7 +149,9 @@ def emr(x: Tensor, lambda_: float = LAMBDA, expert: int = _EXPERT) -> Asking:
 def unified(x: Tensor, b: Block) -> np.ndarray:
     """The sign of the sum of task vectors, − for zero, and the largest magnitude that has it."""
     total = summed(map(b.delta, x.models))
-    sign = np.where(total > 0, total.dtype.type(1), total.dtype.type(-1))
+    sign = (total > 0).astype(total.dtype)
+    sign *= 2
+    sign -= 1
     largest = np.zeros_like(total)
     for k in x.models:
         np.maximum(largest, sign * b.delta(k), out=largest)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from ..forms import Block, Of, Tensor
+from ..kept import either
 from ..reductions import EachRow
 from ..thresholds import Ranked
 from .parameters import parameter
@@ -14,6 +17,8 @@ from .registry import Asking, method
 
 _LEAST_DIFFERENCE = 1e-6  # as in mergekit
 _LEAST_PROBABILITY = 1e-8  # as in mergekit: added to each
+_LONG = 512  # elements of a row: of fewer, numpy is slow row by row
+_BUFFER = 8192  # elements, as numpy has it
 
 
 @method(
@@ -56,7 +61,8 @@ def arcee_fusion(x: Tensor) -> Asking:
     numbers = divergence.astype(x.dtype)
 
     def importance(b: Block) -> np.ndarray:
-        found: np.ndarray = np.abs(b.values[1] - b.values[0])
+        found: np.ndarray = b.values[1] - b.values[0]
+        np.abs(found, out=found)
         found *= _for_each_element(numbers, b.start, found.size, x.row)
         return found
 
@@ -64,12 +70,14 @@ def arcee_fusion(x: Tensor) -> Asking:
     counts = tuple(max(1, x.elements - place) for place in places)
     ((lower, median, upper),) = yield [Ranked(importance, counts)]
     least = median.threshold + 1.5 * (upper.threshold - lower.threshold)
-    return lambda b: np.where(importance(b) >= least, b.values[1], b.values[0])
+    return lambda b: either(importance(b) >= least, b.values[1], b.values[0])
 
 
 def _for_each_element(numbers: np.ndarray, start: int, size: int, row: int) -> np.ndarray:
     """Of numbers that belong to rows, those of the elements from `start` on."""
     first, last = start // row, -(-(start + size) // row)
+    if row <= size:  # and little more is made than is wanted
+        return numbers[first:last].repeat(row)[start - first * row :][:size]
     begins = np.arange(first, last) * row
     lengths = np.minimum(begins + row, start + size) - np.maximum(begins, start)
     return np.repeat(numbers[first:last], lengths)
@@ -77,20 +85,41 @@ def _for_each_element(numbers: np.ndarray, start: int, size: int, row: int) -> n
 
 def _divergence(b: Block) -> np.ndarray:
     """The Kullback-Leibler divergence of each row's softmax in the second model from the first."""
-    first, second = b.values
-    p, q = softmax(second), softmax(first)
-    p += _LEAST_PROBABILITY
-    q += _LEAST_PROBABILITY
+    both = softmax(b.values)
+    both += _LEAST_PROBABILITY
+    q, p = both
     parts = np.log(np.divide(p, q, out=q), out=q)
     parts *= p
     found: np.ndarray = np.maximum(parts.sum(axis=-1), 0)  # but for rounding
     return found
 
 
-def softmax(rows: np.ndarray) -> np.ndarray:
-    """Of each row, in float64."""
-    made = rows.astype(np.float64)
-    made -= made.max(axis=-1, keepdims=True)
+def softmax(several: Sequence[np.ndarray]) -> np.ndarray:
+    """Of each row of arrays of one shape, which are along the first axis; in float64."""
+    made = np.empty((len(several), *several[0].shape))
+    with _a_row_at_a_time(made.shape[-1]):
+        for rows, wide in zip(several, made, strict=True):
+            largest = rows.max(axis=-1, keepdims=True).astype(np.float64)
+            np.subtract(rows, largest, out=wide)
     np.exp(made, out=made)
-    made /= made.sum(axis=-1, keepdims=True)
+    total = made.sum(axis=-1, keepdims=True)
+    with _a_row_at_a_time(made.shape[-1]):
+        made /= total
     return made
+
+
+@contextmanager
+def _a_row_at_a_time(row: int) -> Iterator[None]:
+    """For arithmetic with one number for each row of so many elements.
+
+    Where several rows fit numpy's buffer, it copies the number there for each of their elements,
+    which takes as long as the arithmetic. (Not for sums, whose order depends on it.)
+    """
+    if not _LONG <= row < _BUFFER:
+        yield
+        return
+    size = np.setbufsize(row // 16 * 16)
+    try:
+        yield
+    finally:
+        np.setbufsize(size)
