@@ -99,6 +99,12 @@ def text(content: Mapping[str, Any]) -> str:
     return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=1000)
 
 
+def said(settings: Sequence[str]) -> dict[str, Any]:
+    """What each `NAME=VALUE` says."""
+    pairs = (setting.partition("=") for setting in settings)
+    return {name: yaml.safe_load(value) for name, _, value in pairs}
+
+
 def main() -> None:
     """Print the plan that the command line asks for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -120,10 +126,7 @@ def main() -> None:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="of the networks' sizes"
     )
     given = parser.parse_args()
-    sizes = dict(SIZES[given.network])
-    sizes |= {
-        name: yaml.safe_load(value) for name, _, value in (s.partition("=") for s in given.set)
-    }
+    sizes = {**SIZES[given.network], **said(given.set)}
     try:
         content = plan(
             given.network, given.method, data=given.data, classes=given.classes,

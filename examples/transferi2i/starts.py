@@ -29,7 +29,7 @@ from fashion import (
     save_pictures,
     spread,
 )
-from plan import CLASSES, STEPS, plan, text
+from plan import CLASSES, SIZES, STEPS, plan, said, text
 
 TESTED = 1000  # test pictures of a class
 TARGET = "target"  # the papers' choice
@@ -71,7 +71,11 @@ def main() -> None:
                         help=f"of the source's GAN, or {TARGET}")  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[None], metavar="N")
     parser.add_argument("--steps", type=int, nargs=4, default=STEPS, metavar="N")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="of the networks' sizes"
+    )
     given = parser.parse_args()
+    sizes = {**SIZES["stylegan"], **said(given.set)}
     folder: Path = given.results
     folder.mkdir(parents=True, exist_ok=True)
     for place, kind in zip(("source", "target"), CLASSES["stylegan"], strict=True):
@@ -79,7 +83,7 @@ def main() -> None:
     make([classifier(name, given.data) for name in (EXTRACTOR, JUDGE)], folder, printed=False)
     for seed, share in product(given.seeds, given.shares):
         beta = None if share == TARGET else float(share)
-        content = plan(data=str(given.data.resolve()), beta=beta, steps=given.steps)
+        content = plan(data=str(given.data.resolve()), beta=beta, steps=given.steps, sizes=sizes)
         content |= {} if seed is None else {"seed": seed}
         file = folder / file_of(f"start-{share}", seed, ".yaml")
         file.write_text(text(content), "utf-8")
