@@ -247,7 +247,8 @@ def measure(name: str, data: Path, folder: Path, seed: int | None) -> None:
 def table(folder: Path) -> str:
     """What was measured: mean and standard deviation over the seeds of a row."""
     every = rows()
-    lines = headed(["row", ""], [*METRICS, "seeds"])
+    shown = [metric for metric in METRICS if metric != "collapse"]  # a verdict, no figure
+    lines = headed(["row", ""], [*shown, "seeds"])
     for name in (own for row in every for own in views(row)):
         files = of_seeds(folder, name, ".json")
         if not files:
@@ -257,7 +258,7 @@ def table(folder: Path) -> str:
             for file in files
         ]
         row, view = viewed(name)
-        cells = [spread([own[metric] for own in found if metric in own]) for metric in METRICS]
+        cells = [spread([own[metric] for own in found if metric in own]) for metric in shown]
         lines.append(cells_of(name, f"{every[row].told}{TOLD[view]}", *cells, str(len(found))))
     return "\n".join(lines)
 
