@@ -32,9 +32,11 @@ from modelsoup.files.writer import layout
 from modelsoup.merging import merge as engine
 from modelsoup.merging.forms import BLOCK, Block, PerModel, Tensor
 from modelsoup.merging.jobs import GROUP, MOST, groups
+from modelsoup.merging.kept import either
 from modelsoup.merging.methods import registry
+from modelsoup.merging.methods.pairs import softmax
 from modelsoup.merging.reductions import Gram
-from modelsoup.merging.thresholds import Largest
+from modelsoup.merging.thresholds import Largest, _places
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -1787,3 +1789,41 @@ def test_small_tensors_that_lie_side_by_side_are_read_at_once(
     for name, values in made.items():
         alone = modelsoup.merge_arrays("slerp", [tensors[name] for tensors in models], t=0.3)
         assert values.tobytes() == alone.tobytes(), name
+
+
+# What stands in for slower calls of numpy is the same to the bit.
+
+
+@pytest.mark.parametrize("dtype", [bool, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 1])
+def test_either_is_where(dtype: type, share: float) -> None:
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (2, 7, 130)) if dtype is bool else rng.standard_normal((2, 7, 130))
+    values, others = bits.astype(dtype)
+    if dtype is not bool:
+        values[0, :4], others[1, :4] = [np.nan, np.inf, -np.inf, -0.0], [-np.inf, -0.0, np.nan, 0]
+    mask = rng.random((7, 130)) < share
+    found = either(mask, values, others)
+    assert found.dtype == values.dtype
+    assert found.tobytes() == np.where(mask, values, others).tobytes()
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.02, 0.04, 0.2, 1])
+@pytest.mark.parametrize("size", [1, 7, 8, 5000])
+def test_places_are_those_where_a_mask_is_true(share: float, size: int) -> None:
+    mask = np.random.default_rng(1).random(size) < share
+    padded = np.concatenate([mask, np.zeros(size // 8, bool)])
+    assert _places(padded, size).tolist() == np.flatnonzero(mask).tolist()
+
+
+@pytest.mark.parametrize("row", [3, 511, 512, 700, 8191, 8192, 9000])
+def test_a_softmax_of_rows_has_the_bits_of_one_in_a_line_and_leaves_numpy_as_it_was(
+    row: int,
+) -> None:
+    several = np.random.default_rng(row).standard_normal((2, 5, row)).astype(np.float32)
+    before = np.getbufsize()
+    found = softmax(list(several))
+    assert np.getbufsize() == before
+    apart = several - several.max(axis=-1, keepdims=True).astype(np.float64)
+    wide = np.exp(apart)
+    assert found.tobytes() == (wide / wide.sum(axis=-1, keepdims=True)).tobytes()
