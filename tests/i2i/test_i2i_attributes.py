@@ -404,10 +404,10 @@ def test_the_log_and_the_record_say_how_many_have_each_and_a_page_shows_them_tur
 
 @pytest.fixture(scope="module")
 def model(data, tmp_path_factory) -> Path:
-    own = session(data)
+    own, output = session(data), tmp_path_factory.mktemp("model") / "squares.safetensors"
     own.begin()
-    own.save(tmp_path_factory.mktemp("model") / "squares.safetensors")
-    return tmp_path_factory.getbasetemp() / "model0" / "squares.safetensors"
+    own.save(output)
+    return output
 
 
 def test_a_checkpoint_says_that_they_are_attributes(model: Path, data, tmp_path: Path):
