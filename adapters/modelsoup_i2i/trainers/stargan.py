@@ -15,7 +15,7 @@ from ..networks import stargans
 from ..networks.described import Network
 from ..pictures.draws import Attributes, Classes, Draw, Labelled, Uniform, WithAttributes
 from ..pictures.picture import Images
-from ..training.data import AttributedImages
+from ..training.attributed import AttributedImages
 from ..training.options import SquareOptions
 from ..training.players import Player
 from ..training.ranges import Count, Rate, Weight
