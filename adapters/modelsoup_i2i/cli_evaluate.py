@@ -97,6 +97,9 @@ def evaluate(
     if (model is None) == (images is None):
         raise ParameterError("give either a model with --data, or --images with --against")
     names = None if metrics is None else _named(metrics)
+    chosen = _named(sources or "")
+    if sources is not None and not chosen:
+        raise ParameterError("--sources names none: leave it out for all classes")
     with needed("i2i"):
         from .measuring.class_evaluation import evaluate_class_model, must_be_of_classes
         from .measuring.evaluation import evaluate_folders, evaluate_model, find_sets, sets_in
@@ -131,7 +134,7 @@ def evaluate(
             )
         results = evaluate_class_model(
             of_classes, root, train=train, classifier=classifier, count=count,
-            sources=_named(sources or ""), given=weights, **given,
+            sources=chosen, given=weights, **given,
         )  # fmt: skip
         folders = [root] if root.is_dir() else []
     elif model is not None:

@@ -194,12 +194,22 @@ def test_those_of_some_classes_can_be_measured_alone(data: Path, model: Path, tm
     alone = {one["name"]: one for one in told(*asked, "--sources", "dark")}["mkd-shades"]
     assert alone["classes"].keys() == {"light", "middle"}
     assert alone["classes"]["light"]["value"] != every["light"]["value"]
-    done = CliRunner().invoke(i2i, ["evaluate", *map(str, asked), "--sources", "midle"])
-    assert isinstance(done.exception, modelsoup.ParameterError)
-    assert str(done.exception) == (
-        "the test pictures have no class 'midle' to translate; did you mean 'middle'? (there are "
-        "dark, light, middle)"
-    )
+    twice = {one["name"]: one for one in told(*asked, "--sources", "dark,dark")}["mkd-shades"]
+    assert twice["classes"] == alone["classes"]
+    only = make_set(tmp_path / "test", 4, seed=1)
+    for name in ("light", "middle"):
+        (only / name).rename(only / f"un{name}")
+    for place, given, said in (
+        (data / "test", "midle", "the test pictures have no class 'midle' to translate; did you "
+         "mean 'middle'? (there are dark, light, middle)"),
+        (data / "test", " ,", "--sources names none: leave it out for all classes"),
+        (only, "dark", "'dark' alone is translated, and the test pictures have no other class of "
+         "the translator"),
+    ):  # fmt: skip
+        words = [model, "--data", place, *asked[3:], "--sources", given]
+        done = CliRunner().invoke(i2i, ["evaluate", *map(str, words)])
+        assert isinstance(done.exception, modelsoup.ParameterError)
+        assert str(done.exception) == said
 
 
 def test_options_of_another_kind_of_model_are_told(data: Path, model: Path, tmp_path: Path):

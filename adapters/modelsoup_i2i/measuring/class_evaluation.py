@@ -180,13 +180,19 @@ class ClassFiles:
                 )
         inputs = {name: test[name] for name in self.sources or test}
         real = {name: own for name, own in test.items() if name in classes}
-        if len(self.sources) == 1:  # and these become none of their own class
-            real.pop(self.sources[0], None)
         if not real:
             raise ParameterError(
                 f"none of the classes of the test pictures ({listed(list(test))}) is one of the "
                 f"translator ({listed(list(classes))})"
             )
+        if self.sources and len(inputs) == 1:  # and these become none of their own class
+            (alone,) = inputs
+            real.pop(alone, None)
+            if not real:
+                raise ParameterError(
+                    f"{alone!r} alone is translated, and the test pictures have no other class of "
+                    f"the translator"
+                )
         return evaluate_classes(
             make, classes, ClassSets(inputs, real, train), metrics, count=count, seed=seed,
             device=device, extractor=self.extractor, classifier=self.classifier, given=given,
