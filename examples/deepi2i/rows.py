@@ -235,13 +235,12 @@ def fluctuation(name: str, seed: int | None) -> list[str]:
     return ["soup", "i2i", "fluctuation", file_of(start, seed), file_of(name, seed), "--json"]
 
 
-def measure(name: str, data: Path, folder: Path, seed: int | None) -> None:
-    """Keep what is measured of a row, once."""
-    kept = folder / file_of(name, seed, ".json")
-    if not kept.exists():
-        words = evaluation(name, data.resolve(), seed)
-        made = carry_out(words, folder, stdout=subprocess.PIPE)
-        kept.write_text(made.stdout, "utf-8")
+def measuring(name: str, data: Path, seed: int | None) -> Iterator[tuple[str, list[str]]]:
+    """The file of all that is measured of a row, and the command that prints what it holds."""
+    for own in views(name):
+        yield file_of(own, seed, ".json"), evaluation(own, data, seed)
+    if moved := fluctuation(name, seed):
+        yield file_of(name, seed, "-moved.json"), moved
 
 
 def table(folder: Path) -> str:
@@ -287,15 +286,17 @@ def moves(folder: Path) -> str:
 def curves(folder: Path) -> str:
     """What was measured of watched rows while they trained, by step."""
     lines: list[str] = []
-    for name, row in rows().items():
-        files = of_seeds(folder, name, f"-shown/{row.trainer}/metrics.csv") if row.watched else []
+    watched = {name: row for name, row in rows().items() if row.watched}
+    every = WATCHED["evaluate_every"]
+    steps = range(every, max(row.options["steps"] for row in watched.values()) + 1, every)
+    for name, row in watched.items():
+        files = of_seeds(folder, name, f"-shown/{row.trainer}/metrics.csv")
         found = [list(csv.DictReader(file.read_text("utf-8").splitlines())) for file in files]
         for metric in WATCHED["evaluate"] if found else ():
-            steps = list(range(250, row.options["steps"] + 1, 250))
-            lines = lines or headed(["row", ""], map(str, range(250, 3501, 250)))
+            lines = lines or headed(["row", ""], map(str, steps))
             of_step = [{int(own["step"]): float(own[metric]) for own in one} for one in found]
             cells = [spread([own[step] for own in of_step if step in own]) for step in steps]
-            lines.append(cells_of(name, metric, *cells, *[""] * (14 - len(steps))))
+            lines.append(cells_of(name, metric, *cells))
     return "\n".join(lines)
 
 
@@ -333,17 +334,12 @@ def main() -> None:
         trainings += [command(name, given.data, seed) for name in of_seed]
     make(trainings, given.results, printed=given.print)
     for seed, name in product(given.seeds, given.rows):
-        for own in views(name):
+        for file, words in measuring(name, given.data.resolve(), seed):
             if given.print:
-                print(shlex.join(evaluation(own, given.data, seed)))
-            else:
-                measure(own, given.data, given.results, seed)
-        moved = fluctuation(name, seed)
-        if moved and given.print:
-            print(shlex.join(moved))
-        elif moved:
-            kept = given.results / file_of(name, seed, "-moved.json")
-            kept.write_text(carry_out(moved, given.results, stdout=subprocess.PIPE).stdout, "utf-8")
+                print(shlex.join(words))
+            elif not (given.results / file).exists():
+                made = carry_out(words, given.results, stdout=subprocess.PIPE)
+                (given.results / file).write_text(made.stdout, "utf-8")
     if not given.print:
         print(tables(given.results))
 

@@ -121,6 +121,8 @@ def test_what_is_measured_of_a_row_is_its_control_and_of_some_what_was_never_see
     assert asked["D9-boots"][-2:] == ["--sources", "ankle-boot"]
     assert set(asked["D9-others"][-1].split(",")) == {*CLASSES} - {"ankle-boot"}
     assert rows.fluctuation("T3", 1)[3:5] == ["1b-seed-1.safetensors", "T3-seed-1.safetensors"]
+    kept = [file for file, _ in rows.measuring("T3", Path("x"), 1)]
+    assert kept == ["T3-seed-1.json", "T3-control-seed-1.json", "T3-seed-1-moved.json"]
     assert not rows.fluctuation("T0", 1) and not rows.fluctuation("D1", 1)
 
 
