@@ -108,7 +108,7 @@ TESTS = {
         "merging/sources": "lora tokenizers",
         "merging/verification": "cli merge fused",
         "merging/vocabularies": "tokenizers",
-        "merging/workers": "merge cli",
+        "merging/threads": "merge cli",
         "running/executors": "clusters runner",
         "running/node": "fused trainer runner store",
         "running/processes": "runner signals",

@@ -40,7 +40,7 @@ from modelsoup import (
     parse_tree,
 )
 from modelsoup.files.placing import remove_stale
-from modelsoup.merging.workers import default_workers
+from modelsoup.merging.threads import default_workers
 from modelsoup.running.processes import ProcessExecutor
 from modelsoup.terminal import show_tree
 from modelsoup.trees.keys import node_seed

@@ -16,7 +16,7 @@ from ..errors import MismatchError, ParameterError, nearest
 from ..files.checkpoint import Checkpoint, StrPath, TensorInfo, open_checkpoint
 from ..files.dtypes import DTYPES, numpy_dtype
 from .forms import BLOCK
-from .workers import default_workers
+from .threads import default_workers
 
 By = Literal["tensor", "layer", "group"]
 BY: tuple[By, ...] = ("tensor", "layer", "group")

@@ -56,7 +56,7 @@ from .plan import Notice
 from .recipe import Recipe
 from .reductions import total_of
 from .sources import Read, Source, Stored, Values, computed_info
-from .workers import default_workers
+from .threads import default_workers
 
 METHODS = ("emr", "consensus")
 """Those of which a single expert can be had back."""

@@ -13,7 +13,7 @@ from ..files.digest import FileDigest, FileReader
 from ..files.dtypes import numpy_dtype, widen
 from .lineage import Digests
 from .sources import Stored
-from .workers import default_workers
+from .threads import default_workers
 
 
 class Inputs:

@@ -63,7 +63,7 @@ from .recipe import UNION, Recipe, RecipeFields
 from .related import unrelated
 from .renames import parse_model
 from .rules import covering
-from .workers import check_workers
+from .threads import check_workers
 
 DEFAULT_OUTPUT = "soup.safetensors"
 

@@ -16,7 +16,7 @@ from ..files.checkpoint import Checkpoint, StrPath, TensorInfo, open_checkpoint
 from ..files.dtypes import DTYPES, count_nonfinite, has_nonfinite, numpy_dtype
 from .forms import BLOCK
 from .lineage import InputCheck, check_inputs, read_lineage
-from .workers import default_workers
+from .threads import default_workers
 
 _CHUNK = 16 * BLOCK
 

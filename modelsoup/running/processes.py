@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import IO, Any, NoReturn, Protocol
 
-from ..merging.workers import usable_cores
+from ..merging.threads import usable_cores
 
 _GRACE = 2.0  # seconds between asking a process to end and ending it
 _OMP = "OMP_NUM_THREADS"  # read when a library is loaded, and numpy is loaded ahead of the call

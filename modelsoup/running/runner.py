@@ -37,7 +37,7 @@ from ..files.digest import FileDigest
 from ..files.placing import LINEAGE_KEY, check_apart, check_output, remove_stale
 from ..files.writer import CheckpointWriter
 from ..merging.merge import DEFAULT_OUTPUT
-from ..merging.workers import check_workers, default_workers
+from ..merging.threads import check_workers, default_workers
 from ..trees.keys import (
     checkpoints_read,
     files_beside,

@@ -10,7 +10,7 @@ from ..merging.forms import Whole
 from ..merging.jobs import STATE
 from ..merging.plan import Made, MergePlan, Unmade
 from ..merging.sources import Stored
-from ..merging.workers import default_workers
+from ..merging.threads import default_workers
 
 _BUFFERS = 110 << 20  # what a merge takes, however large the models are
 _PER_TENSOR = 600  # for each tensor that is read or written
